@@ -1,0 +1,112 @@
+"""Distillation: the loss that pulls the student towards its dense teacher."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from pruning.errors import PruningError
+
+
+@dataclass
+class Prediction:
+    """What a model says about a batch, in the form that distillation needs."""
+
+    logits: tuple[Tensor, ...]
+    """One [batch, choices] tensor per head; for span extraction start and end, [batch, tokens] each."""
+    choices: Tensor | None
+    """Bool [batch, choices]: which choices are real. None if all are. For span extraction: not padding."""
+    tokens: Tensor
+    """Bool [batch, tokens]: which tokens are not padding."""
+    hidden: Tensor | None = None
+    """[batch, tokens, width]: the last hidden states, if asked for."""
+
+
+@dataclass
+class Distillation:
+    """Base: total loss = weight * distillation loss + label_weight * label loss."""
+
+    weight: float = 1.0
+    """Weight of the distillation loss."""
+    label_weight: float = 0.0
+    """Weight of the loss against the labels."""
+    teacher: str | None = None
+    """A hub id or folder of a fine-tuned model with the same tokenizer. If not given: the dense model itself."""
+
+    needs_teacher: ClassVar[bool] = True
+    needs_hidden: ClassVar[bool] = False
+    shares_head: ClassVar[bool] = False
+    """Whether the student gets the teacher's head, frozen."""
+
+    def __post_init__(self) -> None:
+        if self.weight < 0 or self.label_weight < 0 or self.weight + self.label_weight == 0:
+            raise PruningError(
+                f"distill.weight={self.weight} distill.label_weight={self.label_weight}: not negative, and not both zero"
+            )
+
+    def loss(self, student: Prediction, teacher: Prediction) -> Tensor:
+        """The scalar distillation loss, unweighted."""
+        raise NotImplementedError
+
+
+@dataclass
+class Logits(Distillation):
+    """KL divergence to the teacher's softened outputs (Hinton et al. 2015, arXiv 1503.02531), times T^2.
+
+    The mean over the heads; each softmax runs over the real choices only, so that the loss of an example does not
+    depend on how far its batch was padded.
+    """
+
+    temperature: float = 2.0
+    """Both distributions are softened by this."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.temperature <= 0:
+            raise PruningError(f"distill.temperature={self.temperature}: must be above 0")
+
+    def loss(self, student: Prediction, teacher: Prediction) -> Tensor:
+        heads = [self._kl(s, t, student.choices) for s, t in zip(student.logits, teacher.logits, strict=True)]
+        return torch.stack(heads).mean() * self.temperature**2
+
+    def _kl(self, student: Tensor, teacher: Tensor, choices: Tensor | None) -> Tensor:
+        student, teacher = student.float() / self.temperature, teacher.float() / self.temperature
+        if choices is not None:
+            # Not -inf: 0 * inf would be NaN. The lowest float gives probability 0 exactly.
+            lowest = torch.finfo(torch.float32).min
+            student, teacher = student.masked_fill(~choices, lowest), teacher.masked_fill(~choices, lowest)
+        return F.kl_div(student.log_softmax(-1), teacher.log_softmax(-1), reduction="batchmean", log_target=True)
+
+
+@dataclass
+class SimKD(Distillation):
+    """The teacher's classifier reused (arXiv 2203.14001, eq. 3): the student's last hidden states are fitted to the
+    teacher's by mean squared error over the tokens that are not padding; the head is the teacher's, frozen.
+
+    The student must be as wide as the teacher: then no projector is needed and the saved model is an ordinary one.
+    """
+
+    needs_hidden: ClassVar[bool] = True
+    shares_head: ClassVar[bool] = True
+
+    def loss(self, student: Prediction, teacher: Prediction) -> Tensor:
+        assert student.hidden is not None and teacher.hidden is not None
+        error = (student.hidden.float() - teacher.hidden.float()).square().mean(-1)  # [batch, tokens]
+        return (error * student.tokens).sum() / student.tokens.sum()
+
+
+@dataclass
+class NoDistillation(Distillation):
+    """Only the labels."""
+
+    weight: float = 0.0
+    label_weight: float = 1.0
+
+    needs_teacher: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.weight or self.teacher:
+            raise PruningError("distill=none has no teacher: leave distill.weight and distill.teacher alone")

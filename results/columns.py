@@ -1,0 +1,40 @@
+"""The names under which `runner` writes to MLflow and `results` reads.
+
+The only module of `results` that `runner` imports. A name that changes here changes on both sides.
+"""
+
+# Tags of an MLflow run.
+KIND = "prune_distill.kind"  # one of the four below
+IDENTITY = "prune_distill.identity"  # hash of all that determines the result, seed included
+GROUP = "prune_distill.group"  # the same without the seed: runs of one group are pooled
+METRIC = "prune_distill.metric"  # the dataset's main metric, such as "f1"
+VERIFIED = "prune_distill.verified"  # "true" once the saved model was read back and recounted
+
+# Values of KIND.
+PRUNED = "pruned"  # dense and sparse scored: a row of the table
+DENSE_ONLY = "dense"  # prune=false: nothing was pruned
+SWEEP = "sweep"  # the parent of a sweep's runs
+EVALUATION = "evaluation"  # a model scored without training
+
+# Params that label a run. The others are whatever people compare by; see `runner.tracking`.
+MODEL = "model"
+DATASET = "dataset"
+PATTERN = "pattern"
+SEED = "seed"
+LABELS = (MODEL, DATASET, PATTERN)
+
+# Metrics. Scores and sparsities are fractions in [0, 1].
+RELATIVE_DROP = "relative_drop"  # (sparse - dense) / dense
+RATIO = "sparsity/linear"  # zeros in pruned weights / elements of all Linear and Conv weights
+TARGET = "sparsity/target"  # of the weights that the pattern prunes
+VIOLATIONS = "pattern/violations"  # counted on the saved file; 0 in every verified run
+
+
+def dense(metric: str) -> str:
+    """The metric's name for the dense model: `dense("f1")` is "dense/f1"."""
+    return f"dense/{metric}"
+
+
+def sparse(metric: str) -> str:
+    """The metric's name for the pruned model: `sparse("f1")` is "sparse/f1"."""
+    return f"sparse/{metric}"

@@ -1,0 +1,99 @@
+"""The dense model: given, or fine-tuned once and found again by the hash of what made it. It is also the teacher."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from filelock import FileLock
+from safetensors import SafetensorError
+
+from pruning import NoDistillation
+from runner import models
+from runner.errors import disk_error
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from runner.config import Experiment
+    from runner.train import Lesson, Log
+
+log = logging.getLogger(__name__)
+
+
+def fine_tuned(experiment: Experiment, base: models.Checkpoint, key: str, lesson: Lesson, track: Log) -> models.Checkpoint:
+    """The dense model that these settings make: from the cache, or trained now.
+
+    Several processes may ask at once: one trains, the others wait. The lock is the operating system's, so it does
+    not outlive its process.
+
+    Args:
+        key: hash of all that determines the dense model.
+    """
+    folder = Path(experiment.cache_dir) / "dense" / key
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder.with_suffix(".lock"))
+    if lock_is_held(lock):
+        log.info("waiting for another process that fine-tunes the same dense model")
+    with lock:
+        if not (folder / "config.json").is_file():
+            log.info("fine-tuning the dense model (kept in %s)", folder)
+            _train(experiment, base, folder, lesson, track)
+        else:
+            log.info("dense model found in %s", folder)
+    return models.find(str(folder), "the dense model", experiment.model)
+
+
+def lock_is_held(lock: FileLock) -> bool:
+    """Whether another process has the lock at this moment."""
+    try:
+        with lock.acquire(blocking=False):
+            return False
+    except TimeoutError:
+        return True
+
+
+def _train(experiment: Experiment, base: models.Checkpoint, folder: Path, lesson: Lesson, track: Log) -> None:
+    from transformers import set_seed
+
+    from runner.train import Teaching, train
+
+    set_seed(experiment.seed)  # the head is drawn at random
+    model = models.load(lesson.task.architecture, base)
+    work = folder.with_name(f"{folder.name}.work")
+    train(
+        model, lesson, experiment.finetune, Teaching(NoDistillation()), None, experiment.seed, work, "Fine-tuning", track
+    )
+    save(model, lesson.tokenizer, folder)
+    shutil.rmtree(work, ignore_errors=True)
+
+
+def save(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    also: Callable[[Path], None] = lambda partial: None,
+) -> None:
+    """Write a model folder whole or not at all: beside its place first, then renamed.
+
+    Args:
+        also: gets the folder before it is renamed, to add to it or to refuse it by raising.
+    """
+    partial = folder.with_name(f"{folder.name}.tmp-{os.getpid()}")
+    try:
+        partial.mkdir(parents=True)
+        model.save_pretrained(partial, safe_serialization=True)
+        tokenizer.save_pretrained(partial)
+        also(partial)
+        if folder.exists():
+            shutil.rmtree(folder)
+        partial.rename(folder)
+    except (OSError, SafetensorError) as error:
+        cause = error if isinstance(error, OSError) else OSError(str(error))
+        raise disk_error(cause, folder) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)

@@ -1,0 +1,251 @@
+"""The one door from YAML to Python: Hydra composes, dataclasses check, `Experiment` comes out.
+
+The engine's own dataclasses are the schemas, stored as `schema/<group>/<class name>`; a YAML file of the group names
+its schema in its defaults list and fills the fields. No list to edit: every subclass is found by itself.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, DictConfig, OmegaConf
+
+from pruning import (
+    Allocation,
+    Criterion,
+    Distillation,
+    NofM,
+    Pattern,
+    PruningError,
+    Schedule,
+)
+from runner import tasks
+from runner.errors import UserError
+from runner.models import Model
+from runner.recipe import Recipe
+from runner.tasks import Dataset
+from runner.tracking import Tracking
+from runner.training import Training
+from runner.versions import VERSIONS
+
+GROUPS: dict[str, type] = {
+    "model": Model,
+    "dataset": Dataset,
+    "pattern": Pattern,
+    "criterion": Criterion,
+    "allocation": Allocation,
+    "schedule": Schedule,
+    "distill": Distillation,
+    "recipe": Recipe,
+}
+# Options of the group pattern whose names cannot be file names on Windows; any other by pattern=nm pattern.n= pattern.m=
+N_OF_M = ((1, 4), (2, 4), (3, 4), (2, 8), (4, 8), (1, 2), (1, 8), (2, 16), (4, 16))
+
+
+@dataclass
+class Experiment:
+    """One run. The groups first, then the two trainings, then the run's own keys."""
+
+    model: Model = field(default_factory=Model)
+    dataset: Dataset = field(default_factory=Dataset)
+    pattern: Pattern = MISSING
+    criterion: Criterion = MISSING
+    allocation: Allocation = MISSING
+    schedule: Schedule = field(default_factory=Schedule)
+    distill: Distillation = MISSING
+    recipe: Recipe = field(default_factory=Recipe)
+    train: Training = field(default_factory=Training)
+    """Pruning while distilling."""
+    finetune: Training = field(default_factory=Training)
+    """Fine-tuning of the dense model, where `model.finetuned` does not give one."""
+    tracking: Tracking = field(default_factory=Tracking)
+    prune: bool = True
+    """false: only make, score, save and log the dense model."""
+    seed: int = 0
+    """Seed of the head's weights, the data order and dropout."""
+    output_dir: str = "outputs"
+    """Each run makes a folder of its own in here."""
+    cache_dir: str = "cache"
+    """Dense models, tokenised features and dense scores, found again by their content."""
+
+
+@dataclass
+class Origin:
+    """Where an experiment came from: what people typed, for labels and records."""
+
+    labels: dict[str, str]
+    """model, dataset and pattern, as the table names them."""
+    choices: dict[str, str]
+    """The option chosen in each group."""
+    changed: dict[str, str]
+    """Every key whose value is not that of its group's option or recipe, with its value."""
+    overrides: list[str]
+    """The command line."""
+    yaml: str
+    """The whole configuration, resolved."""
+
+
+def register() -> None:
+    """Store every dataclass as a schema. Called once, before Hydra composes."""
+    tasks.import_all()
+    store = ConfigStore.instance()
+    store.store(group="schema", name="experiment", node=Experiment, package="_global_")
+    for group, base in GROUPS.items():
+        for cls in _with_subclasses(base):
+            store.store(group=f"schema/{group}", name=cls.__name__, node=cls, package=group)
+    for n, m in N_OF_M:
+        node = {"defaults": [f"/schema/pattern/{NofM.__name__}", "_self_"], "n": n, "m": m}
+        store.store(group="pattern", name=f"{n}:{m}", node=node)
+
+
+def _with_subclasses(cls: type) -> Iterator[type]:
+    yield cls
+    for sub in cls.__subclasses__():
+        yield from _with_subclasses(sub)
+
+
+def compose(overrides: Sequence[str], with_hydra: bool = False) -> DictConfig:
+    """Compose the configuration, in a Hydra job or outside of one."""
+    import hydra
+    from hydra.core.global_hydra import GlobalHydra
+
+    if GlobalHydra.instance().is_initialized():
+        return hydra.compose("config", list(overrides), return_hydra_config=with_hydra)
+    with hydra.initialize_config_module("conf", version_base="1.3"):
+        return hydra.compose("config", list(overrides), return_hydra_config=with_hydra)
+
+
+def compose_experiment(overrides: Sequence[str]) -> tuple[Experiment, Origin]:
+    """Compose, check and convert. Raises UserError, PruningError or Hydra's own errors, before anything is loaded."""
+    register()
+    config = compose(overrides, with_hydra=True)
+    choices = {k: str(v) for k, v in config.hydra.runtime.choices.items() if k in (*GROUPS, "experiment") and v}
+    return load(OmegaConf.masked_copy(config, [k for k in config if k != "hydra"]), choices, list(overrides))
+
+
+def load(config: DictConfig, choices: dict[str, str], overrides: list[str]) -> tuple[Experiment, Origin]:
+    """A composed configuration as objects, with its origin.
+
+    Raises:
+        UserError: a key has no value.
+        PruningError, UserError: a value is out of range.
+    """
+    missing = sorted(OmegaConf.missing_keys(config))
+    if missing:
+        hint = " (model=hub needs model.path=ID_OR_FOLDER)" if "model.path" in missing else ""
+        raise UserError(f"no value for {', '.join(missing)}: set it on the command line or in YAML{hint}")
+    experiment = OmegaConf.to_object(config)
+    assert isinstance(experiment, Experiment)
+    if experiment.recipe.name == Recipe().name:
+        choices = {**choices, "recipe": experiment.recipe.name}
+    return experiment, _origin(experiment, config, choices, overrides)
+
+
+def _origin(experiment: Experiment, config: DictConfig, choices: dict[str, str], overrides: list[str]) -> Origin:
+    # An experiment file may override values as the command line does, so it is no part of the plain configuration;
+    # nor is a recipe that belongs to dataset and model anyway.
+    implied = f"{choices['dataset']}-{choices['model']}"
+    asked = {k: v for k, v in choices.items() if k != "experiment" and not (k == "recipe" and v in (implied, Recipe().name))}
+    plain = _flat(compose([f"{group}={option}" for group, option in asked.items()]))
+    actual = _flat(config)
+    changed = {key: value for key, value in actual.items() if value != plain.get(key)}
+    labels = {
+        "model": _label(choices["model"], "model", ("finetuned", "path"), Model.defining, changed),
+        "dataset": _label(choices["dataset"], "dataset", ("path",), Dataset.defining, changed),
+        "pattern": str(experiment.pattern) if experiment.prune else "dense",
+    }
+    return Origin(labels, choices, changed, overrides, OmegaConf.to_yaml(config, resolve=True))
+
+
+def _label(choice: str, group: str, shown: tuple[str, ...], defining: tuple[str, ...], changed: dict[str, str]) -> str:
+    """The option's name, only while nothing that defines the group is overridden; else the value."""
+    overridden = [key for key in (*shown, *defining) if f"{group}.{key}" in changed]
+    if not overridden:
+        return choice
+    value = changed[f"{group}.{overridden[0]}"]
+    if overridden[0] not in shown:
+        return f"{choice}@{value}"
+    return Path(value).name if Path(value).exists() else value
+
+
+def _flat(config: DictConfig) -> dict[str, str]:
+    """Dotted keys of the resolved values, without those that say where, not what."""
+    out: dict[str, str] = {}
+
+    def walk(node: Any, prefix: str) -> None:
+        for key, value in node.items():
+            if isinstance(value, dict):
+                walk(value, f"{prefix}{key}.")
+            else:
+                out[f"{prefix}{key}"] = str(value)
+
+    values = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(values, dict)
+    for key in ("recipe", "tracking", "output_dir", "cache_dir", "seed"):
+        values.pop(key, None)
+    walk(values, "")
+    return out
+
+
+@dataclass
+class Identity:
+    """Hashes of all that determines a result."""
+
+    run: str
+    """All of it."""
+    group: str
+    """All but the seed."""
+    dense: str
+    """What determines the dense model, seed included."""
+
+
+def identify(experiment: Experiment, model: str, data: str, teacher: str | None) -> Identity:
+    """Hash what determines the result: paths and logging do not, contents do.
+
+    Args:
+        model: fingerprint of the checkpoint that the run starts from (fine-tuned or not).
+        data: fingerprint of the examples.
+        teacher: fingerprint of a teacher other than the dense model.
+    """
+    data_settings = {k: v for k, v in asdict(experiment.dataset).items() if k not in ("path", "name", "revision")}
+    dense: dict[str, Any] = {
+        "model": model,
+        "dropout": [experiment.model.hidden_dropout, experiment.model.attention_dropout],
+        "data": [data, type(experiment.dataset).__name__, data_settings],
+        "versions": VERSIONS,
+    }
+    if experiment.model.finetuned is None:
+        dense["finetune"] = experiment.finetune.determinants()
+    run = dict(dense, prune=experiment.prune)
+    if experiment.prune:
+        run |= {
+            "pattern": _typed(experiment.pattern),
+            "distill": {**_typed(experiment.distill), "teacher": teacher},
+            "train": experiment.train.determinants(),
+        }
+        if experiment.pattern.prunes:
+            run |= {
+                "layers": [experiment.model.prunable, experiment.model.excluded],
+                "criterion": _typed(experiment.criterion),
+                "allocation": _typed(experiment.allocation),
+                "schedule": _typed(experiment.schedule),
+            }
+    seed = experiment.seed
+    return Identity(_hash([run, seed]), _hash(run), _hash([dense, seed if experiment.model.finetuned is None else None]))
+
+
+def _typed(value: Any) -> dict[str, Any]:
+    return {"type": type(value).__name__, **asdict(value)}
+
+
+def _hash(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+__all__ = ["Experiment", "Identity", "Origin", "PruningError", "compose_experiment", "identify", "load", "register"]

@@ -1,0 +1,133 @@
+"""Score a model; `run()` uses it for dense and sparse alike.
+
+    python -m runner.evaluate FOLDER_OR_ID [dataset=squad] [dataset.max_eval_samples=1000] ...
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from runner import models
+from runner.device import device
+from runner.tasks import Dataset, Scores
+from runner.versions import VERSIONS
+
+if TYPE_CHECKING:
+    import datasets
+    import numpy as np
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+log = logging.getLogger(__name__)
+
+BATCH_TOKENS = {"cpu": 4096, "cuda": 65536, "mps": 8192}
+
+
+def score(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    task: Dataset,
+    examples: datasets.Dataset,
+    cache: Path | None,
+    title: str,
+) -> Scores:
+    """Metrics (fractions) and predictions of a model on the examples, computed in float32."""
+    features = task.features(examples, tokenizer, cache, labels=False)
+    return task.score(examples, features, logits(model, tokenizer, task, features, title))
+
+
+def score_once(
+    checkpoint: models.Checkpoint,
+    tokenizer: PreTrainedTokenizerBase,
+    task: Dataset,
+    examples: datasets.Dataset,
+    fingerprint: str,
+    cache: Path,
+    title: str,
+) -> Scores:
+    """As `score`, but found again if this checkpoint was scored on these examples before.
+
+    Args:
+        fingerprint: of the examples.
+    """
+    settings = {k: v for k, v in asdict(task).items() if k not in ("path", "max_train_samples")}
+    made_of = [VERSIONS["prepare"], VERSIONS["evaluate"], checkpoint.fingerprint, fingerprint, settings]
+    key = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:16]
+    file = cache / "scores" / f"{key}.json"
+    if file.is_file():
+        return Scores(**json.loads(file.read_text(encoding="utf-8")))
+    model = models.load(task.architecture, checkpoint)
+    scores = score(model, tokenizer, task, examples, cache / "features", title)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_suffix(".tmp")
+    partial.write_text(json.dumps(asdict(scores)), encoding="utf-8")
+    partial.replace(file)
+    return scores
+
+
+@torch.inference_mode()
+def logits(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: Dataset, features: datasets.Dataset, title: str
+) -> list[np.ndarray]:
+    """[features, choices] per head, in the order of the features, padded with the lowest float.
+
+    Batches hold features of similar length, so that little is computed on padding.
+    """
+    import numpy as np
+    from tqdm.auto import tqdm
+
+    where = device()
+    model.to(where).eval()
+    names = [name for name in tokenizer.model_input_names if name in features.column_names]
+    inputs = features.select_columns(names)
+    lengths = np.asarray(features["length"])
+    order = np.argsort(-lengths, kind="stable")
+    heads: list[np.ndarray] = []
+    with tqdm(total=len(order), desc=title, unit="window", dynamic_ncols=True) as bar:
+        at = 0
+        while at < len(order):
+            rows = order[at : at + max(1, BATCH_TOKENS[where.type] // int(lengths[order[at]]))]
+            batch = tokenizer.pad(inputs[rows], padding=True, return_tensors="pt").to(where)
+            found = task.prediction(model(**batch), batch).logits
+            if not heads:
+                lowest = np.finfo(np.float32).min
+                heads = [np.full((len(order), head.shape[1]), lowest, np.float32) for head in found]
+            for head, values in zip(heads, found, strict=True):
+                head[rows, : values.shape[1]] = values.float().cpu().numpy()
+            at += len(rows)
+            bar.update(len(rows))
+    return heads
+
+
+def main(arguments: list[str]) -> dict[str, Any]:
+    """Compose the configuration for this model, score it, print and return the metrics."""
+    from runner.config import compose_experiment
+    from runner.errors import UserError
+    from runner.experiment import set_up_process
+
+    if not arguments or arguments[0].startswith("-") or "=" in arguments[0]:
+        raise UserError("usage: python -m runner.evaluate FOLDER_OR_ID [dataset=NAME] [dataset.KEY=VALUE] ...")
+    path, *overrides = arguments
+    experiment, _ = compose_experiment(["model=hub", f"model.path='{path}'", *overrides])
+    set_up_process()
+    checkpoint = models.find(experiment.model.path, "model", experiment.model, experiment.model.revision)
+    examples = experiment.dataset.read(train=False)
+    tokenizer = models.tokenizer(checkpoint)
+    model = models.load(experiment.dataset.architecture, checkpoint)
+    cache = Path(experiment.cache_dir) / "features"
+    scores = score(model, tokenizer, experiment.dataset, examples.evaluation, cache, "Scoring")
+    print(json.dumps({"model": path, "examples": len(examples.evaluation), **scores.metrics}, indent=2))
+    return scores.metrics
+
+
+if __name__ == "__main__":
+    from runner.edge import guarded
+
+    sys.exit(guarded(lambda: main(sys.argv[1:])))

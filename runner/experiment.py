@@ -1,0 +1,443 @@
+"""One run: dense model, prune while distilling, check the file, score both, log. `run` is the page to read first."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pruning import Dense, LayerReport, Pruner
+from results import columns
+from runner import baseline, evaluate, models, tracking
+from runner.config import Experiment, Identity, Origin, identify
+from runner.errors import UserError, disk_error
+from runner.tasks import Examples, Scores
+from runner.verify import Verification, verify
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from runner.train import Lesson
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Result:
+    """What a run ends with; `result.json` in its folder."""
+
+    model: str
+    dataset: str
+    pattern: str
+    seed: int
+    metric: str
+    dense: dict[str, float]
+    """Scores of the dense model, fractions."""
+    sparse: dict[str, float] | None
+    """Scores of the pruned model's last weights, fractions; None with prune=false."""
+    relative_drop: float | None
+    """(sparse - dense) / dense, of the main metric."""
+    verification: Verification | None
+    """What was counted on the saved file."""
+    identity: str
+    group: str
+    folder: str
+    mlflow_run: str
+
+
+@dataclass
+class Inputs:
+    """All that a run starts from, loaded and checked before anything is trained."""
+
+    examples: Examples
+    base: models.Checkpoint
+    """Where training starts: the fine-tuned dense model if given, else the pretrained one."""
+    tokenizer: PreTrainedTokenizerBase
+    teacher: models.Checkpoint | None
+    """A teacher other than the dense model."""
+    lesson: Lesson | None
+    """None if nothing is trained."""
+    updates: dict[int, float]
+    """Optimizer steps -> sparsity."""
+    identity: Identity
+
+
+def run(experiment: Experiment, origin: Origin) -> Result:
+    """Run one experiment. Raises UserError or PruningError, before training wherever it can be known before."""
+    set_up_process()
+    inputs = prepare(experiment)
+    name = run_name(origin.labels, experiment.seed)
+    folder = Path(experiment.output_dir) / f"{name}-{inputs.identity.run[:8]}"
+    tags = {
+        columns.KIND: columns.PRUNED if experiment.prune else columns.DENSE_ONLY,
+        columns.IDENTITY: inputs.identity.run,
+        columns.GROUP: inputs.identity.group,
+        columns.METRIC: experiment.dataset.metric,
+        "dataset.source": inputs.examples.source,
+        "recipe": experiment.recipe.name,
+    }
+    with tracking.start(experiment.tracking, name, tags) as tracker, saving(folder), logged_to(folder / "run.log"):
+        (folder / "config.yaml").write_text(origin.yaml, encoding="utf-8")
+        announce(experiment, origin, inputs, folder)
+        tracker.params(params(experiment, origin))
+        tracker.text(origin.yaml, "config.yaml")
+        tracker.text("\n".join(origin.overrides) + "\n", "overrides.txt")
+
+        dense = dense_model(experiment, inputs, tracker)
+        dense_scores = evaluate.score_once(
+            dense, inputs.tokenizer, experiment.dataset, inputs.examples.evaluation, inputs.examples.fingerprint,
+            Path(experiment.cache_dir), "Scoring dense",
+        )  # fmt: skip
+        sparse_scores, verification, layers = None, None, []
+        if experiment.prune:
+            layers = prune(experiment, inputs, dense, folder, tracker)
+            verification = verify(folder / "model", experiment.dataset.architecture, experiment.pattern, layers)
+            sparse_scores = score_saved(experiment, inputs, folder / "model")
+            describe_pruning(folder / "model", experiment, inputs, layers, dense_scores, sparse_scores, verification)
+        else:
+            model = models.load(experiment.dataset.architecture, dense)
+            baseline.save(model, inputs.tokenizer, folder / "model")
+        result = conclude(experiment, origin, inputs, dense_scores, sparse_scores, verification, folder, tracker)
+        record(tracker, experiment, result, layers, dense_scores, sparse_scores)
+        write_json(folder / "result.json", asdict(result))
+    log.info("%s", summary(result))
+    return result
+
+
+# --- before anything is trained -----------------------------------------------------------------------------
+
+
+def prepare(experiment: Experiment) -> Inputs:
+    """Load and check everything that a run needs, so that nothing is found wrong after hours of training."""
+    from runner.train import Lesson
+
+    model, task = experiment.model, experiment.dataset
+    if model.finetuned:
+        base = models.find(model.finetuned, "model.finetuned", model, model.finetuned_revision)
+    else:
+        base = models.find(model.path, "model.path", model, model.revision)
+    teacher = find_teacher(experiment)
+    check_gradient(experiment, base)
+    net = models.skeleton(task.architecture, base.config)
+    tokenizer = models.tokenizer(base)
+    if teacher is not None and models.tokenizer(teacher).get_vocab() != tokenizer.get_vocab():
+        raise UserError(
+            f"distill.teacher={teacher.path}: its tokenizer is not the student's, so their tokens cannot be compared; "
+            "choose a teacher with the same vocabulary"
+        )
+    trains = experiment.prune or not model.finetuned
+    if experiment.prune and experiment.pattern.prunes:  # that it fits is known without data and weights
+        Pruner(*pruner_arguments(experiment, net), {})
+    examples = task.read(train=trains)
+    lesson, updates = None, {}
+    if trains:
+        assert examples.train is not None
+        cache = Path(experiment.cache_dir) / "features"
+        with saving(cache):
+            lesson = Lesson(task, task.features(examples.train, tokenizer, cache, labels=True), tokenizer)
+        if experiment.prune and experiment.pattern.prunes:
+            length = lesson.length(experiment.train)
+            updates = experiment.schedule.updates(length, experiment.pattern.target_sparsity)
+    fingerprint = teacher.fingerprint if teacher is not None else None
+    identity = identify(experiment, base.fingerprint, examples.fingerprint, fingerprint)
+    return Inputs(examples, base, tokenizer, teacher, lesson, updates, identity)
+
+
+def pruner_arguments(experiment: Experiment, net: Any) -> tuple[Any, ...]:
+    """All arguments of Pruner but the updates."""
+    parameters = models.prunable_parameters(net, experiment.model)
+    return parameters, experiment.pattern, experiment.criterion, experiment.allocation
+
+
+def find_teacher(experiment: Experiment) -> models.Checkpoint | None:
+    """The teacher, if it is another than the dense model."""
+    path = experiment.distill.teacher
+    return models.find(path, "distill.teacher", experiment.model) if experiment.prune and path else None
+
+
+def check_gradient(experiment: Experiment, base: models.Checkpoint) -> None:
+    """Refuse a student that starts as its own teacher with nothing to tell them apart: its gradient is exactly zero."""
+    alike = experiment.distill.needs_teacher and not experiment.distill.teacher and not experiment.distill.label_weight
+    if not (experiment.prune and alike) or models.dropout(base.config) > 0:
+        return
+    what = None
+    if not experiment.pattern.prunes:
+        what = "the dense control cannot learn"
+    elif experiment.criterion.needs_gradient:
+        what = f"{type(experiment.criterion).__name__} has nothing to rank weights by before the first are pruned"
+    if what:
+        raise UserError(
+            f"{what}: the student starts as a copy of its teacher, and without label loss and dropout its gradient is "
+            "zero; set distill.label_weight, model.hidden_dropout or another distill.teacher"
+        )
+
+
+# --- the stages ---------------------------------------------------------------------------------------------
+
+
+def dense_model(experiment: Experiment, inputs: Inputs, tracker: tracking.Tracker) -> models.Checkpoint:
+    """The dense model, fine-tuned now if it is neither given nor in the cache."""
+    if experiment.model.finetuned:
+        return inputs.base
+    assert inputs.lesson is not None
+    return baseline.fine_tuned(
+        experiment, inputs.base, inputs.identity.dense, inputs.lesson, logger(tracker, "finetune")
+    )
+
+
+def prune(
+    experiment: Experiment, inputs: Inputs, dense: models.Checkpoint, folder: Path, tracker: tracking.Tracker
+) -> list[LayerReport]:
+    """Prune a copy of the dense model while distilling, and save it as `folder/model`."""
+    from transformers import set_seed
+
+    from runner.train import Teaching, train
+
+    assert inputs.lesson is not None
+    set_seed(experiment.seed)
+    architecture = experiment.dataset.architecture
+    student = models.load(architecture, dense)
+    teacher = models.load(architecture, inputs.teacher or dense) if experiment.distill.needs_teacher else None
+    pruner = Pruner(*pruner_arguments(experiment, student), inputs.updates)
+    title = "Training the control" if isinstance(experiment.pattern, Dense) else f"Pruning to {experiment.pattern}"
+    train(
+        student,
+        inputs.lesson,
+        experiment.train,
+        Teaching(experiment.distill, teacher),
+        pruner,
+        experiment.seed,
+        folder / "checkpoints",
+        title,
+        logger(tracker, "train"),
+    )
+    baseline.save(student, inputs.tokenizer, folder / "model")
+    return pruner.report()
+
+
+def score_saved(experiment: Experiment, inputs: Inputs, folder: Path) -> Scores:
+    """Scores of a model read back from disk."""
+    task = experiment.dataset
+    checkpoint = models.find(str(folder), "the saved model", experiment.model)
+    model = models.load(task.architecture, checkpoint)
+    cache = Path(experiment.cache_dir) / "features"
+    return evaluate.score(model, inputs.tokenizer, task, inputs.examples.evaluation, cache, "Scoring sparse")
+
+
+def conclude(
+    experiment: Experiment,
+    origin: Origin,
+    inputs: Inputs,
+    dense: Scores,
+    sparse: Scores | None,
+    verification: Verification | None,
+    folder: Path,
+    tracker: tracking.Tracker,
+) -> Result:
+    """Put the result together."""
+    metric = experiment.dataset.metric
+    drop = None
+    if sparse is not None and dense.metrics[metric]:
+        drop = (sparse.metrics[metric] - dense.metrics[metric]) / dense.metrics[metric]
+    return Result(
+        **origin.labels,
+        seed=experiment.seed,
+        metric=metric,
+        dense=dense.metrics,
+        sparse=sparse.metrics if sparse is not None else None,
+        relative_drop=drop,
+        verification=verification,
+        identity=inputs.identity.run,
+        group=inputs.identity.group,
+        folder=str(folder),
+        mlflow_run=tracker.run_id,
+    )
+
+
+# --- records ------------------------------------------------------------------------------------------------
+
+
+def params(experiment: Experiment, origin: Origin) -> dict[str, Any]:
+    """The few dozen params that people compare by, and whatever differs from recipe or default."""
+    train = experiment.train if experiment.prune else experiment.finetune
+    section = "train" if experiment.prune else "finetune"
+    out: dict[str, Any] = {**origin.labels, columns.SEED: experiment.seed}
+    groups = ("criterion", "allocation", "schedule", "distill", "recipe")
+    out |= {group: origin.choices[group] for group in groups if group in origin.choices and experiment.prune}
+    for key in ("learning_rate", "per_device_train_batch_size", "num_train_epochs", "weight_decay", "bf16"):
+        out[f"{section}.{key}"] = getattr(train, key)
+    if experiment.prune:
+        out["pattern.target_sparsity"] = experiment.pattern.target_sparsity
+        out |= {f"distill.{k}": v for k, v in asdict(experiment.distill).items()}
+        out |= {f"schedule.{k}": v for k, v in asdict(experiment.schedule).items() if k != "warmup_steps"}
+    for key in ("max_train_samples", "max_eval_samples", "holdout"):
+        out[f"dataset.{key}"] = getattr(experiment.dataset, key)
+    return out | {k: v for k, v in origin.changed.items() if k not in out}
+
+
+def record(
+    tracker: tracking.Tracker,
+    experiment: Experiment,
+    result: Result,
+    layers: list[LayerReport],
+    dense: Scores,
+    sparse: Scores | None,
+) -> None:
+    """Metrics, tags and artifacts of a finished run."""
+    values = {columns.dense(name): value for name, value in dense.metrics.items()}
+    if sparse is not None and result.verification is not None:
+        values |= {columns.sparse(name): value for name, value in sparse.metrics.items()}
+        values[columns.RATIO] = result.verification.linear_ratio
+        values[columns.TARGET] = experiment.pattern.target_sparsity
+        values[columns.VIOLATIONS] = result.verification.violations
+        if result.relative_drop is not None:
+            values[columns.RELATIVE_DROP] = result.relative_drop
+        tracker.text(json.dumps([layer_row(layer) for layer in layers], indent=1), "layers.json")
+        tracker.text(json.dumps(sparse.predictions, indent=0), "predictions.json")
+        tracker.tags({columns.VERIFIED: "true"})
+    tracker.metrics(values)
+    tracker.tags({"folder": result.folder, "mlflow.note.content": f"```\n{summary(result)}\n```"})
+
+
+def layer_row(layer: LayerReport) -> dict[str, Any]:
+    """A layer's report as plain values."""
+    return {**asdict(layer), "sparsity": layer.sparsity}
+
+
+def describe_pruning(
+    folder: Path,
+    experiment: Experiment,
+    inputs: Inputs,
+    layers: list[LayerReport],
+    dense: Scores,
+    sparse: Scores,
+    verification: Verification,
+) -> None:
+    """Write `pruning.json` beside the weights: what was done to them."""
+    write_json(
+        folder / "pruning.json",
+        {
+            "pattern": {"name": str(experiment.pattern), **asdict(experiment.pattern)},
+            "criterion": {"name": type(experiment.criterion).__name__, **asdict(experiment.criterion)},
+            "allocation": {"name": type(experiment.allocation).__name__, **asdict(experiment.allocation)},
+            "schedule": asdict(experiment.schedule),
+            "updates": {str(step): sparsity for step, sparsity in inputs.updates.items()},
+            "linear_ratio": verification.linear_ratio,
+            "sparsity": verification.sparsity,
+            "violations": verification.violations,
+            "dense": dense.metrics,
+            "sparse": sparse.metrics,
+            "layers": [layer_row(layer) for layer in layers],
+        },
+    )
+
+
+def announce(experiment: Experiment, origin: Origin, inputs: Inputs, folder: Path) -> None:
+    """Say what is about to happen."""
+    labels = origin.labels
+    log.info("%s on %s, pattern %s, seed %d -> %s", labels["model"], labels["dataset"], labels["pattern"],
+             experiment.seed, folder)  # fmt: skip
+    if origin.choices.get("recipe") == "default" and inputs.lesson is not None:
+        log.info("no published recipe for this pair of dataset and model: the defaults of runner/recipe.py are used")
+    train, evaluation = inputs.examples.train, inputs.examples.evaluation
+    log.info("%s training and %s evaluation examples (%s)", len(train) if train is not None else "no",
+             len(evaluation), inputs.examples.source)  # fmt: skip
+    if inputs.lesson is not None and experiment.prune:
+        length = inputs.lesson.length(experiment.train)
+        precision = "bf16 autocast" if experiment.train.bf16 else "float32"
+        updates = f", {len(inputs.updates)} mask updates, the last at step {max(inputs.updates)}" if inputs.updates else ""
+        log.info("%d features, %d optimizer steps%s, %s", len(inputs.lesson.features), length.steps, updates, precision)
+
+
+def summary(result: Result) -> str:
+    """The result in a few aligned lines."""
+    name = result.metric.replace("_", " ").upper() if len(result.metric) < 4 else result.metric.replace("_", " ")
+    lines = [
+        f"{result.model} on {result.dataset}, {result.pattern}, seed {result.seed}",
+        f"  dense {name:<12}{result.dense[result.metric]:.4f}",
+    ]
+    if result.sparse is not None and result.verification is not None:
+        drop = "-" if result.relative_drop is None else f"{result.relative_drop:+.2%}"
+        lines += [
+            f"  sparse {name:<11}{result.sparse[result.metric]:.4f}",
+            f"  relative drop     {drop}",
+            f"  zeros             {result.verification.linear_ratio:.4f} of all Linear and Conv weights, "
+            f"{result.verification.violations} violations of the pattern (counted on the file)",
+        ]
+    return "\n".join([*lines, f"  model             {result.folder}/model", f"  MLflow run        {result.mlflow_run}"])
+
+
+def run_name(labels: Mapping[str, str], seed: int) -> str:
+    """`<model>-<dataset>-<pattern>-s<seed>`, safe as a file name: N:M becomes NofM."""
+    parts = [re.sub(r"[^\w.@]+", "_", text.replace(":", "of")) for text in labels.values()]
+    return "-".join([labels["model"].replace("/", "_"), *parts[1:], f"s{seed}"])
+
+
+# --- the process --------------------------------------------------------------------------------------------
+
+
+class saving:
+    """Around writes below a folder, which is made: a full or read-only disk becomes a UserError."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __enter__(self) -> None:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise disk_error(error, self.folder) from error
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, OSError) and error.errno is not None and not isinstance(error, ConnectionError):
+            raise disk_error(error, self.folder) from error
+
+
+class logged_to:
+    """Copy the log into a file while a run lasts."""
+
+    def __init__(self, file: Path) -> None:
+        self.handler = logging.FileHandler(file, encoding="utf-8")
+        self.handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+
+    def __enter__(self) -> None:
+        logging.getLogger().addHandler(self.handler)
+
+    def __exit__(self, *exception: object) -> None:
+        logging.getLogger().removeHandler(self.handler)
+        self.handler.close()
+
+
+def write_json(file: Path, value: Any) -> None:
+    """Write JSON whole or not at all."""
+    partial = file.with_suffix(".tmp")
+    partial.write_text(json.dumps(value, indent=2, default=str) + "\n", encoding="utf-8")
+    partial.replace(file)
+
+
+def logger(tracker: tracking.Tracker, prefix: str) -> Callable[[int, Mapping[str, float]], None]:
+    """A function that logs the metrics of a step under a prefix."""
+    return lambda step, values: tracker.step(prefix, step, values)
+
+
+def set_up_process() -> None:
+    """Our own lines on stderr, and the libraries' chatter off."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # tokenizers warn when a process forks after use
+    root = logging.getLogger()
+    if not any(getattr(handler, "ours", False) for handler in root.handlers):
+        handler = logging.StreamHandler()
+        handler.ours = True  # type: ignore[attr-defined]
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        root.addHandler(handler)
+    root.setLevel(logging.WARNING)
+    for ours in ("runner", "pruning"):
+        logging.getLogger(ours).setLevel(logging.INFO)
+    warnings.filterwarnings("ignore", category=FutureWarning)
+
+

@@ -1,0 +1,235 @@
+"""Models and tokenizers: from a configured path to a transformers model, and which of its weights may be pruned."""
+
+from __future__ import annotations
+
+import fnmatch
+import hashlib
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from omegaconf import MISSING
+from torch import nn
+
+from runner.errors import UserError
+from runner.hub import explain
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+EMBEDDED = "embedded:"
+_WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin", "pytorch_model.bin.index.json")
+# Modules inside the encoder that are never pruned, by the names that transformers gives them.
+_NOT_PRUNABLE = ("pooler", "embeddings", "embedding")
+# The configuration keys of dropout by family: BERT and its kin, then DistilBERT.
+_HIDDEN_DROPOUT = ("hidden_dropout_prob", "dropout")
+_ATTENTION_DROPOUT = ("attention_probs_dropout_prob", "attention_dropout")
+
+
+@dataclass
+class Model:
+    """An encoder to prune."""
+
+    path: str = MISSING
+    """A hub id, a folder, or `embedded:NAME` for weights that come with this package."""
+    finetuned: str | None = None
+    """A checkpoint already fine-tuned on the dataset, as id or folder: the dense model. If not given, the run makes one."""
+    revision: str | None = None
+    """Commit, tag or branch of `path` on the hub."""
+    finetuned_revision: str | None = None
+    """Commit, tag or branch of `finetuned` on the hub."""
+    model_type: str | None = None
+    """transformers' name of the architecture, used where the checkpoint's config.json does not say."""
+    prunable: list[str] = field(default_factory=lambda: ["*"])
+    """Linear layers to prune, as shell patterns of module names. Head, pooler and embeddings are never pruned."""
+    excluded: list[str] = field(default_factory=list)
+    """Linear layers to leave dense all the same, as shell patterns of module names."""
+    hidden_dropout: float | None = None
+    """Dropout of hidden states in both trainings; the checkpoint's own if not given."""
+    attention_dropout: float | None = None
+    """Dropout of attention weights in both trainings; the checkpoint's own if not given. 0 is much faster on CPUs."""
+
+    defining: ClassVar[tuple[str, ...]] = ("path", "finetuned", "revision", "finetuned_revision")
+
+    def __post_init__(self) -> None:
+        for key in ("hidden_dropout", "attention_dropout"):
+            value = getattr(self, key)
+            if value is not None and not 0 <= value < 1:
+                raise UserError(f"model.{key}={value} is out of range: from 0 to below 1")
+        if not self.path:
+            raise UserError("model.path is empty: a hub id or a folder")
+
+
+@dataclass
+class Checkpoint:
+    """A place to load a model from, checked to exist."""
+
+    path: str
+    """Hub id or folder."""
+    revision: str | None
+    config: PretrainedConfig
+    key: str
+    """The configuration key that named it, for messages."""
+
+    @property
+    def fingerprint(self) -> str:
+        """What identifies the weights: the hub's commit, or a hash of a folder's weights and configuration."""
+        folder = Path(self.path)
+        if not folder.is_dir():
+            return f"{self.path}@{self.config._commit_hash}"
+        digest = hashlib.sha256()
+        for file in sorted({p for name in (*_WEIGHT_FILES, "config.json") for p in folder.glob(name)}):
+            digest.update(file.name.encode())
+            with file.open("rb") as stream:
+                digest.update(hashlib.file_digest(stream, "sha256").digest())
+        return digest.hexdigest()
+
+
+def find(path: str, key: str, model: Model, revision: str | None = None) -> Checkpoint:
+    """Resolve a configured path and read its config.json.
+
+    Raises:
+        UserError: there is nothing, the hub cannot be reached, or a folder has no weights.
+    """
+    if path.startswith(EMBEDDED):
+        path = str(Path(__file__).parent / path.removeprefix(EMBEDDED))
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        path = str(folder)
+        if not (folder / "config.json").is_file():
+            raise UserError(f"{key}={path}: there is no config.json in this folder")
+        if not any(p for name in _WEIGHT_FILES for p in folder.glob(name)):
+            raise UserError(f"{key}={path}: there are no weights in this folder (model.safetensors or pytorch_model.bin)")
+    elif folder.is_absolute() or path.startswith((".", "~")):
+        raise UserError(f"{key}={path}: there is no such folder")
+    return Checkpoint(path, revision, _config(path, key, model, revision), key)
+
+
+def _config(path: str, key: str, model: Model, revision: str | None) -> PretrainedConfig:
+    from transformers import AutoConfig, PretrainedConfig
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    with explain("model", key, path):
+        values, _ = PretrainedConfig.get_config_dict(path, revision=revision)
+        commit = values.pop("_commit_hash", None)
+        kind = values.pop("model_type", None) or model.model_type
+        if kind is None:
+            raise UserError(
+                f"{key}={path}: its config.json does not say which architecture it is; set model.model_type, such as bert"
+            )
+        if kind not in CONFIG_MAPPING:
+            raise UserError(f"{key}={path}: transformers does not know the architecture {kind!r} (model_type)")
+        config = AutoConfig.for_model(kind, **values)
+        config._commit_hash = commit
+    _set_dropout(config, _HIDDEN_DROPOUT, model.hidden_dropout, "hidden_dropout", path)
+    _set_dropout(config, _ATTENTION_DROPOUT, model.attention_dropout, "attention_dropout", path)
+    return config
+
+
+def _set_dropout(config: PretrainedConfig, names: Iterable[str], value: float | None, key: str, path: str) -> None:
+    if value is None:
+        return
+    name = next((name for name in names if hasattr(config, name)), None)
+    if name is None:
+        raise UserError(f"model.{key}={value}: {path} ({config.model_type}) has no such setting")
+    setattr(config, name, value)
+
+
+def dropout(config: PretrainedConfig) -> float:
+    """The highest dropout probability that the configuration names."""
+    values = [value for name, value in config.to_dict().items() if "dropout" in name]
+    return max((value for value in values if isinstance(value, (int, float))), default=0.0)
+
+
+def load(architecture: str, checkpoint: Checkpoint) -> PreTrainedModel:
+    """The model in float32, whatever it was saved in. Parameters that the checkpoint lacks are drawn at random."""
+    import transformers
+
+    os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "1"  # no thread that asks the hub to convert a .bin
+    auto = getattr(transformers, architecture)
+    with explain("model", checkpoint.key, checkpoint.path), quiet_loading():
+        return auto.from_pretrained(
+            checkpoint.path, revision=checkpoint.revision, config=checkpoint.config, dtype=torch.float32
+        )
+
+
+def skeleton(architecture: str, config: PretrainedConfig) -> PreTrainedModel:
+    """The model without memory for its weights, to read names and shapes from."""
+    import transformers
+
+    try:
+        with torch.device("meta"):
+            return getattr(transformers, architecture).from_config(config)
+    except ValueError as error:
+        raise UserError(f"the architecture {config.model_type} has no {architecture.removeprefix('AutoModel')} model") from error
+
+
+def tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
+    """The checkpoint's fast tokenizer; a slow one cannot say where a token stands in the text."""
+    from transformers import AutoTokenizer
+
+    with explain("model", checkpoint.key, checkpoint.path):
+        found = AutoTokenizer.from_pretrained(checkpoint.path, revision=checkpoint.revision, config=checkpoint.config)
+    if not found.is_fast:
+        raise UserError(f"{checkpoint.key}={checkpoint.path}: it has no fast tokenizer, which answers' offsets need")
+    return found
+
+
+def head(model: PreTrainedModel) -> dict[str, nn.Module]:
+    """The modules outside the encoder, by name: the task's head and what belongs to it."""
+    return {name: child for name, child in model.named_children() if child is not model.base_model}
+
+
+def weighted_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """All Linear and Conv modules by name: the denominator of the element-wise ratio. Embeddings are none."""
+    kinds = (nn.Linear, nn.Conv1d, nn.Conv2d)
+    return {name: module for name, module in model.named_modules() if isinstance(module, kinds)}
+
+
+def prunable_parameters(net: PreTrainedModel, model: Model) -> dict[str, nn.Parameter]:
+    """The weights that may be pruned, by parameter name: Linear layers of the encoder that `model` selects.
+
+    Raises:
+        UserError: a pattern in model.prunable or model.excluded matches no such layer.
+    """
+    outside = tuple(f"{name}." for name in head(net))
+    layers = {
+        name: module.weight
+        for name, module in net.named_modules()
+        if isinstance(module, nn.Linear)
+        and not f"{name}.".startswith(outside)
+        and not set(name.split(".")) & set(_NOT_PRUNABLE)
+    }
+    chosen = {name for pattern in model.prunable for name in _matching(pattern, layers, "model.prunable")}
+    chosen -= {name for pattern in model.excluded for name in _matching(pattern, layers, "model.excluded")}
+    if not chosen:
+        raise UserError(f"model.prunable={model.prunable} without model.excluded={model.excluded} leaves nothing to prune")
+    return {f"{name}.weight": weight for name, weight in layers.items() if name in chosen}
+
+
+def _matching(pattern: str, layers: Iterable[str], key: str) -> list[str]:
+    found = fnmatch.filter(layers, pattern)
+    if not found:
+        known = ", ".join(sorted(layers)[:4])
+        raise UserError(f"{key}: {pattern!r} matches none of the encoder's Linear layers (such as {known}; * matches any text)")
+    return found
+
+
+class quiet_loading:
+    """Silence transformers' table of newly drawn heads and unused poolers, which is expected here."""
+
+    def __enter__(self) -> None:
+        from transformers.utils import logging
+
+        self.level = logging.get_verbosity()
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+
+    def __exit__(self, *exception: object) -> None:
+        from transformers.utils import logging
+
+        logging.set_verbosity(self.level)
+        logging.enable_progress_bar()

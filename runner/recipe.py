@@ -1,0 +1,70 @@
+"""Recipes: pure data, chosen by dataset and model, that the other groups read by interpolation."""
+
+from dataclasses import dataclass, field
+
+
+@dataclass
+class FinetuneRecipe:
+    """How the dense model is fine-tuned. The defaults are the usual ones for BERT on SQuAD (Devlin et al. 2018)."""
+
+    learning_rate: float = 5e-5
+    """The highest learning rate."""
+    lr_scheduler_type: str = "linear"
+    """Course of the learning rate after the warm-up."""
+    warmup_steps: float = 0.1
+    """In optimizer steps, or a fraction of the training if below 1."""
+    batch_size: int = 16
+    """Examples in a batch, in all."""
+    epochs: float = 2
+    """Passes over the training features."""
+    weight_decay: float = 0.01
+    """AdamW's weight decay."""
+    adam_beta1: float = 0.9
+    """Decay of the first moment."""
+    adam_beta2: float = 0.999
+    """Decay of the second moment."""
+    max_grad_norm: float = 1.0
+    """Gradients are clipped to this norm."""
+
+
+@dataclass
+class Recipe:
+    """How a model is pruned on a dataset. The defaults serve pairs for which nobody has published a recipe: those
+    that the published SQuAD recipes share, and for what they do not share the values of the one for BERT-base."""
+
+    name: str = "default"
+    """The recipe's name; "default" if this pair of dataset and model has none."""
+    learning_rate: float = 7e-5
+    """The highest learning rate."""
+    lr_scheduler_type: str = "linear"
+    """Course of the learning rate after the warm-up."""
+    warmup_steps: float = 1000
+    """In optimizer steps, or a fraction of the training if below 1."""
+    batch_size: int = 16
+    """Examples in a batch, in all."""
+    epochs: float = 10
+    """Passes over the training features."""
+    weight_decay: float = 1e-7
+    """AdamW's weight decay, not on biases and LayerNorm."""
+    adam_beta1: float = 0.9
+    """Decay of the first moment."""
+    adam_beta2: float = 0.9
+    """Decay of the second moment."""
+    max_grad_norm: float = 0.0
+    """0: no clipping."""
+    block_sparsity: float = 0.8
+    """Target sparsity of block patterns; that of N:M follows from N and M."""
+    decay: str = "exp"
+    """Course of the sparsity."""
+    start: str = "1000"
+    """First mask update."""
+    frequency: str = "1000"
+    """Distance of two mask updates."""
+    cooldown: str = "4 epochs"
+    """Training left after the last mask update."""
+    distill_weight: float = 4.5
+    """Weight of the distillation loss."""
+    temperature: float = 2.0
+    """Temperature of logit distillation."""
+    finetune: FinetuneRecipe = field(default_factory=FinetuneRecipe)
+    """Fine-tuning of the dense model."""

@@ -1,0 +1,54 @@
+"""What happens around a sweep: every job is checked before the first is launched, and one MLflow run is their parent."""
+
+import logging
+from contextlib import ExitStack
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig
+
+from runner import config as configuration
+from runner import tracking
+from runner.edge import message
+from runner.experiment import set_up_process
+
+log = logging.getLogger(__name__)
+
+
+class Sweep(Callback):
+    """Hydra's callback, named in conf/config.yaml."""
+
+    def __init__(self) -> None:
+        self.open = ExitStack()
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Compose and convert all jobs; a mistake in any stops the sweep before job 0."""
+        set_up_process()
+        jobs = expand(list(config.hydra.overrides.task))
+        for overrides in jobs:
+            experiment, _ = configuration.compose_experiment(overrides)
+        log.info("a sweep of %d runs, all configurations checked", len(jobs))
+        self.open.enter_context(tracking.sweep(experiment.tracking, tracking.command_line()))
+
+    def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
+        """Report a failed job at once, not when the sweep ends."""
+        if job_return.status is JobStatus.FAILED and config.hydra.mode.name == "MULTIRUN":
+            error = job_return._return_value
+            text = message(error)
+            log.error("failed: %s\n%s", " ".join(config.hydra.overrides.task), text or "see the traceback",
+                      exc_info=None if text else error)  # fmt: skip
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        """Close the parent run."""
+        self.open.close()
+
+
+def expand(overrides: list[str]) -> list[list[str]]:
+    """The overrides of each job of a basic sweep, such as pattern=4x1,2:4 seed=0,1."""
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+
+    parsed = OverridesParser.create().parse_overrides(overrides)
+    batches = BasicSweeper.split_arguments(parsed, max_batch_size=None)
+    return [list(job) for batch in batches for job in batch]

@@ -1,0 +1,337 @@
+"""Extractive question answering in SQuAD's format: find the span of a paragraph that answers a question."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pruning import Prediction
+from runner.errors import UserError
+from runner.tasks import Dataset, Examples, Scores
+
+if TYPE_CHECKING:
+    import datasets
+    import numpy as np
+    import torch
+    from transformers import PreTrainedTokenizerBase
+
+COLUMNS = ("id", "context", "question", "answers")
+FEATURES_VERSION = 1  # raise when `features` changes what it makes
+_NOT_CONTEXT = -1  # the offset of tokens that cannot be part of an answer
+
+
+@dataclass
+class Span(Dataset):
+    """A dataset of the SQuAD v1.1 kind: columns id, context, question, answers {text, answer_start}.
+
+    `path` is a hub id, a SQuAD JSON or JSON-lines or parquet file, or a folder of such files, told apart by "train"
+    and "dev" or "valid" in their names.
+    """
+
+    doc_stride: int = 128
+    """Tokens that two neighbouring windows of a long paragraph share."""
+    n_best: int = 20
+    """Start and end tokens considered for each window."""
+    max_answer_length: int = 30
+    """Tokens in an answer, at most."""
+    drop_misaligned: bool = False
+    """Leave out questions whose answer does not occur at its offset, instead of refusing the data."""
+
+    metric: ClassVar[str] = "f1"
+    architecture: ClassVar[str] = "AutoModelForQuestionAnswering"
+    label_names: ClassVar[tuple[str, ...]] = ("start_positions", "end_positions")
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.holdout < 1:
+            raise UserError(f"dataset.holdout={self.holdout} is out of range: a fraction of train, from 0 to below 1")
+        for key in ("max_train_samples", "max_eval_samples", "n_best", "max_answer_length"):
+            value = getattr(self, key)
+            if value is not None and value < 1:
+                raise UserError(f"dataset.{key}={value} is out of range: at least 1")
+        # A window holds [CLS] question [SEP] part of the paragraph [SEP]; the stride must be less than that part.
+        if not 0 < self.doc_stride < self.max_seq_length - 8:
+            raise UserError(
+                f"dataset.doc_stride={self.doc_stride} does not fit dataset.max_seq_length={self.max_seq_length}: "
+                "the stride must be positive and well below it"
+            )
+
+    # --- reading --------------------------------------------------------------------------------------------
+
+    def splits(self) -> tuple[datasets.Dataset | None, datasets.Dataset | None, str]:
+        """Train, evaluation (None where the source has no such split), and a description of the source."""
+        from runner.tasks import sources
+
+        return sources.load(self.path, self.name, self.revision, squad_json=read_squad_json)
+
+    def read(self, train: bool = True) -> Examples:
+        training, evaluation, source = self.splits()
+        for split, examples in (("train", training), ("evaluation", evaluation)):
+            if examples is not None:
+                _check_columns(examples, f"{source}, {split} split")
+        if self.holdout:
+            if training is None:
+                raise UserError(f"dataset.holdout={self.holdout} needs a train split, and {source} has none")
+            training, evaluation = split_by_context(training, self.holdout, self.data_seed)
+        if train and training is None:
+            raise UserError(f"{source} has no train split: name a file train* in dataset.path")
+        if evaluation is None:
+            raise UserError(
+                f"{source} has no evaluation split: name a file dev* or validation* in dataset.path, or set "
+                "dataset.holdout to score on a part of train"
+            )
+        training = self._ready(training, self.max_train_samples, f"{source}, train split") if train else None
+        evaluation = self._ready(evaluation, self.max_eval_samples, f"{source}, evaluation split")
+        parts = [part for part in (training, evaluation) if part is not None]
+        return Examples(training, evaluation, fingerprint(parts), source)
+
+    def _ready(self, examples: datasets.Dataset | None, limit: int | None, where: str) -> datasets.Dataset:
+        assert examples is not None
+        if limit is not None and limit < len(examples):
+            chosen = random.Random(self.data_seed).sample(range(len(examples)), limit)
+            examples = examples.select(sorted(chosen))
+        examples = check_answers(examples.select_columns(list(COLUMNS)), where, self.drop_misaligned)
+        if not len(examples):
+            raise UserError(f"{where}: there are no examples")
+        return examples
+
+    # --- features -------------------------------------------------------------------------------------------
+
+    def features(
+        self, examples: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, cache: Path | None, labels: bool
+    ) -> datasets.Dataset:
+        key = [FEATURES_VERSION, fingerprint([examples]), tokenizer_fingerprint(tokenizer), labels]
+        key += [self.max_seq_length, self.doc_stride]
+        name = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
+        if cache is not None:
+            cache.mkdir(parents=True, exist_ok=True)
+
+        def tokenize(batch: dict[str, list], indices: list[int]) -> dict[str, list]:
+            return self._windows(batch, indices, tokenizer, labels)
+
+        return examples.map(
+            tokenize,
+            batched=True,
+            with_indices=True,
+            remove_columns=examples.column_names,
+            cache_file_name=None if cache is None else str(cache / f"span-{name}.arrow"),
+            load_from_cache_file=cache is not None,
+            new_fingerprint=name,
+            desc="Tokenising " + ("train" if labels else "evaluation"),
+        )
+
+    def _windows(
+        self, batch: dict[str, list], indices: list[int], tokenizer: PreTrainedTokenizerBase, labels: bool
+    ) -> dict[str, list]:
+        encoded = tokenizer(
+            [question.lstrip() for question in batch["question"]],  # leading blanks would eat into the paragraph
+            batch["context"],
+            truncation="only_second",
+            max_length=self.max_seq_length,
+            stride=self.doc_stride,
+            return_overflowing_tokens=True,
+            return_offsets_mapping=True,
+        )
+        rows = encoded.pop("overflow_to_sample_mapping")
+        offsets = encoded.pop("offset_mapping")
+        context = [[part == 1 for part in encoded.sequence_ids(i)] for i in range(len(rows))]
+        columns: dict[str, list] = {name: encoded[name] for name in encoded}
+        columns["length"] = [len(tokens) for tokens in columns["input_ids"]]
+        if labels:
+            spans = [
+                answer_tokens(batch["answers"][row], offset, inside)
+                for row, offset, inside in zip(rows, offsets, context, strict=True)
+            ]
+            columns["start_positions"] = [start for start, _ in spans]
+            columns["end_positions"] = [end for _, end in spans]
+        else:
+            columns["example"] = [indices[row] for row in rows]
+            for side, name in enumerate(("start_character", "end_character")):
+                columns[name] = [
+                    [o[side] if is_context else _NOT_CONTEXT for o, is_context in zip(offset, inside, strict=True)]
+                    for offset, inside in zip(offsets, context, strict=True)
+                ]
+        return columns
+
+    # --- outputs --------------------------------------------------------------------------------------------
+
+    def prediction(self, outputs: Any, inputs: Mapping[str, torch.Tensor]) -> Prediction:
+        tokens = inputs["attention_mask"].bool()
+        hidden = outputs.hidden_states[-1] if outputs.hidden_states is not None else None
+        return Prediction((outputs.start_logits, outputs.end_logits), choices=tokens, tokens=tokens, hidden=hidden)
+
+    def score(self, examples: datasets.Dataset, features: datasets.Dataset, logits: list[np.ndarray]) -> Scores:
+        from runner.tasks.squad_metric import SquadMetric
+
+        answers = self.answers(examples, features, logits)
+        computed = SquadMetric().compute(
+            predictions=[{"id": id, "prediction_text": text} for id, text in answers.items()],
+            references=[
+                {"id": id, "answers": {"text": given["text"]}}
+                for id, given in zip(examples["id"], examples["answers"], strict=True)
+            ],
+        )
+        assert computed is not None
+        return Scores({name: value / 100 for name, value in computed.items()}, answers)
+
+    def answers(self, examples: datasets.Dataset, features: datasets.Dataset, logits: list[np.ndarray]) -> dict[str, str]:
+        """Question id -> the text of the best span over all windows of its paragraph."""
+        import numpy as np
+
+        start, end = padded(features["start_character"]), padded(features["end_character"])
+        score, first, last = best_spans(logits[0], logits[1], start >= 0, self.n_best, self.max_answer_length)
+        window = np.arange(len(score))
+        best: dict[int, tuple[float, int, int]] = {}
+        spans = zip(features["example"], score, start[window, first], end[window, last], strict=True)
+        for example, value, begin, stop in spans:
+            if value > best.get(example, (-np.inf, 0, 0))[0]:
+                best[example] = (float(value), int(begin), int(stop))
+        pairs = zip(examples["id"], examples["context"], strict=True)
+        # A question without any valid span (possible only for n_best very small) is answered by nothing.
+        return {id: context[slice(*best[i][1:])] if i in best else "" for i, (id, context) in enumerate(pairs)}
+
+
+def best_spans(
+    start: np.ndarray, end: np.ndarray, allowed: np.ndarray, n_best: int, max_length: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The best span of each window: of the `n_best` start and end tokens the pair with the highest sum of logits.
+
+    As in the official BERT code, a pair is refused if it leaves the paragraph, ends before it starts or is longer
+    than `max_length` tokens.
+
+    Args:
+        start, end: [windows, tokens] logits.
+        allowed: bool [windows, tokens], true for tokens of the paragraph.
+
+    Returns:
+        The sum of logits (-inf if no pair is valid), first and last token, [windows] each.
+    """
+    import numpy as np
+
+    width = start.shape[1]
+    allowed = np.pad(allowed, ((0, 0), (0, width - allowed.shape[1])))
+    first = np.argsort(-start, axis=1, kind="stable")[:, :n_best]
+    last = np.argsort(-end, axis=1, kind="stable")[:, :n_best]
+    row = np.arange(len(start))[:, None]
+    total = start[row, first][:, :, None] + end[row, last][:, None, :]  # [windows, n_best, n_best]
+    length = last[:, None, :] - first[:, :, None] + 1
+    valid = (length >= 1) & (length <= max_length)
+    valid &= allowed[row, first][:, :, None] & allowed[row, last][:, None, :]
+    total = np.where(valid, total, -np.inf).reshape(len(start), -1)
+    best = total.argmax(axis=1)
+    i, j = np.divmod(best, last.shape[1])
+    window = np.arange(len(start))
+    return total[window, best], first[window, i], last[window, j]
+
+
+def padded(rows: Iterable[list[int]]) -> np.ndarray:
+    """Rows of unequal length as one int array, filled up with the offset of tokens outside the paragraph."""
+    import numpy as np
+
+    rows = list(rows)
+    out = np.full((len(rows), max(map(len, rows))), _NOT_CONTEXT, dtype=np.int64)
+    for i, row in enumerate(rows):
+        out[i, : len(row)] = row
+    return out
+
+
+def answer_tokens(answers: Mapping[str, list], offsets: list[tuple[int, int]], context: list[bool]) -> tuple[int, int]:
+    """First and last token of the first answer, or (0, 0), the [CLS] token, if this window does not hold all of it."""
+    if not answers["answer_start"]:
+        return 0, 0
+    begin = answers["answer_start"][0]
+    stop = begin + len(answers["text"][0])
+    inside = [i for i, is_context in enumerate(context) if is_context]
+    if not inside or offsets[inside[0]][0] > begin or offsets[inside[-1]][1] < stop:
+        return 0, 0
+    first = max(i for i in inside if offsets[i][0] <= begin)
+    last = min(i for i in inside if offsets[i][1] >= stop)
+    return first, last
+
+
+def fingerprint(parts: list[datasets.Dataset]) -> str:
+    """Hash of the contents, whatever file they came from."""
+    digest = hashlib.sha256()
+    for part in parts:
+        for row in part.select_columns(list(COLUMNS)):
+            digest.update(json.dumps([row[name] for name in COLUMNS], sort_keys=True).encode())
+        digest.update(b"|")
+    return digest.hexdigest()
+
+
+def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Hash of all that a fast tokenizer does."""
+    return hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()  # type: ignore[attr-defined]
+
+
+def split_by_context(examples: datasets.Dataset, fraction: float, seed: int) -> tuple[datasets.Dataset, datasets.Dataset]:
+    """(rest, hold-out): whole paragraphs, drawn by seed, until the hold-out has `fraction` of the questions."""
+    by_context: dict[str, list[int]] = {}
+    for i, context in enumerate(examples["context"]):
+        by_context.setdefault(context, []).append(i)
+    contexts = sorted(by_context)
+    random.Random(seed).shuffle(contexts)
+    held: list[int] = []
+    while len(held) < fraction * len(examples):
+        held += by_context[contexts.pop()]
+    rest = sorted(set(range(len(examples))) - set(held))
+    return examples.select(rest), examples.select(sorted(held))
+
+
+def _check_columns(examples: datasets.Dataset, where: str) -> None:
+    missing = [name for name in COLUMNS if name not in examples.column_names]
+    if missing:
+        raise UserError(
+            f"{where}: the columns {', '.join(missing)} are missing; it has {', '.join(examples.column_names)}. "
+            "SQuAD's format is needed: id, context, question, answers with text and answer_start"
+        )
+    answers = examples.features["answers"]
+    fields = set(answers) if isinstance(answers, dict) else set()
+    if not {"text", "answer_start"} <= fields:
+        raise UserError(f"{where}: the column answers needs the fields text and answer_start, it is {answers}")
+
+
+def check_answers(examples: datasets.Dataset, where: str, drop: bool) -> datasets.Dataset:
+    """Refuse, or drop if asked, questions without an answer or with one that is not at its offset."""
+    bad: list[int] = []
+    for i, (context, answers) in enumerate(zip(examples["context"], examples["answers"], strict=True)):
+        pairs = list(zip(answers["text"], answers["answer_start"], strict=True))
+        if not pairs or any(not text or context[start : start + len(text)] != text for text, start in pairs):
+            bad.append(i)
+    if not bad:
+        return examples
+    ids = examples["id"]
+    named = ", ".join(str(ids[i]) for i in bad[:5]) + (", ..." if len(bad) > 5 else "")
+    if not drop:
+        raise UserError(
+            f"{where}: {len(bad)} of {len(examples)} questions have no answer, or one that does not occur at its "
+            f"answer_start (ids {named}); correct them, or leave them out with dataset.drop_misaligned=true"
+        )
+    import logging
+
+    logging.getLogger(__name__).warning("%s: %d questions left out, misaligned: %s", where, len(bad), named)
+    wrong = set(bad)
+    return examples.select([i for i in range(len(examples)) if i not in wrong])
+
+
+def read_squad_json(articles: Any, where: str) -> Iterator[dict[str, Any]]:
+    """The questions of an official SQuAD JSON file, flat. Raises UserError if it is none."""
+    try:
+        for article in articles["data"]:
+            for paragraph in article["paragraphs"]:
+                for qa in paragraph["qas"]:
+                    yield {
+                        "id": str(qa["id"]),
+                        "context": paragraph["context"],
+                        "question": qa["question"],
+                        "answers": {
+                            "text": [answer["text"] for answer in qa["answers"]],
+                            "answer_start": [answer["answer_start"] for answer in qa["answers"]],
+                        },
+                    }
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{where} is not in SQuAD's JSON format: {error!r} is missing or of the wrong kind") from error

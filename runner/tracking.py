@@ -1,0 +1,212 @@
+"""MLflow: the only module that knows it. One run per experiment; names of tags and metrics are in `results.columns`."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+
+from filelock import FileLock
+
+from results import columns
+from runner.device import describe
+from runner.errors import UserError
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+PARENT_VARIABLE = "PRUNE_DISTILL_PARENT_RUN"  # MLFLOW_RUN_ID would make every child write into the parent
+_SQLITE = "sqlite:///"
+_FLUSH_SECONDS = 5.0  # one write to sqlite takes up to 0.1 s: write seldom, in batches
+_BATCH = 900  # MLflow takes at most 1000 metrics and 100 params at once
+_PARAMS = 90
+
+
+@dataclass
+class Tracking:
+    """Where runs are logged."""
+
+    uri: str | None = None
+    """MLflow tracking URI. If not given: MLFLOW_TRACKING_URI, else sqlite:///mlflow.db in the working folder."""
+    experiment: str = "prune-distill"
+    """MLflow experiment."""
+
+    def __post_init__(self) -> None:
+        self.uri = self.uri or os.environ.get("MLFLOW_TRACKING_URI") or f"{_SQLITE}mlflow.db"
+        if not self.experiment:
+            raise UserError("tracking.experiment is empty: give it a name")
+
+
+def connect(tracking: Tracking) -> tuple[MlflowClient, str]:
+    """A client, and the id of the experiment, made if needed.
+
+    A fresh sqlite database is set up by one process at a time: MLflow's own migration fails when several try.
+    """
+    import logging
+
+    for noisy in ("alembic", "mlflow"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    uri, location, lock = str(tracking.uri), None, None
+    if uri.startswith(_SQLITE):
+        file = Path(uri.removeprefix(_SQLITE)).expanduser().resolve()
+        file.parent.mkdir(parents=True, exist_ok=True)
+        uri, location = f"{_SQLITE}{file}", (file.parent / "mlartifacts").as_uri()
+        lock = FileLock(f"{file}.lock")
+    try:
+        if lock is not None:
+            lock.acquire()
+        client = MlflowClient(tracking_uri=uri)
+        found = client.get_experiment_by_name(tracking.experiment)
+        if found is not None and found.lifecycle_stage != "active":
+            raise UserError(
+                f"tracking.experiment={tracking.experiment} was deleted from {uri}; restore it with mlflow, or choose another"
+            )
+        id = found.experiment_id if found else client.create_experiment(tracking.experiment, artifact_location=location)
+        return client, id
+    except MlflowException as error:
+        raise UserError(f"tracking.uri={tracking.uri}: MLflow cannot use it: {str(error).splitlines()[0]}") from error
+    except OSError as error:
+        raise UserError(f"tracking.uri={tracking.uri}: {error}") from error
+    finally:
+        if lock is not None:
+            lock.release()
+
+
+class Tracker:
+    """One MLflow run. Metrics by step are buffered and written in batches."""
+
+    def __init__(self, client: MlflowClient, run_id: str) -> None:
+        self.client, self.run_id = client, run_id
+        self._buffer: list[Any] = []
+        self._flushed = time.monotonic()
+
+    def params(self, values: Mapping[str, Any]) -> None:
+        """Log params once; MLflow does not let them change."""
+        from mlflow.entities import Param
+
+        entries = [Param(key, str(value)[:6000]) for key, value in values.items()]
+        for i in range(0, len(entries), _PARAMS):
+            self.client.log_batch(self.run_id, params=entries[i : i + _PARAMS])
+
+    def tags(self, values: Mapping[str, Any]) -> None:
+        """Set tags."""
+        from mlflow.entities import RunTag
+
+        self.client.log_batch(self.run_id, tags=[RunTag(key, str(value)) for key, value in values.items()])
+
+    def step(self, prefix: str, step: int, values: Mapping[str, float]) -> None:
+        """Metrics of an optimizer step, as `prefix/name`."""
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        self._buffer += [Metric(f"{prefix}/{name}", float(value), now, step) for name, value in values.items()]
+        if time.monotonic() - self._flushed > _FLUSH_SECONDS or len(self._buffer) > _BATCH - 100:
+            self.flush()
+
+    def metrics(self, values: Mapping[str, float]) -> None:
+        """Metrics of the whole run."""
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        self._buffer += [Metric(name, float(value), now, 0) for name, value in values.items()]
+        self.flush()
+
+    def flush(self) -> None:
+        """Write what is buffered."""
+        for i in range(0, len(self._buffer), _BATCH):
+            self.client.log_batch(self.run_id, metrics=self._buffer[i : i + _BATCH])
+        self._buffer, self._flushed = [], time.monotonic()
+
+    def text(self, text: str, name: str) -> None:
+        """Log a text as an artifact."""
+        self.client.log_text(self.run_id, text, name)
+
+
+@contextmanager
+def start(tracking: Tracking, name: str, tags: Mapping[str, Any]) -> Iterator[Tracker]:
+    """An MLflow run that ends FINISHED, KILLED on an interrupt, or FAILED with the error as a tag."""
+    client, experiment_id = connect(tracking)
+    parent = os.environ.get(PARENT_VARIABLE)
+    all_tags = {**provenance(), **tags, **({"mlflow.parentRunId": parent} if parent else {})}
+    run = client.create_run(experiment_id, run_name=name, tags={key: str(value) for key, value in all_tags.items()})
+    tracker = Tracker(client, run.info.run_id)
+    try:
+        yield tracker
+    except BaseException as error:
+        status = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
+        tracker.flush()
+        tracker.tags({"error": f"{type(error).__name__}: {error}"[:5000]})
+        client.set_terminated(tracker.run_id, status)
+        raise
+    client.set_terminated(tracker.run_id, "FINISHED")
+
+
+@contextmanager
+def sweep(tracking: Tracking, command: str) -> Iterator[None]:
+    """A parent run for the runs of a sweep that this process, or one that it starts, makes meanwhile."""
+    with start(tracking, "sweep", {columns.KIND: columns.SWEEP, "mlflow.note.content": f"`{command}`"}) as tracker:
+        os.environ[PARENT_VARIABLE] = tracker.run_id
+        try:
+            yield
+        finally:
+            del os.environ[PARENT_VARIABLE]
+
+
+def provenance() -> dict[str, str]:
+    """Tags that say by what and where a run was made."""
+    packages = ("torch", "transformers", "datasets", "prune-distill")
+    tags = {f"version.{name}": _version(name) for name in packages}
+    tags |= {"version.python": platform.python_version(), "hardware": describe()}
+    tags |= {"mlflow.source.name": "python -m runner", "mlflow.source.type": "LOCAL", "mlflow.user": _user()}
+    commit = _git("rev-parse", "HEAD")
+    if commit:
+        tags |= {"mlflow.source.git.commit": commit, "git.dirty": str(bool(_git("status", "--porcelain"))).lower()}
+    return tags
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _user() -> str:
+    import getpass
+
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container without a passwd entry
+        return "unknown"
+
+
+def _git(*arguments: str) -> str:
+    """Output of git in the folder of this code; empty without git, or where it is installed without one."""
+    here = Path(__file__).parent
+    if "site-packages" in here.parts:
+        return ""  # the repository around it, if any, is another project's
+    command = ["git", "-C", str(here), *arguments]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+
+
+def command_line() -> str:
+    """How this process was started, for a reader to repeat."""
+    import shlex
+
+    return "python -m runner " + shlex.join(sys.argv[1:])

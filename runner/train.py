@@ -1,0 +1,241 @@
+"""Training, dense and sparse alike: transformers' Trainer with a loss of ours and a callback that owns the pruner."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from transformers import ProgressCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_callback import PrinterCallback
+
+from pruning import Distillation, Prediction, Pruner, TrainingLength
+from runner import models
+from runner.device import world_size
+from runner.errors import UserError, disk_error
+from runner.tasks import Collate, Dataset
+from runner.training import Training
+
+if TYPE_CHECKING:
+    import datasets
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+PRUNER_FILE = "pruner.safetensors"
+
+Log = Callable[[int, Mapping[str, float]], None]
+"""Takes an optimizer step and the metrics of that step."""
+
+
+@dataclass
+class Lesson:
+    """What is learnt from: the task, its features and how they become batches."""
+
+    task: Dataset
+    features: datasets.Dataset
+    tokenizer: PreTrainedTokenizerBase
+
+    def length(self, training: Training) -> TrainingLength:
+        """How many optimizer steps this training takes, as Trainer counts them."""
+        batch = training.per_device_train_batch_size * training.gradient_accumulation_steps
+        per_epoch = math.ceil(
+            math.ceil(len(self.features) / training.per_device_train_batch_size) / training.gradient_accumulation_steps
+        )
+        steps = training.max_steps if training.max_steps > 0 else math.ceil(training.num_train_epochs * per_epoch)
+        # The published recipes convert epochs to steps with whole batches only.
+        whole = max(1, len(self.features) // batch)
+        return TrainingLength(steps, whole, training.num_train_epochs if training.max_steps <= 0 else steps / whole)
+
+
+@dataclass
+class Teaching:
+    """Who teaches, and how. Without a teacher the labels do."""
+
+    distillation: Distillation
+    teacher: PreTrainedModel | None = None
+
+
+def collate(tokenizer: PreTrainedTokenizerBase, label_names: tuple[str, ...]) -> Collate:
+    """Pad the model's inputs to the longest of the batch; take labels along where the rows have them."""
+    names = set(tokenizer.model_input_names)
+
+    def batch(rows: list[Mapping[str, Any]]) -> dict[str, Any]:
+        inputs = [{name: value for name, value in row.items() if name in names} for row in rows]
+        out = dict(tokenizer.pad(inputs, padding=True, return_tensors="pt"))
+        labels = {name: torch.tensor([row[name] for row in rows]) for name in label_names if name in rows[0]}
+        return out | labels
+
+    return batch
+
+
+class DistillTrainer(Trainer):
+    """Trainer whose loss is weight * distillation + label_weight * label loss."""
+
+    # Our loss is a mean over the micro-batch. Without this line Trainer believes that heads which accept any keyword
+    # have normalised it over the whole step, and the gradient comes out multiplied by the accumulation steps.
+    loss_is_scaled_for_ga = False
+
+    def __init__(self, *args: Any, task: Dataset, teaching: Teaching, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.task, self.teaching = task, teaching
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):  # noqa: ANN001, ANN201
+        how = self.teaching.distillation
+        labels = {name: inputs[name] for name in self.task.label_names}
+        given = {name: value for name, value in inputs.items() if name not in labels}
+        outputs = model(**given, **(labels if how.label_weight else {}), output_hidden_states=how.needs_hidden)
+        loss = how.label_weight * outputs.loss if how.label_weight else torch.zeros((), device=self.args.device)
+        if self.teaching.teacher is not None and how.weight:
+            student = self.task.prediction(outputs, given)
+            loss = loss + how.weight * how.loss(student, self._taught(given))
+        return (loss, outputs) if return_outputs else loss
+
+    def _taught(self, inputs: Mapping[str, torch.Tensor]) -> Prediction:
+        teacher = self.teaching.teacher
+        assert teacher is not None
+        with torch.no_grad(), torch.autocast(self.args.device.type, torch.bfloat16, enabled=self.args.bf16):
+            outputs = teacher(**inputs, output_hidden_states=self.teaching.distillation.needs_hidden)
+        return self.task.prediction(outputs, inputs)
+
+
+class PruningCallback(TrainerCallback):
+    """Carries the pruner through Trainer's events: attach, save, restore. The pruning itself is in the optimizer."""
+
+    def __init__(self, pruner: Pruner, resume_from: Path | None) -> None:
+        self.pruner, self.resume_from = pruner, resume_from
+
+    def on_train_begin(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.resume_from is not None:
+            load_pruner(self.pruner, self.resume_from / PRUNER_FILE)
+        optimizer = kwargs["optimizer"]
+        # accelerate wraps it, and calls the wrapper's step also when the wrapped one is skipped.
+        self.pruner.attach(getattr(optimizer, "optimizer", optimizer))
+
+    def on_save(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.is_world_process_zero:
+            # Trainer's own way to save a callback's state is JSON, which masks are not.
+            tensors, values = self.pruner.state_dict()
+            save_file(tensors, Path(args.output_dir) / f"checkpoint-{state.global_step}" / PRUNER_FILE, values)
+
+
+def load_pruner(pruner: Pruner, file: Path) -> None:
+    """Restore a pruner from a checkpoint. Without its masks a resumed run would silently be dense: an error."""
+    if not file.is_file():
+        raise UserError(f"{file} is missing: this checkpoint cannot be resumed; delete {file.parent} to start from the one before")
+    with safe_open(file, framework="pt") as stored:
+        tensors = {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118 (no mapping)
+        pruner.load_state_dict(tensors, stored.metadata() or {})
+
+
+class Progress(ProgressCallback):
+    """Trainer's bar, with loss and sparsity beside it, and the same numbers for the tracker."""
+
+    def __init__(self, title: str, log: Log, pruner: Pruner | None) -> None:
+        super().__init__()
+        self.title, self.log, self.pruner = title, log, pruner
+
+    def on_train_begin(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
+        super().on_train_begin(args, state, control, **kwargs)
+        if self.training_bar is not None:
+            self.training_bar.set_description(self.title)
+
+    def on_log(self, args: TrainingArguments, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        if not state.is_world_process_zero or "loss" not in logs:
+            return
+        shown = {"loss": logs["loss"], "learning_rate": logs["learning_rate"]}
+        if self.pruner is not None:
+            shown["sparsity"] = self.pruner.sparsity
+        self.log(state.global_step, shown)
+        if self.training_bar is not None:
+            self.training_bar.set_postfix({k: f"{v:.3g}" for k, v in shown.items() if k != "learning_rate"})
+
+
+def train(
+    student: PreTrainedModel,
+    lesson: Lesson,
+    training: Training,
+    teaching: Teaching,
+    pruner: Pruner | None,
+    seed: int,
+    folder: Path,
+    title: str,
+    log: Log,
+) -> None:
+    """Train `student` in place; checkpoints go to `folder`, from the last of which an interrupted training goes on."""
+    last = last_checkpoint(folder, pruner)
+    arguments = _arguments(training, seed, folder, lesson.length(training).steps)
+    if teaching.teacher is not None:
+        teaching.teacher.to(arguments.device).eval().requires_grad_(False)
+        if teaching.distillation.shares_head:
+            share_head(student, teaching.teacher)
+    callbacks: list[TrainerCallback] = [Progress(title, log, pruner)]
+    if pruner is not None:
+        callbacks.append(PruningCallback(pruner, last))
+    trainer = DistillTrainer(
+        model=student,
+        args=arguments,
+        train_dataset=lesson.features,
+        data_collator=collate(lesson.tokenizer, lesson.task.label_names),
+        callbacks=callbacks,
+        task=lesson.task,
+        teaching=teaching,
+    )
+    for default in (ProgressCallback, PrinterCallback):  # ours shows the same, without a line per log
+        trainer.callback_handler.callbacks = [c for c in trainer.callback_handler.callbacks if type(c) is not default]
+    try:
+        trainer.train(resume_from_checkpoint=None if last is None else str(last))
+    except (OSError, SafetensorError) as error:
+        raise disk_error(error, folder) from error
+    if pruner is not None:
+        pruner.check_reached()
+
+
+def _arguments(training: Training, seed: int, folder: Path, steps: int) -> TrainingArguments:
+    options = training.options()
+    ranks = world_size()
+    if options["per_device_train_batch_size"] % ranks:
+        raise UserError(
+            f"train.per_device_train_batch_size={options['per_device_train_batch_size']} is the total and does not "
+            f"divide among {ranks} ranks"
+        )
+    options["per_device_train_batch_size"] //= ranks
+    options["logging_steps"] = training.logging_steps or max(1, steps // 100)
+    arguments = TrainingArguments(
+        output_dir=str(folder),
+        seed=seed,
+        report_to="none",  # Trainer's own MLflow callback ends our run
+        save_strategy="steps",
+        remove_unused_columns=False,  # the collator chooses; the sampler needs the lengths
+        length_column_name="length",
+        dataloader_pin_memory=torch.cuda.is_available(),
+        ddp_find_unused_parameters=False if ranks > 1 else None,
+        **options,
+    )
+    _ = arguments.device  # sets the number of devices
+    arguments._n_gpu = min(arguments._n_gpu, 1)  # else several GPUs mean DataParallel and a multiplied batch
+    return arguments
+
+
+def share_head(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
+    """Give the student the teacher's head, frozen. Raises UserError where the widths differ."""
+    theirs = models.head(teacher)
+    for name, module in models.head(student).items():
+        try:
+            module.load_state_dict(theirs[name].state_dict())
+        except (KeyError, RuntimeError) as error:
+            raise UserError(
+                "distill=simkd needs a student as wide as its teacher, of the same family: their heads differ "
+                f"({name}); use distill=logits"
+            ) from error
+        module.requires_grad_(False)
+
+
+def last_checkpoint(folder: Path, pruner: Pruner | None) -> Path | None:
+    """The newest checkpoint in `folder` that was written to its end, or None."""
+    needed = ["trainer_state.json", "optimizer.pt", *([PRUNER_FILE] if pruner is not None else [])]
+    found = [p for p in folder.glob("checkpoint-*") if all((p / name).is_file() for name in needed)]
+    return max(found, key=lambda p: int(p.name.rpartition("-")[2]), default=None)

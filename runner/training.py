@@ -1,0 +1,91 @@
+"""The settings of a training, under the names that transformers' TrainingArguments give them."""
+
+from dataclasses import asdict, dataclass
+from enum import Enum
+from typing import Any
+
+from runner.device import has_fast_bf16
+from runner.errors import UserError
+
+
+class Sampling(Enum):
+    """Order of the training features."""
+
+    random = "random"
+    group_by_length = "group_by_length"
+
+
+class Course(Enum):
+    """Courses of the learning rate, after the warm-up."""
+
+    linear = "linear"
+    cosine = "cosine"
+    constant = "constant"
+    constant_with_warmup = "constant_with_warmup"
+
+
+@dataclass
+class Training:
+    """One training: `finetune` for the dense model, `train` for pruning while distilling."""
+
+    learning_rate: float = 5e-5
+    """The highest learning rate."""
+    lr_scheduler_type: Course = Course.linear
+    """Course of the learning rate after the warm-up: linear, cosine, constant, constant_with_warmup."""
+    warmup_steps: float = 0.1
+    """Linear warm-up in optimizer steps, or a fraction of the training if below 1."""
+    per_device_train_batch_size: int = 16
+    """Examples in a batch, in all: under several ranks each takes its share."""
+    gradient_accumulation_steps: int = 1
+    """Batches in an optimizer step."""
+    num_train_epochs: float = 3
+    """Passes over the training features."""
+    max_steps: int = -1
+    """Optimizer steps in all, if above 0: overrides num_train_epochs."""
+    weight_decay: float = 0.0
+    """AdamW's decoupled weight decay, not for biases and LayerNorm."""
+    adam_beta1: float = 0.9
+    """Decay of AdamW's first moment."""
+    adam_beta2: float = 0.999
+    """Decay of AdamW's second moment."""
+    adam_epsilon: float = 1e-8
+    """Added to AdamW's denominator."""
+    max_grad_norm: float = 0.0
+    """Gradients are clipped to this norm; 0 does not clip."""
+    train_sampling_strategy: Sampling = Sampling.random
+    """random, or group_by_length: batches of similar length, which waste little on padding."""
+    bf16: bool | None = None
+    """bfloat16 autocast. If not given: where the machine has it in hardware. Scores are always taken in float32."""
+    dataloader_num_workers: int = 0
+    """Processes that prepare batches."""
+    logging_steps: int | None = None
+    """Optimizer steps between two logged losses; a hundredth of the training if not given."""
+    save_steps: int = 1000
+    """Optimizer steps between two checkpoints."""
+    save_total_limit: int = 1
+    """Checkpoints kept."""
+
+    def __post_init__(self) -> None:
+        for key in ("learning_rate", "per_device_train_batch_size", "gradient_accumulation_steps", "num_train_epochs",
+                    "save_steps", "save_total_limit"):  # fmt: skip
+            if getattr(self, key) <= 0:
+                raise UserError(f"{key}={getattr(self, key)} is out of range in train or finetune: above 0")
+        for key in ("warmup_steps", "weight_decay", "max_grad_norm", "dataloader_num_workers"):
+            if getattr(self, key) < 0:
+                raise UserError(f"{key}={getattr(self, key)} is out of range in train or finetune: not negative")
+        for key in ("adam_beta1", "adam_beta2"):
+            if not 0 <= getattr(self, key) < 1:
+                raise UserError(f"{key}={getattr(self, key)} is out of range in train or finetune: from 0 to below 1")
+        if self.warmup_steps > 1 and not float(self.warmup_steps).is_integer():
+            raise UserError(f"warmup_steps={self.warmup_steps}: whole steps, or a fraction of the training below 1")
+        if self.bf16 is None:
+            self.bf16 = has_fast_bf16()
+
+    def options(self) -> dict[str, Any]:
+        """As keyword arguments of TrainingArguments."""
+        return {key: value.value if isinstance(value, Enum) else value for key, value in asdict(self).items()}
+
+    def determinants(self) -> dict[str, Any]:
+        """What of it determines the result."""
+        without = ("dataloader_num_workers", "logging_steps", "save_steps", "save_total_limit")
+        return {key: value for key, value in self.options().items() if key not in without}
