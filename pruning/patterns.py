@@ -18,10 +18,16 @@ from pruning.errors import PruningError
 class Pattern:
     """Base of all patterns. `target_sparsity` is the fraction of zeros, over the layers that it fits, to end with."""
 
-    target_sparsity: float = field(default=0.0, kw_only=True)
+    target_sparsity: float | None = field(default=0.0, kw_only=True)
     """Fraction of the weights that are zero at the end, over all layers that the pattern fits."""
 
     prunes: ClassVar[bool] = True
+
+    @property
+    def target(self) -> float:
+        """`target_sparsity`, which patterns may leave open until they are built."""
+        assert self.target_sparsity is not None
+        return self.target_sparsity
 
     @property
     def unit_size(self) -> int:
@@ -103,13 +109,17 @@ class Block(Pattern):
     """Consecutive output rows in a block."""
     cols: int = 1
     """Consecutive input columns in a block."""
-    target_sparsity: float = field(default=0.8, kw_only=True)
+    target_sparsity: float | None = field(default=0.8, kw_only=True)
     """Fraction of the weights that are zero at the end."""
 
     def __post_init__(self) -> None:
         if self.rows < 1 or self.cols < 1:
             raise PruningError(f"pattern.rows={self.rows} pattern.cols={self.cols}: a block needs at least one of each")
-        _check_fraction(self.target_sparsity)
+        if not 0 < self.target < 1:
+            raise PruningError(
+                f"pattern.target_sparsity={self.target} is out of range: a fraction of zeros between 0 and 1 "
+                "(pattern=dense prunes nothing)"
+            )
 
     def __str__(self) -> str:
         return f"{self.rows}x{self.cols}"
@@ -167,7 +177,7 @@ class NofM(Pattern):
     """Weights that may stay in each group."""
     m: int = 4
     """Weights in a group."""
-    target_sparsity: float | None = field(default=None, kw_only=True)  # type: ignore[assignment]  # set in __post_init__
+    target_sparsity: float | None = field(default=None, kw_only=True)
     """1 - n/m, which is also the default: nothing else makes every group N:M."""
 
     def __post_init__(self) -> None:
@@ -234,7 +244,9 @@ class Dense(Pattern):
 
     def __post_init__(self) -> None:
         if self.target_sparsity != 0:
-            raise PruningError(f"pattern.target_sparsity={self.target_sparsity}: the dense control has none; leave it out")
+            raise PruningError(
+                f"pattern.target_sparsity={self.target_sparsity}: the dense control has none; leave it out"
+            )
 
     def __str__(self) -> str:
         return "dense"
@@ -264,11 +276,3 @@ class Dense(Pattern):
 
     def violations(self, weight: Tensor) -> int:
         return 0
-
-
-def _check_fraction(target: float) -> None:
-    if not 0 < target < 1:
-        raise PruningError(
-            f"pattern.target_sparsity={target} is out of range: a fraction of zeros between 0 and 1 "
-            "(pattern=dense prunes nothing)"
-        )

@@ -67,7 +67,9 @@ class Pruner:
         self.sparsity = 0.0  # of the last update
         self.skipped_observations = 0  # steps whose gradients were not finite
         self._shapes = {name: tuple(p.shape) for name, p in parameters.items()}
-        self.skipped = {name: reason for name, p in parameters.items() if (reason := self._reason_to_skip(p)) is not None}
+        self.skipped = {
+            name: reason for name, p in parameters.items() if (reason := self._reason_to_skip(p)) is not None
+        }
         self.parameters = {name: parameters[name] for name in sorted(parameters) if name not in self.skipped}
         for name, reason in sorted(self.skipped.items()):
             log.warning("%s is left dense: %s", name, reason)
@@ -76,7 +78,7 @@ class Pruner:
             raise PruningError(f"no layer can be pruned with pattern {pattern}" + (f" ({reasons})" if reasons else ""))
         self._units = {name: p.numel() // pattern.unit_size for name, p in self.parameters.items()}
         self._caps = allocation.caps(self._units, pattern.max_sparsity)
-        allocation.check(self._units, pattern.unit_fraction(pattern.target_sparsity), pattern.max_sparsity)
+        allocation.check(self._units, pattern.unit_fraction(pattern.target), pattern.max_sparsity)
         self._scores: dict[str, Tensor] = {}  # pooled, float32
         self._masks: dict[str, Tensor] = {}  # pooled, bool, True = kept
         self._bits: dict[tuple[str, torch.dtype], Tensor] = {}  # the masks as 0 and -1, made when first needed
@@ -196,7 +198,7 @@ class Pruner:
         if self.updates and self.steps_taken < max(self.updates):
             raise PruningError(
                 f"the training ended after {self.steps_taken} optimizer steps, before the last mask update at step "
-                f"{max(self.updates)}: sparsity is {self.sparsity:g}, not {self.pattern.target_sparsity:g}"
+                f"{max(self.updates)}: sparsity is {self.sparsity:g}, not {self.pattern.target:g}"
             )
 
     def report(self) -> list[LayerReport]:

@@ -5,6 +5,7 @@ import sys
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from runner import config
@@ -20,9 +21,17 @@ def job(composed: DictConfig) -> None:
 
     config.register()
     hydra_config = HydraConfig.get()
-    choices = {k: str(v) for k, v in hydra_config.runtime.choices.items() if k in (*config.GROUPS, "experiment") and v}
-    experiment, origin = config.load(OmegaConf.create(composed), choices, list(hydra_config.overrides.task))
-    run(experiment, origin)
+
+    def once() -> None:
+        choices = {
+            k: str(v) for k, v in hydra_config.runtime.choices.items() if k in (*config.GROUPS, "experiment") and v
+        }
+        run(*config.load(OmegaConf.create(composed), choices, list(hydra_config.overrides.task)))
+
+    if hydra_config.mode is RunMode.MULTIRUN:
+        once()  # raises: to exit here would end the whole sweep
+    elif status := guarded(once):
+        sys.exit(status)
 
 
 def main() -> int:

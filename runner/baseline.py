@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def fine_tuned(experiment: Experiment, base: models.Checkpoint, key: str, lesson: Lesson, track: Log) -> models.Checkpoint:
+def fine_tuned(
+    experiment: Experiment, base: models.Checkpoint, key: str, lesson: Lesson, track: Log
+) -> models.Checkpoint:
     """The dense model that these settings make: from the cache, or trained now.
 
     Several processes may ask at once: one trains, the others wait. The lock is the operating system's, so it does
@@ -66,7 +68,15 @@ def _train(experiment: Experiment, base: models.Checkpoint, folder: Path, lesson
     model = models.load(lesson.task.architecture, base)
     work = folder.with_name(f"{folder.name}.work")
     train(
-        model, lesson, experiment.finetune, Teaching(NoDistillation()), None, experiment.seed, work, "Fine-tuning", track
+        model,
+        lesson,
+        experiment.finetune,
+        Teaching(NoDistillation()),
+        None,
+        experiment.seed,
+        work,
+        "Fine-tuning",
+        track,
     )
     save(model, lesson.tokenizer, folder)
     shutil.rmtree(work, ignore_errors=True)

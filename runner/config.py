@@ -151,7 +151,9 @@ def _origin(experiment: Experiment, config: DictConfig, choices: dict[str, str],
     # An experiment file may override values as the command line does, so it is no part of the plain configuration;
     # nor is a recipe that belongs to dataset and model anyway.
     implied = f"{choices['dataset']}-{choices['model']}"
-    asked = {k: v for k, v in choices.items() if k != "experiment" and not (k == "recipe" and v in (implied, Recipe().name))}
+    asked = {
+        k: v for k, v in choices.items() if k != "experiment" and not (k == "recipe" and v in (implied, Recipe().name))
+    }
     plain = _flat(compose([f"{group}={option}" for group, option in asked.items()]))
     actual = _flat(config)
     changed = {key: value for key, value in actual.items() if value != plain.get(key)}
@@ -237,7 +239,9 @@ def identify(experiment: Experiment, model: str, data: str, teacher: str | None)
                 "schedule": _typed(experiment.schedule),
             }
     seed = experiment.seed
-    return Identity(_hash([run, seed]), _hash(run), _hash([dense, seed if experiment.model.finetuned is None else None]))
+    return Identity(
+        _hash([run, seed]), _hash(run), _hash([dense, seed if experiment.model.finetuned is None else None])
+    )
 
 
 def _typed(value: Any) -> dict[str, Any]:

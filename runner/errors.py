@@ -9,4 +9,6 @@ class UserError(Exception):
 
 def disk_error(error: OSError, folder: Path) -> UserError:
     """An OSError while writing below `folder`, as a message."""
-    return UserError(f"cannot write to {folder}: {error.strerror or error}; free space or choose another place, then run again")
+    return UserError(
+        f"cannot write to {folder}: {error.strerror or error}; free space or choose another place, then run again"
+    )

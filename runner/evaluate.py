@@ -1,6 +1,6 @@
 """Score a model; `run()` uses it for dense and sparse alike.
 
-    python -m runner.evaluate FOLDER_OR_ID [dataset=squad] [dataset.max_eval_samples=1000] ...
+python -m runner.evaluate FOLDER_OR_ID [dataset=squad] [dataset.max_eval_samples=1000] ...
 """
 
 from __future__ import annotations

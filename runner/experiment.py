@@ -143,7 +143,7 @@ def prepare(experiment: Experiment) -> Inputs:
             lesson = Lesson(task, task.features(examples.train, tokenizer, cache, labels=True), tokenizer)
         if experiment.prune and experiment.pattern.prunes:
             length = lesson.length(experiment.train)
-            updates = experiment.schedule.updates(length, experiment.pattern.target_sparsity)
+            updates = experiment.schedule.updates(length, experiment.pattern.target)
     fingerprint = teacher.fingerprint if teacher is not None else None
     identity = identify(experiment, base.fingerprint, examples.fingerprint, fingerprint)
     return Inputs(examples, base, tokenizer, teacher, lesson, updates, identity)
@@ -273,7 +273,7 @@ def params(experiment: Experiment, origin: Origin) -> dict[str, Any]:
     for key in ("learning_rate", "per_device_train_batch_size", "num_train_epochs", "weight_decay", "bf16"):
         out[f"{section}.{key}"] = getattr(train, key)
     if experiment.prune:
-        out["pattern.target_sparsity"] = experiment.pattern.target_sparsity
+        out["pattern.target_sparsity"] = experiment.pattern.target
         out |= {f"distill.{k}": v for k, v in asdict(experiment.distill).items()}
         out |= {f"schedule.{k}": v for k, v in asdict(experiment.schedule).items() if k != "warmup_steps"}
     for key in ("max_train_samples", "max_eval_samples", "holdout"):
@@ -294,7 +294,7 @@ def record(
     if sparse is not None and result.verification is not None:
         values |= {columns.sparse(name): value for name, value in sparse.metrics.items()}
         values[columns.RATIO] = result.verification.linear_ratio
-        values[columns.TARGET] = experiment.pattern.target_sparsity
+        values[columns.TARGET] = experiment.pattern.target
         values[columns.VIOLATIONS] = result.verification.violations
         if result.relative_drop is not None:
             values[columns.RELATIVE_DROP] = result.relative_drop
@@ -351,7 +351,9 @@ def announce(experiment: Experiment, origin: Origin, inputs: Inputs, folder: Pat
     if inputs.lesson is not None and experiment.prune:
         length = inputs.lesson.length(experiment.train)
         precision = "bf16 autocast" if experiment.train.bf16 else "float32"
-        updates = f", {len(inputs.updates)} mask updates, the last at step {max(inputs.updates)}" if inputs.updates else ""
+        updates = (
+            f", {len(inputs.updates)} mask updates, the last at step {max(inputs.updates)}" if inputs.updates else ""
+        )
         log.info("%d features, %d optimizer steps%s, %s", len(inputs.lesson.features), length.steps, updates, precision)
 
 
@@ -439,5 +441,3 @@ def set_up_process() -> None:
     for ours in ("runner", "pruning"):
         logging.getLogger(ours).setLevel(logging.INFO)
     warnings.filterwarnings("ignore", category=FutureWarning)
-
-

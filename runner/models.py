@@ -102,7 +102,9 @@ def find(path: str, key: str, model: Model, revision: str | None = None) -> Chec
         if not (folder / "config.json").is_file():
             raise UserError(f"{key}={path}: there is no config.json in this folder")
         if not any(p for name in _WEIGHT_FILES for p in folder.glob(name)):
-            raise UserError(f"{key}={path}: there are no weights in this folder (model.safetensors or pytorch_model.bin)")
+            raise UserError(
+                f"{key}={path}: there are no weights in this folder (model.safetensors or pytorch_model.bin)"
+            )
     elif folder.is_absolute() or path.startswith((".", "~")):
         raise UserError(f"{key}={path}: there is no such folder")
     return Checkpoint(path, revision, _config(path, key, model, revision), key)
@@ -164,7 +166,9 @@ def skeleton(architecture: str, config: PretrainedConfig) -> PreTrainedModel:
         with torch.device("meta"):
             return getattr(transformers, architecture).from_config(config)
     except ValueError as error:
-        raise UserError(f"the architecture {config.model_type} has no {architecture.removeprefix('AutoModel')} model") from error
+        raise UserError(
+            f"the architecture {config.model_type} has no {architecture.removeprefix('AutoModel')} model"
+        ) from error
 
 
 def tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
@@ -206,7 +210,9 @@ def prunable_parameters(net: PreTrainedModel, model: Model) -> dict[str, nn.Para
     chosen = {name for pattern in model.prunable for name in _matching(pattern, layers, "model.prunable")}
     chosen -= {name for pattern in model.excluded for name in _matching(pattern, layers, "model.excluded")}
     if not chosen:
-        raise UserError(f"model.prunable={model.prunable} without model.excluded={model.excluded} leaves nothing to prune")
+        raise UserError(
+            f"model.prunable={model.prunable} without model.excluded={model.excluded} leaves nothing to prune"
+        )
     return {f"{name}.weight": weight for name, weight in layers.items() if name in chosen}
 
 
@@ -214,7 +220,9 @@ def _matching(pattern: str, layers: Iterable[str], key: str) -> list[str]:
     found = fnmatch.filter(layers, pattern)
     if not found:
         known = ", ".join(sorted(layers)[:4])
-        raise UserError(f"{key}: {pattern!r} matches none of the encoder's Linear layers (such as {known}; * matches any text)")
+        raise UserError(
+            f"{key}: {pattern!r} matches none of the encoder's Linear layers (such as {known}; * matches any text)"
+        )
     return found
 
 

@@ -26,7 +26,8 @@ class Sweep(Callback):
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Compose and convert all jobs; a mistake in any stops the sweep before job 0."""
         set_up_process()
-        jobs = expand(list(config.hydra.overrides.task))
+        swept = config.hydra.sweeper.get("params") or {}
+        jobs = expand([*(f"{key}={value}" for key, value in swept.items()), *config.hydra.overrides.task])
         for overrides in jobs:
             experiment, _ = configuration.compose_experiment(overrides)
         log.info("a sweep of %d runs, all configurations checked", len(jobs))

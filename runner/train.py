@@ -16,7 +16,7 @@ from transformers.trainer_callback import PrinterCallback
 
 from pruning import Distillation, Prediction, Pruner, TrainingLength
 from runner import models
-from runner.device import world_size
+from runner.device import device, world_size
 from runner.errors import UserError, disk_error
 from runner.tasks import Collate, Dataset
 from runner.training import Training
@@ -83,7 +83,7 @@ class DistillTrainer(Trainer):
         super().__init__(*args, **kwargs)
         self.task, self.teaching = task, teaching
 
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):  # noqa: ANN001, ANN201
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         how = self.teaching.distillation
         labels = {name: inputs[name] for name in self.task.label_names}
         given = {name: value for name, value in inputs.items() if name not in labels}
@@ -125,7 +125,9 @@ class PruningCallback(TrainerCallback):
 def load_pruner(pruner: Pruner, file: Path) -> None:
     """Restore a pruner from a checkpoint. Without its masks a resumed run would silently be dense: an error."""
     if not file.is_file():
-        raise UserError(f"{file} is missing: this checkpoint cannot be resumed; delete {file.parent} to start from the one before")
+        raise UserError(
+            f"{file} is missing: this checkpoint cannot be resumed; delete {file.parent} to start from the one before"
+        )
     with safe_open(file, framework="pt") as stored:
         tensors = {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118 (no mapping)
         pruner.load_state_dict(tensors, stored.metadata() or {})
@@ -211,6 +213,7 @@ def _arguments(training: Training, seed: int, folder: Path, steps: int) -> Train
         save_strategy="steps",
         remove_unused_columns=False,  # the collator chooses; the sampler needs the lengths
         length_column_name="length",
+        use_cpu=device().type == "cpu",
         dataloader_pin_memory=torch.cuda.is_available(),
         ddp_find_unused_parameters=False if ranks > 1 else None,
         **options,

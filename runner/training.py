@@ -55,7 +55,7 @@ class Training:
     train_sampling_strategy: Sampling = Sampling.random
     """random, or group_by_length: batches of similar length, which waste little on padding."""
     bf16: bool | None = None
-    """bfloat16 autocast. If not given: where the machine has it in hardware. Scores are always taken in float32."""
+    """bfloat16 autocast. If not given: on GPUs that have it in hardware. Scores are always taken in float32."""
     dataloader_num_workers: int = 0
     """Processes that prepare batches."""
     logging_steps: int | None = None

@@ -66,7 +66,10 @@ def _local(path: Path, squad_json: ReadJson) -> Splits:
         raise UserError(
             f"dataset.path={path}: no file is named train*, dev*, validation* or test*, so the splits are not told apart"
         )
-    parts = [datasets.concatenate_datasets([_file(p, squad_json) for p in part]) if part else None for part in (train, evaluation)]
+    parts = [
+        datasets.concatenate_datasets([_file(p, squad_json) for p in part]) if part else None
+        for part in (train, evaluation)
+    ]
     return parts[0], parts[1], str(path)
 
 

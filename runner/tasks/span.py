@@ -178,7 +178,9 @@ class Span(Dataset):
         assert computed is not None
         return Scores({name: value / 100 for name, value in computed.items()}, answers)
 
-    def answers(self, examples: datasets.Dataset, features: datasets.Dataset, logits: list[np.ndarray]) -> dict[str, str]:
+    def answers(
+        self, examples: datasets.Dataset, features: datasets.Dataset, logits: list[np.ndarray]
+    ) -> dict[str, str]:
         """Question id -> the text of the best span over all windows of its paragraph."""
         import numpy as np
 
@@ -268,7 +270,9 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     return hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()  # type: ignore[attr-defined]
 
 
-def split_by_context(examples: datasets.Dataset, fraction: float, seed: int) -> tuple[datasets.Dataset, datasets.Dataset]:
+def split_by_context(
+    examples: datasets.Dataset, fraction: float, seed: int
+) -> tuple[datasets.Dataset, datasets.Dataset]:
     """(rest, hold-out): whole paragraphs, drawn by seed, until the hold-out has `fraction` of the questions."""
     by_context: dict[str, list[int]] = {}
     for i, context in enumerate(examples["context"]):

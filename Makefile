@@ -1,0 +1,42 @@
+# Everything installs into .venv/ from the exact versions in constraints.txt. `make help` lists the targets.
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint type ui table clean
+
+help:  ## this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/ #/' | awk -F' # ' '{printf "  make %-8s %s\n", $$1, $$2}'
+
+setup: $(STAMP)  ## create .venv/ and install into it
+
+$(STAMP): pyproject.toml constraints.txt
+	@echo "Installing into .venv/ (some minutes the first time) ..."
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $(STAMP)
+
+demo: $(STAMP)  ## prune the embedded model with three patterns on generated questions, print the table
+	@$(BIN)/python -m runner -m model=tiny dataset=demo pattern=dense,4x1,2:4
+	@$(BIN)/python -m results
+
+test: $(STAMP)  ## run the tests
+	@$(BIN)/python -m pytest -q
+
+lint: $(STAMP)  ## ruff: rules and format
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+type: $(STAMP)  ## pyright
+	@$(BIN)/pyright
+
+ui: $(STAMP)  ## the MLflow UI on http://127.0.0.1:5000
+	@$(BIN)/mlflow ui --backend-store-uri $${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db} --host 127.0.0.1
+
+table: $(STAMP)  ## the results table
+	@$(BIN)/python -m results
+
+clean:  ## remove .venv/ and caches, not results
+	@rm -rf .venv .pytest_cache .ruff_cache *.egg-info

@@ -1,0 +1,76 @@
+"""One MLflow store for all tests of `results`: its tables take seconds to make, so each test gets an experiment."""
+
+import itertools
+
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities import Metric, Param, RunTag
+
+from results import columns
+
+
+class Experiment:
+    """An experiment of the store, into which a test logs runs as `runner` does."""
+
+    numbers = itertools.count()
+
+    def __init__(self, uri, client, folder):
+        self.uri, self.client, self.name = uri, client, f"experiment-{next(self.numbers)}"
+        self.id = client.create_experiment(self.name, artifact_location=(folder / self.name).as_uri())
+
+    def log(self, *, dense=0.8, sparse=0.7, status="FINISHED", parent=None, end_time=None, params=None, **other):
+        """One run; `other` holds labels, seed, ratio, metric and the tags by the last word of their name. None leaves
+        a value out. Returns the run's id."""
+        given = {
+            **{"model": "bert-mini", "dataset": "squad", "pattern": "4x1", "seed": 0, "ratio": 0.8, "metric": "f1"},
+            **{"kind": columns.PRUNED, "group": "g", "verified": "true"},
+            **other,
+        }
+        given.setdefault("identity", f"{given['group']}-{given['seed']}")
+        tags = {f"prune_distill.{key}": given[key] for key in ("kind", "identity", "group", "metric", "verified")}
+        tags["mlflow.parentRunId"] = parent
+        labels = {key: given[key] for key in ("model", "dataset", "pattern", "seed")}
+        scores = {f"dense/{given['metric']}": dense, f"sparse/{given['metric']}": sparse, columns.RATIO: given["ratio"]}
+        run = self.client.create_run(self.id, tags={key: value for key, value in tags.items() if value is not None})
+        self.client.log_batch(
+            run.info.run_id,
+            metrics=[Metric(key, value, 0, 0) for key, value in scores.items() if value is not None],
+            params=[Param(k, str(v)) for k, v in (labels | (params or {})).items() if v is not None],
+            tags=[RunTag("mlflow.source.name", "test")],
+        )
+        if status != "RUNNING":
+            self.client.set_terminated(run.info.run_id, status, end_time=end_time)
+        return run.info.run_id
+
+
+@pytest.fixture(scope="session")
+def store(tmp_path_factory):
+    """The URI of a migrated sqlite store, its client and the folder of its artifacts."""
+    folder = tmp_path_factory.mktemp("mlflow")
+    uri = f"sqlite:///{folder}/runs.db"
+    return uri, MlflowClient(tracking_uri=uri), folder
+
+
+@pytest.fixture
+def experiment(store):
+    """A fresh experiment, deleted afterwards so that no test sees another's runs."""
+    made = Experiment(*store)
+    yield made
+    made.client.delete_experiment(made.id)
+
+
+@pytest.fixture
+def second_experiment(store):
+    """Another one."""
+    made = Experiment(*store)
+    yield made
+    made.client.delete_experiment(made.id)
+
+
+@pytest.fixture
+def published(experiment):
+    """The row Bert-mini 4x1 of the published table: two seeds with its means and maxima."""
+    # mean = (max + other) / 2, so other = 2 * mean - max
+    experiment.log(seed=1, dense=0.7687, sparse=0.7627, ratio=0.7993)
+    experiment.log(seed=0, dense=0.7637, sparse=0.7607, ratio=0.7993)
+    return experiment
