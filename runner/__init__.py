@@ -1,1 +1,1 @@
-"""The experiment runner: from composed YAML to a verified, scored and logged model. Start reading at `experiment.py`."""
+"""The experiment runner: from composed YAML to a verified, scored and logged model. Begin with `experiment.py`."""

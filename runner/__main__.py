@@ -1,4 +1,4 @@
-"""The command line: `python -m runner model=bert-large pattern=4x1`, and with -m for a sweep. `--help` lists the groups."""
+"""The command line: `python -m runner model=bert-large pattern=4x1`; -m for a sweep, --help for the groups."""
 
 import os
 import sys

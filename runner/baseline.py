@@ -103,7 +103,6 @@ def save(
             shutil.rmtree(folder)
         partial.rename(folder)
     except (OSError, SafetensorError) as error:
-        cause = error if isinstance(error, OSError) else OSError(str(error))
-        raise disk_error(cause, folder) from error
+        raise disk_error(error, folder) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
 
 from pruning import (
     Allocation,
@@ -44,7 +44,7 @@ GROUPS: dict[str, type] = {
     "distill": Distillation,
     "recipe": Recipe,
 }
-# Options of the group pattern whose names cannot be file names on Windows; any other by pattern=nm pattern.n= pattern.m=
+# Options of the group pattern whose names cannot be file names on Windows; any other by pattern=nm.
 N_OF_M = ((1, 4), (2, 4), (3, 4), (2, 8), (4, 8), (1, 2), (1, 8), (2, 16), (4, 16))
 
 
@@ -126,7 +126,9 @@ def compose_experiment(overrides: Sequence[str]) -> tuple[Experiment, Origin]:
     register()
     config = compose(overrides, with_hydra=True)
     choices = {k: str(v) for k, v in config.hydra.runtime.choices.items() if k in (*GROUPS, "experiment") and v}
-    return load(OmegaConf.masked_copy(config, [k for k in config if k != "hydra"]), choices, list(overrides))
+    with open_dict(config):  # a masked copy would forget that this is an Experiment
+        del config["hydra"]
+    return load(config, choices, list(overrides))
 
 
 def load(config: DictConfig, choices: dict[str, str], overrides: list[str]) -> tuple[Experiment, Origin]:

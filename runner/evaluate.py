@@ -84,7 +84,8 @@ def logits(
     from tqdm.auto import tqdm
 
     where = device()
-    model.to(where).eval()
+    model.to(where)  # type: ignore[arg-type]  # transformers' decorator hides the signature
+    model.eval()
     names = [name for name in tokenizer.model_input_names if name in features.column_names]
     inputs = features.select_columns(names)
     lengths = np.asarray(features["length"])

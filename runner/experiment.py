@@ -21,7 +21,7 @@ from runner.tasks import Examples, Scores
 from runner.verify import Verification, verify
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from runner.train import Lesson
 
@@ -133,7 +133,7 @@ def prepare(experiment: Experiment) -> Inputs:
         )
     trains = experiment.prune or not model.finetuned
     if experiment.prune and experiment.pattern.prunes:  # that it fits is known without data and weights
-        Pruner(*pruner_arguments(experiment, net), {})
+        new_pruner(experiment, net, {})
     examples = task.read(train=trains)
     lesson, updates = None, {}
     if trains:
@@ -149,10 +149,10 @@ def prepare(experiment: Experiment) -> Inputs:
     return Inputs(examples, base, tokenizer, teacher, lesson, updates, identity)
 
 
-def pruner_arguments(experiment: Experiment, net: Any) -> tuple[Any, ...]:
-    """All arguments of Pruner but the updates."""
+def new_pruner(experiment: Experiment, net: PreTrainedModel, updates: Mapping[int, float]) -> Pruner:
+    """The pruner of this experiment for a model."""
     parameters = models.prunable_parameters(net, experiment.model)
-    return parameters, experiment.pattern, experiment.criterion, experiment.allocation
+    return Pruner(parameters, experiment.pattern, experiment.criterion, experiment.allocation, updates)
 
 
 def find_teacher(experiment: Experiment) -> models.Checkpoint | None:
@@ -204,7 +204,7 @@ def prune(
     architecture = experiment.dataset.architecture
     student = models.load(architecture, dense)
     teacher = models.load(architecture, inputs.teacher or dense) if experiment.distill.needs_teacher else None
-    pruner = Pruner(*pruner_arguments(experiment, student), inputs.updates)
+    pruner = new_pruner(experiment, student, inputs.updates)
     title = "Training the control" if isinstance(experiment.pattern, Dense) else f"Pruning to {experiment.pattern}"
     train(
         student,

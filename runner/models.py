@@ -5,10 +5,11 @@ from __future__ import annotations
 import fnmatch
 import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, cast
 
 import torch
 from omegaconf import MISSING
@@ -36,7 +37,7 @@ class Model:
     path: str = MISSING
     """A hub id, a folder, or `embedded:NAME` for weights that come with this package."""
     finetuned: str | None = None
-    """A checkpoint already fine-tuned on the dataset, as id or folder: the dense model. If not given, the run makes one."""
+    """A checkpoint fine-tuned on the dataset, as id or folder: the dense model. If not given, the run makes one."""
     revision: str | None = None
     """Commit, tag or branch of `path` on the hub."""
     finetuned_revision: str | None = None
@@ -119,9 +120,7 @@ def _config(path: str, key: str, model: Model, revision: str | None) -> Pretrain
         commit = values.pop("_commit_hash", None)
         kind = values.pop("model_type", None) or model.model_type
         if kind is None:
-            raise UserError(
-                f"{key}={path}: its config.json does not say which architecture it is; set model.model_type, such as bert"
-            )
+            raise UserError(f"{key}={path}: its config.json names no architecture; set model.model_type, such as bert")
         if kind not in CONFIG_MAPPING:
             raise UserError(f"{key}={path}: transformers does not know the architecture {kind!r} (model_type)")
         config = AutoConfig.for_model(kind, **values)
@@ -187,10 +186,10 @@ def head(model: PreTrainedModel) -> dict[str, nn.Module]:
     return {name: child for name, child in model.named_children() if child is not model.base_model}
 
 
-def weighted_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """All Linear and Conv modules by name: the denominator of the element-wise ratio. Embeddings are none."""
+def matrix_weights(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The weights of all Linear and Conv modules: the denominator of the element-wise ratio. Embeddings are none."""
     kinds = (nn.Linear, nn.Conv1d, nn.Conv2d)
-    return {name: module for name, module in model.named_modules() if isinstance(module, kinds)}
+    return {name: module.weight for name, module in model.named_modules() if isinstance(module, kinds)}
 
 
 def prunable_parameters(net: PreTrainedModel, model: Model) -> dict[str, nn.Parameter]:
@@ -200,8 +199,8 @@ def prunable_parameters(net: PreTrainedModel, model: Model) -> dict[str, nn.Para
         UserError: a pattern in model.prunable or model.excluded matches no such layer.
     """
     outside = tuple(f"{name}." for name in head(net))
-    layers = {
-        name: module.weight
+    layers: dict[str, nn.Parameter] = {
+        name: cast(nn.Parameter, module.weight)
         for name, module in net.named_modules()
         if isinstance(module, nn.Linear)
         and not f"{name}.".startswith(outside)
@@ -226,18 +225,16 @@ def _matching(pattern: str, layers: Iterable[str], key: str) -> list[str]:
     return found
 
 
-class quiet_loading:
+@contextmanager
+def quiet_loading() -> Iterator[None]:
     """Silence transformers' table of newly drawn heads and unused poolers, which is expected here."""
+    from transformers.utils import logging
 
-    def __enter__(self) -> None:
-        from transformers.utils import logging
-
-        self.level = logging.get_verbosity()
-        logging.set_verbosity_error()
-        logging.disable_progress_bar()
-
-    def __exit__(self, *exception: object) -> None:
-        from transformers.utils import logging
-
-        logging.set_verbosity(self.level)
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
         logging.enable_progress_bar()

@@ -1,4 +1,4 @@
-"""What happens around a sweep: every job is checked before the first is launched, and one MLflow run is their parent."""
+"""Around a sweep: every job is checked before the first is launched, and one MLflow run is their parent."""
 
 import logging
 from contextlib import ExitStack

@@ -72,7 +72,7 @@ def connect(tracking: Tracking) -> tuple[MlflowClient, str]:
         found = client.get_experiment_by_name(tracking.experiment)
         if found is not None and found.lifecycle_stage != "active":
             raise UserError(
-                f"tracking.experiment={tracking.experiment} was deleted from {uri}; restore it with mlflow, or choose another"
+                f"tracking.experiment={tracking.experiment} was deleted from {uri}; restore it, or choose another"
             )
         id = found.experiment_id if found else client.create_experiment(tracking.experiment, artifact_location=location)
         return client, id

@@ -119,7 +119,7 @@ class PruningCallback(TrainerCallback):
         if state.is_world_process_zero:
             # Trainer's own way to save a callback's state is JSON, which masks are not.
             tensors, values = self.pruner.state_dict()
-            save_file(tensors, Path(args.output_dir) / f"checkpoint-{state.global_step}" / PRUNER_FILE, values)
+            save_file(tensors, Path(str(args.output_dir)) / f"checkpoint-{state.global_step}" / PRUNER_FILE, values)
 
 
 def load_pruner(pruner: Pruner, file: Path) -> None:
@@ -171,7 +171,8 @@ def train(
     last = last_checkpoint(folder, pruner)
     arguments = _arguments(training, seed, folder, lesson.length(training).steps)
     if teaching.teacher is not None:
-        teaching.teacher.to(arguments.device).eval().requires_grad_(False)
+        teaching.teacher.to(arguments.device)  # type: ignore[arg-type]  # transformers' decorator hides the signature
+        teaching.teacher.eval().requires_grad_(False)
         if teaching.distillation.shares_head:
             share_head(student, teaching.teacher)
     callbacks: list[TrainerCallback] = [Progress(title, log, pruner)]

@@ -50,7 +50,7 @@ def verify(folder: Path, architecture: str, pattern: Pattern, layers: list[Layer
 
     tensors = read_tensors(folder)
     net = models.skeleton(architecture, AutoConfig.from_pretrained(folder))
-    elements = sum(module.weight.numel() for module in models.weighted_layers(net).values())
+    elements = sum(weight.numel() for weight in models.matrix_weights(net).values())
     zeros = pruned_elements = violations = 0
     for layer in layers:
         if layer.skipped:

@@ -91,7 +91,7 @@ class Dataset:
         raise NotImplementedError
 
     def score(self, examples: datasets.Dataset, features: datasets.Dataset, logits: list[np.ndarray]) -> Scores:
-        """Score the logits ([features, choices] per head, as `prediction` orders them; padded with the lowest float)."""
+        """Score logits: [features, choices] per head, in the order of `prediction`, padded with the lowest float."""
         raise NotImplementedError
 
 

@@ -28,6 +28,8 @@ class Demo(Span):
 
         from runner.tasks.demo_text import examples
 
-        train = datasets.Dataset.from_list(list(examples(self.train_examples, seed=2 * self.data_seed)))
-        evaluation = datasets.Dataset.from_list(list(examples(self.eval_examples, seed=2 * self.data_seed + 1)))
+        train = datasets.Dataset.from_list([dict(e) for e in examples(self.train_examples, seed=2 * self.data_seed)])
+        evaluation = datasets.Dataset.from_list(
+            [dict(e) for e in examples(self.eval_examples, seed=2 * self.data_seed + 1)]
+        )
         return train, evaluation, "generated"

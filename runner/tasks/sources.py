@@ -64,7 +64,7 @@ def _local(path: Path, squad_json: ReadJson) -> Splits:
         evaluation = [p for p in files if p not in train and any(word in p.stem.lower() for word in _EVALUATION)]
     if not train and not evaluation:
         raise UserError(
-            f"dataset.path={path}: no file is named train*, dev*, validation* or test*, so the splits are not told apart"
+            f"dataset.path={path}: name the files train*, dev*, validation* or test*, to tell the splits apart"
         )
     parts = [
         datasets.concatenate_datasets([_file(p, squad_json) for p in part]) if part else None

@@ -1,0 +1,166 @@
+"""The whole path through the real command line: YAML to a verified model, MLflow and the table."""
+
+import json
+import sqlite3
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.conftest import Cli, save_small_model
+from tests.loopback_hub import serve
+
+SHORT = (
+    "dataset=demo", "dataset.train_examples=96", "dataset.eval_examples=40", "schedule=short",
+    "train.max_steps=30", "train.per_device_train_batch_size=8", "train.warmup_steps=2", "train.learning_rate=1e-3",
+    "finetune.max_steps=5", "finetune.per_device_train_batch_size=8",
+)  # fmt: skip
+
+
+def run_folders(folder: Path) -> list[Path]:
+    return sorted(p.parent for p in (folder / "outputs").glob("*/result.json"))
+
+
+def ok(done: subprocess.CompletedProcess[str]) -> subprocess.CompletedProcess[str]:
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+def test_one_run_leaves_a_checked_model_and_a_row(
+    cli: Cli, rows: Callable[[], list[dict]], small_model: Path, tmp_path: Path
+) -> None:
+    done = ok(cli("-m", "runner", "model=hub", f"model.path={small_model}", "pattern=4x1", *SHORT))
+    assert "relative drop" in done.stderr
+    assert "0 violations" in done.stderr
+    (folder,) = run_folders(tmp_path)
+    assert folder.name.startswith("small-model-demo-4x1-s0-")
+    assert {"model", "config.yaml", "result.json", "checkpoints", "run.log"} <= {p.name for p in folder.iterdir()}
+    result = json.loads((folder / "result.json").read_text())
+
+    # The saved model, read by the plain library: 80 % of the encoder's weights, in whole blocks of four rows.
+    from transformers import AutoModelForQuestionAnswering, AutoTokenizer
+
+    model = AutoModelForQuestionAnswering.from_pretrained(folder / "model")
+    assert AutoTokenizer.from_pretrained(folder / "model").is_fast
+    weights = {n: p for n, p in model.named_parameters() if "encoder" in n and p.dim() == 2}
+    assert len(weights) == 12
+    zeros = sum(int((p == 0).sum()) for p in weights.values())
+    total = sum(p.numel() for p in weights.values())
+    assert zeros == 4 * round(0.8 * total / 4)
+    for p in weights.values():
+        share = (p.view(p.shape[0] // 4, 4, -1) == 0).float().mean(1)
+        assert bool(((share == 0) | (share == 1)).all())
+    head = model.qa_outputs.weight.numel()
+    assert result["verification"]["linear_ratio"] == pytest.approx(zeros / (total + head))
+    pruning = json.loads((folder / "model" / "pruning.json").read_text())
+    assert pruning["pattern"]["name"] == "4x1"
+    assert sum(layer["zeros"] for layer in pruning["layers"]) == zeros
+    assert pruning["sparse"]["f1"] == result["sparse"]["f1"]
+
+    (row,) = rows()
+    assert (row["model"], row["dataset"], row["pattern"], row["seeds"]) == ("small-model", "demo", "4x1", [0])
+    assert row["ratio"] == pytest.approx(result["verification"]["linear_ratio"])
+    assert row["dense_max"] == pytest.approx(result["dense"]["f1"])
+    assert row["sparse_max"] == pytest.approx(result["sparse"]["f1"])
+    assert 0 <= row["sparse_max"] <= 1
+
+    # What MLflow holds, and where: beside the database, not in ./mlruns.
+    assert not (tmp_path / "mlruns").exists()
+    artifacts = {p.name for p in (tmp_path / "mlartifacts").rglob("*") if p.is_file()}
+    assert {"config.yaml", "overrides.txt", "layers.json", "predictions.json"} <= artifacts
+    with sqlite3.connect(tmp_path / "mlflow.db") as store:
+        params = dict(store.execute("select key, value from params"))
+        logged = {key for (key,) in store.execute("select distinct key from metrics")}
+        steps = [s for (s,) in store.execute("select step from metrics where key='train/sparsity' order by step")]
+    assert {"train/loss", "train/sparsity", "train/learning_rate", "finetune/loss", "dense/f1", "sparse/f1",
+            "relative_drop", "sparsity/linear", "sparsity/target", "pattern/violations"} <= logged  # fmt: skip
+    assert steps == sorted(set(steps))
+    assert steps[-1] == 30
+    assert len(params) < 60
+    assert params["train.max_steps"] == "30"  # not the default, so it is shown
+
+    # Scored again by itself: the same number.
+    done = ok(cli("-m", "runner.evaluate", str(folder / "model"), *SHORT[:3]))
+    assert json.loads(done.stdout)["f1"] == result["sparse"]["f1"]
+
+
+def test_a_sweep_shares_the_dense_model_and_pools_seeds(
+    cli: Cli, rows: Callable[[], list[dict]], small_model: Path, tmp_path: Path
+) -> None:
+    model = ("model=hub", f"model.path={small_model}")
+    done = ok(cli("-m", "runner", "-m", *model, "pattern=dense,2:4", "seed=0,1", *SHORT))
+    assert done.stderr.count("fine-tuning the dense model") == 2  # one a seed, not one a run
+    assert done.stderr.count("dense model found") == 2
+    table = {row["pattern"]: row for row in rows()}
+    assert set(table) == {"dense", "2:4"}
+    assert all(row["seeds"] == [0, 1] for row in table.values())
+    assert table["dense"]["ratio"] == 0
+    assert table["dense"]["dense_mean"] == table["2:4"]["dense_mean"]
+    results = [json.loads((f / "result.json").read_text()) for f in run_folders(tmp_path)]
+    mine = [r["sparse"]["f1"] for r in results if r["pattern"] == "2:4"]
+    assert table["2:4"]["sparse_mean"] == pytest.approx(sum(mine) / 2)
+    with sqlite3.connect(tmp_path / "mlflow.db") as store:
+        parents = list(store.execute("select count(*) from tags where key='mlflow.parentRunId' group by value"))
+        (parent,) = store.execute("select run_uuid, status from runs where name='sweep'")
+    assert parents == [(4,)]
+    assert parent[1] == "FINISHED"
+
+
+def test_prune_false_only_makes_the_dense_model(
+    cli: Cli, rows: Callable[[], list[dict]], small_model: Path, tmp_path: Path
+) -> None:
+    ok(cli("-m", "runner", "model=hub", f"model.path={small_model}", "prune=false", *SHORT))
+    (folder,) = run_folders(tmp_path)
+    assert json.loads((folder / "result.json").read_text())["sparse"] is None
+    assert (folder / "model" / "model.safetensors").is_file()
+    assert rows() == []
+
+
+def squad_on_a_hub(root: Path) -> None:
+    """A few of the demo's questions under SQuAD's id."""
+    import datasets
+
+    from runner.tasks.demo_text import examples
+
+    folder = root / "datasets" / "rajpurkar" / "squad" / "plain_text"
+    for split, count, seed in (("train", 64, 0), ("validation", 16, 1)):
+        table = datasets.Dataset.from_list([dict(e) for e in examples(count, seed)])
+        folder.mkdir(parents=True, exist_ok=True)
+        table.to_parquet(str(folder / f"{split}-00000-of-00001.parquet"))
+    (folder.parent / "README.md").write_text(
+        "---\nconfigs:\n- config_name: plain_text\n  data_files:\n  - split: train\n    path: plain_text/train-*\n"
+        "  - split: validation\n    path: plain_text/validation-*\n---\n"
+    )
+
+
+def test_the_eight_published_rows_load_by_their_ids_and_train(
+    cli: Cli, rows: Callable[[], list[dict]], tmp_path: Path
+) -> None:
+    hub = tmp_path / "hub"
+    squad_on_a_hub(hub)
+    mini = save_small_model(hub / "models" / "google" / "bert_uncased_L-4_H-256_A-4")
+    # As older repositories are: weights only as a pickle, and a config.json that does not name its architecture.
+    torch.save(load_file(mini / "model.safetensors"), mini / "pytorch_model.bin")
+    (mini / "model.safetensors").unlink()
+    config = json.loads((mini / "config.json").read_text())
+    del config["model_type"], config["architectures"]
+    (mini / "config.json").write_text(json.dumps(config))
+    save_small_model(hub / "models" / "distilbert" / "distilbert-base-uncased", "distilbert")
+    save_small_model(hub / "models" / "google-bert" / "bert-base-uncased", num_hidden_layers=3)
+    save_small_model(hub / "models" / "google-bert" / "bert-large-uncased", num_hidden_layers=4)
+    with serve(hub, tmp_path / "home") as env:
+        done = cli(
+            "-m", "runner", "-m", "model=bert-mini,distilbert,bert-base,bert-large", "pattern=4x1,2:4",
+            "schedule=short", "train.max_steps=20", "train.warmup_steps=2", "finetune.max_steps=2",
+            env=env, timeout=600,
+        )  # fmt: skip
+    ok(done)
+    table = rows()
+    assert len(table) == 8
+    assert {row["model"] for row in table} == {"bert-mini", "distilbert", "bert-base", "bert-large"}
+    for row in table:
+        assert row["dataset"] == "squad"
+        assert row["ratio"] == pytest.approx({"4x1": 0.8, "2:4": 0.5}[row["pattern"]], abs=0.01)
