@@ -10,7 +10,7 @@ Nothing here imports anything but torch and the standard library.
 
 from pruning.allocation import Allocation, Global, Uniform
 from pruning.criteria import Criterion, Magnitude, SnipMomentum
-from pruning.distillation import Distillation, Logits, NoDistillation, Prediction, SimKD
+from pruning.distillation import Distillation, Logits, NoDistillation, Prediction, SimKD, label_loss
 from pruning.errors import PruningError
 from pruning.patterns import Block, Dense, NofM, Pattern
 from pruning.pruner import LayerReport, Pruner
@@ -37,4 +37,5 @@ __all__ = [
     "SnipMomentum",
     "TrainingLength",
     "Uniform",
+    "label_loss",
 ]

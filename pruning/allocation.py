@@ -13,12 +13,13 @@ from pruning.errors import PruningError
 def lowest(cost: Tensor, count: int) -> Tensor:
     """Bool mask of exactly the `count` lowest of a one-dimensional `cost`; among equals the first by index.
 
-    Linear in time: one selection of the threshold, then the ties are filled up in order.
+    Linear in time: one selection of the threshold, then the ties are filled up in order. NaN counts as +inf.
     """
     if count <= 0:
         return torch.zeros_like(cost, dtype=torch.bool)
     if count >= cost.numel():
         return torch.ones_like(cost, dtype=torch.bool)
+    cost = cost.nan_to_num(nan=math.inf, posinf=math.inf, neginf=-math.inf)  # NaN equals nothing: no tie to fill up
     threshold = cost.kthvalue(count).values
     chosen = cost < threshold
     ties = torch.nonzero(cost == threshold).flatten()
@@ -39,7 +40,7 @@ class Allocation:
 
     def caps(self, units: Mapping[str, int], max_sparsity: float) -> dict[str, int]:
         """The most units that may be pruned in each layer; `max_sparsity` is that of a layer with all units pruned."""
-        fraction = min(1.0, self.max_per_layer / max_sparsity)
+        fraction = min(1.0, self.max_per_layer / max_sparsity) if max_sparsity else 0.0
         return {name: math.floor(fraction * count + 1e-9) for name, count in units.items()}
 
     def check(self, units: Mapping[str, int], fraction: float, max_sparsity: float) -> None:
@@ -69,18 +70,10 @@ class Global(Allocation):
 
     def select(self, costs: Mapping[str, Tensor], fraction: float, caps: Mapping[str, int]) -> dict[str, Tensor]:
         names = sorted(costs)  # ties break by (name, index), whatever the order given
-        sizes = [costs[name].numel() for name in names]
         flat = torch.cat([costs[name] for name in names])
-        layers = dict(zip(names, flat.split(sizes), strict=True))  # views: protecting a unit changes `flat`
-        capped: set[str] = set()
-        while True:
-            chosen = dict(zip(names, lowest(flat, round(fraction * flat.numel())).split(sizes), strict=True))
-            over = [name for name in names if name not in capped and int(chosen[name].sum()) > caps[name]]
-            if not over:
-                return chosen
-            for name in over:  # all but the cheapest `cap` units of the layer are out of reach
-                layers[name].masked_fill_(lowest(layers[name], caps[name]).logical_not(), math.inf)
-            capped.update(over)
+        chosen = torch.cat([lowest(costs[name], caps[name]) for name in names])  # no layer may lose more than these
+        chosen[chosen.clone()] = lowest(flat[chosen], round(fraction * flat.numel()))
+        return dict(zip(names, chosen.split([costs[name].numel() for name in names]), strict=True))
 
 
 @dataclass

@@ -51,7 +51,7 @@ class SnipMomentum(Criterion):
     def __post_init__(self) -> None:
         if not 0 <= self.momentum < 1 or self.scale <= 0:
             raise PruningError(
-                f"criterion.momentum={self.momentum} criterion.scale={self.scale}: momentum must be in [0, 1), scale > 0"
+                f"criterion.momentum={self.momentum} criterion.scale={self.scale}: momentum in [0, 1) and scale > 0"
             )
 
     def observation(self, weight: Tensor, gradient: Tensor) -> Tensor:

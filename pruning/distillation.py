@@ -24,6 +24,21 @@ class Prediction:
     """[batch, tokens, width]: the last hidden states, if asked for."""
 
 
+def masked(logits: Tensor, choices: Tensor | None) -> Tensor:
+    """float32 logits of which only the real choices count in a softmax.
+
+    Filled with the lowest float, not -inf, for 0 * inf would be NaN: it too gives probability 0 exactly.
+    """
+    logits = logits.float()
+    return logits if choices is None else logits.masked_fill(~choices, torch.finfo(torch.float32).min)
+
+
+def label_loss(student: Prediction, labels: tuple[Tensor, ...]) -> Tensor:
+    """Mean over the heads of the cross entropy with one [batch] tensor of labels each, over the real choices only."""
+    heads = zip(student.logits, labels, strict=True)
+    return torch.stack([F.cross_entropy(masked(logits, student.choices), label) for logits, label in heads]).mean()
+
+
 @dataclass
 class Distillation:
     """Base: total loss = weight * distillation loss + label_weight * label loss."""
@@ -43,7 +58,7 @@ class Distillation:
     def __post_init__(self) -> None:
         if self.weight < 0 or self.label_weight < 0 or self.weight + self.label_weight == 0:
             raise PruningError(
-                f"distill.weight={self.weight} distill.label_weight={self.label_weight}: not negative, and not both zero"
+                f"distill.weight={self.weight} distill.label_weight={self.label_weight}: none negative, not both zero"
             )
 
     def loss(self, student: Prediction, teacher: Prediction) -> Tensor:
@@ -72,12 +87,9 @@ class Logits(Distillation):
         return torch.stack(heads).mean() * self.temperature**2
 
     def _kl(self, student: Tensor, teacher: Tensor, choices: Tensor | None) -> Tensor:
-        student, teacher = student.float() / self.temperature, teacher.float() / self.temperature
-        if choices is not None:
-            # Not -inf: 0 * inf would be NaN. The lowest float gives probability 0 exactly.
-            lowest = torch.finfo(torch.float32).min
-            student, teacher = student.masked_fill(~choices, lowest), teacher.masked_fill(~choices, lowest)
-        return F.kl_div(student.log_softmax(-1), teacher.log_softmax(-1), reduction="batchmean", log_target=True)
+        of_student = masked(student / self.temperature, choices).log_softmax(-1)
+        of_teacher = masked(teacher / self.temperature, choices).log_softmax(-1)
+        return F.kl_div(of_student, of_teacher, reduction="batchmean", log_target=True)
 
 
 @dataclass
@@ -92,7 +104,8 @@ class SimKD(Distillation):
     shares_head: ClassVar[bool] = True
 
     def loss(self, student: Prediction, teacher: Prediction) -> Tensor:
-        assert student.hidden is not None and teacher.hidden is not None
+        assert student.hidden is not None
+        assert teacher.hidden is not None
         error = (student.hidden.float() - teacher.hidden.float()).square().mean(-1)  # [batch, tokens]
         return (error * student.tokens).sum() / student.tokens.sum()
 

@@ -183,14 +183,13 @@ class NofM(Pattern):
     def __post_init__(self) -> None:
         if not 0 < self.n < self.m:
             raise PruningError(f"pattern.n={self.n} pattern.m={self.m}: N:M needs 0 < n < m")
-        exact = 1 - self.n / self.m
-        if self.target_sparsity is None:
-            self.target_sparsity = exact
-        elif abs(self.target_sparsity - exact) > 1e-6:
+        exact = self.max_sparsity
+        if self.target_sparsity is not None and abs(self.target_sparsity - exact) > 1e-6:
             raise PruningError(
                 f"pattern.target_sparsity={self.target_sparsity} is impossible for {self}: every group keeps "
                 f"{self.n} of {self.m}, which is {exact:g}; leave it out, or choose another n and m"
             )
+        self.target_sparsity = exact  # 0.666667 for 1:3 means all groups, no more and no less
 
     def __str__(self) -> str:
         return f"{self.n}:{self.m}"
@@ -257,7 +256,10 @@ class Dense(Pattern):
 
     @property
     def unit_zeros(self) -> int:
-        return 1
+        return 0
+
+    def unit_fraction(self, sparsity: float) -> float:
+        return 0.0
 
     def misfit(self, shape: torch.Size) -> str | None:
         return None

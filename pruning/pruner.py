@@ -1,6 +1,7 @@
 """The pruner: the only owner of masks. It lives in the optimizer's step, so that it works in any training loop."""
 
 import logging
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -36,7 +37,7 @@ class LayerReport:
     @property
     def sparsity(self) -> float:
         """Fraction of the weight that is zero."""
-        return self.zeros / (self.shape[0] * self.shape[1])
+        return self.zeros / math.prod(self.shape)
 
 
 class Pruner:
@@ -143,7 +144,7 @@ class Pruner:
 
     @torch.no_grad()
     def prune_to(self, sparsity: float) -> None:
-        """Choose exactly `round(s * units)` units, those already pruned first. `_enforce` sets their weights to zero."""
+        """Choose exactly `round(s * units)` units, those already pruned first. `_enforce` zeroes their weights."""
         scores = {name: self._saliency(name, p) for name, p in self.parameters.items()}
         costs = {name: self.pattern.cost(score) for name, score in scores.items()}
         chosen = self.allocation.select(costs, self.pattern.unit_fraction(sparsity), self._caps)
@@ -241,6 +242,6 @@ class Pruner:
         of = {kind: {} for kind in ("score", "mask")}
         for key, tensor in tensors.items():
             kind, name = key.split("/", 1)
-            of[kind][name] = tensor.to(device)
+            of[kind][name] = tensor.to(device, copy=True)  # updated in place
         self._scores, self._masks, self._bits = of["score"], of["mask"], {}
         self.steps_taken, self.sparsity = int(values["steps_taken"]), float(values["sparsity"])

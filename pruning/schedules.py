@@ -97,7 +97,7 @@ class Schedule:
     cooldown: str = "30%"
     """Training left after the last update, with the masks fixed."""
     warmup_steps: float = 0.1
-    """Learning-rate warm-up in optimizer steps, or a fraction of the training if below 1; `train` takes it from here."""
+    """Learning-rate warm-up in optimizer steps, or a fraction of the training if below 1; `train` reads it here."""
 
     def __post_init__(self) -> None:
         if self.decay not in DECAYS:

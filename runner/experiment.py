@@ -440,4 +440,6 @@ def set_up_process() -> None:
     root.setLevel(logging.WARNING)
     for ours in ("runner", "pruning"):
         logging.getLogger(ours).setLevel(logging.INFO)
+    for library in ("huggingface_hub", "datasets"):
+        logging.getLogger(library).propagate = False  # they have handlers of their own: not everything twice
     warnings.filterwarnings("ignore", category=FutureWarning)

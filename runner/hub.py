@@ -1,10 +1,18 @@
 """Talking to the Hugging Face hub, and saying what is wrong when that fails."""
 
 import os
+import socket
+import time
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from urllib.parse import urlsplit
 
 from runner.errors import UserError
+
+_CONNECT_SECONDS = 10.0
 
 
 @contextmanager
@@ -15,11 +23,44 @@ def explain(what: str, key: str, value: str) -> Iterator[None]:
         what: "model" or "dataset"; key, value: the configuration key that named it, and its value.
     """
     try:
-        yield
+        with _offline_if_silent(value):
+            yield
     except UserError:
         raise
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError(_message(what, key, value, error)) from error
+
+
+@contextmanager
+def _offline_if_silent(value: str) -> Iterator[None]:
+    """Where nothing listens at the hub's address only the cache can help: ask it at once, without the minute of
+    retries and warnings that huggingface_hub has for a hub in trouble."""
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE or Path(value).expanduser().exists() or _listens(constants.ENDPOINT):
+        yield
+        return
+    constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = False
+
+
+@cache
+def _listens(endpoint: str) -> bool:
+    """Whether a connection to this URL's host can be made. Behind a proxy nobody can tell: true."""
+    url = urlsplit(endpoint)
+    if url.hostname is None or url.scheme in urllib.request.getproxies() or "all" in urllib.request.getproxies():
+        return True
+    for pause in (1.0, 0.0):
+        try:
+            port = url.port or (443 if url.scheme == "https" else 80)
+            socket.create_connection((url.hostname, port), timeout=_CONNECT_SECONDS).close()
+            return True
+        except OSError:
+            time.sleep(pause)
+    return False
 
 
 def _message(what: str, key: str, value: str, error: BaseException) -> str:

@@ -1,6 +1,8 @@
 """Around a sweep: every job is checked before the first is launched, and one MLflow run is their parent."""
 
 import logging
+import sys
+import traceback
 from contextlib import ExitStack
 from typing import Any
 
@@ -11,7 +13,7 @@ from omegaconf import DictConfig
 
 from runner import config as configuration
 from runner import tracking
-from runner.edge import message
+from runner.edge import guarded, message
 from runner.experiment import set_up_process
 
 log = logging.getLogger(__name__)
@@ -25,6 +27,16 @@ class Sweep(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Compose and convert all jobs; a mistake in any stops the sweep before job 0."""
+        # Hydra makes a warning of what a callback raises, and goes on. Not of SystemExit; and no job runs yet.
+        try:
+            status = guarded(lambda: self._begin(config))
+        except Exception:
+            traceback.print_exc()
+            status = 1
+        if status:
+            sys.exit(status)
+
+    def _begin(self, config: DictConfig) -> None:
         set_up_process()
         swept = config.hydra.sweeper.get("params") or {}
         jobs = expand([*(f"{key}={value}" for key, value in swept.items()), *config.hydra.overrides.task])

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from transformers import ProgressCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
-from pruning import Distillation, Prediction, Pruner, TrainingLength
+from pruning import Distillation, Prediction, Pruner, TrainingLength, label_loss
 from runner import models
 from runner.device import device, world_size
 from runner.errors import UserError, disk_error
@@ -87,10 +87,12 @@ class DistillTrainer(Trainer):
         how = self.teaching.distillation
         labels = {name: inputs[name] for name in self.task.label_names}
         given = {name: value for name, value in inputs.items() if name not in labels}
-        outputs = model(**given, **(labels if how.label_weight else {}), output_hidden_states=how.needs_hidden)
-        loss = how.label_weight * outputs.loss if how.label_weight else torch.zeros((), device=self.args.device)
+        outputs = model(**given, output_hidden_states=how.needs_hidden)
+        student = self.task.prediction(outputs, given)
+        loss = torch.zeros((), device=self.args.device)
+        if how.label_weight:  # not the model's own loss, whose softmax has the padding in it
+            loss = how.label_weight * label_loss(student, tuple(labels.values()))
         if self.teaching.teacher is not None and how.weight:
-            student = self.task.prediction(outputs, given)
             loss = loss + how.weight * how.loss(student, self._taught(given))
         return (loss, outputs) if return_outputs else loss
 

@@ -79,7 +79,9 @@ class _Handler(BaseHTTPRequestHandler):
         files = sorted(p for p in repository.rglob("*") if p.is_file())
         if rest[:1] == ["tree"]:
             base = repository / "/".join(rest[2:])
-            self._json([_entry(repository, p) for p in files if p.is_relative_to(base)])
+            folders = {d for p in files for d in p.relative_to(repository).parents if d != Path(".")}
+            tree = [{"type": "directory", "path": d.as_posix(), "size": 0, "oid": "0" * 40} for d in sorted(folders)]
+            self._json(tree + [_entry(repository, p) for p in files if p.is_relative_to(base)])
         elif rest[:1] == ["paths-info"]:
             asked = [repository / path for path in json.loads(body or b"{}").get("paths", [])]
             self._json([_entry(repository, p) for p in asked if p.is_file()])

@@ -72,7 +72,7 @@ class Dataset:
     architecture: ClassVar[str]
     """The transformers auto class with the task's head."""
     label_names: ClassVar[tuple[str, ...]]
-    """The features' columns that are labels."""
+    """The features' columns that are labels, one for each head of `prediction`."""
     defining: ClassVar[tuple[str, ...]] = ("path", "name", "revision")
     """Fields that define what the dataset is: overriding one makes the group's choice a wrong label."""
 

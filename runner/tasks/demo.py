@@ -18,7 +18,7 @@ class Demo(Span):
     path: str = "generated"
     max_seq_length: int = 128
     doc_stride: int = 32
-    train_examples: int = 8000
+    train_examples: int = 4000
     """Questions generated for training."""
     eval_examples: int = 1000
     """Questions generated for evaluation, from another seed."""
