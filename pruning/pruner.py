@@ -72,11 +72,11 @@ class Pruner:
             name: reason for name, p in parameters.items() if (reason := self._reason_to_skip(p)) is not None
         }
         self.parameters = {name: parameters[name] for name in sorted(parameters) if name not in self.skipped}
-        for name, reason in sorted(self.skipped.items()):
-            log.warning("%s is left dense: %s", name, reason)
         if not self.parameters:
             reasons = "; ".join(f"{name}: {reason}" for name, reason in sorted(self.skipped.items())[:3])
             raise PruningError(f"no layer can be pruned with pattern {pattern}" + (f" ({reasons})" if reasons else ""))
+        for name, reason in sorted(self.skipped.items()):
+            log.warning("%s is left dense: %s", name, reason)
         self._units = {name: p.numel() // pattern.unit_size for name, p in self.parameters.items()}
         self._caps = allocation.caps(self._units, pattern.max_sparsity)
         allocation.check(self._units, pattern.unit_fraction(pattern.target), pattern.max_sparsity)

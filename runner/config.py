@@ -217,11 +217,10 @@ def identify(experiment: Experiment, model: str, data: str, teacher: str | None)
         data: fingerprint of the examples.
         teacher: fingerprint of a teacher other than the dense model.
     """
-    data_settings = {k: v for k, v in asdict(experiment.dataset).items() if k not in ("path", "name", "revision")}
     dense: dict[str, Any] = {
         "model": model,
         "dropout": [experiment.model.hidden_dropout, experiment.model.attention_dropout],
-        "data": [data, type(experiment.dataset).__name__, data_settings],
+        "data": [data, type(experiment.dataset).__name__, experiment.dataset.settings()],
         "versions": VERSIONS,
     }
     if experiment.model.finetuned is None:

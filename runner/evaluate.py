@@ -57,8 +57,7 @@ def score_once(
     Args:
         fingerprint: of the examples.
     """
-    settings = {k: v for k, v in asdict(task).items() if k not in ("path", "max_train_samples")}
-    made_of = [VERSIONS["prepare"], VERSIONS["evaluate"], checkpoint.fingerprint, fingerprint, settings]
+    made_of = [VERSIONS["prepare"], VERSIONS["evaluate"], checkpoint.fingerprint, fingerprint, task.settings()]
     key = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:16]
     file = cache / "scores" / f"{key}.json"
     if file.is_file():

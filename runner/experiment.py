@@ -90,10 +90,7 @@ def run(experiment: Experiment, origin: Origin) -> Result:
         tracker.text("\n".join(origin.overrides) + "\n", "overrides.txt")
 
         dense = dense_model(experiment, inputs, tracker)
-        dense_scores = evaluate.score_once(
-            dense, inputs.tokenizer, experiment.dataset, inputs.examples.evaluation, inputs.examples.fingerprint,
-            Path(experiment.cache_dir), "Scoring dense",
-        )  # fmt: skip
+        dense_scores = score_dense(experiment, inputs, dense)
         sparse_scores, verification, layers = None, None, []
         if experiment.prune:
             layers = prune(experiment, inputs, dense, folder, tracker)
@@ -144,8 +141,8 @@ def prepare(experiment: Experiment) -> Inputs:
         if experiment.prune and experiment.pattern.prunes:
             length = lesson.length(experiment.train)
             updates = experiment.schedule.updates(length, experiment.pattern.target)
-    fingerprint = teacher.fingerprint if teacher is not None else None
-    identity = identify(experiment, base.fingerprint, examples.fingerprint, fingerprint)
+    data = examples.train_fingerprint + examples.evaluation_fingerprint
+    identity = identify(experiment, base.fingerprint, data, teacher.fingerprint if teacher is not None else None)
     return Inputs(examples, base, tokenizer, teacher, lesson, updates, identity)
 
 
@@ -219,6 +216,14 @@ def prune(
     )
     baseline.save(student, inputs.tokenizer, folder / "model")
     return pruner.report()
+
+
+def score_dense(experiment: Experiment, inputs: Inputs, dense: models.Checkpoint) -> Scores:
+    """Scores of the dense model, which the runs of a sweep share."""
+    data, cache = inputs.examples, Path(experiment.cache_dir)
+    return evaluate.score_once(
+        dense, inputs.tokenizer, experiment.dataset, data.evaluation, data.evaluation_fingerprint, cache, "Scoring dense"
+    )
 
 
 def score_saved(experiment: Experiment, inputs: Inputs, folder: Path) -> Scores:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -30,8 +30,9 @@ class Examples:
     train: datasets.Dataset | None
     """None if the run trains nothing."""
     evaluation: datasets.Dataset
-    fingerprint: str
-    """Hash of the contents of both."""
+    train_fingerprint: str
+    evaluation_fingerprint: str
+    """Hashes of the contents, whatever file they came from."""
     source: str
     """Where they came from, with the revision where known."""
 
@@ -76,6 +77,15 @@ class Dataset:
     defining: ClassVar[tuple[str, ...]] = ("path", "name", "revision")
     """Fields that define what the dataset is: overriding one makes the group's choice a wrong label."""
 
+    selecting: ClassVar[tuple[str, ...]] = (
+        "path", "name", "revision", "max_train_samples", "max_eval_samples", "holdout", "data_seed"
+    )  # fmt: skip
+    """Fields that only say which examples there are: a hash of their contents says it better."""
+
+    def settings(self) -> dict[str, Any]:
+        """The fields that say what is done with the examples."""
+        return {key: value for key, value in asdict(self).items() if key not in self.selecting}
+
     def read(self, train: bool = True) -> Examples:
         """Load, check and cut the examples. Raises UserError for data that cannot be used."""
         raise NotImplementedError
@@ -99,6 +109,10 @@ Collate = Callable[[list[Mapping[str, Any]]], dict[str, Any]]
 
 
 def import_all() -> None:
-    """Import every module of this package, so that all kinds of dataset exist as subclasses."""
+    """Import the modules of this package, so that all kinds of dataset exist as subclasses.
+
+    Not the metrics (`*_metric`): they import `evaluate`, which takes seconds, and are needed only to score.
+    """
     for module in pkgutil.iter_modules(__path__):
-        importlib.import_module(f"{__name__}.{module.name}")
+        if not module.name.endswith("_metric"):
+            importlib.import_module(f"{__name__}.{module.name}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from runner.tasks.span import Span
 
@@ -22,6 +22,8 @@ class Demo(Span):
     """Questions generated for training."""
     eval_examples: int = 1000
     """Questions generated for evaluation, from another seed."""
+
+    selecting: ClassVar[tuple[str, ...]] = (*Span.selecting, "train_examples", "eval_examples")
 
     def splits(self) -> tuple[datasets.Dataset | None, datasets.Dataset | None, str]:
         import datasets

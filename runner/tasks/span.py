@@ -86,8 +86,8 @@ class Span(Dataset):
             )
         training = self._ready(training, self.max_train_samples, f"{source}, train split") if train else None
         evaluation = self._ready(evaluation, self.max_eval_samples, f"{source}, evaluation split")
-        parts = [part for part in (training, evaluation) if part is not None]
-        return Examples(training, evaluation, fingerprint(parts), source)
+        of_train = fingerprint(training) if training is not None else ""
+        return Examples(training, evaluation, of_train, fingerprint(evaluation), source)
 
     def _ready(self, examples: datasets.Dataset | None, limit: int | None, where: str) -> datasets.Dataset:
         assert examples is not None
@@ -104,7 +104,7 @@ class Span(Dataset):
     def features(
         self, examples: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, cache: Path | None, labels: bool
     ) -> datasets.Dataset:
-        key = [FEATURES_VERSION, fingerprint([examples]), tokenizer_fingerprint(tokenizer), labels]
+        key = [FEATURES_VERSION, fingerprint(examples), tokenizer_fingerprint(tokenizer), labels]
         key += [self.max_seq_length, self.doc_stride]
         name = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
         if cache is not None:
@@ -255,19 +255,18 @@ def answer_tokens(answers: Mapping[str, list], offsets: list[tuple[int, int]], c
     return first, last
 
 
-def fingerprint(parts: list[datasets.Dataset]) -> str:
+def fingerprint(examples: datasets.Dataset) -> str:
     """Hash of the contents, whatever file they came from."""
     digest = hashlib.sha256()
-    for part in parts:
-        for row in zip(*(part[name] for name in COLUMNS), strict=True):
-            digest.update(json.dumps(row, sort_keys=True).encode())
-        digest.update(b"|")
+    for row in zip(*(examples[name] for name in COLUMNS), strict=True):
+        digest.update(json.dumps(row, sort_keys=True).encode())
     return digest.hexdigest()
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Hash of all that a fast tokenizer does."""
-    return hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()  # type: ignore[attr-defined]
+    """Hash of all that a fast tokenizer does, but for what its last call left in it: how to cut and to pad."""
+    state = json.loads(tokenizer.backend_tokenizer.to_str())  # type: ignore[attr-defined]
+    return hashlib.sha256(json.dumps({**state, "truncation": None, "padding": None}).encode()).hexdigest()
 
 
 def split_by_context(

@@ -119,7 +119,7 @@ def test_costs_that_are_not_numbers_go_last():
         (0.98, 1.0, 10, 9),
         (1.0, 1.0, 10, 10),
         (0.9, 1.0, 10, 9),
-        (0.7, 1.0, 10, 7),
+        (0.29, 1.0, 100, 29),  # 0.29 * 100 is a little less than 29
         (0.98, 0.5, 100, 100),  # 2:4 never prunes more than half of a layer
         (0.25, 0.5, 100, 50),
     ],

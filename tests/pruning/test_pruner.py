@@ -213,6 +213,16 @@ def test_an_update_at_step_0_is_made_when_attached():
     pruner.check_reached()
 
 
+def test_a_lower_sparsity_later_brings_nothing_back():
+    model = network()
+    optimizer = OPTIMIZERS["adamw-foreach"](model.parameters())
+    pruner = pruner_of(model, Block(4, 1, target_sparsity=0.5), updates={2: 0.5, 4: 0.25})
+    pruner.attach(optimizer)
+    train(model, optimizer, range(STEPS), lambda step: assert_enforced(model, optimizer))
+    assert float(zeros(model).float().mean()) == 0.5
+    assert pruner.sparsity == 0.5
+
+
 def test_the_dense_control_changes_nothing():
     plain, model = network(), network()
     train(plain, OPTIMIZERS["adamw-foreach"](plain.parameters()), range(STEPS))
@@ -527,6 +537,7 @@ def test_an_interrupted_training_goes_on_bit_for_bit(stop, pattern_name, criteri
     assert same(model.state_dict(), whole.state_dict())
     assert same(snapshot(pruner), snapshot(whole_pruner))
     assert pruner.report() == whole_pruner.report()
+    assert pruner.sparsity == whole_pruner.sparsity == pruner.pattern.target
 
 
 def test_attaching_a_restored_pruner_enforces_its_masks():

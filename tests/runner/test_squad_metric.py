@@ -22,15 +22,15 @@ def naive_words(text: str) -> list[str]:
     """The words that count: lower case, no ASCII punctuation, and no article that stands alone."""
     kept = [character for character in text.lower() if character not in PUNCTUATION]
     # An article is a maximal run of letters, digits and underscores; it is replaced by a blank.
-    text, run = "", ""
+    run, written = "", ""
     for character in [*kept, None]:
         if character is not None and (character.isalnum() or character == "_"):
             run += character
             continue
-        text += " " if run in ("a", "an", "the") else run
+        written += " " if run in ("a", "an", "the") else run
         run = ""
-        text += character or ""
-    return text.split()
+        written += character or ""
+    return written.split()
 
 
 def naive_f1(prediction: str, answer: str) -> float:
