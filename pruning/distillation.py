@@ -87,8 +87,8 @@ class Logits(Distillation):
         return torch.stack(heads).mean() * self.temperature**2
 
     def _kl(self, student: Tensor, teacher: Tensor, choices: Tensor | None) -> Tensor:
-        of_student = masked(student / self.temperature, choices).log_softmax(-1)
-        of_teacher = masked(teacher / self.temperature, choices).log_softmax(-1)
+        of_student = masked(student.float() / self.temperature, choices).log_softmax(-1)
+        of_teacher = masked(teacher.float() / self.temperature, choices).log_softmax(-1)
         return F.kl_div(of_student, of_teacher, reduction="batchmean", log_target=True)
 
 

@@ -220,9 +220,9 @@ def prune(
 
 def score_dense(experiment: Experiment, inputs: Inputs, dense: models.Checkpoint) -> Scores:
     """Scores of the dense model, which the runs of a sweep share."""
-    data, cache = inputs.examples, Path(experiment.cache_dir)
+    data, task, cache = inputs.examples, experiment.dataset, Path(experiment.cache_dir)
     return evaluate.score_once(
-        dense, inputs.tokenizer, experiment.dataset, data.evaluation, data.evaluation_fingerprint, cache, "Scoring dense"
+        dense, inputs.tokenizer, task, data.evaluation, data.evaluation_fingerprint, cache, "Scoring dense"
     )
 
 

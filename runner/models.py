@@ -114,10 +114,11 @@ def find(path: str, key: str, model: Model, revision: str | None = None) -> Chec
 def _config(path: str, key: str, model: Model, revision: str | None) -> PretrainedConfig:
     from transformers import AutoConfig, PretrainedConfig
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+    from transformers.utils.hub import cached_file, extract_commit_hash
 
     with explain("model", key, path):
         values, _ = PretrainedConfig.get_config_dict(path, revision=revision)
-        commit = values.pop("_commit_hash", None)
+        commit = extract_commit_hash(cached_file(path, "config.json", revision=revision), None)
         kind = values.pop("model_type", None) or model.model_type
         if kind is None:
             raise UserError(f"{key}={path}: its config.json names no architecture; set model.model_type, such as bert")

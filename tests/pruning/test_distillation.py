@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pruning import Distillation, Logits, NoDistillation, Prediction, PruningError, SimKD
+from pruning import Distillation, Logits, NoDistillation, Prediction, PruningError, SimKD, label_loss
 
 PROPERTY = settings(deadline=None, derandomize=True, max_examples=40)
 
@@ -147,16 +147,33 @@ def test_all_choices_are_real_for_a_classifier():
     assert loss.item() == pytest.approx(sum(expected) / 2, rel=1e-5)
 
 
-def test_half_precision_logits_are_compared_in_single_precision():
+@pytest.mark.parametrize("temperature", [2.0, 3.0])
+def test_half_precision_logits_are_compared_in_single_precision(temperature):
     everything = torch.ones(1, 3, dtype=torch.bool)
     student, teacher = torch.tensor([[1.0, 2.0, 3.0]]), torch.tensor([[1.0, 2.0, 3.5]])
-    exact = Logits().loss(Prediction((student,), None, everything), Prediction((teacher,), None, everything))
-    half = Logits().loss(
+    distillation = Logits(temperature=temperature)
+    exact = distillation.loss(Prediction((student,), None, everything), Prediction((teacher,), None, everything))
+    half = distillation.loss(
         Prediction((student.bfloat16(),), everything, everything),
         Prediction((teacher.bfloat16(),), everything, everything),
     )
     assert half.dtype == torch.float32
     assert half.item() == exact.item()  # these logits are the same numbers in both
+
+
+@PROPERTY
+@given(batch=span_batches(), data=st.data())
+def test_the_label_loss_is_the_cross_entropy_over_real_tokens(batch, data):
+    student, _, lengths = batch
+    rows = len(lengths)
+    labels = [[data.draw(st.integers(0, length - 1)) for length in lengths] for _ in student.logits]
+    each = [
+        -math.log(max(softened(logits[row, :length].double().tolist(), 1.0)[label[row]], 1e-300))
+        for logits, label in zip(student.logits, labels, strict=True)
+        for row, length in enumerate(lengths)
+    ]
+    loss = label_loss(student, tuple(torch.tensor(label) for label in labels))
+    assert loss.item() == pytest.approx(sum(each) / (2 * rows), rel=1e-4, abs=1e-5)
 
 
 def test_a_teacher_with_another_number_of_heads_is_refused():

@@ -155,6 +155,13 @@ def test_when_updates_come(schedule, updates):
     assert list(schedule.updates(LENGTH, 0.8)) == updates
 
 
+def test_a_cooldown_in_epochs_counts_whole_batches_from_the_front():
+    """As the published recipes do; the last, short batch of each epoch makes the training itself longer."""
+    length = TrainingLength(steps=1010, steps_per_epoch=100, epochs=10)
+    assert max(Schedule(start="1", frequency="1", cooldown="5 epochs").updates(length, 0.8)) == 500
+    assert max(Schedule(start="1", frequency="1", cooldown="500").updates(length, 0.8)) == 510
+
+
 def test_a_frequency_below_one_step_is_every_step():
     short = TrainingLength(steps=10, steps_per_epoch=5, epochs=2)
     assert list(Schedule(start="10%", frequency="2%", cooldown="30%").updates(short, 0.8)) == list(range(1, 8))
