@@ -3,9 +3,9 @@
 No download, no package: the standard library alone, so that `dataset=demo` runs anywhere. Look at some with
 `python -m runner.tasks.demo_text`. A score on it says that the machinery works, and nothing about real text.
 
-A paragraph states five or six facts about three or four people (or companies), in random order and phrasing. Three or
-four of the facts are of the relation that is asked for, so there are as many candidates of the right type; the others
-are of other relations about the same subjects. Only who reads the question's subject *and* its relation can answer:
+A paragraph states seven to ten facts about four people (or companies), in random order and phrasing. Four of the facts
+are of the relation that is asked for, so there are as many candidates of the right type; the others are of other
+relations about the same subjects. Only who reads the question's subject *and* its relation can answer:
 the place in the paragraph, the type of the answer and the frequency of a word give one third at best.
 """
 
@@ -154,7 +154,7 @@ _THEMES = (
 )
 _OPENINGS = ("as many know ,", "it is true that", "they say that", "today", "by the way ,", "in fact ,")
 _OPENING_SHARE = 0.2
-LAYOUTS = ((3, 2), (3, 3), (4, 1), (4, 2), (3, 2, 1))
+LAYOUTS = ((4, 3), (4, 4), (4, 3, 3), (4, 4, 2))
 """Facts for each relation of a paragraph. The relation asked for is the one with the most (three or more)."""
 _SUBJECT_QUESTION_SHARE = 0.3
 

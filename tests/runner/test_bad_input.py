@@ -260,7 +260,6 @@ def test_an_address_is_tried_once_for_a_process_and_not_behind_a_proxy(monkeypat
 @pytest.mark.parametrize(("sweep", "words"), [
     (["pattern=4x1,nope"], ["pattern/nope"]),
     (["pattern=4x1,2:4", "pattern.target_sparsity=0.8"], ["pattern.target_sparsity=0.8 is impossible for 2:4"]),
-    (["model=bert-mini,hub"], ["no value for model.path"]),
     (["train.learning_rate=1e-3,-1"], ["learning_rate=-1"]),
 ], ids=" ".join)  # fmt: skip
 def test_a_bad_job_stops_a_sweep_before_its_first(

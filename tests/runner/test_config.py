@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 import yaml
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 import conf
 from pruning import Block, Dense, Logits, Magnitude, NoDistillation, NofM, SimKD, TrainingLength, Uniform
-from runner.config import Experiment, Identity, Origin, compose, compose_experiment, identify, register
+from runner.config import GROUPS, Experiment, Identity, Origin, compose, compose_experiment, identify, register
 from runner.errors import UserError
 from runner.training import Course
 
@@ -391,8 +391,28 @@ def test_yaml_of_the_origin_is_whole_and_resolved() -> None:
 # --- identity -----------------------------------------------------------------------------------------------
 
 
+@cache
+def plain_config() -> DictConfig:
+    register()
+    return compose([])
+
+
+def experiment_with(*overrides: str) -> Experiment:
+    """As `composed`, but without a composition of its own where only values change, which is five times as fast."""
+    if any(one.split("=")[0] in GROUPS or "[" in one for one in overrides):
+        return composed(*overrides)
+    experiment = OmegaConf.to_object(OmegaConf.merge(plain_config(), OmegaConf.from_dotlist(list(overrides))))
+    assert isinstance(experiment, Experiment)
+    return experiment
+
+
 def identity(*overrides: str, model: str = "m", data: str = "d", teacher: str | None = None) -> Identity:
-    return identify(composed(*overrides), model, data, teacher)
+    return identify(experiment_with(*overrides), model, data, teacher)
+
+
+def test_values_set_without_a_composition_are_as_with_one() -> None:
+    for override in ("train.learning_rate=1e-3", "schedule.end=9000", "recipe.epochs=3", "model.finetuned=x"):
+        assert experiment_with(override) == composed(override) != composed()
 
 
 # fmt: off
@@ -402,8 +422,7 @@ DETERMINING = [
     "pattern=2:4", "pattern=1x4", "pattern.target_sparsity=0.7", "criterion=magnitude", "criterion.momentum=0.5",
     "allocation=uniform", "allocation.max_per_layer=0.9", "schedule=short", "schedule.decay=cubic", "schedule.end=9000",
     "distill=none", "distill=simkd", "distill.weight=1", "distill.label_weight=1", "distill.temperature=1",
-    "dataset.max_seq_length=256", "dataset.max_train_samples=100", "dataset.max_eval_samples=100",
-    "dataset.holdout=0.1", "dataset.doc_stride=64", "dataset.n_best=5",
+    "dataset.max_seq_length=256", "dataset.doc_stride=64", "dataset.n_best=5", "dataset.max_answer_length=9",
     "model.excluded=[*query]", "model.prunable=[*query]", "model.hidden_dropout=0.2", "prune=false",
     "finetune.num_train_epochs=1", "finetune.learning_rate=1e-5",
 ]
@@ -411,6 +430,8 @@ IRRELEVANT = [
     "output_dir=elsewhere", "cache_dir=elsewhere", "tracking.uri=sqlite:///other.db", "tracking.experiment=other",
     "train.logging_steps=3", "train.save_steps=77", "train.save_total_limit=2", "train.dataloader_num_workers=2",
     "finetune.logging_steps=3",
+    # These say which examples there are, and the hash of their contents says it too.
+    "dataset.max_train_samples=100", "dataset.max_eval_samples=100", "dataset.holdout=0.1", "dataset.data_seed=1",
 ]
 # fmt: on
 
@@ -457,7 +478,7 @@ def test_dense_model_depends_on_fine_tuning_and_not_on_pruning() -> None:
     dense = identity().dense
     for same in ("pattern=2:4", "train.learning_rate=1e-3", "distill=none", "schedule=short", "prune=false"):
         assert identity(same).dense == dense, same
-    for other in ("finetune.learning_rate=1e-5", "seed=1", "dataset.max_train_samples=9", "model.hidden_dropout=0.3"):
+    for other in ("finetune.learning_rate=1e-5", "seed=1", "dataset.doc_stride=64", "model.hidden_dropout=0.3"):
         assert identity(other).dense != dense, other
 
 

@@ -30,7 +30,7 @@ def naive_words(text: str) -> list[str]:
         written += " " if run in ("a", "an", "the") else run
         run = ""
         written += character or ""
-    return written.split()
+    return [*written.split()]
 
 
 def naive_f1(prediction: str, answer: str) -> float:
