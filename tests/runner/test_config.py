@@ -380,7 +380,8 @@ def test_pattern_label_is_the_pattern_itself() -> None:
 
 
 def test_yaml_of_the_origin_is_whole_and_resolved() -> None:
-    experiment, origin = compose_experiment(["model=bert-base", "seed=3"])
+    experiment, origin = compose_experiment(["model=bert-base", "seed=3", "output_dir=there"])
+    assert origin.changed == {}  # seed and places are no settings
     written = OmegaConf.create(origin.yaml)
     assert "${" not in origin.yaml
     assert written.train.learning_rate == experiment.train.learning_rate == 7e-5
