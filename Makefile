@@ -23,7 +23,7 @@ demo: $(STAMP)  ## prune the embedded model with three patterns on generated que
 	@$(BIN)/python -m results
 
 test: $(STAMP)  ## run the tests
-	@$(BIN)/python -m pytest -q
+	@$(BIN)/python -m pytest -q -n 2
 
 lint: $(STAMP)  ## ruff: rules and format
 	@$(BIN)/ruff check .

@@ -257,7 +257,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     model = pretrain(options.steps, options.batch, options.learning_rate)
-    model.to(dtype=torch.bfloat16).save_pretrained(options.out)
+    model.bfloat16().save_pretrained(options.out)
     build_tokenizer().save_pretrained(options.out)
 
 

@@ -6,7 +6,7 @@ No download, no package: the standard library alone, so that `dataset=demo` runs
 A paragraph states seven to ten facts about four people (or companies), in random order and phrasing. Four of the facts
 are of the relation that is asked for, so there are as many candidates of the right type; the others are of other
 relations about the same subjects. Only who reads the question's subject *and* its relation can answer:
-the place in the paragraph, the type of the answer and the frequency of a word give one third at best.
+the place in the paragraph, the type of the answer and the frequency of a word give a quarter at best.
 """
 
 import itertools
