@@ -1,4 +1,4 @@
-"""Makes `runner/tiny/`: a small BERT, pre-trained on the generator's text without a label of the demo's task.
+"""Makes `runner/tiny/`: a small BERT, pre-trained on the generator's text by objectives close to the demo's task.
 
     python -m runner.pretrain_tiny [OUT] [--steps N]
 

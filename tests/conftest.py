@@ -67,7 +67,7 @@ def save_small_model(folder: Path, kind: str = "bert", seed: int = 0, **changes:
     from runner.pretrain_tiny import build_tokenizer
 
     tokenizer = build_tokenizer()
-    sizes: dict[str, object] = {
+    sizes: dict[str, int] = {
         "bert": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64},
         "distilbert": {"dim": 32, "n_layers": 2, "n_heads": 2, "hidden_dim": 64},
     }[kind]
