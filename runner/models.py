@@ -228,7 +228,7 @@ def _matching(pattern: str, layers: Iterable[str], key: str) -> list[str]:
 
 @contextmanager
 def quiet_loading() -> Iterator[None]:
-    """Silence transformers' table of newly drawn heads and unused poolers, which is expected here."""
+    """Silence transformers' table of newly drawn heads and unused poolers, expected here, and its bars for files."""
     from transformers.utils import logging
 
     level = logging.get_verbosity()
@@ -238,4 +238,3 @@ def quiet_loading() -> Iterator[None]:
         yield
     finally:
         logging.set_verbosity(level)
-        logging.enable_progress_bar()

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+import transformers
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from transformers import ProgressCallback, Trainer, TrainerCallback, TrainingArguments
@@ -170,6 +171,7 @@ def train(
     log: Log,
 ) -> None:
     """Train `student` in place; checkpoints go to `folder`, from the last of which an interrupted training goes on."""
+    transformers.utils.logging.disable_progress_bar()  # one bar is enough: not another for each file of a checkpoint
     last = last_checkpoint(folder, pruner)
     arguments = _arguments(training, seed, folder, lesson.length(training).steps)
     if teaching.teacher is not None:

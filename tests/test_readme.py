@@ -1,0 +1,30 @@
+"""The README's commands: each one of the runner composes, and the two that set everything up exist."""
+
+import re
+import shlex
+from pathlib import Path
+
+from runner.config import compose_experiment
+from runner.sweep import expand
+
+ROOT = Path(__file__).parent.parent
+COMMANDS = re.findall(r"^    (python -m runner .*|make \w+)$", (ROOT / "README.md").read_text(), re.MULTILINE)
+
+
+def test_every_command_of_the_runner_composes() -> None:
+    runs = [shlex.split(line)[3:] for line in COMMANDS if line.startswith("python")]
+    assert len(runs) >= 5
+    jobs = 0
+    for arguments in runs:
+        sweep = arguments[0] == "-m"
+        for overrides in expand(arguments[1:]) if sweep else [arguments]:
+            compose_experiment(overrides)
+            jobs += 1
+    assert jobs >= 22  # the sweep alone is 2 x 3 x 3
+
+
+def test_every_make_target_exists() -> None:
+    targets = [line.split()[1] for line in COMMANDS if line.startswith("make")]
+    assert targets[:2] == ["demo", "test"]
+    makefile = (ROOT / "Makefile").read_text()
+    assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in targets)
