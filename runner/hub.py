@@ -1,6 +1,5 @@
 """Talking to the Hugging Face hub, and saying what is wrong when that fails."""
 
-import os
 import socket
 import time
 import urllib.request
@@ -78,9 +77,7 @@ def _message(what: str, key: str, value: str, error: BaseException) -> str:
     if names & {"RepositoryNotFoundError", "DatasetNotFoundError", "HFValidationError"}:
         return f"{key}={value}: there is no such folder here, and no such {what} on the hub at {endpoint}"
     unreachable = {"ConnectionError", "ConnectError", "ConnectTimeout", "TimeoutException", "OfflineModeIsEnabled"}
-    if names & (unreachable | {"LocalEntryNotFoundError", "OfflineModeIsEnabledError"}) or os.environ.get(
-        "HF_HUB_OFFLINE"
-    ):
+    if names & (unreachable | {"LocalEntryNotFoundError", "OfflineModeIsEnabledError"}):
         return (
             f"{key}={value}: the hub at {endpoint} cannot be reached, and this {what} is not in the cache. Set "
             f"HF_ENDPOINT to a mirror, fill the cache (HF_HOME) on a connected machine, or set {key} to a local folder"
