@@ -1,6 +1,6 @@
-"""A pruning engine in pure torch, for any training loop.
+"""A pruning engine in pure torch, for any training loop; README.md in this folder shows it whole.
 
-    pruner = Pruner(prunable_parameters(model), Block(4, 1, target_sparsity=0.8), SnipMomentum(), Global(), updates)
+    pruner = Pruner(matrix_weights(model), Block(4, 1, target_sparsity=0.8), Gradual(), TrainingLength(steps=1000))
     pruner.attach(optimizer)
     ...                      # train as always: the optimizer's step observes, prunes and keeps pruned weights at zero
     pruner.check_reached()
@@ -8,34 +8,62 @@
 Nothing here imports anything but torch and the standard library.
 """
 
-from pruning.allocation import Allocation, Global, Uniform
-from pruning.criteria import Criterion, Magnitude, SnipMomentum
+from pruning.allocation import Allocation, Global, LayerOverride, Uniform
+from pruning.criteria import (
+    Criterion,
+    DiagonalFisher,
+    Gradient,
+    Magnitude,
+    Movement,
+    Platon,
+    Random,
+    Snip,
+    SnipMomentum,
+)
 from pruning.distillation import Distillation, Logits, NoDistillation, Prediction, SimKD, label_loss
 from pruning.errors import PruningError
-from pruning.patterns import Block, Dense, NofM, Pattern
+from pruning.patterns import Block, Dense, Locked, NofM, Pattern, parse
+from pruning.plan import Plan, as_matrix, matrix_weights
 from pruning.pruner import LayerReport, Pruner
-from pruning.schedules import Schedule, TrainingLength
+from pruning.regularizers import GroupLasso, Regularizer
+from pruning.schedules import Gradual, OneShot, Schedule, TrainingLength
 
 __all__ = [
     "Allocation",
     "Block",
     "Criterion",
     "Dense",
+    "DiagonalFisher",
     "Distillation",
     "Global",
+    "Gradient",
+    "Gradual",
+    "GroupLasso",
+    "LayerOverride",
     "LayerReport",
+    "Locked",
     "Logits",
     "Magnitude",
+    "Movement",
     "NoDistillation",
     "NofM",
+    "OneShot",
     "Pattern",
+    "Plan",
+    "Platon",
     "Prediction",
     "Pruner",
     "PruningError",
+    "Random",
+    "Regularizer",
     "Schedule",
     "SimKD",
+    "Snip",
     "SnipMomentum",
     "TrainingLength",
     "Uniform",
+    "as_matrix",
     "label_loss",
+    "matrix_weights",
+    "parse",
 ]

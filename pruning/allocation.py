@@ -1,30 +1,103 @@
 """Allocation: one budget of units to prune, spread over many weights."""
 
+import fnmatch
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from pruning.errors import PruningError
 
+_SAMPLE = 1 << 16  # numbers drawn to bracket a threshold
+
 
 def lowest(cost: Tensor, count: int) -> Tensor:
     """Bool mask of exactly the `count` lowest of a one-dimensional `cost`; among equals the first by index.
 
-    Linear in time: one selection of the threshold, then the ties are filled up in order. NaN counts as +inf.
+    Linear in time. NaN counts as +inf, and -inf (pruned before) costs nothing to leave aside.
     """
     if count <= 0:
         return torch.zeros_like(cost, dtype=torch.bool)
     if count >= cost.numel():
         return torch.ones_like(cost, dtype=torch.bool)
-    cost = cost.nan_to_num(nan=math.inf, posinf=math.inf, neginf=-math.inf)  # NaN equals nothing: no tie to fill up
-    threshold = cost.kthvalue(count).values
-    chosen = cost < threshold
-    ties = torch.nonzero(cost == threshold).flatten()
-    chosen[ties[: count - int(chosen.sum())]] = True
+    low, high = torch.aminmax(cost)  # NaN if there is any
+    if bool(high.isnan()):
+        cost = cost.nan_to_num(nan=math.inf, posinf=math.inf, neginf=-math.inf)  # NaN equals nothing: no tie to fill up
+        low = cost.min()
+    rest, before = cost, 0
+    if float(low) == -math.inf:
+        rest = cost[cost > -math.inf]
+        before = cost.numel() - rest.numel()
+        if before >= count:
+            return _first(cost == -math.inf, count)
+    threshold, below, equal = _threshold(rest, count - before)
+    if before + below + equal == count:
+        return cost <= threshold
+    return (cost < threshold) | _first(cost == threshold, count - before - below)
+
+
+def _first(candidates: Tensor, count: int) -> Tensor:
+    """The first `count` that are True."""
+    chosen = torch.zeros_like(candidates)
+    chosen[torch.nonzero(candidates).flatten()[:count]] = True
     return chosen
+
+
+def _threshold(values: Tensor, count: int) -> tuple[Tensor, int, int]:
+    """The count-th lowest value, how many are lower, and how many equal it.
+
+    Quickselect on all values is several times slower than a few passes over them: a sorted sample brackets the
+    threshold, all values are counted against the bracket, and only those inside are searched. The count decides, so
+    that an unlucky sample costs time and never the result.
+    """
+    below = 0
+    if values.numel() > 4 * _SAMPLE:
+        step = values.numel() // _SAMPLE | 1  # odd, so as not to walk along one column
+        sample = values[::step].sort().values
+        middle, margin = count * len(sample) // values.numel(), 4 * math.isqrt(len(sample))
+        low, high = sample[max(0, middle - margin)], sample[min(len(sample) - 1, middle + margin)]
+        under = values < low
+        inside = values[(values <= high) ^ under]
+        less = int(under.sum())
+        if less < count <= less + len(inside):
+            values, below = inside, less
+    threshold = values.kthvalue(count - below).values
+    return threshold, below + int((values < threshold).sum()), int((values == threshold).sum())
+
+
+@dataclass
+class LayerOverride:
+    """What is different for the layers of a name."""
+
+    pattern: str | None = None
+    """Another pattern, by its name, such as 4x1 or "2:4"."""
+    target: float | None = None
+    """A target sparsity of their own: the others' target is then over the others alone."""
+    frozen: bool = False
+    """Neither pruned nor trained."""
+    excluded: bool = False
+    """Trained, not pruned."""
+
+
+@dataclass
+class Quota:
+    """The units of one layer: how many there are, and how many may go."""
+
+    units: int
+    """Units in the layer."""
+    zeros: int
+    """Weights that a pruned unit sets to zero."""
+    floor: int = 0
+    """The fewest units to prune."""
+    cap: int | None = None
+    """The most units to prune; None: all."""
+
+    @property
+    def most(self) -> int:
+        """`cap`, or all units."""
+        return self.units if self.cap is None else self.cap
 
 
 @dataclass
@@ -33,52 +106,176 @@ class Allocation:
 
     max_per_layer: float = 0.98
     """No layer gets a higher sparsity than this fraction."""
+    min_per_layer: float = 0.0
+    """No layer ends with a lower sparsity than this fraction, to within a unit; on the way, the part of it then due."""
+    regrow: bool = False
+    """Let pruned units come back, as zeros, if a later update scores them higher. Otherwise they are gone for good."""
+    layers: dict[str, LayerOverride] = field(default_factory=dict)
+    """Exceptions by shell pattern of layer names: pattern, target, frozen, excluded. Of several that match, each
+    sets what it names, later ones first."""
 
     def __post_init__(self) -> None:
         if not 0 < self.max_per_layer <= 1:
             raise PruningError(f"allocation.max_per_layer={self.max_per_layer} is out of range: between 0 and 1")
-
-    def caps(self, units: Mapping[str, int], max_sparsity: float) -> dict[str, int]:
-        """The most units that may be pruned in each layer; `max_sparsity` is that of a layer with all units pruned."""
-        fraction = min(1.0, self.max_per_layer / max_sparsity) if max_sparsity else 0.0
-        return {name: math.floor(fraction * count + 1e-9) for name, count in units.items()}
-
-    def check(self, units: Mapping[str, int], fraction: float, max_sparsity: float) -> None:
-        """Raise PruningError, naming the maximum, if the caps do not let `fraction` of the units be pruned."""
-        reachable = sum(self.caps(units, max_sparsity).values())
-        total = sum(units.values())
-        if round(fraction * total) > reachable:
+        if not 0 <= self.min_per_layer <= self.max_per_layer:
             raise PruningError(
-                f"target sparsity {fraction * max_sparsity:g} is above what allocation.max_per_layer="
-                f"{self.max_per_layer:g} allows for these layers: at most {reachable / total * max_sparsity:.4f}"
+                f"allocation.min_per_layer={self.min_per_layer} is out of range: from 0 to "
+                f"allocation.max_per_layer={self.max_per_layer:g}"
+            )
+        for name, override in self.layers.items():
+            if override.target is not None and not 0 < override.target < 1:
+                raise PruningError(
+                    f"allocation.layers.{name}.target={override.target} is out of range: between 0 and 1"
+                )
+
+    def override(self, parameter: str) -> LayerOverride:
+        """All that `layers` says about one parameter, whose layer is its name without the last part."""
+        merged = LayerOverride()
+        for pattern, override in self.layers.items():
+            if _matches(pattern, parameter):
+                merged = LayerOverride(
+                    override.pattern or merged.pattern,
+                    merged.target if override.target is None else override.target,
+                    override.frozen or merged.frozen,
+                    override.excluded or merged.excluded,
+                )
+        return merged
+
+    def check_names(self, parameters: Iterable[str]) -> None:
+        """Raise PruningError if a name in `layers` matches no parameter."""
+        known = sorted(parameters)
+        for pattern in self.layers:
+            if not any(_matches(pattern, name) for name in known):
+                raise PruningError(
+                    f"allocation.layers: {pattern!r} matches no layer (such as "
+                    f"{', '.join(name.rpartition('.')[0] for name in known[:3])}; * matches any text)"
+                )
+
+    def quotas(
+        self, units: Mapping[str, int], zeros: Mapping[str, int], max_sparsity: float, progress: float = 1.0
+    ) -> dict[str, Quota]:
+        """The quota of each layer.
+
+        Args:
+            units: of each layer.
+            zeros: weights that a pruned unit of each layer sets to zero.
+            max_sparsity: of a layer with all units pruned.
+            progress: the part of the final sparsity that is due, for the floors.
+        """
+        most = min(1.0, self.max_per_layer / max_sparsity) if max_sparsity else 0.0
+        least = min(1.0, self.min_per_layer / max_sparsity) * progress if max_sparsity else 0.0
+        return {
+            name: Quota(count, zeros[name], math.floor(least * count + 1e-9), math.floor(most * count + 1e-9))
+            for name, count in units.items()
+        }
+
+    def check(self, quotas: Mapping[str, Quota], fraction: float, max_sparsity: float) -> None:
+        """Raise PruningError, naming the bound, if the quotas do not let `fraction` of the weights be pruned."""
+        total = sum(q.units * q.zeros for q in quotas.values())
+        if not total:
+            return
+        unit = max(q.zeros for q in quotas.values())
+        reachable = sum(q.most * q.zeros for q in quotas.values())
+        needed = sum(q.floor * q.zeros for q in quotas.values())
+        target = fraction * max_sparsity
+        if fraction * total - reachable > unit / 2 + 1e-6:
+            raise PruningError(
+                f"target sparsity {target:g} is above what allocation.max_per_layer={self.max_per_layer:g} allows for "
+                f"these layers: at most {reachable / total * max_sparsity:.4f}"
+            )
+        if needed - fraction * total > unit / 2 + 1e-6:
+            raise PruningError(
+                f"target sparsity {target:g} is below what allocation.min_per_layer={self.min_per_layer:g} demands of "
+                f"these layers: at least {needed / total * max_sparsity:.4f}"
             )
 
-    def select(self, costs: Mapping[str, Tensor], fraction: float, caps: Mapping[str, int]) -> dict[str, Tensor]:
+    def select(self, costs: Mapping[str, Tensor], fraction: float, quotas: Mapping[str, Quota]) -> dict[str, Tensor]:
         """Which units to prune, as a bool mask per layer.
 
         Args:
             costs: [units] per parameter name, on one device. -inf marks units that are pruned already.
-            fraction: of all units, to be pruned.
-            caps: the most units that may be pruned in each layer.
+            fraction: of all weights that can be pruned, to be pruned.
+            quotas: of each layer.
         """
         raise NotImplementedError
 
 
+def _matches(pattern: str, parameter: str) -> bool:
+    return any(fnmatch.fnmatchcase(name, pattern) for name in (parameter, parameter.rpartition(".")[0]))
+
+
 @dataclass
 class Global(Allocation):
-    """Units are ranked over all layers together: exactly `round(fraction * units)` of them go."""
+    """Units are ranked over all layers together: exactly `round(fraction * units)` of them go.
 
-    def select(self, costs: Mapping[str, Tensor], fraction: float, caps: Mapping[str, int]) -> dict[str, Tensor]:
+    Where units differ in size from layer to layer (whole rows, whole columns), the ranking is walked until the number
+    of zeros is as near as whole units allow.
+    """
+
+    def select(self, costs: Mapping[str, Tensor], fraction: float, quotas: Mapping[str, Quota]) -> dict[str, Tensor]:
         names = sorted(costs)  # ties break by (name, index), whatever the order given
-        flat = torch.cat([costs[name] for name in names])
-        chosen = torch.cat([lowest(costs[name], caps[name]) for name in names])  # no layer may lose more than these
-        chosen[chosen.clone()] = lowest(flat[chosen], round(fraction * flat.numel()))
-        return dict(zip(names, chosen.split([costs[name].numel() for name in names]), strict=True))
+        flat = torch.cat([_floored(costs[name], quotas[name].floor) for name in names])
+        sizes = [quotas[name].units for name in names]
+        if len({quotas[name].zeros for name in names}) == 1:
+            count = round(fraction * flat.numel())
+            chosen = lowest(flat, count).split(sizes)
+            if all(int(mask.sum()) <= quotas[name].most for name, mask in zip(names, chosen, strict=True)):
+                return dict(zip(names, chosen, strict=True))
+            allowed = _allowed(flat.split(sizes), [quotas[name].most for name in names])
+            within = allowed.clone()
+            within[allowed] = lowest(flat[allowed], count)
+        else:
+            allowed = _allowed(flat.split(sizes), [quotas[name].most for name in names])
+            within = allowed.clone()
+            zeros = torch.cat([torch.full((quotas[n].units,), quotas[n].zeros, device=flat.device) for n in names])
+            within[allowed] = _nearest(flat[allowed], zeros[allowed], fraction * float(zeros.sum()))
+        return dict(zip(names, within.split(sizes), strict=True))
+
+
+def _floored(cost: Tensor, floor: int) -> Tensor:
+    """The cost with its `floor` lowest units below all others, but for those pruned before, so that they go first."""
+    if not floor:
+        return cost
+    return cost.masked_fill(lowest(cost, floor) & (cost > -math.inf), torch.finfo(cost.dtype).min)
+
+
+def _allowed(costs: Iterable[Tensor], most: Iterable[int]) -> Tensor:
+    """Bool, over all layers: the units that may go, in each layer its cheapest up to the cap."""
+    return torch.cat([lowest(cost, cap) for cost, cap in zip(costs, most, strict=True)])
+
+
+def _nearest(cost: Tensor, zeros: Tensor, budget: float) -> Tensor:
+    """The cheapest units, in order, whose zeros come nearest to the budget."""
+    order = cost.nan_to_num(nan=math.inf, posinf=math.inf, neginf=-math.inf).sort(stable=True).indices
+    reached = torch.cat([zeros.new_zeros(1), zeros[order].cumsum(0)])
+    count = int((reached.double() - budget).abs().argmin())
+    chosen = torch.zeros_like(cost, dtype=torch.bool)
+    chosen[order[:count]] = True
+    return chosen
 
 
 @dataclass
 class Uniform(Allocation):
-    """Every layer gets the target, each to its nearest unit."""
+    """Every layer gets the target, to within a unit, so that the whole meets it to the unit."""
 
-    def select(self, costs: Mapping[str, Tensor], fraction: float, caps: Mapping[str, int]) -> dict[str, Tensor]:
-        return {name: lowest(cost, min(round(fraction * cost.numel()), caps[name])) for name, cost in costs.items()}
+    def select(self, costs: Mapping[str, Tensor], fraction: float, quotas: Mapping[str, Quota]) -> dict[str, Tensor]:
+        counts = {n: min(max(round(fraction * q.units), q.floor), q.most) for n, q in quotas.items() if n in costs}
+        if len({quotas[name].zeros for name in costs}) == 1:
+            self._settle(counts, fraction, quotas)
+        return {name: lowest(cost, counts[name]) for name, cost in costs.items()}
+
+    def _settle(self, counts: dict[str, int], fraction: float, quotas: Mapping[str, Quota]) -> None:
+        """Give and take single units, where the rounding erred most, until the sum is right."""
+        missing = round(fraction * sum(quotas[name].units for name in counts)) - sum(counts.values())
+        step = 1 if missing > 0 else -1
+        while missing:
+            room = {
+                name: step * (fraction * quotas[name].units - count)
+                for name, count in counts.items()
+                if quotas[name].floor <= count + step <= quotas[name].most
+            }
+            if not room:
+                return
+            name = min(room, key=lambda n: (-room[n], n))
+            counts[name] += step
+            missing -= step

@@ -1,44 +1,85 @@
 """Criteria: how much a weight matters.
 
-A criterion keeps, per weight, one tensor of the pattern's pooled shape; the pruner owns it and saves it.
+A criterion sees weights and gradients at every optimizer step, pools them to one number per unit where the pattern
+allows, and keeps what it needs as named tensors of that size; the pruner owns and saves them. Pooling comes first and
+the formula second: a block is scored as one connection whose observation is the mean (sum, max) over the block.
 """
 
+import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from pruning.errors import PruningError
+from pruning.patterns import Reduction
 
-Pool = Callable[[Tensor], Tensor]
+REDUCTIONS: dict[str, Reduction] = {"mean": torch.mean, "sum": torch.sum, "max": torch.amax}
+
+
+@dataclass
+class Layer:
+    """What a criterion may know of one layer when it is asked for its scores."""
+
+    name: str
+    weight: Tensor
+    """[out, in]"""
+    state: dict[str, Tensor]
+    """What `accumulate` has kept; empty if no gradient was seen."""
+    second_moment: Tensor | None
+    """[out, in]: Adam's running mean of squared gradients, if the optimizer has it."""
+    pool: Callable[[Tensor], Tensor]
+    """[out, in] values -> one number per unit."""
 
 
 @dataclass
 class Criterion:
     """Base of all criteria."""
 
+    reduce: str = field(default="mean", kw_only=True)
+    """How the weights of a block become one score: mean, sum or max."""
+
     needs_gradient: ClassVar[bool] = False
+    """Whether `observation` and `accumulate` are called at every optimizer step."""
+    needs_second_moment: ClassVar[bool] = False
+    """Whether the optimizer must be of Adam's kind."""
+
+    def __post_init__(self) -> None:
+        if self.reduce not in REDUCTIONS:
+            raise PruningError(f"criterion.reduce={self.reduce!r} is unknown: one of {', '.join(REDUCTIONS)}")
+
+    @property
+    def reduction(self) -> Reduction:
+        """`reduce` as a function."""
+        return REDUCTIONS[self.reduce]
 
     def observation(self, weight: Tensor, gradient: Tensor) -> Tensor:
-        """[out, in] weight and gradient of one optimizer step -> [out, in], pooled and given to `accumulate`."""
+        """[out, in] weight and gradient of one optimizer step -> a new [out, in], pooled and given to `accumulate`."""
         raise NotImplementedError
 
-    def accumulate(self, state: Tensor, pooled: Tensor) -> None:
-        """Take one step's pooled observation into `state`, in place."""
+    def accumulate(self, state: dict[str, Tensor], pooled: Tensor) -> None:
+        """Take one step's pooled observation into the state. `pooled` may be kept or changed."""
         raise NotImplementedError
 
-    def saliency(self, weight: Tensor, state: Tensor | None, pool: Pool) -> Tensor:
-        """The pooled scores; higher matters more. `state` is None for criteria that need no gradient."""
+    def saliency(self, layer: Layer) -> Tensor | None:
+        """The pooled scores; higher matters more. None if nothing is known of this layer."""
         raise NotImplementedError
+
+
+def _check_decays(**decays: float) -> None:
+    for key, value in decays.items():
+        if not 0 <= value < 1:
+            raise PruningError(f"criterion.{key}={value} is out of range: from 0 to below 1")
 
 
 @dataclass
 class SnipMomentum(Criterion):
     """Running sum of SNIP scores: S <- momentum * S + scale * |w * g| at every optimizer step, S = 0 at first.
 
-    |w * dL/dw| is the connection sensitivity of SNIP (arXiv 1810.02340, eq. 6) without its normalisation, which
-    does not change a ranking. Kept per block: pooling is linear, so the pooled sum is the sum of pooled scores.
+    |w * dL/dw| is the connection sensitivity of SNIP (Lee et al. 2019, arXiv 1810.02340) without its normalisation,
+    which does not change a ranking. Memory: one number per block, or per weight under N:M.
     """
 
     momentum: float = 0.9
@@ -49,6 +90,7 @@ class SnipMomentum(Criterion):
     needs_gradient: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 <= self.momentum < 1 or self.scale <= 0:
             raise PruningError(
                 f"criterion.momentum={self.momentum} criterion.scale={self.scale}: momentum in [0, 1) and scale > 0"
@@ -57,17 +99,137 @@ class SnipMomentum(Criterion):
     def observation(self, weight: Tensor, gradient: Tensor) -> Tensor:
         return (weight * gradient).abs_()
 
-    def accumulate(self, state: Tensor, pooled: Tensor) -> None:
-        state.mul_(self.momentum).add_(pooled, alpha=self.scale)
+    def accumulate(self, state: dict[str, Tensor], pooled: Tensor) -> None:
+        if self.scale != 1:
+            pooled.mul_(self.scale)
+        before = state.get("score")
+        state["score"] = pooled if before is None else torch.add(pooled, before, alpha=self.momentum, out=before)
 
-    def saliency(self, weight: Tensor, state: Tensor | None, pool: Pool) -> Tensor:
-        assert state is not None
-        return state
+    def saliency(self, layer: Layer) -> Tensor | None:
+        return layer.state.get("score")
 
 
 @dataclass
 class Magnitude(Criterion):
-    """|w|, the classic (Han et al. 2015, arXiv 1506.02626)."""
+    """|w|, the classic (Han et al. 2015, arXiv 1506.02626). Memory: none."""
 
-    def saliency(self, weight: Tensor, state: Tensor | None, pool: Pool) -> Tensor:
-        return pool(weight.float().abs())
+    def saliency(self, layer: Layer) -> Tensor | None:
+        return layer.pool(layer.weight.float().abs())
+
+
+@dataclass
+class _LastStep(Criterion):
+    """Criteria of the last optimizer step alone."""
+
+    needs_gradient: ClassVar[bool] = True
+
+    def accumulate(self, state: dict[str, Tensor], pooled: Tensor) -> None:
+        state["last"] = pooled
+
+    def saliency(self, layer: Layer) -> Tensor | None:
+        return layer.state.get("last")
+
+
+@dataclass
+class Gradient(_LastStep):
+    """|dL/dw| of the last optimizer step. Memory: one number per block, or per weight under N:M."""
+
+    def observation(self, weight: Tensor, gradient: Tensor) -> Tensor:
+        return gradient.abs()
+
+
+@dataclass
+class Snip(_LastStep):
+    """|w * dL/dw| of the last optimizer step: SNIP (Lee et al. 2019, arXiv 1810.02340), s = |w g| / sum |w g|, without
+    its normalisation, which does not change a ranking. Memory: one number per block, or per weight under N:M.
+    """
+
+    def observation(self, weight: Tensor, gradient: Tensor) -> Tensor:
+        return (weight * gradient).abs_()
+
+
+@dataclass
+class Movement(Criterion):
+    """S <- S - w * dL/dw: weights that move away from zero matter (Sanh et al. 2020, arXiv 2005.07683, section 4).
+
+    The sum runs over all optimizer steps. The paper trains S by its own optimizer and lets pruned weights return; here
+    it is the running sum itself, and they return only with allocation.regrow. Memory: one number per block, or per
+    weight under N:M.
+    """
+
+    needs_gradient: ClassVar[bool] = True
+
+    def observation(self, weight: Tensor, gradient: Tensor) -> Tensor:
+        return (weight * gradient).neg_()
+
+    def accumulate(self, state: dict[str, Tensor], pooled: Tensor) -> None:
+        before = state.get("score")
+        state["score"] = pooled if before is None else before.add_(pooled)
+
+    def saliency(self, layer: Layer) -> Tensor | None:
+        return layer.state.get("score")
+
+
+@dataclass
+class Platon(Criterion):
+    """Sensitivity times its uncertainty, both smoothed (Zhang et al. 2022, arXiv 2206.12562, section 3).
+
+    With I = |w * dL/dw|: I' <- beta1 * I' + (1 - beta1) * I, U = |I - I'|, U' <- beta2 * U' + (1 - beta2) * U, and the
+    score is I' * U'. Memory: two numbers per block, or per weight under N:M.
+    """
+
+    beta1: float = 0.85
+    """Smoothing of the sensitivity."""
+    beta2: float = 0.95
+    """Smoothing of its uncertainty."""
+
+    needs_gradient: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_decays(beta1=self.beta1, beta2=self.beta2)
+
+    def observation(self, weight: Tensor, gradient: Tensor) -> Tensor:
+        return (weight * gradient).abs_()
+
+    def accumulate(self, state: dict[str, Tensor], pooled: Tensor) -> None:
+        if not state:
+            state |= {"sensitivity": torch.zeros_like(pooled), "uncertainty": torch.zeros_like(pooled)}
+        sensitivity = state["sensitivity"].lerp_(pooled, 1 - self.beta1)
+        state["uncertainty"].lerp_((pooled - sensitivity).abs_(), 1 - self.beta2)
+
+    def saliency(self, layer: Layer) -> Tensor | None:
+        return layer.state["sensitivity"] * layer.state["uncertainty"] if layer.state else None
+
+
+@dataclass
+class DiagonalFisher(Criterion):
+    """w^2 * v with Adam's second moment v, a running mean of g^2: twice the rise of the loss when w is set to zero, by
+    optimal brain damage (LeCun et al. 1989, equation 5) with the diagonal of the empirical Fisher as its Hessian.
+
+    Adam's bias correction is left out: the same factor everywhere, it does not change a ranking. Memory: none.
+    """
+
+    needs_second_moment: ClassVar[bool] = True
+
+    def saliency(self, layer: Layer) -> Tensor | None:
+        if layer.second_moment is None:
+            return None
+        return layer.pool(layer.weight.float().square() * layer.second_moment.float())
+
+
+@dataclass
+class Random(Criterion):
+    """A fixed random order: the control that a criterion has to beat. Memory: one number per block, or per weight."""
+
+    seed: int = 0
+    """Another seed is another order."""
+
+    def saliency(self, layer: Layer) -> Tensor | None:
+        if "score" not in layer.state:
+            shape = layer.pool(torch.empty(layer.weight.shape, device="meta")).shape
+            # By the layer's name, so that neither other layers nor their order matter.
+            digest = hashlib.sha256(f"{self.seed} {layer.name}".encode()).digest()
+            source = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
+            layer.state["score"] = torch.rand(shape, generator=source).to(layer.weight.device)
+        return layer.state["score"]

@@ -1,17 +1,23 @@
 """Patterns: which weights of a matrix live or die together.
 
-A pattern cuts a weight matrix [out, in] into *units*. Pruning a unit zeroes `unit_zeros` of its `unit_size` weights.
+A pattern cuts a weight matrix [out, in] into *units*; a convolution's weight is taken as [out, in * k * k]. Pruning a
+unit zeroes the fraction `max_sparsity` of its weights: all of a block, m - n of an N:M group.
 `keep` builds a mask; `violations` recognises a broken one. They share no code on purpose: each tests the other.
 """
 
+import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
 
 from pruning.allocation import lowest
 from pruning.errors import PruningError
+
+Reduction = Callable[..., Tensor]
+"""torch.mean, torch.sum or torch.amax: (values, dim=) -> the values of a unit as one."""
 
 
 @dataclass
@@ -22,6 +28,14 @@ class Pattern:
     """Fraction of the weights that are zero at the end, over all layers that the pattern fits."""
 
     prunes: ClassVar[bool] = True
+    """Whether mask updates choose units to prune."""
+    locks: ClassVar[bool] = False
+    """Whether the zeros that the weights come with are kept."""
+
+    @classmethod
+    def parse(cls, text: str, target_sparsity: float | None) -> Self | None:
+        """The pattern that `str` writes like this, or None: the inverse of `str`, target aside."""
+        return None
 
     @property
     def target(self) -> float:
@@ -30,21 +44,24 @@ class Pattern:
         return self.target_sparsity
 
     @property
-    def unit_size(self) -> int:
-        """Number of weights in a unit."""
+    def max_sparsity(self) -> float:
+        """The sparsity of a unit that is pruned, and so of a weight with all its units pruned."""
+        return 1.0
+
+    def unit_size(self, shape: torch.Size) -> int:
+        """Number of weights in a unit of a matrix of this shape."""
         raise NotImplementedError
 
-    @property
-    def unit_zeros(self) -> int:
+    def unit_zeros(self, shape: torch.Size) -> int:
         """Number of weights of a unit that become zero when it is pruned."""
-        raise NotImplementedError
+        return round(self.max_sparsity * self.unit_size(shape))
 
     def misfit(self, shape: torch.Size) -> str | None:
-        """Why a weight of this shape cannot take the pattern, or None if it can."""
+        """Why a matrix of this shape cannot take the pattern, or None if it can."""
         raise NotImplementedError
 
-    def pool(self, saliency: Tensor) -> Tensor:
-        """[out, in] saliency -> the scores that the pattern needs, as few numbers as it allows. Linear in its input."""
+    def pool(self, values: Tensor, reduction: Reduction = torch.mean) -> Tensor:
+        """[out, in] values -> the scores that the pattern needs, as few numbers as it allows."""
         raise NotImplementedError
 
     def cost(self, score: Tensor) -> Tensor:
@@ -55,18 +72,17 @@ class Pattern:
         """Pooled scores and a bool [units] of pruned units -> bool mask in the shape of the scores, True = kept."""
         raise NotImplementedError
 
-    def tile(self, weight: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Views of the weight and of the pooled mask that broadcast against each other."""
+    def tile(self, matrix: Tensor, pooled: Tensor) -> tuple[Tensor, Tensor]:
+        """Views of a contiguous matrix and of something pooled that broadcast against each other."""
         raise NotImplementedError
 
     def violations(self, weight: Tensor) -> int:
         """Number of units of a finished [out, in] weight that are not as the pattern demands."""
         raise NotImplementedError
 
-    @property
-    def max_sparsity(self) -> float:
-        """The sparsity of a weight with all its units pruned."""
-        return self.unit_zeros / self.unit_size
+    def open_units(self, units: int, pruned_units: int) -> int:
+        """How many of so many units break the pattern by intent."""
+        return 0
 
     def unit_fraction(self, sparsity: float) -> float:
         """The fraction of units to prune so that the fraction `sparsity` of the weights is zero."""
@@ -98,23 +114,51 @@ class Pattern:
         return self.expand(self.mask(score, pruned), saliency.shape)
 
 
+def parse(text: str, target_sparsity: float | None = None) -> Pattern:
+    """The pattern of a name such as `4x1`, `2:4`, `rows` or `dense`.
+
+    Args:
+        target_sparsity: taken by patterns that do not determine it themselves.
+
+    Raises:
+        PruningError: there is no such pattern.
+    """
+    waiting: list[type[Pattern]] = [Pattern]
+    while waiting:
+        cls = waiting.pop()
+        found = cls.parse(text, target_sparsity)
+        if found is not None:
+            return found
+        waiting += cls.__subclasses__()
+    hint = "; YAML reads 2:4 as a number unless it is quoted" if text.isdigit() else ""
+    raise PruningError(f"there is no pattern {text!r}: write 4x1, 2:4, rows, columns, dense or locked{hint}")
+
+
+def _not_a_matrix(pattern: Pattern, shape: torch.Size) -> str | None:
+    return None if len(shape) == 2 else f"{pattern} needs a matrix, not a weight of shape {tuple(shape)}"
+
+
 @dataclass
 class Block(Pattern):
     """Blocks of `rows` output rows by `cols` input columns of a [out, in] weight: `4x1` is Block(4, 1).
 
-    1x1 is unstructured pruning. The published 4x1 numbers use this orientation; some papers' "4-block" is 1x4.
+    1x1 is unstructured pruning; Block(1, 0) prunes whole rows (output channels), Block(0, 1) whole columns (input
+    channels). The published 4x1 numbers use this orientation; some papers' "4-block" is 1x4.
     """
 
     rows: int = 1
-    """Consecutive output rows in a block."""
+    """Consecutive output rows in a block; 0: all of them."""
     cols: int = 1
-    """Consecutive input columns in a block."""
+    """Consecutive input columns in a block; 0: all of them."""
     target_sparsity: float | None = field(default=0.8, kw_only=True)
     """Fraction of the weights that are zero at the end."""
 
     def __post_init__(self) -> None:
-        if self.rows < 1 or self.cols < 1:
-            raise PruningError(f"pattern.rows={self.rows} pattern.cols={self.cols}: a block needs at least one of each")
+        if self.rows < 0 or self.cols < 0 or self.rows == self.cols == 0:
+            raise PruningError(
+                f"pattern.rows={self.rows} pattern.cols={self.cols}: a block needs at least one of each; "
+                "0 is a whole row or column, and not both"
+            )
         if not 0 < self.target < 1:
             raise PruningError(
                 f"pattern.target_sparsity={self.target} is out of range: a fraction of zeros between 0 and 1 "
@@ -122,30 +166,43 @@ class Block(Pattern):
             )
 
     def __str__(self) -> str:
-        return f"{self.rows}x{self.cols}"
+        whole = {(1, 0): "rows", (0, 1): "columns"}
+        return whole.get((self.rows, self.cols), f"{self.rows or 'all'}x{self.cols or 'all'}")
 
-    @property
-    def unit_size(self) -> int:
-        return self.rows * self.cols
+    @classmethod
+    def parse(cls, text: str, target_sparsity: float | None) -> Self | None:
+        text = {"rows": "1xall", "columns": "allx1"}.get(text, text)
+        found = re.fullmatch(r"(\d+|all)x(\d+|all)", text)
+        if found is None:
+            return None
+        rows, cols = (0 if size == "all" else int(size) for size in found.groups())
+        return cls(rows, cols) if target_sparsity is None else cls(rows, cols, target_sparsity=target_sparsity)
 
-    @property
-    def unit_zeros(self) -> int:
-        return self.rows * self.cols
+    def _block(self, shape: torch.Size) -> tuple[int, int]:
+        return self.rows or shape[0], self.cols or shape[1]
+
+    def unit_size(self, shape: torch.Size) -> int:
+        rows, cols = self._block(shape)
+        return rows * cols
 
     def misfit(self, shape: torch.Size) -> str | None:
         if len(shape) != 2:
-            return f"{self} needs a matrix, not a weight of shape {tuple(shape)}"
-        if shape[0] % self.rows or shape[1] % self.cols:
-            return f"[{shape[0]}, {shape[1]}] does not divide into blocks of {self.rows} rows by {self.cols} columns"
+            return _not_a_matrix(self, shape)
+        rows, cols = self._block(shape)
+        if shape[0] % rows or shape[1] % cols:
+            return f"[{shape[0]}, {shape[1]}] does not divide into blocks of {rows} rows by {cols} columns"
         return None
 
-    def pool(self, saliency: Tensor) -> Tensor:
-        if self.unit_size == 1:
-            return saliency
-        out_features, in_features = saliency.shape
-        # [out/rows, rows, in/cols, cols] -> [out/rows, in/cols]
-        blocks = saliency.reshape(out_features // self.rows, self.rows, in_features // self.cols, self.cols)
-        return blocks.mean(dim=(1, 3))
+    def pool(self, values: Tensor, reduction: Reduction = torch.mean) -> Tensor:
+        rows, cols = self._block(values.shape)
+        if rows * cols == 1:
+            return values
+        # [out/rows, rows, in/cols, cols] -> [out/rows, in/cols], without the dimensions of length one: they cost time
+        if cols == 1:
+            return reduction(values.reshape(-1, rows, values.shape[1]), dim=1)
+        if rows == 1:
+            return reduction(values.reshape(values.shape[0], -1, cols), dim=2)
+        return reduction(values.reshape(values.shape[0] // rows, rows, -1, cols), dim=(1, 3))
 
     def cost(self, score: Tensor) -> Tensor:
         return score.flatten()
@@ -153,15 +210,17 @@ class Block(Pattern):
     def mask(self, score: Tensor, pruned: Tensor) -> Tensor:
         return pruned.logical_not().view(score.shape)
 
-    def tile(self, weight: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        out_features, in_features = weight.shape
-        view = weight.view(out_features // self.rows, self.rows, in_features // self.cols, self.cols)
-        return view, mask[:, None, :, None]
+    def tile(self, matrix: Tensor, pooled: Tensor) -> tuple[Tensor, Tensor]:
+        rows, cols = self._block(matrix.shape)
+        if cols == 1:
+            return matrix.view(-1, rows, matrix.shape[1]), pooled[:, None, :]
+        view = matrix.view(matrix.shape[0] // rows, rows, matrix.shape[1] // cols, cols)
+        return view, pooled[:, None, :, None]
 
     def violations(self, weight: Tensor) -> int:
         """Blocks that hold both zeros and other values."""
-        zero = (weight == 0).float()[None, None]
-        share = torch.nn.functional.avg_pool2d(zero, (self.rows, self.cols))  # fraction of zeros per block
+        zero = (weight == 0).double()[None, None]
+        share = torch.nn.functional.avg_pool2d(zero, self._block(weight.shape))  # fraction of zeros per block
         return int(((share > 0) & (share < 1)).sum())
 
 
@@ -169,14 +228,16 @@ class Block(Pattern):
 class NofM(Pattern):
     """N:M: of every `m` consecutive weights along the input axis at most `n` are non-zero (Zhou et al. 2021).
 
-    On the way to the target some groups are N:M and the others dense, the cheapest first; at the target all are N:M.
-    A group costs the sum of its `m - n` lowest scores.
+    On the way to the target some groups are N:M and the others dense, the cheapest first; at the target all are N:M,
+    unless a final mix is asked for. A group costs the sum of its `m - n` lowest scores.
     """
 
     n: int = 2
     """Weights that may stay in each group."""
     m: int = 4
     """Weights in a group."""
+    mix: bool = False
+    """Allow a lower target, at which some groups stay dense. Hardware that needs N:M cannot use such a matrix."""
     target_sparsity: float | None = field(default=None, kw_only=True)
     """1 - n/m, which is also the default: nothing else makes every group N:M."""
 
@@ -184,50 +245,71 @@ class NofM(Pattern):
         if not 0 < self.n < self.m:
             raise PruningError(f"pattern.n={self.n} pattern.m={self.m}: N:M needs 0 < n < m")
         exact = self.max_sparsity
-        if self.target_sparsity is not None and abs(self.target_sparsity - exact) > 1e-6:
+        given = self.target_sparsity
+        if given is None or abs(given - exact) <= 1e-6:
+            self.target_sparsity = exact  # 0.666667 for 1:3 means all groups, no more and no less
+        elif not (self.mix and 0 < given < exact):
             raise PruningError(
-                f"pattern.target_sparsity={self.target_sparsity} is impossible for {self}: every group keeps "
-                f"{self.n} of {self.m}, which is {exact:g}; leave it out, or choose another n and m"
+                f"pattern.target_sparsity={given} is impossible for {self}: every group keeps {self.n} of {self.m}, "
+                f"which is {exact:g}; leave it out, choose another n and m, or set pattern.mix=true and less than that"
             )
-        self.target_sparsity = exact  # 0.666667 for 1:3 means all groups, no more and no less
 
     def __str__(self) -> str:
-        return f"{self.n}:{self.m}"
+        return f"{self.n}:{self.m}" + (" mix" if self.mix else "")
+
+    @classmethod
+    def parse(cls, text: str, target_sparsity: float | None) -> Self | None:
+        """A target counts for a mix only: without one it follows from n and m."""
+        found = re.fullmatch(r"(\d+):(\d+)( mix)?", text)
+        if found is None:
+            return None
+        mix = found[3] is not None
+        return cls(int(found[1]), int(found[2]), mix, target_sparsity=target_sparsity if mix else None)
 
     @property
-    def unit_size(self) -> int:
+    def max_sparsity(self) -> float:
+        return (self.m - self.n) / self.m
+
+    def unit_size(self, shape: torch.Size) -> int:
         return self.m
-
-    @property
-    def unit_zeros(self) -> int:
-        return self.m - self.n
 
     def misfit(self, shape: torch.Size) -> str | None:
         if len(shape) != 2:
-            return f"{self} needs a matrix, not a weight of shape {tuple(shape)}"
+            return _not_a_matrix(self, shape)
         if shape[1] % self.m:
             return f"[{shape[0]}, {shape[1]}] does not divide into groups of {self.m} along the input axis"
         return None
 
-    def pool(self, saliency: Tensor) -> Tensor:
-        return saliency
+    def pool(self, values: Tensor, reduction: Reduction = torch.mean) -> Tensor:
+        return values
 
-    def _lowest_first(self, score: Tensor) -> tuple[Tensor, Tensor]:
-        """Values and places of the m - n lowest of each group, ties by index: two [groups, m - n] tensors."""
-        ordered = score.reshape(-1, self.m).sort(dim=1, stable=True)
-        return ordered.values[:, : self.unit_zeros], ordered.indices[:, : self.unit_zeros]
+    def _losers(self, score: Tensor) -> Tensor:
+        """Bool [m, groups]: the m - n lowest of each group, ties by index; NaN counts as +inf.
+
+        By comparing all pairs, which costs a fraction of a sort along so short an axis.
+        """
+        places = score.reshape(-1, self.m).t().nan_to_num(nan=torch.inf, posinf=torch.inf, neginf=-torch.inf)
+        places = places.contiguous()  # [m, groups]: each comparison runs along memory
+        rank = torch.zeros(places.shape, dtype=torch.int16, device=score.device)
+        for late in range(1, self.m):
+            for early in range(late):
+                later_is_lower = places[late] < places[early]
+                rank[early] += later_is_lower
+                rank[late] += later_is_lower.logical_not_()
+        return rank < self.m - self.n
 
     def cost(self, score: Tensor) -> Tensor:
-        return self._lowest_first(score)[0].sum(dim=1)
+        lost = score.reshape(-1, self.m).t().where(self._losers(score), 0.0)
+        return lost.sum(dim=0)
 
     def mask(self, score: Tensor, pruned: Tensor) -> Tensor:
-        places = self._lowest_first(score)[1]
-        keep = torch.ones(pruned.numel(), self.m, dtype=torch.bool, device=score.device)
-        keep.scatter_(1, places, pruned.logical_not()[:, None].expand_as(places))
-        return keep.view(score.shape)
+        return (self._losers(score) & pruned).logical_not_().t().reshape(score.shape)
 
-    def tile(self, weight: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        return weight, mask
+    def tile(self, matrix: Tensor, pooled: Tensor) -> tuple[Tensor, Tensor]:
+        return matrix, pooled
+
+    def open_units(self, units: int, pruned_units: int) -> int:
+        return units - pruned_units if self.mix else 0
 
     def violations(self, weight: Tensor) -> int:
         """Groups with more than n non-zero weights."""
@@ -236,10 +318,43 @@ class NofM(Pattern):
 
 
 @dataclass
-class Dense(Pattern):
-    """Nothing is pruned, all else equal: the control with the same distillation and the same steps."""
+class _Unpruned(Pattern):
+    """Every weight is a unit of its own, and none is ever chosen to be pruned."""
 
     prunes: ClassVar[bool] = False
+
+    @property
+    def max_sparsity(self) -> float:
+        return 0.0
+
+    def unit_size(self, shape: torch.Size) -> int:
+        return 1
+
+    def unit_fraction(self, sparsity: float) -> float:
+        return 0.0
+
+    def misfit(self, shape: torch.Size) -> str | None:
+        return None
+
+    def pool(self, values: Tensor, reduction: Reduction = torch.mean) -> Tensor:
+        return values
+
+    def cost(self, score: Tensor) -> Tensor:
+        return score.flatten()
+
+    def mask(self, score: Tensor, pruned: Tensor) -> Tensor:
+        return torch.ones_like(score, dtype=torch.bool)
+
+    def tile(self, matrix: Tensor, pooled: Tensor) -> tuple[Tensor, Tensor]:
+        return matrix, pooled
+
+    def violations(self, weight: Tensor) -> int:
+        return 0
+
+
+@dataclass
+class Dense(_Unpruned):
+    """Nothing is pruned, all else equal: the control with the same distillation and the same steps."""
 
     def __post_init__(self) -> None:
         if self.target_sparsity != 0:
@@ -250,31 +365,26 @@ class Dense(Pattern):
     def __str__(self) -> str:
         return "dense"
 
-    @property
-    def unit_size(self) -> int:
-        return 1
+    @classmethod
+    def parse(cls, text: str, target_sparsity: float | None) -> Self | None:
+        return cls() if text == "dense" else None
 
-    @property
-    def unit_zeros(self) -> int:
-        return 0
 
-    def unit_fraction(self, sparsity: float) -> float:
-        return 0.0
+@dataclass
+class Locked(_Unpruned):
+    """The zeros that the weights come with stay, the rest is trained: sparse transfer (Prune-OFA, arXiv 2111.05754)."""
 
-    def misfit(self, shape: torch.Size) -> str | None:
-        return None
+    locks: ClassVar[bool] = True
 
-    def pool(self, saliency: Tensor) -> Tensor:
-        return saliency
+    def __post_init__(self) -> None:
+        if self.target_sparsity != 0:
+            raise PruningError(
+                f"pattern.target_sparsity={self.target_sparsity}: locked keeps the zeros that are there; leave it out"
+            )
 
-    def cost(self, score: Tensor) -> Tensor:
-        return score.flatten()
+    def __str__(self) -> str:
+        return "locked"
 
-    def mask(self, score: Tensor, pruned: Tensor) -> Tensor:
-        return torch.ones_like(score, dtype=torch.bool)
-
-    def tile(self, weight: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        return weight, mask
-
-    def violations(self, weight: Tensor) -> int:
-        return 0
+    @classmethod
+    def parse(cls, text: str, target_sparsity: float | None) -> Self | None:
+        return cls() if text == "locked" else None

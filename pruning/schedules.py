@@ -7,38 +7,44 @@ from dataclasses import dataclass
 
 from pruning.errors import PruningError
 
-Decay = Callable[[float, float], float]
+Decay = Callable[[float, float, float], float]
 DECAYS: dict[str, Decay] = {}
 
 
 def decay(course: Decay) -> Decay:
-    """Make a function (progress in [0, 1], target) -> sparsity available as `schedule.decay=<its name>`."""
+    """Make a function (progress in [0, 1], initial, target) -> sparsity available as `schedule.decay=<its name>`."""
     DECAYS[course.__name__] = course
     return course
 
 
 @decay
-def exp(progress: float, target: float) -> float:
+def exp(progress: float, initial: float, target: float) -> float:
     """The kept fraction shrinks by the same factor at each update: fast, then slow."""
-    return 1 - (1 - target) ** progress
+    return 1 - (1 - initial) * ((1 - target) / (1 - initial)) ** progress
 
 
 @decay
-def linear(progress: float, target: float) -> float:
+def linear(progress: float, initial: float, target: float) -> float:
     """The same number of units at each update."""
-    return target * progress
+    return initial + (target - initial) * progress
 
 
 @decay
-def cos(progress: float, target: float) -> float:
+def cos(progress: float, initial: float, target: float) -> float:
     """A quarter of a cosine: slow, then fast."""
-    return target * (1 - math.cos(math.pi * progress / 2))
+    return initial + (target - initial) * (1 - math.cos(math.pi * progress / 2))
 
 
 @decay
-def cubic(progress: float, target: float) -> float:
+def cubic(progress: float, initial: float, target: float) -> float:
     """Zhu and Gupta 2017 (arXiv 1710.01878, eq. 1): fast, then slow."""
-    return target * (1 - (1 - progress) ** 3)
+    return target + (initial - target) * (1 - progress) ** 3
+
+
+@decay
+def slow_cubic(progress: float, initial: float, target: float) -> float:
+    """(t/n)^3, slow then fast: what Intel Neural Compressor calls "cube", the opposite of the usual cubic."""
+    return initial + (target - initial) * progress**3
 
 
 @dataclass
@@ -47,13 +53,25 @@ class TrainingLength:
 
     steps: int
     """Optimizer steps in all."""
-    steps_per_epoch: int
-    """Whole batches in the training features, F // batch."""
-    epochs: float
-    """Passes over the training features."""
+    steps_per_epoch: int | None = None
+    """Whole batches in the training features, F // batch. Needed where a schedule speaks of epochs."""
+    epochs: float | None = None
+    """Passes over the training features. Needed where a cool-down is given in epochs."""
 
 
 _SPAN = re.compile(r"(?P<value>\d+(\.\d*)?)\s*(?P<unit>steps?|ep|epochs?|%)?", re.ASCII)
+
+
+def _read(text: str, key: str) -> tuple[float, str]:
+    """A length of time as a number and its unit: "step", "epoch" or "%"."""
+    found = _SPAN.fullmatch(text.strip())
+    unit = {"%": "%", "e": "epoch"}.get((found["unit"] or "s")[0], "step") if found else ""
+    if found is None or (unit == "step" and not float(found["value"]).is_integer()):
+        raise PruningError(
+            f"schedule.{key}={text!r} is no length of time: "
+            'write a whole number of optimizer steps ("1000"), "2.5 epochs" or "10%" of the training'
+        )
+    return float(found["value"]), unit
 
 
 def span_in_steps(text: str, length: TrainingLength, key: str) -> int:
@@ -62,71 +80,130 @@ def span_in_steps(text: str, length: TrainingLength, key: str) -> int:
     Raises:
         PruningError: the text is no such length.
     """
-    found = _SPAN.fullmatch(text.strip())
-    unit = found["unit"] if found else None
-    if found is None or (unit in (None, "step", "steps") and not float(found["value"]).is_integer()):
-        raise PruningError(
-            f"schedule.{key}={text!r} is no length of time: "
-            'write a whole number of optimizer steps ("1000"), "2.5 epochs" or "10%" of the training'
-        )
-    value = float(found["value"])
+    value, unit = _read(text, key)
     if unit == "%":
         return round(value / 100 * length.steps)
-    if unit in ("ep", "epoch", "epochs"):
+    if unit == "epoch":
+        if length.steps_per_epoch is None:
+            raise PruningError(f"schedule.{key}={text!r}: the training is not counted in epochs; write optimizer steps")
         return int(value * length.steps_per_epoch)
     return int(value)
 
 
+_INITIAL = re.compile(r"(?P<value>\d+(\.\d*)?)\s*(?P<unit>%)?", re.ASCII)
+
+
 @dataclass
 class Schedule:
-    """When masks are updated, and how sparse they are then.
+    """Base: when masks are updated, and how sparse they are then.
 
-    Updates t = 0..n come before the forward pass of optimizer step start + t * frequency, n = (end - start) //
-    frequency; the sparsity of update t is decay(t / n): 0 at t = 0, the target at t = n, which always exists.
     Lengths of time are optimizer steps ("1000"), epochs ("5 epochs") or fractions of the training ("10%").
     """
 
-    decay: str = "exp"
-    """exp, linear, cos or cubic."""
     start: str = "10%"
-    """The first update; it prunes nothing."""
+    """The first update."""
+    warmup_steps: float = 0.1
+    """Learning-rate warm-up in optimizer steps, or a fraction of the training if below 1; `train` reads it here."""
+
+    def __post_init__(self) -> None:
+        self._check_lengths("start")
+
+    def _check_lengths(self, *keys: str) -> None:
+        anything = TrainingLength(steps=1, steps_per_epoch=1, epochs=1)  # only to see that the texts can be read
+        for key in keys:
+            if getattr(self, key) is not None:
+                span_in_steps(getattr(self, key), anything, key)
+
+    def steps(self, length: TrainingLength) -> dict[int, float]:
+        """Optimizer steps taken before an update -> progress, which ends at 1.
+
+        Raises:
+            PruningError: the schedule does not fit into the training.
+        """
+        raise NotImplementedError
+
+    def sparsity(self, progress: float, target: float) -> float:
+        """Sparsity at `progress` in [0, 1] from the first to the last update; `target` at 1.
+
+        Raises:
+            PruningError: the schedule does not go with this target.
+        """
+        raise NotImplementedError
+
+    def updates(self, length: TrainingLength, target: float) -> dict[int, float]:
+        """Optimizer steps taken before an update -> sparsity from then on."""
+        return {step: self.sparsity(progress, target) for step, progress in self.steps(length).items()}
+
+
+@dataclass
+class OneShot(Schedule):
+    """One update, at `start`, to the target: the baseline, and for 2:4 a recipe of its own (arXiv 2104.08378)."""
+
+    def steps(self, length: TrainingLength) -> dict[int, float]:
+        step = span_in_steps(self.start, length, "start")
+        if step > length.steps:
+            raise PruningError(f"schedule.start={self.start}: step {step} is after the last of {length.steps} steps")
+        return {step: 1.0}
+
+    def sparsity(self, progress: float, target: float) -> float:
+        return target
+
+
+@dataclass
+class Gradual(Schedule):
+    """Updates t = 0..n before the forward pass of optimizer step start + t * frequency, n = (end - start) // frequency.
+
+    The sparsity of update t is decay(t / n): `initial` at t = 0, the target at t = n, which always exists.
+    """
+
+    decay: str = "exp"
+    """exp, linear, cos, cubic or slow_cubic."""
+    initial: str = "0"
+    """What the first update prunes at once: a sparsity ("0.7") or a part of the target ("85%")."""
     end: str | None = None
     """No update after this point. If not given: where the cool-down begins. Given, it overrides `cooldown`."""
     frequency: str = "2%"
     """Distance of two updates."""
     cooldown: str = "30%"
     """Training left after the last update, with the masks fixed."""
-    warmup_steps: float = 0.1
-    """Learning-rate warm-up in optimizer steps, or a fraction of the training if below 1; `train` reads it here."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.decay not in DECAYS:
             raise PruningError(f"schedule.decay={self.decay!r} is unknown: one of {', '.join(DECAYS)}")
-        anything = TrainingLength(steps=1, steps_per_epoch=1, epochs=1)  # only to see that the texts can be read
-        for key in ("start", "end", "frequency", "cooldown"):
-            if getattr(self, key) is not None:
-                span_in_steps(getattr(self, key), anything, key)
+        self._check_lengths("end", "frequency", "cooldown")
+        if not 0 <= self._initial(1.0) < 1:
+            raise PruningError(f"schedule.initial={self.initial!r} is out of range: from 0 to below 1, or below 100%")
+
+    def _initial(self, target: float) -> float:
+        found = _INITIAL.fullmatch(self.initial.strip())
+        if found is None:
+            raise PruningError(
+                f'schedule.initial={self.initial!r} is neither a sparsity ("0.7") nor a part of the target ("85%")'
+            )
+        return float(found["value"]) * target / 100 if found["unit"] else float(found["value"])
 
     def sparsity(self, progress: float, target: float) -> float:
-        """Sparsity at `progress` in [0, 1] between the first and the last update."""
-        return target if progress >= 1 else DECAYS[self.decay](progress, target)
+        if progress >= 1 or not target:
+            return target
+        initial = self._initial(target)
+        if initial >= target:
+            raise PruningError(
+                f'schedule.initial={self.initial} is not below the target sparsity {target:g}; "85%" is a part of it'
+            )
+        return DECAYS[self.decay](progress, initial, target)
 
     def last_step(self, length: TrainingLength) -> int:
         """The step after which no update comes, before rounding down to whole updates."""
         if self.end is not None:
             return span_in_steps(self.end, length, "end")
-        cooldown = span_in_steps(self.cooldown, length, "cooldown")
-        if self.cooldown.strip().endswith(("ep", "epoch", "epochs")):
+        cooldown, unit = _read(self.cooldown, "cooldown")
+        if unit == "epoch" and length.steps_per_epoch is not None and length.epochs is not None:
             # The published recipes count from the front, in whole batches: int(I * (epochs - cool-down)).
-            return int(length.steps_per_epoch * length.epochs) - cooldown
-        return length.steps - cooldown
+            return int(length.steps_per_epoch * (length.epochs - cooldown))
+        return length.steps - span_in_steps(self.cooldown, length, "cooldown")
 
-    def updates(self, length: TrainingLength, target: float) -> dict[int, float]:
-        """Optimizer steps taken before an update -> sparsity from then on.
-
-        Raises:
-            PruningError: the schedule does not fit into the training.
-        """
+    def steps(self, length: TrainingLength) -> dict[int, float]:
         start = span_in_steps(self.start, length, "start")
         frequency = max(1, span_in_steps(self.frequency, length, "frequency"))
         end = self.last_step(length)
@@ -142,4 +219,4 @@ class Schedule:
                 f"{start} to step {end} (schedule.start={self.start}, end={self.end}, cooldown={self.cooldown}) every "
                 f"{frequency} steps; train longer, change these, or take schedule=short, which fits any length"
             )
-        return {start + t * frequency: self.sparsity(t / count, target) for t in range(count + 1)}
+        return {start + t * frequency: t / count for t in range(count + 1)}

@@ -26,8 +26,9 @@ LABELS = (MODEL, DATASET, PATTERN)
 # Metrics. Scores and sparsities are fractions in [0, 1].
 RELATIVE_DROP = "relative_drop"  # (sparse - dense) / dense
 RATIO = "sparsity/linear"  # zeros in pruned weights / elements of all Linear and Conv weights
+OVERALL_RATIO = "sparsity/all"  # the same zeros / elements of all parameters
 TARGET = "sparsity/target"  # of the weights that the pattern prunes
-VIOLATIONS = "pattern/violations"  # counted on the saved file; 0 in every verified run
+VIOLATIONS = "pattern/violations"  # counted on the saved file; 0 in a verified run, but for a mix that was asked for
 
 
 def dense(metric: str) -> str:

@@ -23,9 +23,7 @@ def job(composed: DictConfig) -> None:
     hydra_config = HydraConfig.get()
 
     def once() -> None:
-        choices = {
-            k: str(v) for k, v in hydra_config.runtime.choices.items() if k in (*config.GROUPS, "experiment") and v
-        }
+        choices = config.chosen_options(hydra_config.runtime.choices)
         run(*config.load(OmegaConf.create(composed), choices, list(hydra_config.overrides.task)))
 
     if hydra_config.mode is RunMode.MULTIRUN:

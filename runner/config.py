@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from pruning import (
     Distillation,
     NofM,
     Pattern,
-    PruningError,
+    Regularizer,
     Schedule,
 )
 from runner import tasks
@@ -41,6 +41,7 @@ GROUPS: dict[str, type] = {
     "criterion": Criterion,
     "allocation": Allocation,
     "schedule": Schedule,
+    "regularizer": Regularizer,
     "distill": Distillation,
     "recipe": Recipe,
 }
@@ -57,7 +58,8 @@ class Experiment:
     pattern: Pattern = MISSING
     criterion: Criterion = MISSING
     allocation: Allocation = MISSING
-    schedule: Schedule = field(default_factory=Schedule)
+    schedule: Schedule = MISSING
+    regularizer: Regularizer = field(default_factory=Regularizer)
     distill: Distillation = MISSING
     recipe: Recipe = field(default_factory=Recipe)
     train: Training = field(default_factory=Training)
@@ -125,10 +127,15 @@ def compose_experiment(overrides: Sequence[str]) -> tuple[Experiment, Origin]:
     """Compose, check and convert. Raises UserError, PruningError or Hydra's own errors, before anything is loaded."""
     register()
     config = compose(overrides, with_hydra=True)
-    choices = {k: str(v) for k, v in config.hydra.runtime.choices.items() if k in (*GROUPS, "experiment") and v}
+    choices = chosen_options(config.hydra.runtime.choices)
     with open_dict(config):  # a masked copy would forget that this is an Experiment
         del config["hydra"]
     return load(config, choices, list(overrides))
+
+
+def chosen_options(choices: Mapping[Any, Any]) -> dict[str, str]:
+    """Of all that Hydra calls choices, the options of our groups."""
+    return {k: str(v) for k, v in choices.items() if k in (*GROUPS, "experiment") and v}
 
 
 def load(config: DictConfig, choices: dict[str, str], overrides: list[str]) -> tuple[Experiment, Origin]:
@@ -209,13 +216,14 @@ class Identity:
     """What determines the dense model, seed included."""
 
 
-def identify(experiment: Experiment, model: str, data: str, teacher: str | None) -> Identity:
+def identify(experiment: Experiment, model: str, data: str, teacher: str | None, sparse: str | None = None) -> Identity:
     """Hash what determines the result: paths and logging do not, contents do.
 
     Args:
         model: fingerprint of the checkpoint that the run starts from (fine-tuned or not).
         data: fingerprint of the examples.
         teacher: fingerprint of a teacher other than the dense model.
+        sparse: fingerprint of the sparse checkpoint that the student starts from, where that is not the dense model.
     """
     dense: dict[str, Any] = {
         "model": model,
@@ -232,12 +240,15 @@ def identify(experiment: Experiment, model: str, data: str, teacher: str | None)
             "distill": {**_typed(experiment.distill), "teacher": teacher},
             "train": experiment.train.determinants(),
         }
-        if experiment.pattern.prunes:
+        if sparse is not None:
+            run["sparse"] = sparse
+        if experiment.pattern.prunes or experiment.pattern.locks or experiment.allocation.layers:
             run |= {
                 "layers": [experiment.model.prunable, experiment.model.excluded],
                 "criterion": _typed(experiment.criterion),
                 "allocation": _typed(experiment.allocation),
                 "schedule": _typed(experiment.schedule),
+                "regularizer": _typed(experiment.regularizer),
             }
     seed = experiment.seed
     return Identity(
@@ -250,7 +261,8 @@ def _typed(value: Any) -> dict[str, Any]:
 
 
 def _hash(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
+    # Keys are not sorted: they come in the order of the fields, and that of allocation.layers has a meaning.
+    return hashlib.sha256(json.dumps(value, default=str).encode()).hexdigest()[:16]
 
 
-__all__ = ["Experiment", "Identity", "Origin", "PruningError", "compose_experiment", "identify", "load", "register"]
+__all__ = ["Experiment", "Identity", "Origin", "chosen_options", "compose_experiment", "identify", "load", "register"]

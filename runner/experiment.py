@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pruning import Dense, LayerReport, Pruner
+from pruning import Dense, LayerReport, Plan, Pruner, TrainingLength, as_matrix
 from results import columns
 from runner import baseline, evaluate, models, tracking
 from runner.config import Experiment, Identity, Origin, identify
@@ -61,6 +61,8 @@ class Inputs:
     tokenizer: PreTrainedTokenizerBase
     teacher: models.Checkpoint | None
     """A teacher other than the dense model."""
+    sparse: models.Checkpoint | None
+    """A sparse checkpoint that the student starts from; None: from the dense model."""
     lesson: Lesson | None
     """None if nothing is trained."""
     updates: dict[int, float]
@@ -94,7 +96,7 @@ def run(experiment: Experiment, origin: Origin) -> Result:
         sparse_scores, verification, layers = None, None, []
         if experiment.prune:
             layers = prune(experiment, inputs, dense, folder, tracker)
-            verification = verify(folder / "model", experiment.dataset.architecture, experiment.pattern, layers)
+            verification = verify(folder / "model", experiment.dataset.architecture, layers)
             sparse_scores = score_saved(experiment, inputs, folder / "model")
             describe_pruning(folder / "model", experiment, inputs, layers, dense_scores, sparse_scores, verification)
         else:
@@ -120,17 +122,20 @@ def prepare(experiment: Experiment) -> Inputs:
     else:
         base = models.find(model.path, "model.path", model, model.revision)
     teacher = find_teacher(experiment)
+    sparse = find_sparse(experiment)
     check_gradient(experiment, base)
     net = models.skeleton(task.architecture, base.config)
     tokenizer = models.tokenizer(base)
-    if teacher is not None and models.tokenizer(teacher).get_vocab() != tokenizer.get_vocab():
-        raise UserError(
-            f"distill.teacher={teacher.path}: its tokenizer is not the student's, so their tokens cannot be compared; "
-            "choose a teacher with the same vocabulary"
-        )
+    for other in (teacher, sparse):
+        if other is not None and models.tokenizer(other).get_vocab() != tokenizer.get_vocab():
+            raise UserError(
+                f"{other.key}={other.path}: its tokenizer is not that of {base.path}, so their tokens cannot be "
+                "compared; choose a model with the same vocabulary"
+            )
     trains = experiment.prune or not model.finetuned
-    if experiment.prune and experiment.pattern.prunes:  # that it fits is known without data and weights
-        new_pruner(experiment, net, {})
+    if experiment.prune:  # that it fits is known without data and weights
+        Plan(models.prunable_parameters(net, model), experiment.pattern, experiment.allocation)
+        check_zeros(experiment, sparse or base)
     examples = task.read(train=trains)
     lesson, updates = None, {}
     if trains:
@@ -138,18 +143,27 @@ def prepare(experiment: Experiment) -> Inputs:
         cache = Path(experiment.cache_dir) / "features"
         with saving(cache):
             lesson = Lesson(task, task.features(examples.train, tokenizer, cache, labels=True), tokenizer)
-        if experiment.prune and experiment.pattern.prunes:
+        if experiment.prune:
             length = lesson.length(experiment.train)
-            updates = experiment.schedule.updates(length, experiment.pattern.target)
+            pruner = new_pruner(experiment, net, length)
+            updates = {s: experiment.schedule.sparsity(p, experiment.pattern.target) for s, p in pruner.updates.items()}
     data = examples.train_fingerprint + examples.evaluation_fingerprint
-    identity = identify(experiment, base.fingerprint, data, teacher.fingerprint if teacher is not None else None)
-    return Inputs(examples, base, tokenizer, teacher, lesson, updates, identity)
+    others = [other.fingerprint if other is not None else None for other in (teacher, sparse)]
+    identity = identify(experiment, base.fingerprint, data, *others)
+    return Inputs(examples, base, tokenizer, teacher, sparse, lesson, updates, identity)
 
 
-def new_pruner(experiment: Experiment, net: PreTrainedModel, updates: Mapping[int, float]) -> Pruner:
-    """The pruner of this experiment for a model."""
-    parameters = models.prunable_parameters(net, experiment.model)
-    return Pruner(parameters, experiment.pattern, experiment.criterion, experiment.allocation, updates)
+def new_pruner(experiment: Experiment, net: PreTrainedModel, length: TrainingLength) -> Pruner:
+    """The pruner of this experiment for a model and a training."""
+    return Pruner(
+        models.prunable_parameters(net, experiment.model),
+        experiment.pattern,
+        experiment.schedule,
+        length,
+        experiment.criterion,
+        experiment.allocation,
+        experiment.regularizer,
+    )
 
 
 def find_teacher(experiment: Experiment) -> models.Checkpoint | None:
@@ -158,15 +172,41 @@ def find_teacher(experiment: Experiment) -> models.Checkpoint | None:
     return models.find(path, "distill.teacher", experiment.model) if experiment.prune and path else None
 
 
+def find_sparse(experiment: Experiment) -> models.Checkpoint | None:
+    """The sparse checkpoint to start from, where one is named."""
+    model, locks = experiment.model, experiment.prune and experiment.pattern.locks
+    if model.sparse and not locks:
+        raise UserError(
+            f"model.sparse={model.sparse} is for pattern=locked, which keeps its zeros; any other pattern prunes the "
+            "dense model (model.finetuned)"
+        )
+    if locks and not (model.sparse or model.finetuned):
+        raise UserError("pattern=locked keeps the zeros of a checkpoint: name one with model.sparse")
+    return models.find(model.sparse, "model.sparse", model) if model.sparse else None
+
+
+def check_zeros(experiment: Experiment, start: models.Checkpoint) -> None:
+    """Refuse to lock the zeros of a checkpoint that has none."""
+    if not experiment.pattern.locks:
+        return
+    weights = models.prunable_parameters(models.load(experiment.dataset.architecture, start), experiment.model)
+    if all(bool(as_matrix(weight).all()) for weight in weights.values()):
+        raise UserError(
+            f"{start.key}={start.path}: none of its {len(weights)} prunable weights has a zero, so pattern=locked has "
+            "nothing to keep; name a sparse checkpoint with model.sparse"
+        )
+
+
 def check_gradient(experiment: Experiment, base: models.Checkpoint) -> None:
     """Refuse a student that starts as its own teacher with nothing to tell them apart: its gradient is exactly zero."""
     alike = experiment.distill.needs_teacher and not experiment.distill.teacher and not experiment.distill.label_weight
+    alike = alike and not experiment.model.sparse
     if not (experiment.prune and alike) or models.dropout(base.config) > 0:
         return
     what = None
     if not experiment.pattern.prunes:
-        what = "the dense control cannot learn"
-    elif experiment.criterion.needs_gradient:
+        what = f"pattern={experiment.pattern} has nothing to learn"
+    elif experiment.criterion.needs_gradient or experiment.criterion.needs_second_moment:
         what = f"{type(experiment.criterion).__name__} has nothing to rank weights by before the first are pruned"
     if what:
         raise UserError(
@@ -199,9 +239,9 @@ def prune(
     assert inputs.lesson is not None
     set_seed(experiment.seed)
     architecture = experiment.dataset.architecture
-    student = models.load(architecture, dense)
+    student = models.load(architecture, inputs.sparse or dense)
     teacher = models.load(architecture, inputs.teacher or dense) if experiment.distill.needs_teacher else None
-    pruner = new_pruner(experiment, student, inputs.updates)
+    pruner = new_pruner(experiment, student, inputs.lesson.length(experiment.train))
     title = "Training the control" if isinstance(experiment.pattern, Dense) else f"Pruning to {experiment.pattern}"
     train(
         student,
@@ -273,7 +313,7 @@ def params(experiment: Experiment, origin: Origin) -> dict[str, Any]:
     train = experiment.train if experiment.prune else experiment.finetune
     section = "train" if experiment.prune else "finetune"
     out: dict[str, Any] = {**origin.labels, columns.SEED: experiment.seed}
-    groups = ("criterion", "allocation", "schedule", "distill", "recipe")
+    groups = ("criterion", "allocation", "schedule", "regularizer", "distill", "recipe")
     out |= {group: origin.choices[group] for group in groups if group in origin.choices and experiment.prune}
     for key in ("learning_rate", "per_device_train_batch_size", "num_train_epochs", "weight_decay", "bf16"):
         out[f"{section}.{key}"] = getattr(train, key)
@@ -299,6 +339,7 @@ def record(
     if sparse is not None and result.verification is not None:
         values |= {columns.sparse(name): value for name, value in sparse.metrics.items()}
         values[columns.RATIO] = result.verification.linear_ratio
+        values[columns.OVERALL_RATIO] = result.verification.overall_ratio
         values[columns.TARGET] = experiment.pattern.target
         values[columns.VIOLATIONS] = result.verification.violations
         if result.relative_drop is not None:
@@ -331,9 +372,11 @@ def describe_pruning(
             "pattern": {"name": str(experiment.pattern), **asdict(experiment.pattern)},
             "criterion": {"name": type(experiment.criterion).__name__, **asdict(experiment.criterion)},
             "allocation": {"name": type(experiment.allocation).__name__, **asdict(experiment.allocation)},
-            "schedule": asdict(experiment.schedule),
+            "schedule": {"name": type(experiment.schedule).__name__, **asdict(experiment.schedule)},
+            "regularizer": {"name": type(experiment.regularizer).__name__, **asdict(experiment.regularizer)},
             "updates": {str(step): sparsity for step, sparsity in inputs.updates.items()},
             "linear_ratio": verification.linear_ratio,
+            "overall_ratio": verification.overall_ratio,
             "sparsity": verification.sparsity,
             "violations": verification.violations,
             "dense": dense.metrics,

@@ -9,12 +9,13 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, cast
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from omegaconf import MISSING
 from torch import nn
 
+from pruning import matrix_weights
 from runner.errors import UserError
 from runner.hub import explain
 
@@ -38,6 +39,9 @@ class Model:
     """A hub id, a folder, or `embedded:NAME` for weights that come with this package."""
     finetuned: str | None = None
     """A checkpoint fine-tuned on the dataset, as id or folder: the dense model. If not given, the run makes one."""
+    sparse: str | None = None
+    """For pattern=locked: a sparse checkpoint of the same architecture, as id or folder. The student starts from it and
+    keeps its zeros; the dense model remains its teacher and what it is compared with."""
     revision: str | None = None
     """Commit, tag or branch of `path` on the hub."""
     finetuned_revision: str | None = None
@@ -45,15 +49,15 @@ class Model:
     model_type: str | None = None
     """transformers' name of the architecture, used where the checkpoint's config.json does not say."""
     prunable: list[str] = field(default_factory=lambda: ["*"])
-    """Linear layers to prune, as shell patterns of module names. Head, pooler and embeddings are never pruned."""
+    """Linear and convolution layers to prune, as shell patterns of module names; never head, pooler and embeddings."""
     excluded: list[str] = field(default_factory=list)
-    """Linear layers to leave dense all the same, as shell patterns of module names."""
+    """Layers to leave dense all the same, as shell patterns of module names."""
     hidden_dropout: float | None = None
     """Dropout of hidden states in both trainings; the checkpoint's own if not given."""
     attention_dropout: float | None = None
     """Dropout of attention weights in both trainings; the checkpoint's own if not given. 0 is much faster on CPUs."""
 
-    defining: ClassVar[tuple[str, ...]] = ("path", "finetuned", "revision", "finetuned_revision")
+    defining: ClassVar[tuple[str, ...]] = ("path", "finetuned", "sparse", "revision", "finetuned_revision")
 
     def __post_init__(self) -> None:
         for key in ("hidden_dropout", "attention_dropout"):
@@ -187,25 +191,18 @@ def head(model: PreTrainedModel) -> dict[str, nn.Module]:
     return {name: child for name, child in model.named_children() if child is not model.base_model}
 
 
-def matrix_weights(model: nn.Module) -> dict[str, torch.Tensor]:
-    """The weights of all Linear and Conv modules: the denominator of the element-wise ratio. Embeddings are none."""
-    kinds = (nn.Linear, nn.Conv1d, nn.Conv2d)
-    return {name: module.weight for name, module in model.named_modules() if isinstance(module, kinds)}
-
-
 def prunable_parameters(net: PreTrainedModel, model: Model) -> dict[str, nn.Parameter]:
-    """The weights that may be pruned, by parameter name: Linear layers of the encoder that `model` selects.
+    """The weights that may be pruned, by parameter name: those of the encoder's Linear and Conv layers that `model`
+    selects.
 
     Raises:
         UserError: a pattern in model.prunable or model.excluded matches no such layer.
     """
     outside = tuple(f"{name}." for name in head(net))
-    layers: dict[str, nn.Parameter] = {
-        name: cast(nn.Parameter, module.weight)
-        for name, module in net.named_modules()
-        if isinstance(module, nn.Linear)
-        and not f"{name}.".startswith(outside)
-        and not set(name.split(".")) & set(_NOT_PRUNABLE)
+    layers = {
+        name.removesuffix(".weight"): weight
+        for name, weight in matrix_weights(net).items()
+        if not name.startswith(outside) and not set(name.split(".")) & set(_NOT_PRUNABLE)
     }
     chosen = {name for pattern in model.prunable for name in _matching(pattern, layers, "model.prunable")}
     chosen -= {name for pattern in model.excluded for name in _matching(pattern, layers, "model.excluded")}
@@ -221,7 +218,8 @@ def _matching(pattern: str, layers: Iterable[str], key: str) -> list[str]:
     if not found:
         known = ", ".join(sorted(layers)[:4])
         raise UserError(
-            f"{key}: {pattern!r} matches none of the encoder's Linear layers (such as {known}; * matches any text)"
+            f"{key}: {pattern!r} matches none of the encoder's Linear and Conv layers "
+            f"(such as {known}; * matches any text)"
         )
     return found
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
-from pruning import LayerReport, Pattern
+from pruning import LayerReport, as_matrix, matrix_weights, parse
 from runner import models
 
 
@@ -22,8 +22,10 @@ class Verification:
 
     linear_ratio: float
     """Zeros in pruned weights over the elements of all Linear and Conv weights."""
+    overall_ratio: float
+    """Zeros in pruned weights over the elements of all parameters, embeddings and biases included."""
     sparsity: float
-    """Zeros over elements, of the weights that the pattern prunes."""
+    """Zeros over elements, of the weights that a pattern prunes."""
     violations: int
     """Units that break the pattern."""
 
@@ -37,7 +39,7 @@ def read_tensors(folder: Path) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def verify(folder: Path, architecture: str, pattern: Pattern, layers: list[LayerReport]) -> Verification:
+def verify(folder: Path, architecture: str, layers: list[LayerReport]) -> Verification:
     """Recount a saved model.
 
     Args:
@@ -50,22 +52,26 @@ def verify(folder: Path, architecture: str, pattern: Pattern, layers: list[Layer
 
     tensors = read_tensors(folder)
     net = models.skeleton(architecture, AutoConfig.from_pretrained(folder))
-    elements = sum(weight.numel() for weight in models.matrix_weights(net).values())
+    matrices = sum(weight.numel() for weight in matrix_weights(net).values())
+    everything = sum(weight.numel() for weight in net.parameters())
     zeros = pruned_elements = violations = 0
     for layer in layers:
         if layer.skipped:
             continue
-        weight = tensors[layer.name]
+        weight = as_matrix(tensors[layer.name])
         count, broken = int((weight == 0).sum()), 0
         if layer.pruned_units:
-            # A kept weight may be exactly zero by itself: it breaks at most one block, and is no fault of the masks.
-            broken, by_chance = pattern.violations(weight), count - layer.zeros
-            if by_chance < 0 or broken > by_chance:
+            pattern = parse(layer.pattern)
+            broken = pattern.violations(weight)
+            # A kept weight may be exactly zero by itself: it breaks at most one unit, and is no fault of the masks.
+            by_chance = count - layer.zeros
+            if by_chance < 0 or broken > by_chance + pattern.open_units(layer.units, layer.pruned_units):
                 raise VerificationError(
-                    f"{folder}: {layer.name} has {count} zeros and {broken} broken {pattern} units on disk, "
-                    f"but the pruner made {layer.zeros} zeros"
+                    f"{folder}: {layer.name} has {count} zeros and {broken} broken {layer.pattern} units on disk, "
+                    f"but the pruner made {layer.zeros} zeros in {layer.pruned_units} of {layer.units} units"
                 )
             zeros += count
         pruned_elements += weight.numel()
         violations += broken
-    return Verification(zeros / elements, zeros / pruned_elements if pruned_elements else 0.0, violations)
+    sparsity = zeros / pruned_elements if pruned_elements else 0.0
+    return Verification(zeros / matrices, zeros / everything, sparsity, violations)

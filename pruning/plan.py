@@ -1,0 +1,141 @@
+"""The plan: which weights are pruned, by which pattern and to which target, and why the others are not."""
+
+import dataclasses
+import logging
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from pruning.allocation import Allocation, LayerOverride, Quota
+from pruning.errors import PruningError
+from pruning.patterns import Pattern, parse
+
+log = logging.getLogger(__name__)
+
+MATRIX_MODULES = (nn.Linear, nn.Conv1d, nn.Conv2d)
+
+
+def matrix_weights(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The weights of all Linear, Conv1d and Conv2d modules by parameter name, one that is shared by its first name."""
+    found: dict[int, tuple[str, nn.Parameter]] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, MATRIX_MODULES) and isinstance(module.weight, nn.Parameter):
+            found.setdefault(id(module.weight), (f"{name}.weight".lstrip("."), module.weight))
+    return dict(found.values())
+
+
+def matrix_shape(shape: torch.Size) -> torch.Size:
+    """[out, in, k, ...] -> [out, in * k * ...], as convolutions are seen; anything else as it is."""
+    return torch.Size((shape[0], math.prod(shape[1:]))) if len(shape) > 2 else shape
+
+
+def as_matrix(tensor: Tensor) -> Tensor:
+    """A tensor in its `matrix_shape`: a view where memory allows, else a copy."""
+    return tensor.flatten(1) if tensor.dim() > 2 else tensor
+
+
+@dataclass
+class Group:
+    """Layers that share a pattern and a target, and so one budget."""
+
+    pattern: Pattern
+    shapes: dict[str, torch.Size]
+    """The matrix shape of each layer, sorted by parameter name."""
+
+    @property
+    def units(self) -> dict[str, int]:
+        """Units of the pattern in each layer."""
+        return {name: shape.numel() // self.pattern.unit_size(shape) for name, shape in self.shapes.items()}
+
+    def quotas(self, allocation: Allocation, progress: float = 1.0) -> dict[str, Quota]:
+        """How many units of each layer may go when this part of the target is due."""
+        zeros = {name: self.pattern.unit_zeros(shape) for name, shape in self.shapes.items()}
+        return allocation.quotas(self.units, zeros, self.pattern.max_sparsity, progress)
+
+
+class Plan:
+    """What will be pruned, decided from names and shapes alone.
+
+    Args:
+        parameters: candidates by name; those with more than two dimensions are taken as [out, in * k * k].
+        pattern: for all layers that `allocation.layers` does not give another.
+
+    Raises:
+        PruningError: no parameter fits, a target is out of reach, or a name in `allocation.layers` matches nothing.
+    """
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter], pattern: Pattern, allocation: Allocation) -> None:
+        allocation.check_names(parameters)
+        self.shapes = {name: parameters[name].shape for name in sorted(parameters)}
+        self.left: dict[str, str] = {}
+        """Parameter name -> why it is left as it is."""
+        self.frozen: list[str] = []
+        """Parameters that `allocation.layers` wants neither pruned nor trained."""
+        groups: dict[str, Group] = {}
+        first: dict[int, str] = {}
+        for name in self.shapes:
+            override = allocation.override(name)
+            try:
+                own = _pattern(pattern, override)
+            except PruningError as error:
+                raise PruningError(f"allocation.layers, for {name}: {error}") from error
+            shared = first.setdefault(id(parameters[name]), name)
+            reason = _reason(parameters[name], own, override, shared if shared != name else None)
+            if override.frozen:
+                self.frozen.append(name)
+            if reason is not None:
+                self.left[name] = reason
+            else:
+                groups.setdefault(repr(own), Group(own, {})).shapes[name] = matrix_shape(self.shapes[name])
+        self.groups = list(groups.values())
+        self._check(pattern, allocation)
+
+    def _check(self, pattern: Pattern, allocation: Allocation) -> None:
+        if not self.groups:
+            reasons = "; ".join(f"{name}: {reason}" for name, reason in list(self.left.items())[:3])
+            raise PruningError(f"no layer can be pruned with pattern {pattern}" + (f" ({reasons})" if reasons else ""))
+        for group in self.groups:
+            fraction = group.pattern.unit_fraction(group.pattern.target)
+            allocation.check(group.quotas(allocation), fraction, group.pattern.max_sparsity)
+
+    @property
+    def prunes(self) -> bool:
+        """Whether mask updates are needed at all."""
+        return any(group.pattern.prunes for group in self.groups)
+
+    @property
+    def patterns(self) -> dict[str, Pattern]:
+        """The pattern of each layer that has one, by parameter name."""
+        return {name: group.pattern for group in self.groups for name in group.shapes}
+
+    def warn(self) -> None:
+        """Name the layers that are left as they are, in the log."""
+        for name, reason in self.left.items():
+            log.warning("%s is left dense: %s", name, reason)
+
+
+def _pattern(pattern: Pattern, override: LayerOverride) -> Pattern:
+    """The pattern of a layer; another pattern without a target of its own takes that of the main one."""
+    if override.pattern is not None:
+        return parse(override.pattern, (pattern.target or None) if override.target is None else override.target)
+    if override.target is not None:
+        return dataclasses.replace(pattern, target_sparsity=override.target)
+    return pattern
+
+
+def _reason(parameter: nn.Parameter, pattern: Pattern, override: LayerOverride, shared: str | None) -> str | None:
+    """Why a parameter is left as it is, or None if it is pruned."""
+    if override.excluded:
+        return "allocation.layers excludes it"
+    if override.frozen:
+        return "allocation.layers freezes it"
+    if shared is not None:
+        return f"it is the same tensor as {shared}, which decides"
+    if not parameter.requires_grad:
+        return "it is frozen"
+    if not parameter.numel():
+        return "it is empty"
+    return pattern.misfit(matrix_shape(parameter.shape))
