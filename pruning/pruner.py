@@ -23,8 +23,8 @@ from pruning.schedules import Schedule, TrainingLength
 log = logging.getLogger(__name__)
 
 _INTEGER_OF_SIZE = {2: torch.int16, 4: torch.int32, 8: torch.int64}
-# A weight of +0.0 with a gradient and moments of 0 is still +0.0, and they 0, after a step of these. Any other optimizer
-# may mix neighbours or add noise: its weights and moments are set to zero again after each step.
+# A weight of +0.0 with a gradient and moments of 0 is still +0.0, and they 0, after a step of these. Any other
+# optimizer may mix neighbours or add noise: its weights and moments are set to zero again after each step.
 _KEEPS_ZEROS = (SGD, Adam, AdamW, NAdam, RAdam, RMSprop)
 _NO_EVIDENCE = "its gradients were missing or zero, so that its weights could not be ranked"
 
@@ -376,8 +376,8 @@ class Pruner:
             unit = max((math.prod(row.shape) / row.units for row in of_group), default=0)
             if group.pattern.target * elements - zeros > unit * len(of_group):  # uniform rounds each layer
                 raise PruningError(
-                    f"pattern {group.pattern}: sparsity is {zeros / elements:g}, not {group.pattern.target:g}, over the "
-                    "layers that could be pruned"
+                    f"pattern {group.pattern}: sparsity is {zeros / elements:g}, not {group.pattern.target:g}, over "
+                    "the layers that could be pruned"
                 )
 
     def report(self) -> list[LayerReport]:
