@@ -16,7 +16,7 @@ _SAMPLE = 1 << 16  # numbers drawn to bracket a threshold
 def lowest(cost: Tensor, count: int) -> Tensor:
     """Bool mask of exactly the `count` lowest of a one-dimensional `cost`; among equals the first by index.
 
-    Linear in time. NaN counts as +inf, and -inf (pruned before) costs nothing to leave aside.
+    Linear in time. NaN counts as +inf.
     """
     if count <= 0:
         return torch.zeros_like(cost, dtype=torch.bool)
@@ -26,16 +26,17 @@ def lowest(cost: Tensor, count: int) -> Tensor:
     if bool(high.isnan()):
         cost = cost.nan_to_num(nan=math.inf, posinf=math.inf, neginf=-math.inf)  # NaN equals nothing: no tie to fill up
         low = cost.min()
-    rest, before = cost, 0
-    if float(low) == -math.inf:
-        rest = cost[cost > -math.inf]
-        before = cost.numel() - rest.numel()
-        if before >= count:
-            return _first(cost == -math.inf, count)
-    threshold, below, equal = _threshold(rest, count - before)
-    if before + below + equal == count:
+    pruned = _number(cost == -math.inf) if float(low) == -math.inf else 0
+    if pruned >= count:
+        return cost == -math.inf if pruned == count else _first(cost == -math.inf, count)
+    threshold, below, equal = _threshold(cost, count, pruned)
+    if below + equal == count:
         return cost <= threshold
-    return (cost < threshold) | _first(cost == threshold, count - before - below)
+    return (cost < threshold) | _first(cost == threshold, count - below)
+
+
+def _number(chosen: Tensor) -> int:
+    return int(torch.count_nonzero(chosen))  # many times faster than the sum of a bool
 
 
 def _first(candidates: Tensor, count: int) -> Tensor:
@@ -45,26 +46,27 @@ def _first(candidates: Tensor, count: int) -> Tensor:
     return chosen
 
 
-def _threshold(values: Tensor, count: int) -> tuple[Tensor, int, int]:
-    """The count-th lowest value, how many are lower, and how many equal it.
+def _threshold(values: Tensor, count: int, pruned: int) -> tuple[Tensor, int, int]:
+    """The count-th lowest value, how many are lower, and how many equal it; `pruned` values are -inf, fewer than count.
 
     Quickselect on all values is several times slower than a few passes over them: a sorted sample brackets the
-    threshold, all values are counted against the bracket, and only those inside are searched. The count decides, so
+    threshold, all values are counted against the bracket, and only those inside are searched. The counts decide, so
     that an unlucky sample costs time and never the result.
     """
-    below = 0
-    if values.numel() > 4 * _SAMPLE:
-        step = values.numel() // _SAMPLE | 1  # odd, so as not to walk along one column
-        sample = values[::step].sort().values
-        middle, margin = count * len(sample) // values.numel(), 4 * math.isqrt(len(sample))
-        low, high = sample[max(0, middle - margin)], sample[min(len(sample) - 1, middle + margin)]
+    below, size = 0, values.numel()
+    if size > 4 * _SAMPLE:
+        sample = values[:: size // _SAMPLE | 1]  # odd, so as not to walk along one column
+        sample = sample[sample > -math.inf].sort().values
+        middle, margin = (count - pruned) * len(sample) // (size - pruned), 4 * math.isqrt(len(sample))
+        low = sample[middle - margin] if middle > margin else torch.finfo(values.dtype).min
+        high = sample[middle + margin] if middle + margin < len(sample) else math.inf
         under = values < low
+        less = _number(under)
         inside = values[(values <= high) ^ under]
-        less = int(under.sum())
         if less < count <= less + len(inside):
             values, below = inside, less
     threshold = values.kthvalue(count - below).values
-    return threshold, below + int((values < threshold).sum()), int((values == threshold).sum())
+    return threshold, below + _number(values < threshold), _number(values == threshold)
 
 
 @dataclass
@@ -216,20 +218,37 @@ class Global(Allocation):
         names = sorted(costs)  # ties break by (name, index), whatever the order given
         flat = torch.cat([_floored(costs[name], quotas[name].floor) for name in names])
         sizes = [quotas[name].units for name in names]
+        most = [quotas[name].most for name in names]
         if len({quotas[name].zeros for name in names}) == 1:
-            count = round(fraction * flat.numel())
-            chosen = lowest(flat, count).split(sizes)
-            if all(int(mask.sum()) <= quotas[name].most for name, mask in zip(names, chosen, strict=True)):
-                return dict(zip(names, chosen, strict=True))
-            allowed = _allowed(flat.split(sizes), [quotas[name].most for name in names])
-            within = allowed.clone()
-            within[allowed] = lowest(flat[allowed], count)
+            chosen = self._ranked(flat, round(fraction * flat.numel()), sizes, most)
         else:
-            allowed = _allowed(flat.split(sizes), [quotas[name].most for name in names])
-            within = allowed.clone()
+            allowed = torch.cat([lowest(cost, cap) for cost, cap in zip(flat.split(sizes), most, strict=True)])
             zeros = torch.cat([torch.full((quotas[n].units,), quotas[n].zeros, device=flat.device) for n in names])
-            within[allowed] = _nearest(flat[allowed], zeros[allowed], fraction * float(zeros.sum()))
-        return dict(zip(names, within.split(sizes), strict=True))
+            chosen = allowed.clone()
+            chosen[allowed] = _nearest(flat[allowed], zeros[allowed], fraction * float(zeros.sum()))
+        return dict(zip(names, chosen.split(sizes), strict=True))
+
+    def _ranked(self, flat: Tensor, count: int, sizes: list[int], most: list[int]) -> Tensor:
+        """The `count` lowest of all, with at most so many of each layer; `flat` is used up.
+
+        Layers that get too much are held to their cap: what is above it costs infinity from then on. The threshold
+        only rises by that, so that a layer once held stays full. What that brings over the cap in turn is rare; then
+        all layers are held. Costs that are infinite by themselves are told apart last.
+        """
+        layers, held = flat.split(sizes), [False] * len(sizes)
+        for again in (False, True, True):
+            chosen = lowest(flat, count)
+            full = [_number(mask) > cap for mask, cap in zip(chosen.split(sizes), most, strict=True)]
+            if not any(full):
+                return chosen
+            for i, cost in enumerate(layers):
+                if (full[i] or again) and not held[i]:
+                    cost.masked_fill_(lowest(cost, most[i]).logical_not_(), math.inf)
+                    held[i] = True
+        allowed = torch.cat([lowest(cost, cap) for cost, cap in zip(layers, most, strict=True)])
+        chosen = allowed.clone()
+        chosen[allowed] = lowest(flat[allowed], count)
+        return chosen
 
 
 def _floored(cost: Tensor, floor: int) -> Tensor:
@@ -237,11 +256,6 @@ def _floored(cost: Tensor, floor: int) -> Tensor:
     if not floor:
         return cost
     return cost.masked_fill(lowest(cost, floor) & (cost > -math.inf), torch.finfo(cost.dtype).min)
-
-
-def _allowed(costs: Iterable[Tensor], most: Iterable[int]) -> Tensor:
-    """Bool, over all layers: the units that may go, in each layer its cheapest up to the cap."""
-    return torch.cat([lowest(cost, cap) for cost, cap in zip(costs, most, strict=True)])
 
 
 def _nearest(cost: Tensor, zeros: Tensor, budget: float) -> Tensor:

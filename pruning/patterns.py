@@ -64,13 +64,18 @@ class Pattern:
         """[out, in] values -> the scores that the pattern needs, as few numbers as it allows."""
         raise NotImplementedError
 
-    def cost(self, score: Tensor) -> Tensor:
-        """Pooled scores -> [units]: what is lost by pruning each unit."""
-        raise NotImplementedError
+    def losers(self, score: Tensor) -> Tensor:
+        """Pooled scores -> bool in their shape: what goes of each unit if it is pruned. All of it, here."""
+        return torch.ones((), dtype=torch.bool, device=score.device).expand(score.shape)
 
-    def mask(self, score: Tensor, pruned: Tensor) -> Tensor:
-        """Pooled scores and a bool [units] of pruned units -> bool mask in the shape of the scores, True = kept."""
-        raise NotImplementedError
+    def cost(self, score: Tensor, losers: Tensor) -> Tensor:
+        """Pooled scores -> [units]: what is lost by pruning each unit."""
+        return score.flatten()
+
+    def mask(self, losers: Tensor, pruned: Tensor) -> Tensor:
+        """`losers` and a bool [units] of pruned units -> bool mask in the shape of the scores, True = kept."""
+        of_units = losers.reshape(pruned.numel(), -1)
+        return (of_units & pruned[:, None]).logical_not_().view(losers.shape)
 
     def tile(self, matrix: Tensor, pooled: Tensor) -> tuple[Tensor, Tensor]:
         """Views of a contiguous matrix and of something pooled that broadcast against each other."""
@@ -109,9 +114,10 @@ class Pattern:
         if not 0 <= sparsity <= self.max_sparsity:
             raise PruningError(f"sparsity {sparsity} is outside [0, {self.max_sparsity:g}], all that {self} can reach")
         score = self.pool(saliency)
-        cost = self.cost(score)
+        losers = self.losers(score)
+        cost = self.cost(score, losers)
         pruned = lowest(cost, round(self.unit_fraction(sparsity) * cost.numel()))
-        return self.expand(self.mask(score, pruned), saliency.shape)
+        return self.expand(self.mask(losers, pruned), saliency.shape)
 
 
 def parse(text: str, target_sparsity: float | None = None) -> Pattern:
@@ -204,12 +210,6 @@ class Block(Pattern):
             return reduction(values.reshape(values.shape[0], -1, cols), dim=2)
         return reduction(values.reshape(values.shape[0] // rows, rows, -1, cols), dim=(1, 3))
 
-    def cost(self, score: Tensor) -> Tensor:
-        return score.flatten()
-
-    def mask(self, score: Tensor, pruned: Tensor) -> Tensor:
-        return pruned.logical_not().view(score.shape)
-
     def tile(self, matrix: Tensor, pooled: Tensor) -> tuple[Tensor, Tensor]:
         rows, cols = self._block(matrix.shape)
         if cols == 1:
@@ -219,7 +219,7 @@ class Block(Pattern):
 
     def violations(self, weight: Tensor) -> int:
         """Blocks that hold both zeros and other values."""
-        zero = (weight == 0).double()[None, None]
+        zero = (weight == 0).float()[None, None]
         share = torch.nn.functional.avg_pool2d(zero, self._block(weight.shape))  # fraction of zeros per block
         return int(((share > 0) & (share < 1)).sum())
 
@@ -283,8 +283,8 @@ class NofM(Pattern):
     def pool(self, values: Tensor, reduction: Reduction = torch.mean) -> Tensor:
         return values
 
-    def _losers(self, score: Tensor) -> Tensor:
-        """Bool [m, groups]: the m - n lowest of each group, ties by index; NaN counts as +inf.
+    def losers(self, score: Tensor) -> Tensor:
+        """The m - n lowest of each group, ties by index; NaN counts as +inf.
 
         By comparing all pairs, which costs a fraction of a sort along so short an axis.
         """
@@ -296,14 +296,10 @@ class NofM(Pattern):
                 later_is_lower = places[late] < places[early]
                 rank[early] += later_is_lower
                 rank[late] += later_is_lower.logical_not_()
-        return rank < self.m - self.n
+        return (rank < self.m - self.n).t().reshape(score.shape)
 
-    def cost(self, score: Tensor) -> Tensor:
-        lost = score.reshape(-1, self.m).t().where(self._losers(score), 0.0)
-        return lost.sum(dim=0)
-
-    def mask(self, score: Tensor, pruned: Tensor) -> Tensor:
-        return (self._losers(score) & pruned).logical_not_().t().reshape(score.shape)
+    def cost(self, score: Tensor, losers: Tensor) -> Tensor:
+        return score.where(losers, 0.0).view(-1, self.m).sum(dim=1)
 
     def tile(self, matrix: Tensor, pooled: Tensor) -> tuple[Tensor, Tensor]:
         return matrix, pooled
@@ -338,12 +334,6 @@ class _Unpruned(Pattern):
 
     def pool(self, values: Tensor, reduction: Reduction = torch.mean) -> Tensor:
         return values
-
-    def cost(self, score: Tensor) -> Tensor:
-        return score.flatten()
-
-    def mask(self, score: Tensor, pruned: Tensor) -> Tensor:
-        return torch.ones_like(score, dtype=torch.bool)
 
     def tile(self, matrix: Tensor, pooled: Tensor) -> tuple[Tensor, Tensor]:
         return matrix, pooled

@@ -3,7 +3,7 @@
 import json
 import logging
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -217,24 +217,20 @@ class Pruner:
     @torch.no_grad()
     def observe(self, gradient_scale: float = 1.0) -> None:
         """Let the criterion see the gradients of this step. Non-finite gradients leave the scores as they are."""
-        if self.criterion.needs_gradient:
-            pooled = {
-                name: pattern.pool(
-                    self.criterion.observation(_float_matrix(p), _float_matrix(p.grad, gradient_scale)),
-                    self.criterion.reduction,
-                )
-                for name, pattern, p in self._pruned_by_updates()
-                if p.grad is not None
-            }
-            self._poisoned = not _all_finite(pooled.values())
-            if not self._poisoned:
-                for name, values in pooled.items():
-                    self.criterion.accumulate(self._state[name], values)
-        elif self._due(self.steps_taken + 1) is not None:  # a mask would follow from what they make of the weights
-            self._poisoned = not _all_finite(p.grad for _, _, p in self._pruned_by_updates() if p.grad is not None)
+        due = self._due(self.steps_taken + 1) is not None
+        if not (self.criterion.needs_gradient or due):
+            return
+        seen = [(name, pattern, p, p.grad) for name, pattern, p in self._pruned_by_updates() if p.grad is not None]
+        # All of them before any score changes. Without a criterion that reads them too: the masks of an update that is
+        # due would follow from what such gradients make of the weights.
+        self._poisoned = not _all_finite([gradient for *_, gradient in seen])
         if self._poisoned:
             self.skipped_observations += 1
             log.warning("step %d: gradients are not finite; this step does not count for the scores", self.steps_taken)
+        elif self.criterion.needs_gradient:
+            for name, pattern, p, gradient in seen:
+                observed = self.criterion.observation(_float_matrix(p), _float_matrix(gradient, gradient_scale))
+                self.criterion.accumulate(self._state[name], pattern.pool(observed, self.criterion.reduction))
 
     def _pruned_by_updates(self) -> Iterator[tuple[str, Pattern, nn.Parameter]]:
         for group in self.plan.groups:
@@ -286,18 +282,23 @@ class Pruner:
     def _choose(self, group: Group, fraction: float) -> dict[str, Tensor]:
         """The masks of one group. Layers without scores keep theirs, and their units are not in the budget."""
         pattern = group.pattern
-        scores = {name: score for name, p in self._of(group) if (score := self._score(name, pattern, p)) is not None}
-        if not scores:
+        costs: dict[str, Tensor] = {}
+        losers: dict[str, Tensor] = {}
+        for name, p in self._of(group):
+            score = self._score(name, pattern, p)
+            if score is not None:
+                losers[name] = pattern.losers(score)
+                costs[name] = pattern.cost(score, losers[name])
+        if not costs:
             self._warn_once("no layer has a gradient other than zero yet: mask updates wait for one")
             return {}
-        if len(scores) < len(group.shapes):
-            silent = sorted(group.shapes.keys() - scores.keys())
+        if len(costs) < len(group.shapes):
+            silent = sorted(group.shapes.keys() - costs.keys())
             self._warn_once(f"{silent[0]} (and {len(silent) - 1} more) cannot be pruned: {_NO_EVIDENCE}")
-        costs = {name: pattern.cost(score) for name, score in scores.items()}
         quotas = group.quotas(self.allocation, fraction / pattern.unit_fraction(pattern.target))
         chosen = self.allocation.select(costs, fraction, quotas)
         self._fractions[repr(pattern)] = fraction
-        return {name: pattern.mask(scores[name], pruned) for name, pruned in chosen.items()}
+        return {name: pattern.mask(losers[name], pruned) for name, pruned in chosen.items()}
 
     def _score(self, name: str, pattern: Pattern, parameter: nn.Parameter) -> Tensor | None:
         """Pooled scores, -inf where pruned already, so that these go first and never return; None if unknown."""
@@ -313,7 +314,7 @@ class Pruner:
         )
         score = self.criterion.saliency(layer)
         learns = self.criterion.needs_gradient or self.criterion.needs_second_moment
-        if score is None or (learns and not bool(score.any())):
+        if score is None or (learns and not _any(score)):
             return None
         mask = self._masks.get(name)
         return score if mask is None or self.allocation.regrow else score.masked_fill(~mask, -torch.inf)
@@ -399,7 +400,9 @@ class Pruner:
             if self._fractions[repr(pattern)] > 0:
                 row.skipped = _NO_EVIDENCE
             return
-        row.pruned_units = int(mask.view(row.units, -1).logical_not().any(1).sum())  # one entry a block, m a group
+        row.pruned_units = int(
+            mask.view(row.units, -1).logical_not().any(1).count_nonzero()
+        )  # one entry a block, m a group
         row.zeros = row.pruned_units * (1 if pattern.locks else pattern.unit_zeros(matrix.shape))
         row.violations = pattern.violations(matrix)
 
@@ -464,9 +467,16 @@ def _float_matrix(tensor: Tensor, scale: float = 1.0) -> Tensor:
     return matrix if scale == 1 else matrix * scale
 
 
-def _all_finite(tensors: Any) -> bool:
-    largest = [torch.linalg.vector_norm(t.detach(), torch.inf) for t in tensors]
-    return not largest or bool(torch.stack(largest).isfinite().all())
+def _any(values: Tensor) -> bool:
+    """Whether there is anything but zero; seen in the first row, as a rule."""
+    return bool(values[:1].any()) or bool(values.any())
+
+
+def _all_finite(tensors: Sequence[Tensor]) -> bool:
+    """A sum is the fastest look at all numbers; one that overflows is looked at again."""
+    if not tensors or bool(torch.stack([t.sum().float() for t in tensors]).isfinite().all()):
+        return True
+    return all(bool(t.isfinite().all()) for t in tensors)
 
 
 def _difference(key: str, there: str | None, here: str) -> str:

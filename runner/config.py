@@ -191,7 +191,7 @@ def _flat(config: DictConfig) -> dict[str, str]:
 
     def walk(node: Any, prefix: str) -> None:
         for key, value in node.items():
-            if isinstance(value, dict):
+            if isinstance(value, dict) and all(str(name).isidentifier() for name in value):  # else people's own names
                 walk(value, f"{prefix}{key}.")
             else:
                 out[f"{prefix}{key}"] = str(value)

@@ -58,20 +58,27 @@ def verify(folder: Path, architecture: str, layers: list[LayerReport]) -> Verifi
     for layer in layers:
         if layer.skipped:
             continue
-        weight = as_matrix(tensors[layer.name])
-        count, broken = int((weight == 0).sum()), 0
+        matrix = as_matrix(tensors[layer.name])
+        wrong = fault(layer, matrix)
+        if wrong is not None:
+            raise VerificationError(f"{folder}: {layer.name}: {wrong}")
+        pruned_elements += matrix.numel()
         if layer.pruned_units:
-            pattern = parse(layer.pattern)
-            broken = pattern.violations(weight)
-            # A kept weight may be exactly zero by itself: it breaks at most one unit, and is no fault of the masks.
-            by_chance = count - layer.zeros
-            if by_chance < 0 or broken > by_chance + pattern.open_units(layer.units, layer.pruned_units):
-                raise VerificationError(
-                    f"{folder}: {layer.name} has {count} zeros and {broken} broken {layer.pattern} units on disk, "
-                    f"but the pruner made {layer.zeros} zeros in {layer.pruned_units} of {layer.units} units"
-                )
-            zeros += count
-        pruned_elements += weight.numel()
-        violations += broken
+            zeros += int((matrix == 0).sum())
+            violations += parse(layer.pattern).violations(matrix)
     sparsity = zeros / pruned_elements if pruned_elements else 0.0
     return Verification(zeros / matrices, zeros / everything, sparsity, violations)
+
+
+def fault(layer: LayerReport, matrix: torch.Tensor) -> str | None:
+    """What of a layer's report a matrix does not bear out, or None."""
+    if not layer.pruned_units:
+        return None
+    pattern = parse(layer.pattern)
+    zeros, broken = int((matrix == 0).sum()), pattern.violations(matrix)
+    if zeros < layer.zeros:
+        return f"{zeros} zeros, but the pruner made {layer.zeros}"
+    # A kept weight may be exactly zero by itself: it breaks at most one unit, and is no fault of the masks.
+    if broken > zeros - layer.zeros + pattern.open_units(layer.units, layer.pruned_units):
+        return f"{broken} of {layer.units} units break {pattern}"
+    return None

@@ -1,0 +1,230 @@
+"""What a saved model is: the sparsity of each layer and the patterns that hold, read from its file.
+
+python -m runner.inspect FOLDER [--json]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pruning import Block, LayerReport, NofM, Pattern, as_matrix, matrix_weights, parse
+from runner import models
+from runner.errors import UserError
+from runner.verify import fault, read_tensors
+
+BLOCKS = ("rows", "columns", "32x32", "16x16", "8x8", "4x4", "2x2", "32x1", "16x1", "8x1", "4x1", "2x1", "1x32", "1x16",
+          "1x8", "1x4", "1x2")  # fmt: skip
+GROUPS = ("1:16", "2:16", "4:16", "1:8", "2:8", "1:4", "1:2", "4:8", "2:4", "3:4")
+# A kept weight may be zero by itself, and break a block. So few of a layer's zero blocks are called exceptions.
+EXCEPTIONS = 0.001
+_PROBE = 128  # rows to look at first: most patterns fail there
+
+
+@dataclass
+class Layer:
+    """One weight as the file has it."""
+
+    name: str
+    shape: tuple[int, ...]
+    zeros: int
+    sparsity: float
+    """Fraction of the weight that is zero."""
+    patterns: dict[str, int]
+    """Patterns that hold, with the number of units that are exceptions."""
+
+
+@dataclass
+class Inspection:
+    """A whole model."""
+
+    folder: str
+    layers: list[Layer]
+    """Of all Linear and Conv layers."""
+    linear_ratio: float
+    """Zeros over elements, of the weights of all Linear and Conv layers."""
+    overall_ratio: float
+    """The same zeros over the elements of all tensors."""
+    patterns: list[str]
+    """Patterns that hold in every layer that has zeros."""
+    claims: str | None
+    """What pruning.json beside the weights says of the pattern, if it is there."""
+    broken_claims: list[str]
+    """Where the file is not as pruning.json says."""
+
+
+def inspect(folder: Path) -> Inspection:
+    """Read a saved model.
+
+    Raises:
+        UserError: there is no model in the folder.
+    """
+    tensors = read_tensors(folder)
+    if not tensors:
+        raise UserError(f"{folder}: there are no weights (*.safetensors) in this folder")
+    matrices = {name: as_matrix(tensors[name]) for name in matrix_names(folder, tensors)}
+    layers = [look(name, tuple(tensors[name].shape), matrix) for name, matrix in matrices.items()]
+    zeros = sum(layer.zeros for layer in layers)
+    sparse = [set(layer.patterns) for layer in layers if layer.zeros]
+    report = folder / "pruning.json"
+    described = json.loads(report.read_text(encoding="utf-8")) if report.is_file() else None
+    return Inspection(
+        str(folder),
+        layers,
+        zeros / max(1, sum(matrix.numel() for matrix in matrices.values())),
+        zeros / sum(tensor.numel() for tensor in tensors.values()),
+        strongest(set.intersection(*sparse)) if sparse else [],
+        described["pattern"]["name"] if described else None,
+        broken_claims(described, matrices) if described else [],
+    )
+
+
+def matrix_names(folder: Path, tensors: Mapping[str, Tensor]) -> list[str]:
+    """The weights of Linear and Conv layers, as the architecture in config.json names them.
+
+    Raises:
+        UserError: there is no config.json, or it names no architecture that transformers has.
+    """
+    import transformers
+
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{folder}: there is no config.json in this folder, which says what its tensors are")
+    config = transformers.AutoConfig.from_pretrained(folder)
+    architecture = (config.architectures or ["AutoModel"])[0]
+    kind = getattr(transformers, architecture, None)
+    if kind is None:
+        raise UserError(f"{folder}: transformers has no {architecture}, which config.json names")
+    with torch.device("meta"):
+        net = kind.from_config(config) if kind is transformers.AutoModel else kind(config)
+    names = [name for name in matrix_weights(net) if name in tensors]
+    if not names:
+        raise UserError(f"{folder}: none of its tensors is a weight of a Linear or Conv layer of {type(net).__name__}")
+    return names
+
+
+def look(name: str, shape: tuple[int, ...], matrix: Tensor) -> Layer:
+    """The zeros of one weight and the patterns they follow."""
+    zeros = int((matrix == 0).sum())
+    found: dict[str, int] = {}
+    if zeros:
+        for text in (*BLOCKS, *GROUPS):
+            broken = exceptions(parse(text), matrix, zeros)
+            if broken is not None:
+                found[text] = broken
+    return Layer(name, shape, zeros, zeros / matrix.numel(), found)
+
+
+def exceptions(pattern: Pattern, matrix: Tensor, zeros: int) -> int | None:
+    """How many units break a pattern that otherwise holds; None if it does not hold."""
+    if pattern.misfit(matrix.shape) is not None:
+        return None
+    # A zero by chance breaks a block, and no N:M group.
+    allowed = 0 if isinstance(pattern, NofM) else EXCEPTIONS * zeros / pattern.unit_size(matrix.shape)
+    probe = matrix[:_PROBE]
+    if str(pattern) != "columns" and pattern.misfit(probe.shape) is None and pattern.violations(probe) > allowed:
+        return None
+    broken = pattern.violations(matrix)
+    return broken if broken <= allowed else None
+
+
+def implies(one: Pattern, other: Pattern) -> bool:
+    """Whether a weight that follows `one` follows `other` by that alone."""
+    if isinstance(one, Block) and isinstance(other, Block):
+        # 0 is the whole axis, which every block that fits divides
+        return all(a == 0 or (b != 0 and a % b == 0) for a, b in ((one.rows, other.rows), (one.cols, other.cols)))
+    if isinstance(one, NofM) and isinstance(other, NofM):
+        larger = other.m % one.m == 0 and one.n * (other.m // one.m) <= other.n
+        return larger or (one.m % other.m == 0 and one.n <= other.n)
+    return False
+
+
+def strongest(names: Iterable[str]) -> list[str]:
+    """Of patterns that hold, those that do not follow from another."""
+    names = sorted(names)
+    return [name for name in names if not any(name != other and implies(parse(other), parse(name)) for other in names)]
+
+
+def broken_claims(described: Mapping[str, Any], matrices: Mapping[str, Tensor]) -> list[str]:
+    """What pruning.json says of a layer and the file does not bear out."""
+    known = {field.name for field in fields(LayerReport)}
+    broken = []
+    for values in described["layers"]:
+        layer = LayerReport(**{key: value for key, value in values.items() if key in known})
+        if layer.skipped:
+            continue
+        matrix = matrices.get(layer.name)
+        wrong = "it is not in the file" if matrix is None else fault(layer, matrix)
+        if wrong is not None:
+            broken.append(f"{layer.name}: {wrong}")
+    return broken
+
+
+def show(found: Inspection) -> None:
+    """Print it as a table."""
+    from rich import box
+    from rich.console import Console
+    from rich.measure import Measurement
+    from rich.table import Column, Table
+
+    table = Table(Column("Layer", overflow="fold"), "Shape", "Zeros", "Patterns that hold", box=box.SIMPLE_HEAD)
+    for layer in found.layers:
+        shape = " x ".join(map(str, layer.shape))
+        table.add_row(layer.name.removesuffix(".weight"), shape, f"{layer.sparsity:.4f}", describe(layer))
+    console = Console(highlight=False)
+    if not console.is_terminal:  # a file or a pipe has no width to keep to
+        console.width = max(80, Measurement.get(console, console.options.update(width=500), table).maximum)
+    console.print(table)
+    console.print(f"{found.linear_ratio:.4f} of all Linear and Conv weights are zero, {found.overall_ratio:.4f} of all")
+    sparse = sum(1 for layer in found.layers if layer.zeros)
+    if sparse:
+        which = ", ".join(found.patterns) or "no pattern"
+        console.print(f"{which} in all of the {sparse} layers with zeros (of {len(found.layers)})")
+    if found.claims is not None:
+        console.print(
+            f"pruning.json says {found.claims}: " + ("the file disagrees" if found.broken_claims else "the file agrees")
+        )
+    for line in found.broken_claims:
+        console.print(f"  {line}")
+
+
+def describe(layer: Layer) -> str:
+    """The patterns of a layer in words."""
+    if not layer.zeros:
+        return "dense"
+    counts = {name: layer.patterns[name] for name in strongest(layer.patterns)}
+    texts = [f"{name} ({count} exceptions)" if count else name for name, count in counts.items()]
+    return ", ".join(texts) or "unstructured"
+
+
+def main(arguments: list[str]) -> int:
+    """Inspect the model of the command line; the exit status is 1 if it is not what pruning.json says."""
+    parser = argparse.ArgumentParser(prog="python -m runner.inspect", description="Per-layer sparsity of a saved model")
+    parser.add_argument("folder", help="a folder with a saved model")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    options = parser.parse_args(arguments)
+    folder = Path(options.folder).expanduser()
+    if not folder.is_dir():
+        raise UserError(f"{options.folder}: there is no such folder")
+    with models.quiet_loading():
+        found = inspect(folder)
+    if options.json:
+        print(json.dumps(asdict(found), indent=2))
+    else:
+        show(found)
+    return 1 if found.broken_claims else 0
+
+
+if __name__ == "__main__":
+    from runner.edge import guarded
+
+    status: list[int] = []
+    code = guarded(lambda: status.append(main(sys.argv[1:])))
+    sys.exit(code or status[0])

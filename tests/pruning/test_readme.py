@@ -1,0 +1,34 @@
+"""The engine's README: its example is run as it stands, and names what there is."""
+
+import re
+from pathlib import Path
+
+import pruning
+from pruning import Criterion, Pattern, Pruner, Regularizer, Schedule
+
+TEXT = (Path(pruning.__file__).parent / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_example_prunes_as_it_says(capsys):
+    (code,) = re.findall(r"^```python\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
+    found: dict = {}
+    exec(compile(code, "README.md", "exec"), found)
+    pruner = found["pruner"]
+    assert isinstance(pruner, Pruner)
+    zeros = sum(int((weight == 0).sum()) for weight in pruner.parameters.values())
+    elements = sum(weight.numel() for weight in pruner.parameters.values())
+    assert zeros == round(0.8 * elements / 4) * 4
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in lines] == ["0.weight", "2.weight"]
+    assert all(line.endswith("zero, 0 broken 4x1 blocks") for line in lines)
+
+
+def test_everything_that_can_be_chosen_is_named():
+    def concrete(base: type) -> set[str]:
+        subclasses = base.__subclasses__()
+        names = {base.__name__} if not subclasses and base.__module__.startswith("pruning") else set()
+        return names.union(*(concrete(cls) for cls in subclasses))
+
+    found = set().union(*(concrete(base) for base in (Pattern, Criterion, Schedule, Regularizer)))
+    assert len(found) >= 4 + 8 + 2 + 1
+    assert {name for name in found if f"`{name}" not in TEXT} == set()
