@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint type ui table clean
+.PHONY: help setup demo test bench lint type ui table clean
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/ #/' | awk -F' # ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -24,6 +24,9 @@ demo: $(STAMP)  ## prune the embedded model with three patterns on generated que
 
 test: $(STAMP)  ## run the tests
 	@$(BIN)/python -m pytest -q -n 2
+
+bench: $(STAMP)  ## what the pruning engine costs, as ratios (10 minutes; needs 16 GB)
+	@$(BIN)/python tests/benchmarks/bench_engine.py
 
 lint: $(STAMP)  ## ruff: rules and format
 	@$(BIN)/ruff check .

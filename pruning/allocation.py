@@ -95,6 +95,8 @@ class Quota:
     """The fewest units to prune."""
     cap: int | None = None
     """The most units to prune; None: all."""
+    gone: int = 0
+    """Units pruned before, whose cost is -inf, and which are to stay so."""
 
     @property
     def most(self) -> int:
@@ -130,11 +132,11 @@ class Allocation:
                     f"allocation.layers.{name}.target={override.target} is out of range: between 0 and 1"
                 )
 
-    def override(self, parameter: str) -> LayerOverride:
-        """All that `layers` says about one parameter, whose layer is its name without the last part."""
+    def override(self, *names: str) -> LayerOverride:
+        """All that `layers` says about a parameter of these names, whose layer is its name without the last part."""
         merged = LayerOverride()
         for pattern, override in self.layers.items():
-            if _matches(pattern, parameter):
+            if any(_matches(pattern, name) for name in names):
                 merged = LayerOverride(
                     override.pattern or merged.pattern,
                     merged.target if override.target is None else override.target,
@@ -216,7 +218,7 @@ class Global(Allocation):
 
     def select(self, costs: Mapping[str, Tensor], fraction: float, quotas: Mapping[str, Quota]) -> dict[str, Tensor]:
         names = sorted(costs)  # ties break by (name, index), whatever the order given
-        flat = torch.cat([_floored(costs[name], quotas[name].floor) for name in names])
+        flat = torch.cat([_floored(costs[name], quotas[name]) for name in names])
         sizes = [quotas[name].units for name in names]
         most = [quotas[name].most for name in names]
         if len({quotas[name].zeros for name in names}) == 1:
@@ -251,11 +253,11 @@ class Global(Allocation):
         return chosen
 
 
-def _floored(cost: Tensor, floor: int) -> Tensor:
-    """The cost with its `floor` lowest units below all others, but for those pruned before, so that they go first."""
-    if not floor:
+def _floored(cost: Tensor, quota: Quota) -> Tensor:
+    """The cost with as many units as the floor demands below all others, but for those pruned before."""
+    if quota.floor <= quota.gone:
         return cost
-    return cost.masked_fill(lowest(cost, floor) & (cost > -math.inf), torch.finfo(cost.dtype).min)
+    return cost.masked_fill(lowest(cost, quota.floor) & (cost > -math.inf), torch.finfo(cost.dtype).min)
 
 
 def _nearest(cost: Tensor, zeros: Tensor, budget: float) -> Tensor:
@@ -273,7 +275,8 @@ class Uniform(Allocation):
     """Every layer gets the target, to within a unit, so that the whole meets it to the unit."""
 
     def select(self, costs: Mapping[str, Tensor], fraction: float, quotas: Mapping[str, Quota]) -> dict[str, Tensor]:
-        counts = {n: min(max(round(fraction * q.units), q.floor), q.most) for n, q in quotas.items() if n in costs}
+        mine = {name: quota for name, quota in quotas.items() if name in costs}
+        counts = {n: min(max(round(fraction * q.units), q.floor, q.gone), q.most) for n, q in mine.items()}
         if len({quotas[name].zeros for name in costs}) == 1:
             self._settle(counts, fraction, quotas)
         return {name: lowest(cost, counts[name]) for name, cost in costs.items()}
@@ -286,7 +289,7 @@ class Uniform(Allocation):
             room = {
                 name: step * (fraction * quotas[name].units - count)
                 for name, count in counts.items()
-                if quotas[name].floor <= count + step <= quotas[name].most
+                if max(quotas[name].floor, quotas[name].gone) <= count + step <= quotas[name].most
             }
             if not room:
                 return

@@ -68,12 +68,6 @@ class Criterion:
         raise NotImplementedError
 
 
-def _check_decays(**decays: float) -> None:
-    for key, value in decays.items():
-        if not 0 <= value < 1:
-            raise PruningError(f"criterion.{key}={value} is out of range: from 0 to below 1")
-
-
 @dataclass
 class SnipMomentum(Criterion):
     """Running sum of SNIP scores: S <- momentum * S + scale * |w * g| at every optimizer step, S = 0 at first.
@@ -187,7 +181,10 @@ class Platon(Criterion):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_decays(beta1=self.beta1, beta2=self.beta2)
+        if not (0 < self.beta1 < 1 and 0 <= self.beta2 < 1):  # with beta1 = 0 nothing is ever uncertain
+            raise PruningError(
+                f"criterion.beta1={self.beta1} criterion.beta2={self.beta2}: beta1 in (0, 1) and beta2 in [0, 1)"
+            )
 
     def observation(self, weight: Tensor, gradient: Tensor) -> Tensor:
         return (weight * gradient).abs_()

@@ -16,6 +16,8 @@ from torch import Tensor
 from pruning.allocation import lowest
 from pruning.errors import PruningError
 
+_PAIRS = 32  # the longest group whose members are compared in pairs: beyond, a sort is faster
+
 Reduction = Callable[..., Tensor]
 """torch.mean, torch.sum or torch.amax: (values, dim=) -> the values of a unit as one."""
 
@@ -286,11 +288,14 @@ class NofM(Pattern):
     def losers(self, score: Tensor) -> Tensor:
         """The m - n lowest of each group, ties by index; NaN counts as +inf.
 
-        By comparing all pairs, which costs a fraction of a sort along so short an axis.
+        By comparing all pairs, which costs a fraction of a sort along so short an axis; longer ones are sorted.
         """
-        places = score.reshape(-1, self.m).t().nan_to_num(nan=torch.inf, posinf=torch.inf, neginf=-torch.inf)
-        places = places.contiguous()  # [m, groups]: each comparison runs along memory
-        rank = torch.zeros(places.shape, dtype=torch.int16, device=score.device)
+        groups = score.reshape(-1, self.m).nan_to_num(nan=torch.inf, posinf=torch.inf, neginf=-torch.inf)
+        if self.m > _PAIRS:
+            lowest_first = groups.sort(dim=1, stable=True).indices[:, : self.m - self.n]
+            return torch.zeros_like(groups, dtype=torch.bool).scatter_(1, lowest_first, True).view(score.shape)
+        places = groups.t().contiguous()  # [m, groups]: each comparison runs along memory
+        rank = torch.zeros(places.shape, dtype=torch.int8, device=score.device)
         for late in range(1, self.m):
             for early in range(late):
                 later_is_lower = places[late] < places[early]

@@ -75,15 +75,17 @@ class Plan:
         self.frozen: list[str] = []
         """Parameters that `allocation.layers` wants neither pruned nor trained."""
         groups: dict[str, Group] = {}
-        first: dict[int, str] = {}
+        names: dict[int, list[str]] = {}
         for name in self.shapes:
-            override = allocation.override(name)
+            names.setdefault(id(parameters[name]), []).append(name)
+        for name in self.shapes:
+            shared = names[id(parameters[name])]
+            override = allocation.override(*shared)
             try:
                 own = _pattern(pattern, override)
             except PruningError as error:
                 raise PruningError(f"allocation.layers, for {name}: {error}") from error
-            shared = first.setdefault(id(parameters[name]), name)
-            reason = _reason(parameters[name], own, override, shared if shared != name else None)
+            reason = _reason(parameters[name], own, override, shared[0] if shared[0] != name else None)
             if override.frozen:
                 self.frozen.append(name)
             if reason is not None:

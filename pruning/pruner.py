@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -112,14 +113,14 @@ class Pruner:
         self._bits: dict[str, Tensor] = {}  # the masks as 0 and -1
         self._skip = self._poisoned = False  # of the optimizer step in progress
         self._warned: set[str] = set()
+        self._step_frame: Any = None  # torch's, around the optimizer step in progress
         self._optimizer: Optimizer | None = None
         self._hooks: list[Any] = []
 
     @property
     def sparsity(self) -> float:
         """What the last update made of the layers that have the main pattern."""
-        done = self.updates.get(self._last_update)
-        return 0.0 if done is None or not self.pattern.prunes else self.schedule.sparsity(done, self.pattern.target)
+        return self._fractions.get(repr(self.pattern), 0.0) * self.pattern.max_sparsity
 
     # --- in the training loop -------------------------------------------------------------------------------
 
@@ -136,19 +137,21 @@ class Pruner:
         foreign = [name for name, p in self.parameters.items() if id(p) not in owned]
         if foreign:
             raise PruningError(f"the optimizer does not train {foreign[0]} (and {len(foreign) - 1} more to be pruned)")
-        if self.criterion.needs_second_moment and "betas" not in optimizer.defaults:
+        if self.criterion.needs_second_moment and not isinstance(optimizer, (Adam, AdamW, NAdam, RAdam)):
             raise PruningError(
                 f"{type(self.criterion).__name__} reads the second moment of Adam, which {type(optimizer).__name__} "
                 "does not have; take another criterion or optimizer"
             )
+        self._lock()
         self._optimizer = optimizer
         self._hooks = [
             optimizer.register_step_pre_hook(self._before_step),
             optimizer.register_step_post_hook(self._after_step),
+            optimizer.register_load_state_dict_post_hook(lambda _: self._enforce()),
         ]
         self.plan.warn()
-        self._lock()
-        self._update_if_due()  # an update at step 0
+        if not self.steps_taken:
+            self._update_if_due()  # an update at step 0
         self._enforce()  # after a resume
 
     def detach(self) -> None:
@@ -160,19 +163,33 @@ class Pruner:
     def _lock(self) -> None:
         """Take over the zeros of the weights whose pattern is to keep them."""
         locked = {name: p for group in self.plan.groups if group.pattern.locks for name, p in self._of(group)}
-        for name, p in locked.items():
-            if name not in self._masks:
-                self._set_mask(name, as_matrix(p.detach()) != 0)
-        if locked and all(bool(self._masks[name].all()) for name in locked):
+        masks = {name: self._masks.get(name, as_matrix(p.detach()) != 0) for name, p in locked.items()}
+        if locked and all(bool(mask.all()) for mask in masks.values()):
             raise PruningError(
                 f"pattern=locked: none of the {len(locked)} weights has a zero to keep (such as {next(iter(locked))}); "
                 "start from a sparse checkpoint"
             )
+        for name, mask in masks.items():
+            self._set_mask(name, mask)
 
     def _of(self, group: Group) -> Iterator[tuple[str, nn.Parameter]]:
         return ((name, self.parameters[name]) for name in group.shapes)
 
+    def _is_inner_step(self, frame: Any) -> bool:
+        """Whether torch calls the hooks for a base class whose step a subclass calls within its own, which would count
+        twice. `frame` is torch's around the step; a counter would stick when a step raises.
+        """
+        while self._step_frame is not None and frame is not None:
+            frame = frame.f_back
+            if frame is self._step_frame:
+                return True
+        return False
+
     def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
+        frame = sys._getframe(1)
+        if self._is_inner_step(frame):
+            return None
+        self._step_frame = frame
         closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
         if closure is None:
             self._prepare(optimizer)
@@ -203,15 +220,19 @@ class Pruner:
             self.observe(1.0 / scale)
             self._regularize(scale)
         for name, p in self.parameters.items():
-            if name in self._bits and p.grad is not None:
-                self._zero(name, p.grad)
+            if name in self._bits:
                 self._zero(name, p)  # in case the loop has put something there
+                if p.grad is not None:
+                    self._zero(name, p.grad)
 
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        if sys._getframe(1) is not self._step_frame:
+            return
+        self._step_frame = None
         if self._skip:
             return
         self.steps_taken += 1
-        if self._update_if_due() or type(optimizer) not in _KEEPS_ZEROS:
+        if not self._update_if_due() and type(optimizer) not in _KEEPS_ZEROS:
             self._enforce()
 
     @torch.no_grad()
@@ -256,12 +277,13 @@ class Pruner:
         if due is None or self._poisoned or not self.prune(self.updates[due]):
             return False
         self._last_update = due
-        self._enforce()
         return True
 
     @torch.no_grad()
     def prune(self, progress: float) -> bool:
-        """Choose the units to go at this progress of the schedule, those already pruned first.
+        """Choose the units to go at this progress of the schedule, those already pruned first, and zero them.
+
+        The optimizer's step calls it when an update is due.
 
         Returns:
             Whether there was anything to rank them by. If not, nothing is changed.
@@ -272,6 +294,7 @@ class Pruner:
         for masks in chosen:
             for name, mask in masks.items():
                 self._set_mask(name, mask)
+        self._enforce()
         return not wanted or any(chosen)
 
     def _fraction(self, group: Group, progress: float) -> float:
@@ -290,14 +313,20 @@ class Pruner:
                 losers[name] = pattern.losers(score)
                 costs[name] = pattern.cost(score, losers[name])
         if not costs:
-            self._warn_once("no layer has a gradient other than zero yet: mask updates wait for one")
+            self._warn_once(f"no layer for pattern {pattern} has a gradient other than zero yet: its masks wait for one")
             return {}
         if len(costs) < len(group.shapes):
             silent = sorted(group.shapes.keys() - costs.keys())
             self._warn_once(f"{silent[0]} (and {len(silent) - 1} more) cannot be pruned: {_NO_EVIDENCE}")
         quotas = group.quotas(self.allocation, fraction / pattern.unit_fraction(pattern.target))
-        chosen = self.allocation.select(costs, fraction, quotas)
         self._fractions[repr(pattern)] = fraction
+        quotas = {name: quotas[name] for name in costs}
+        if not self.allocation.regrow:  # rounding, or a layer that fell silent, may ask for less than is gone already
+            for name in costs.keys() & self._masks.keys():
+                quotas[name].gone = int((costs[name] == -torch.inf).count_nonzero())
+            total = sum(quota.units * quota.zeros for quota in quotas.values())
+            fraction = max(fraction, sum(quota.gone * quota.zeros for quota in quotas.values()) / total)
+        chosen = self.allocation.select(costs, fraction, quotas)
         return {name: pattern.mask(losers[name], pruned) for name, pruned in chosen.items()}
 
     def _score(self, name: str, pattern: Pattern, parameter: nn.Parameter) -> Tensor | None:
@@ -314,9 +343,9 @@ class Pruner:
         )
         score = self.criterion.saliency(layer)
         learns = self.criterion.needs_gradient or self.criterion.needs_second_moment
-        if score is None or (learns and not _any(score)):
-            return None
         mask = self._masks.get(name)
+        if score is None or (learns and not _any(score) and (mask is None or bool(mask.any()))):
+            return None  # but for a layer that is wholly pruned, whose w * g are all zero
         return score if mask is None or self.allocation.regrow else score.masked_fill(~mask, -torch.inf)
 
     def _warn_once(self, message: str) -> None:
@@ -392,13 +421,14 @@ class Pruner:
         return rows
 
     def _describe(self, row: LayerReport) -> None:
-        pattern = self._patterns[row.name]
+        pattern, mask = self._patterns[row.name], self._masks.get(row.name)
+        due = self.updates.get(self._last_update)
+        if mask is None and pattern.prunes and due is not None and self.schedule.sparsity(due, pattern.target) > 0:
+            row.skipped = _NO_EVIDENCE
+            return
         matrix = as_matrix(self.parameters[row.name].detach())
         row.pattern, row.units = str(pattern), matrix.numel() // pattern.unit_size(matrix.shape)
-        mask = self._masks.get(row.name)
         if mask is None:
-            if self._fractions[repr(pattern)] > 0:
-                row.skipped = _NO_EVIDENCE
             return
         row.pruned_units = int(
             mask.view(row.units, -1).logical_not().any(1).count_nonzero()
@@ -427,6 +457,7 @@ class Pruner:
             "steps_taken": str(self.steps_taken),
             "last_update": str(self._last_update),
             "fractions": json.dumps(self._fractions),
+            "tensors": json.dumps(sorted(tensors)),
         }
         return tensors, self._identity() | progress
 
@@ -439,6 +470,12 @@ class Pruner:
         for key, mine in self._identity().items():
             if values.get(key) != mine:
                 raise PruningError(f"the saved pruner differs in its {key}: {_difference(key, values.get(key), mine)}")
+        for key in ("steps_taken", "last_update", "fractions", "tensors"):
+            if key not in values:
+                raise PruningError(f"the saved pruner lacks {key}")
+        missing = [key for key in json.loads(values["tensors"]) if key not in tensors]
+        if missing:
+            raise PruningError(f"the saved pruner lacks {missing[0]}")
         state: dict[str, dict[str, Tensor]] = {name: {} for name in self.parameters}
         masks: dict[str, Tensor] = {}
         for key, tensor in tensors.items():

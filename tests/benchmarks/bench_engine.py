@@ -77,13 +77,11 @@ class Bench:
         pruner, target = self.pruner, self.pruner.pattern.target
         if before:
             pruner.prune(before / target)
-            pruner._enforce()
         kept = dict(pruner._masks), dict(pruner._bits), dict(pruner._fractions)
 
         def update() -> None:
             pruner._masks, pruner._bits, pruner._fractions = (dict(part) for part in kept)
             pruner.prune(after / target)
-            pruner._enforce()
 
         return update
 
@@ -141,7 +139,6 @@ def bench_step(rounds: int) -> None:
             optimizer.zero_grad()
             if step == 0:
                 pruner.prune(0.5)  # from here on masks are there and scores still kept: the dearest part of a training
-                pruner._enforce()
             elif step > 1:
                 totals.append(time.perf_counter() - start - spent[0])
                 shares.append(spent[0])
