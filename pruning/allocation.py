@@ -10,7 +10,8 @@ from torch import Tensor
 
 from pruning.errors import PruningError
 
-_SAMPLE = 1 << 16  # numbers drawn to bracket a threshold
+_SAMPLE = 1 << 16  # numbers drawn at most to bracket a threshold
+_SMALL = 1 << 13  # numbers that are sorted at once
 
 
 def lowest(cost: Tensor, count: int) -> Tensor:
@@ -49,23 +50,25 @@ def _first(candidates: Tensor, count: int) -> Tensor:
 def _threshold(values: Tensor, count: int, pruned: int) -> tuple[Tensor, int, int]:
     """The count-th lowest value, how many are lower, and how many equal it; `pruned` values are -inf, fewer than count.
 
-    Quickselect on all values is several times slower than a few passes over them: a sorted sample brackets the
-    threshold, all values are counted against the bracket, and only those inside are searched. The counts decide, so
+    Sorting or quickselect on all values is several times slower than a few passes over them: a sorted sample brackets
+    the threshold, all values are counted against the bracket, and only those inside are sorted. The counts decide, so
     that an unlucky sample costs time and never the result.
     """
     below, size = 0, values.numel()
-    if size > 4 * _SAMPLE:
-        sample = values[:: size // _SAMPLE | 1]  # odd, so as not to walk along one column
+    if size > _SMALL:
+        sample = values[:: size // min(_SAMPLE, size // 8) | 1]  # odd, so as not to walk along one column
         sample = sample[sample > -math.inf].sort().values
         middle, margin = (count - pruned) * len(sample) // (size - pruned), 4 * math.isqrt(len(sample))
-        low = sample[middle - margin] if middle > margin else torch.finfo(values.dtype).min
-        high = sample[middle + margin] if middle + margin < len(sample) else math.inf
+        low = float(sample[middle - margin]) if middle > margin else torch.finfo(values.dtype).min
+        high = float(sample[middle + margin]) if middle + margin < len(sample) else math.inf
         under = values < low
         less = _number(under)
         inside = values[(values <= high) ^ under]
         if less < count <= less + len(inside):
+            if low == high:  # as many equals as that need no sorting
+                return inside[0], less, len(inside)
             values, below = inside, less
-    threshold = values.kthvalue(count - below).values
+    threshold = values.sort().values[count - below - 1]
     return threshold, below + _number(values < threshold), _number(values == threshold)
 
 
@@ -277,15 +280,22 @@ class Uniform(Allocation):
     def select(self, costs: Mapping[str, Tensor], fraction: float, quotas: Mapping[str, Quota]) -> dict[str, Tensor]:
         mine = {name: quota for name, quota in quotas.items() if name in costs}
         counts = {n: min(max(round(fraction * q.units), q.floor, q.gone), q.most) for n, q in mine.items()}
-        if len({quotas[name].zeros for name in costs}) == 1:
-            self._settle(counts, fraction, quotas)
+        self._settle(counts, fraction, mine)
         return {name: lowest(cost, counts[name]) for name, cost in costs.items()}
 
     def _settle(self, counts: dict[str, int], fraction: float, quotas: Mapping[str, Quota]) -> None:
-        """Give and take single units, where the rounding erred most, until the sum is right."""
-        missing = round(fraction * sum(quotas[name].units for name in counts)) - sum(counts.values())
+        """Give and take single units, where the rounding erred most, until the sum is right.
+
+        That is to the unit where units have one size, else to within half of the largest.
+        """
+        zeros = {name: quotas[name].zeros for name in counts}
+        if len(set(zeros.values())) == 1:
+            zeros = dict.fromkeys(counts, 1)
+            missing = round(fraction * sum(quotas[name].units for name in counts)) - sum(counts.values())
+        else:
+            missing = sum((fraction * quotas[name].units - count) * zeros[name] for name, count in counts.items())
         step = 1 if missing > 0 else -1
-        while missing:
+        while abs(missing) > max(zeros.values()) / 2 + 1e-9:
             room = {
                 name: step * (fraction * quotas[name].units - count)
                 for name, count in counts.items()
@@ -295,4 +305,4 @@ class Uniform(Allocation):
                 return
             name = min(room, key=lambda n: (-room[n], n))
             counts[name] += step
-            missing -= step
+            missing -= step * zeros[name]

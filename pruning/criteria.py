@@ -85,7 +85,7 @@ class SnipMomentum(Criterion):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.momentum < 1 or self.scale <= 0:
+        if not (0 <= self.momentum < 1 and self.scale > 0):
             raise PruningError(
                 f"criterion.momentum={self.momentum} criterion.scale={self.scale}: momentum in [0, 1) and scale > 0"
             )

@@ -187,7 +187,7 @@ class Block(Pattern):
         return cls(rows, cols) if target_sparsity is None else cls(rows, cols, target_sparsity=target_sparsity)
 
     def _block(self, shape: torch.Size) -> tuple[int, int]:
-        return self.rows or shape[0], self.cols or shape[1]
+        return self.rows or max(1, shape[0]), self.cols or max(1, shape[1])
 
     def unit_size(self, shape: torch.Size) -> int:
         rows, cols = self._block(shape)

@@ -122,7 +122,10 @@ class Plan:
 def _pattern(pattern: Pattern, override: LayerOverride) -> Pattern:
     """The pattern of a layer; another pattern without a target of its own takes that of the main one."""
     if override.pattern is not None:
-        return parse(override.pattern, (pattern.target or None) if override.target is None else override.target)
+        own = parse(override.pattern, (pattern.target or None) if override.target is None else override.target)
+        if override.target is not None and abs(own.target - override.target) > 1e-6:
+            raise PruningError(f"target={override.target} is impossible for pattern {own}, which has its own")
+        return own
     if override.target is not None:
         return dataclasses.replace(pattern, target_sparsity=override.target)
     return pattern

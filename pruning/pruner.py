@@ -313,7 +313,9 @@ class Pruner:
                 losers[name] = pattern.losers(score)
                 costs[name] = pattern.cost(score, losers[name])
         if not costs:
-            self._warn_once(f"no layer for pattern {pattern} has a gradient other than zero yet: its masks wait for one")
+            self._warn_once(
+                f"no layer for pattern {pattern} has a gradient other than zero yet: its masks wait for one"
+            )
             return {}
         if len(costs) < len(group.shapes):
             silent = sorted(group.shapes.keys() - costs.keys())

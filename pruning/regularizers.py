@@ -34,7 +34,7 @@ class GroupLasso(Regularizer):
     """Of the penalty, beside a loss of weight 1."""
 
     def __post_init__(self) -> None:
-        if self.weight <= 0:
+        if not self.weight > 0:
             raise PruningError(
                 f"regularizer.weight={self.weight} is out of range: above 0 (regularizer=none is without)"
             )

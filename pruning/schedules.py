@@ -198,7 +198,11 @@ class Gradual(Schedule):
         if self.end is not None:
             return span_in_steps(self.end, length, "end")
         cooldown, unit = _read(self.cooldown, "cooldown")
-        if unit == "epoch" and length.steps_per_epoch is not None and length.epochs is not None:
+        if unit == "epoch":
+            if length.steps_per_epoch is None or length.epochs is None:
+                raise PruningError(
+                    f"schedule.cooldown={self.cooldown!r}: the training is not counted in epochs; write optimizer steps"
+                )
             # The published recipes count from the front, in whole batches: int(I * (epochs - cool-down)).
             return int(length.steps_per_epoch * (length.epochs - cooldown))
         return length.steps - span_in_steps(self.cooldown, length, "cooldown")

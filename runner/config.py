@@ -229,11 +229,11 @@ def identify(experiment: Experiment, model: str, data: str, teacher: str | None,
         "model": model,
         "dropout": [experiment.model.hidden_dropout, experiment.model.attention_dropout],
         "data": [data, type(experiment.dataset).__name__, experiment.dataset.settings()],
-        "versions": VERSIONS,
+        "versions": {stage: VERSIONS[stage] for stage in ("prepare", "finetune")},
     }
     if experiment.model.finetuned is None:
         dense["finetune"] = experiment.finetune.determinants()
-    run = dict(dense, prune=experiment.prune)
+    run = dict(dense, versions=VERSIONS, prune=experiment.prune)
     if experiment.prune:
         run |= {
             "pattern": _typed(experiment.pattern),

@@ -19,6 +19,7 @@ from torch import Tensor
 from pruning import Block, LayerReport, NofM, Pattern, as_matrix, matrix_weights, parse
 from runner import models
 from runner.errors import UserError
+from runner.hub import explain
 from runner.verify import fault, read_tensors
 
 BLOCKS = ("rows", "columns", "32x32", "16x16", "8x8", "4x4", "2x2", "32x1", "16x1", "8x1", "4x1", "2x1", "1x32", "1x16",
@@ -97,13 +98,16 @@ def matrix_names(folder: Path, tensors: Mapping[str, Tensor]) -> list[str]:
 
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder}: there is no config.json in this folder, which says what its tensors are")
-    config = transformers.AutoConfig.from_pretrained(folder)
+    with explain("model", "FOLDER", str(folder)):
+        config = transformers.AutoConfig.from_pretrained(folder)
     architecture = (config.architectures or ["AutoModel"])[0]
     kind = getattr(transformers, architecture, None)
-    if kind is None:
-        raise UserError(f"{folder}: transformers has no {architecture}, which config.json names")
+    if kind is not transformers.AutoModel and not (
+        isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)
+    ):
+        raise UserError(f"{folder}: transformers has no model {architecture}, which config.json names")
     with torch.device("meta"):
-        net = kind.from_config(config) if kind is transformers.AutoModel else kind(config)
+        net: Any = kind.from_config(config) if kind is transformers.AutoModel else kind(config)
     names = [name for name in matrix_weights(net) if name in tensors]
     if not names:
         raise UserError(f"{folder}: none of its tensors is a weight of a Linear or Conv layer of {type(net).__name__}")

@@ -1,16 +1,16 @@
 """Patterns: every concrete class is found and put through the same properties; the known ones also against loops."""
 
-import dataclasses
 import functools
 import inspect
 import itertools
+import math
 
 import pytest
 import torch
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from pruning import Block, Dense, NofM, Pattern, PruningError
+from pruning import Block, Dense, Locked, NofM, Pattern, PruningError, parse
 
 PROPERTY = settings(deadline=None, derandomize=True, max_examples=60)
 SMALL_SHAPES = [torch.Size(shape) for shape in itertools.product(range(1, 25), repeat=2) if shape[0] * shape[1] <= 240]
@@ -21,7 +21,7 @@ def concrete(base: type) -> list[type]:
     found = []
     for cls in base.__subclasses__():
         found += concrete(cls)
-        if cls.pool is not Pattern.pool and cls.__module__.startswith("pruning"):
+        if "__str__" in vars(cls) and cls.__module__.startswith("pruning"):
             found.append(cls)
     return found
 
@@ -30,52 +30,76 @@ PATTERNS = concrete(Pattern)
 
 
 def test_all_concrete_patterns_are_found():
-    assert {"Block", "NofM", "Dense"} <= {cls.__name__ for cls in PATTERNS}
-    assert len(PATTERNS) == len(set(PATTERNS)) >= 3
+    assert {cls.__name__ for cls in PATTERNS} == {"Block", "NofM", "Dense", "Locked"}
+    assert len(PATTERNS) == len(set(PATTERNS)) == 4
     assert not any(inspect.isabstract(cls) for cls in PATTERNS)
 
 
+TARGETS = st.one_of(st.sampled_from([0.5, 0.8, 0.9]), st.floats(0.01, 0.98))
+
+
 @st.composite
-def patterns(draw, cls):
-    """Any pattern of this class: its whole-number fields are drawn, the others keep their defaults."""
-    numbers = {f.name: draw(st.integers(1, 6), f.name) for f in dataclasses.fields(cls) if f.type in (int, "int")}
-    try:
-        return cls(**numbers)
-    except PruningError:
-        return assume(False)
+def any_block(draw):
+    rows = draw(st.integers(0, 6))
+    return Block(rows, draw(st.integers(0 if rows else 1, 6)), target_sparsity=draw(TARGETS))
+
+
+@st.composite
+def any_nofm(draw):
+    m = draw(st.integers(2, 16))
+    n = draw(st.integers(1, m - 1))
+    share = draw(st.sampled_from([None, 0.3, 0.75]))
+    return NofM(n, m) if share is None else NofM(n, m, mix=True, target_sparsity=share * (m - n) / m)
+
+
+# A new pattern has to be added here.
+ANY = {Block: any_block(), NofM: any_nofm(), Dense: st.just(Dense()), Locked: st.just(Locked())}
+
+
+def patterns(cls):
+    """Any pattern of this class."""
+    return ANY[cls]
 
 
 @functools.cache
-def fitting_shapes(text: str, cls: type, fields: tuple) -> list[torch.Size]:
-    pattern = cls(**dict(fields))
+def fitting_shapes(text: str) -> list[torch.Size]:
+    pattern = parse(text)
     return [shape for shape in SMALL_SHAPES if pattern.misfit(shape) is None]
 
 
 def shapes_of(pattern: Pattern) -> list[torch.Size]:
-    fields = tuple((f.name, getattr(pattern, f.name)) for f in dataclasses.fields(pattern))
-    return fitting_shapes(str(pattern), type(pattern), fields)
+    return fitting_shapes(str(pattern).removesuffix(" mix"))
 
 
-KINDS = ("random", "tied", "equal", "zero", "huge", "overflowing")
-EXACT = KINDS[:-1]  # sums of a unit are exact in float32 and in Python: ties are the same in both
+EXACT = ("random", "tied", "equal", "zero", "signed", "huge", "nan")
+"""Sums of a unit are exact in float32 and in Python: ties are the same in both."""
+KINDS = (*EXACT, "overflowing", "overflowing signed")
 
 
 def saliencies(kind: str, shape: torch.Size, seed: int) -> torch.Tensor:
-    """Not negative, as those of every criterion are."""
+    """Scores of every sort: those of most criteria are not negative, those of Movement are of either sign."""
     random = torch.Generator().manual_seed(seed)
+    ranks = torch.randperm(shape.numel(), generator=random).reshape(shape).float()
     match kind:
         case "random":
-            return torch.randperm(shape.numel(), generator=random).reshape(shape).float()
+            return ranks
         case "tied":
             return torch.randint(0, 3, shape, generator=random).float()
         case "equal":
             return torch.full(shape, 0.5)
         case "zero":
             return torch.zeros(shape)
+        case "signed":
+            return ranks - shape.numel() // 2
         case "huge":
             return torch.randint(0, 100, shape, generator=random).float() * 2.0**110
-        case _:
+        case "nan":
+            return ranks.masked_fill(torch.rand(shape, generator=random) < 0.2, math.nan)
+        case "overflowing":
             return torch.rand(shape, generator=random).round() * torch.finfo(torch.float32).max
+        case "overflowing signed":
+            return (torch.randint(-1, 2, shape, generator=random)) * torch.finfo(torch.float32).max
+    raise AssertionError(kind)
 
 
 @st.composite
@@ -92,8 +116,12 @@ def nonzero_weight(shape: torch.Size) -> torch.Tensor:
     return torch.where(weight == 0, 1.0, weight)
 
 
+def units_in(pattern: Pattern, shape: torch.Size) -> int:
+    return shape.numel() // pattern.unit_size(shape)
+
+
 def units_to_prune(pattern: Pattern, shape: torch.Size, sparsity: float) -> int:
-    return round(pattern.unit_fraction(sparsity) * (shape.numel() // pattern.unit_size))
+    return round(pattern.unit_fraction(sparsity) * units_in(pattern, shape))
 
 
 @pytest.mark.parametrize("cls", PATTERNS)
@@ -106,9 +134,10 @@ class TestEveryPattern:
         assert keep.dtype == torch.bool
         assert keep.shape == saliency.shape
         pruned = units_to_prune(pattern, saliency.shape, sparsity)
-        assert int((~keep).sum()) == pruned * pattern.unit_zeros
+        zeros = pattern.unit_zeros(saliency.shape)
+        assert int((~keep).sum()) == pruned * zeros
         # In weights: within half a unit of what was asked for.
-        assert abs(int((~keep).sum()) - sparsity * saliency.numel()) <= pattern.unit_zeros / 2 + 1e-6
+        assert abs(int((~keep).sum()) - sparsity * saliency.numel()) <= zeros / 2 + 1e-6
 
     @PROPERTY
     @given(data=st.data())
@@ -116,16 +145,19 @@ class TestEveryPattern:
         pattern, saliency, _ = data.draw(cases(cls))
         assert bool(pattern.keep(saliency, 0.0).all())
         keep = pattern.keep(saliency, pattern.max_sparsity)
-        assert int((~keep).sum()) == saliency.numel() // pattern.unit_size * pattern.unit_zeros
+        assert int((~keep).sum()) == units_in(pattern, saliency.shape) * pattern.unit_zeros(saliency.shape)
         assert pattern.violations(nonzero_weight(saliency.shape) * keep) == 0
 
     @PROPERTY
     @given(data=st.data())
-    def test_its_own_target_can_be_kept_without_violations(self, cls, data):
+    def test_its_own_target_can_be_kept_without_violations_but_those_meant(self, cls, data):
         pattern, saliency, _ = data.draw(cases(cls))
         keep = pattern.keep(saliency, pattern.target)
-        assert int((~keep).sum()) == units_to_prune(pattern, saliency.shape, pattern.target) * pattern.unit_zeros
-        assert pattern.violations(nonzero_weight(saliency.shape) * keep) == 0
+        pruned = units_to_prune(pattern, saliency.shape, pattern.target)
+        assert int((~keep).sum()) == pruned * pattern.unit_zeros(saliency.shape)
+        meant = pattern.open_units(units_in(pattern, saliency.shape), pruned)
+        assert pattern.violations(nonzero_weight(saliency.shape) * keep) == meant
+        assert meant == 0 or isinstance(pattern, NofM)
 
     @PROPERTY
     @given(data=st.data())
@@ -134,7 +166,7 @@ class TestEveryPattern:
         before = saliency.clone()
         first = pattern.keep(saliency, sparsity)
         assert torch.equal(first, pattern.keep(saliency.clone(), sparsity))
-        assert torch.equal(saliency, before)
+        torch.testing.assert_close(saliency, before, rtol=0, atol=0, equal_nan=True)
         turned = saliency.t().contiguous().t()  # the same numbers, laid out by columns
         assert torch.equal(first, pattern.keep(turned, sparsity))
 
@@ -160,7 +192,8 @@ class TestEveryPattern:
         shape = data.draw(st.sampled_from(SMALL_SHAPES))
         reason = pattern.misfit(shape)
         if reason is None:
-            assert shape.numel() % pattern.unit_size == 0
+            assert shape.numel() % pattern.unit_size(shape) == 0
+            assert pattern.unit_zeros(shape) <= pattern.unit_size(shape)
             assert pattern.keep(torch.ones(shape), 0.0).shape == shape
         else:
             with pytest.raises(PruningError) as refusal:
@@ -169,11 +202,35 @@ class TestEveryPattern:
 
     @PROPERTY
     @given(data=st.data())
-    def test_pooling_is_linear(self, cls, data):
+    def test_pooling_is_linear_and_as_small_as_what_losers_cost_and_mask_take(self, cls, data):
         pattern, saliency, _ = data.draw(cases(cls, ("random", "tied")))
         other = saliencies("tied", saliency.shape, 7)
-        together = pattern.pool(0.5 * saliency + 2 * other)
-        torch.testing.assert_close(together, 0.5 * pattern.pool(saliency) + 2 * pattern.pool(other))
+        for reduction in (torch.mean, torch.sum):
+            together = pattern.pool(0.5 * saliency + 2 * other, reduction)
+            apart = 0.5 * pattern.pool(saliency, reduction) + 2 * pattern.pool(other, reduction)
+            torch.testing.assert_close(together, apart)
+        score = pattern.pool(saliency)
+        losers = pattern.losers(score)
+        assert losers.shape == score.shape
+        assert pattern.cost(score, losers).shape == (units_in(pattern, saliency.shape),)
+        assert score.numel() in (saliency.numel(), units_in(pattern, saliency.shape))
+
+    @PROPERTY
+    @given(data=st.data())
+    def test_its_name_read_again_is_the_same_pattern(self, cls, data):
+        pattern = data.draw(patterns(cls))
+        again = parse(str(pattern), pattern.target or None)
+        assert type(again) is cls
+        assert again == pattern
+        assert str(again) == str(pattern)
+
+    @PROPERTY
+    @given(data=st.data())
+    def test_pooling_does_not_mind_how_the_memory_lies(self, cls, data):
+        pattern, saliency, _ = data.draw(cases(cls, ("random",)))
+        turned = saliency.t().contiguous().t()
+        for reduction in (torch.mean, torch.sum, torch.amax):
+            assert torch.equal(pattern.pool(turned, reduction), pattern.pool(saliency, reduction))
 
 
 # --- naive transcriptions of the definitions, one element at a time --------------------------------------------------
@@ -188,10 +245,19 @@ def blocks(rows: int, cols: int, shape: torch.Size) -> list[list[tuple[int, int]
     ]
 
 
+def blocks_of(pattern: Block, shape: torch.Size) -> list[list[tuple[int, int]]]:
+    return blocks(pattern.rows or shape[0], pattern.cols or shape[1], shape)
+
+
+def as_rank(value: float) -> float:
+    """NaN is dearer than any number."""
+    return math.inf if math.isnan(value) else value
+
+
 def block_keep(pattern: Block, saliency: torch.Tensor, sparsity: float) -> torch.Tensor:
     values = saliency.tolist()
-    units = blocks(pattern.rows, pattern.cols, saliency.shape)
-    order = sorted(range(len(units)), key=lambda unit: (sum(values[i][j] for i, j in units[unit]), unit))
+    units = blocks_of(pattern, saliency.shape)
+    order = sorted(range(len(units)), key=lambda unit: (as_rank(sum(values[i][j] for i, j in units[unit])), unit))
     keep = torch.ones(saliency.shape, dtype=torch.bool)
     for unit in order[: round(sparsity * len(units))]:
         for i, j in units[unit]:
@@ -200,12 +266,12 @@ def block_keep(pattern: Block, saliency: torch.Tensor, sparsity: float) -> torch
 
 
 def block_violations(pattern: Block, weight: torch.Tensor) -> int:
-    units = blocks(pattern.rows, pattern.cols, weight.shape)
+    units = blocks_of(pattern, weight.shape)
     return sum(len({float(weight[place]) == 0 for place in unit}) == 2 for unit in units)
 
 
 def nofm_keep(pattern: NofM, saliency: torch.Tensor, sparsity: float) -> torch.Tensor:
-    values = saliency.tolist()
+    values = [[as_rank(value) for value in row] for row in saliency.tolist()]
     groups = blocks(1, pattern.m, saliency.shape)
     losers = [sorted(group, key=lambda at: (values[at[0]][at[1]], at))[: pattern.m - pattern.n] for group in groups]
     order = sorted(range(len(groups)), key=lambda unit: (sum(values[i][j] for i, j in losers[unit]), unit))
@@ -221,12 +287,21 @@ def nofm_violations(pattern: NofM, weight: torch.Tensor) -> int:
     return sum(sum(float(weight[place]) != 0 for place in group) > pattern.n for group in groups)
 
 
-KEEP = {
-    Block: block_keep,
-    NofM: nofm_keep,
-    Dense: lambda pattern, saliency, sparsity: torch.ones(saliency.shape, dtype=torch.bool),
+def all_kept(pattern: Pattern, saliency: torch.Tensor, sparsity: float) -> torch.Tensor:
+    return torch.ones(saliency.shape, dtype=torch.bool)
+
+
+KEEP = {Block: block_keep, NofM: nofm_keep, Dense: all_kept, Locked: all_kept}
+VIOLATIONS = {
+    Block: block_violations,
+    NofM: nofm_violations,
+    Dense: lambda pattern, weight: 0,
+    Locked: lambda pattern, weight: 0,
 }
-VIOLATIONS = {Block: block_violations, NofM: nofm_violations, Dense: lambda pattern, weight: 0}
+
+
+def test_every_pattern_has_its_definition_here():
+    assert KEEP.keys() == VIOLATIONS.keys() == ANY.keys() == set(PATTERNS)
 
 
 @pytest.mark.parametrize("cls", KEEP)
@@ -248,12 +323,52 @@ def test_violations_are_counted_as_defined(cls, data, density, seed):
     assert pattern.violations(weight) == VIOLATIONS[cls](pattern, weight)
 
 
+REDUCTIONS = {torch.mean: lambda values: sum(values) / len(values), torch.sum: sum, torch.amax: max}
+
+
+@PROPERTY
+@given(data=st.data(), reduction=st.sampled_from([*REDUCTIONS]))
+def test_pooling_reduces_each_block_and_leaves_groups_alone(data, reduction):
+    pattern, saliency, _ = data.draw(cases(Block, ("random", "tied", "signed")))
+    values = saliency.tolist()
+    expected = [REDUCTIONS[reduction]([values[i][j] for i, j in unit]) for unit in blocks_of(pattern, saliency.shape)]
+    torch.testing.assert_close(pattern.pool(saliency, reduction).flatten(), torch.tensor(expected))
+    group, saliency, _ = data.draw(cases(NofM, ("random", "signed")))
+    assert torch.equal(group.pool(saliency, reduction), saliency)
+
+
+@settings(PROPERTY, max_examples=150)
+@given(data=st.data())
+def test_losers_of_a_group_are_its_lowest_and_cost_their_sum(data):
+    pattern, saliency, _ = data.draw(cases(NofM, EXACT))
+    losers = pattern.losers(saliency)
+    cost = pattern.cost(saliency, losers).tolist()
+    assert losers.dtype == torch.bool
+    for unit, group in enumerate(blocks(1, pattern.m, saliency.shape)):
+        lowest = sorted(group, key=lambda at: (as_rank(float(saliency[at])), at))[: pattern.m - pattern.n]
+        assert [at for at in group if losers[at]] == sorted(lowest)
+        assert as_rank(cost[unit]) == sum(as_rank(float(saliency[at])) for at in lowest)
+
+
+@pytest.mark.parametrize("m", [2, 3, 4, 8, 15, 16])
+def test_losers_for_every_n_with_infinities_and_ties(m):
+    """Also what was pruned before, at -inf, always loses again."""
+    choices = torch.tensor([-math.inf, -1.0, 0.0, -0.0, 0.0, 2.0, math.inf, math.nan])
+    score = choices[torch.randint(0, len(choices), (8, 4 * m), generator=torch.Generator().manual_seed(m))]
+    for n in range(1, m):
+        losers = NofM(n, m).losers(score)
+        assert bool((losers.reshape(-1, m).sum(dim=1) == m - n).all())
+        for group in blocks(1, m, score.shape):
+            order = sorted(group, key=lambda at: (as_rank(float(score[at])), at))
+            assert [at for at in group if losers[at]] == sorted(order[: m - n])
+
+
 @PROPERTY
 @given(data=st.data())
 def test_violations_find_each_weight_revived_in_a_pruned_block(data):
     pattern, saliency, _ = data.draw(cases(Block, ("random",)))
-    assume(pattern.unit_size > 1)
-    units = blocks(pattern.rows, pattern.cols, saliency.shape)
+    assume(pattern.unit_size(saliency.shape) > 1)
+    units = blocks_of(pattern, saliency.shape)
     broken = data.draw(st.sets(st.integers(0, len(units) - 1)))
     revived, killed = torch.zeros(saliency.shape), nonzero_weight(saliency.shape)
     for unit in broken:
@@ -282,8 +397,9 @@ def test_violations_find_each_weight_revived_in_a_group(data):
 def test_violations_of_nofm_on_the_way_are_the_groups_still_dense(data):
     pattern, saliency, sparsity = data.draw(cases(NofM))
     weight = nonzero_weight(saliency.shape) * pattern.keep(saliency, sparsity)
-    groups = saliency.numel() // pattern.m
-    assert pattern.violations(weight) == groups - units_to_prune(pattern, saliency.shape, sparsity)
+    groups, pruned = saliency.numel() // pattern.m, units_to_prune(pattern, saliency.shape, sparsity)
+    assert pattern.violations(weight) == groups - pruned
+    assert pattern.open_units(groups, pruned) == (groups - pruned if pattern.mix else 0)
 
 
 @PROPERTY
@@ -341,29 +457,96 @@ def test_indivisible_shapes_are_misfits(pattern, shape):
 
 
 @pytest.mark.parametrize(
-    ("pattern", "shape"), [(Block(4, 1), (8, 3)), (Block(1, 4), (3, 8)), (NofM(2, 4), (130, 8)), (Dense(), (7,))]
+    ("pattern", "shape"),
+    [
+        (Block(4, 1), (8, 3)),
+        (Block(1, 4), (3, 8)),
+        (Block(1, 0), (3, 7)),
+        (Block(0, 1), (3, 7)),
+        (Block(3, 0), (9, 7)),
+        (NofM(2, 4), (130, 8)),
+        (NofM(1, 16), (1, 16)),
+        (Dense(), (7,)),
+        (Locked(), (7, 2, 3)),
+    ],
 )
 def test_divisible_shapes_fit(pattern, shape):
     assert pattern.misfit(torch.Size(shape)) is None
 
 
-def test_dense_refuses_to_prune_at_all():
+@pytest.mark.parametrize(
+    ("pattern", "shape", "size", "zeros"),
+    [
+        (Block(4, 1), (8, 6), 4, 4),
+        (Block(1, 0), (8, 6), 6, 6),
+        (Block(0, 1), (8, 6), 8, 8),
+        (Block(0, 3), (8, 6), 24, 24),
+        (Block(2, 0), (8, 6), 12, 12),
+        (NofM(2, 4), (8, 8), 4, 2),
+        (NofM(1, 16), (8, 16), 16, 15),
+        (NofM(1, 3, mix=True, target_sparsity=0.5), (8, 6), 3, 2),
+        (Dense(), (8, 6), 1, 0),
+        (Locked(), (8, 6), 1, 0),
+    ],
+)
+def test_how_large_a_unit_is_and_how_much_of_it_goes(pattern, shape, size, zeros):
+    assert pattern.unit_size(torch.Size(shape)) == size
+    assert pattern.unit_zeros(torch.Size(shape)) == zeros
+
+
+def test_whole_rows_are_output_channels_and_whole_columns_input_channels():
+    saliency = torch.tensor([[1.0, 9.0, 1.0], [2.0, 8.0, 2.0], [9.0, 9.0, 9.0]])
+    assert Block(1, 0).keep(saliency, 1 / 3).tolist() == [[False] * 3, [True] * 3, [True] * 3]
+    assert Block(0, 1).keep(saliency, 1 / 3).tolist() == [[False, True, True]] * 3
+
+
+@pytest.mark.parametrize(("pattern", "shape"), [(Block(0, 1), (50_001, 2)), (Block(1, 0), (2, 50_001))])
+def test_one_weight_revived_in_a_long_row_or_column_is_seen(pattern, shape):
+    weight = torch.zeros(shape)
+    weight[0, 0] = 1.0
+    assert pattern.violations(weight) == 1
+    weight = torch.ones(shape)
+    weight[0, 0] = -0.0
+    assert pattern.violations(weight) == 1
+    assert pattern.violations(torch.ones(shape)) == 0
+    assert pattern.violations(torch.zeros(shape)) == 0
+
+
+@pytest.mark.parametrize("pattern", [Block(0, 1), Block(1, 0), Block(4, 1), NofM(2, 4)])
+@pytest.mark.parametrize("shape", [(0, 4), (4, 0), (0, 0)])
+def test_an_empty_matrix_is_no_error(pattern, shape):
+    reason = pattern.misfit(torch.Size(shape))
+    assert reason is None or "divide" in reason
+
+
+@pytest.mark.parametrize("pattern", [Dense(), Locked()])
+def test_patterns_that_choose_nothing_refuse_to_prune_at_all(pattern):
+    assert not pattern.prunes
+    assert pattern.locks == isinstance(pattern, Locked)
     with pytest.raises(PruningError, match="outside"):
-        Dense().keep(torch.ones(4, 4), 0.25)
+        pattern.keep(torch.ones(4, 4), 0.25)
 
 
 @pytest.mark.parametrize(
     "build",
     [
-        lambda: Block(0, 1),
+        lambda: Block(0, 0),
+        lambda: Block(-1, 1),
         lambda: Block(4, -1),
         lambda: Block(4, 1, target_sparsity=0.0),
         lambda: Block(4, 1, target_sparsity=1.0),
         lambda: Block(4, 1, target_sparsity=80.0),
+        lambda: Block(4, 1, target_sparsity=math.nan),
         lambda: NofM(4, 4),
+        lambda: NofM(5, 4),
         lambda: NofM(0, 4),
         lambda: NofM(2, 4, target_sparsity=0.8),
+        lambda: NofM(2, 4, target_sparsity=0.3),
+        lambda: NofM(2, 4, mix=True, target_sparsity=0.8),
+        lambda: NofM(2, 4, mix=True, target_sparsity=0.0),
+        lambda: NofM(2, 4, mix=True, target_sparsity=math.nan),
         lambda: Dense(target_sparsity=0.5),
+        lambda: Locked(target_sparsity=0.5),
     ],
 )
 def test_patterns_that_make_no_sense_are_refused(build):
@@ -372,12 +555,70 @@ def test_patterns_that_make_no_sense_are_refused(build):
 
 
 @pytest.mark.parametrize("written", [0.666667, 0.666666, None])
-def test_a_rounded_target_of_nofm_means_every_group(written):
-    pattern = NofM(1, 3, target_sparsity=written)
+@pytest.mark.parametrize("mix", [False, True])
+def test_a_rounded_target_of_nofm_means_every_group(written, mix):
+    pattern = NofM(1, 3, mix, target_sparsity=written)
     assert round(pattern.unit_fraction(pattern.target) * 30_000_000) == 30_000_000
     assert pattern.violations(nonzero_weight(torch.Size([2, 6])) * pattern.keep(torch.ones(2, 6), pattern.target)) == 0
 
 
-@pytest.mark.parametrize(("pattern", "text"), [(Block(4, 1), "4x1"), (NofM(2, 4), "2:4"), (Dense(), "dense")])
+# --- names -----------------------------------------------------------------------------------------------------------
+
+NAMED = [
+    (Block(4, 1), "4x1"),
+    (Block(1, 4), "1x4"),
+    (Block(1, 1), "1x1"),
+    (Block(16, 32), "16x32"),
+    (Block(1, 0), "rows"),
+    (Block(0, 1), "columns"),
+    (Block(2, 0), "2xall"),
+    (Block(0, 4), "allx4"),
+    (NofM(2, 4), "2:4"),
+    (NofM(1, 16), "1:16"),
+    (NofM(2, 4, mix=True), "2:4 mix"),
+    (Dense(), "dense"),
+    (Locked(), "locked"),
+]
+
+
+@pytest.mark.parametrize(("pattern", "text"), NAMED)
 def test_names(pattern, text):
     assert str(pattern) == text
+    assert parse(text) == pattern
+
+
+@pytest.mark.parametrize("text", ["1xall", "allx1"])
+def test_rows_and_columns_may_be_written_out(text):
+    assert str(parse(text)) == {"1xall": "rows", "allx1": "columns"}[text]
+
+
+def test_a_target_is_taken_where_the_pattern_leaves_it_open():
+    assert parse("4x1", 0.7) == Block(4, 1, target_sparsity=0.7)
+    assert parse("columns", 0.3) == Block(0, 1, target_sparsity=0.3)
+    assert parse("2:4 mix", 0.3) == NofM(2, 4, mix=True, target_sparsity=0.3)
+    assert parse("2:4", 0.8).target == 0.5  # follows from n and m
+    assert parse("dense", 0.8).target == 0
+    assert parse("locked", 0.8).target == 0
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "4", "4x", "x1", "4x1x1", "4*1", "4 x 1", "2:", ":4", "2:4:8", "2:4 mixed", "-4x1", "Dense", "row", "all"],
+)
+def test_a_name_that_says_nothing_is_refused_with_those_that_do(text):
+    with pytest.raises(PruningError, match=r"there is no pattern '.*': write 4x1, 2:4, rows, columns, dense or locked"):
+        parse(text)
+
+
+def test_what_yaml_makes_of_2_to_4_gets_a_hint():
+    with pytest.raises(PruningError, match=r"no pattern '124'.*YAML reads 2:4 as a number unless it is quoted"):
+        parse("124")
+    with pytest.raises(PruningError) as refusal:
+        parse("4y1")
+    assert "YAML" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("text", ["allxall", "0x0", "4:4", "5:4", "0:4", "2:4 mix"])
+def test_a_name_of_a_pattern_that_makes_no_sense_is_refused(text):
+    with pytest.raises(PruningError, match=r"pattern\."):
+        parse(text, 0.9)
