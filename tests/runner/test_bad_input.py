@@ -8,12 +8,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from runner import __main__ as command_line
 from runner import hub
 from runner.config import compose_experiment
 from runner.edge import guarded, message
 from runner.errors import UserError
+from runner.experiment import prepare
 from tests.conftest import Cli, save_small_model
 
 Refused = Callable[..., str]
@@ -104,13 +106,33 @@ WRONG = [
     (["pattern=2:4", "pattern.target_sparsity=0.8"], ["pattern.target_sparsity=0.8", "2:4", "which is 0.5", "choose"]),
     (["pattern=nm", "pattern.n=4", "pattern.m=4"], ["pattern.n=4", "pattern.m=4", "0 < n < m"]),
     (["pattern=nm", "pattern.n=0", "pattern.m=4"], ["pattern.n=0", "0 < n < m"]),
-    (["pattern=block", "pattern.rows=0"], ["pattern.rows=0", "at least one"]),
+    (["pattern=block", "pattern.rows=0", "pattern.cols=0"], ["pattern.rows=0", "pattern.cols=0", "at least one"]),
+    (["pattern=block", "pattern.rows=-4"], ["pattern.rows=-4", "at least one"]),
+    (["pattern=locked", "pattern.target_sparsity=0.5"], ["pattern.target_sparsity=0.5", "leave it out"]),
+    (["pattern=nm", "pattern.target_sparsity=0.3"], ["pattern.target_sparsity=0.3", "2:4", "pattern.mix=true"]),
+    (["pattern=nm", "pattern.mix=true", "pattern.target_sparsity=0.7"], ["pattern.target_sparsity=0.7", "2:4 mix"]),
+    (["criterion=nope"], ["criterion/nope", "fisher", "movement", "platon", "snip_momentum"]),
+    (["criterion.reduce=median"], ["criterion.reduce='median'", "mean, sum, max"]),
+    (["criterion=platon", "criterion.beta1=1"], ["criterion.beta1=1", "below 1"]),
+    (["criterion=fisher", "criterion.momentum=0.9"], ["momentum"]),
     (["allocation.max_per_layer=0"], ["allocation.max_per_layer=0", "between 0 and 1"]),
+    (["allocation.max_per_layer=1.5"], ["allocation.max_per_layer=1.5", "between 0 and 1"]),
+    (["allocation.min_per_layer=0.99"], ["allocation.min_per_layer=0.99", "allocation.max_per_layer=0.98"]),
+    (["allocation.min_per_layer=-0.1"], ["allocation.min_per_layer=-0.1", "from 0"]),
+    (["+allocation.layers={*.query:{target:1.5}}"], ["allocation.layers.*.query.target=1.5", "between 0 and 1"]),
+    (["+allocation.layers={*.query:{target:most}}"], ["most", "target"]),
+    (["+allocation.layers={*.query:{sparsity:0.5}}"], ["sparsity"]),
     (["criterion.momentum=-1"], ["momentum=-1"]),
     (["schedule.decay=sudden"], ["schedule.decay='sudden'", "exp, linear, cos, cubic"]),
     (["schedule.start=soon"], ["schedule.start='soon'", "epochs", "%"]),
     (["schedule.cooldown=-5"], ["schedule.cooldown='-5'"]),
     (["schedule.frequency=1.5"], ["schedule.frequency='1.5'", "whole number"]),
+    (["schedule.initial=lots"], ["schedule.initial='lots'", "0.7", "85%"]),
+    (["schedule.initial=100%"], ["schedule.initial='100%'", "below 100%"]),
+    (["schedule=one_shot", "schedule.frequency=2%"], ["frequency"]),
+    (["regularizer=nope"], ["regularizer/nope", "none", "group_lasso"]),
+    (["regularizer=group_lasso", "regularizer.weight=0"], ["regularizer.weight=0", "regularizer=none"]),
+    (["regularizer.weight=1e-4"], ["weight"]),
     (["distill.temperature=0"], ["distill.temperature=0", "above 0"]),
     (["distill.weight=0"], ["distill.weight=0", "not both zero"]),
     (["distill=none", "distill.weight=1"], ["distill=none", "distill.weight"]),
@@ -121,9 +143,10 @@ WRONG = [
 
 
 def test_there_are_enough_of_them() -> None:
-    assert len(WRONG) >= 43
-    assert {overrides[0].split("=")[0].split(".")[0] for overrides, _ in WRONG} >= {
-        *("model", "dataset", "pattern", "criterion", "allocation", "schedule", "distill", "train", "finetune", "seed")
+    assert len(WRONG) >= 63
+    assert {overrides[0].lstrip("+").split("=")[0].split(".")[0] for overrides, _ in WRONG} >= {
+        *("model", "dataset", "pattern", "criterion", "allocation", "schedule", "regularizer", "distill", "train"),
+        *("finetune", "seed"),
     }
 
 
@@ -191,7 +214,7 @@ def test_model_folder_whose_architecture_is_not_known(refused: Refused, tmp_path
 def test_layers_that_are_not_there(refused: Refused, tmp_path: Path) -> None:
     folder = save_small_model(tmp_path / "m")
     text = refused("model=hub", f"model.path={folder}", "dataset=demo", "model.excluded=[*qeury*]")
-    assert "model.excluded: '*qeury*' matches none of the encoder's Linear layers" in text
+    assert "model.excluded: '*qeury*' matches none of the encoder's Linear and Conv layers" in text
 
 
 def test_a_pattern_that_fits_no_layer_is_told_before_data_are_read(refused: Refused, tmp_path: Path) -> None:
@@ -202,6 +225,123 @@ def test_a_pattern_that_fits_no_layer_is_told_before_data_are_read(refused: Refu
         *arguments, "pattern=1x1", "pattern.target_sparsity=0.99"
     )
     assert "dataset.path=./nowhere: there is no such file or folder" in refused(*arguments)
+
+
+# --- how to prune -------------------------------------------------------------------------------------------
+
+
+def test_exceptions_that_make_no_sense_are_told_before_data_are_read(refused: Refused, tmp_path: Path) -> None:
+    folder = save_small_model(tmp_path / "m")
+    arguments = ["model=hub", f"model.path={folder}", "dataset.path=./nowhere"]
+    text = refused(*arguments, "+allocation.layers={*.qeury:{target:0.3}}")
+    assert "allocation.layers: '*.qeury' matches no layer (such as bert.encoder.layer.0.attention" in text
+    for layer, words in (
+        ("*.query:{pattern:nope}", ["allocation.layers, for", "query", "'nope'", "4x1, 2:4"]),
+        ("*.query:{pattern:4:4}", ["allocation.layers, for", "query", "0 < n < m"]),
+        ("*.query:{pattern:'124'}", ["allocation.layers, for", "query", "'124'", "unless it is quoted"]),
+        ("*:{excluded:true}", ["no layer can be pruned with pattern 4x1", "allocation.layers excludes it"]),
+        ("*:{frozen:true}", ["no layer can be pruned with pattern 4x1", "allocation.layers freezes it"]),
+    ):
+        text = refused(*arguments, f"+allocation.layers={{{layer}}}")
+        assert [word for word in words if word not in text] == [], layer
+
+
+@pytest.mark.parametrize("layer", ["pattern:2:4,target:0.8", "pattern:dense,target:0.5"])
+def test_a_target_that_a_layers_pattern_cannot_have_is_not_ignored(
+    layer: str, refused: Refused, tmp_path: Path
+) -> None:
+    """As pattern=2:4 pattern.target_sparsity=0.8 is not."""
+    folder = save_small_model(tmp_path / "m")
+    arguments = ["model=hub", f"model.path={folder}", "dataset.path=./nowhere"]
+    text = refused(*arguments, f"+allocation.layers={{*.query:{{{layer}}}}}")
+    assert "allocation.layers" in text
+    assert layer[-3:] in text
+
+
+def test_yaml_that_reads_a_pattern_as_a_number_is_told_so(cli: Cli, tmp_path: Path) -> None:
+    folder = save_small_model(tmp_path / "m")
+    (tmp_path / "mine" / "experiment").mkdir(parents=True)
+    text = '# @package _global_\nallocation:\n  layers:\n    "*.query":\n      pattern: 2:4\n'
+    (tmp_path / "mine" / "experiment" / "apart.yaml").write_text(text, encoding="utf-8")
+    done = cli("-m", "runner", "--config-dir", "mine", "experiment=apart", "model=hub", f"model.path={folder}",
+               "dataset=demo")  # fmt: skip
+    assert (done.returncode, done.stdout) == (1, "")
+    check(done.stderr)
+    assert "allocation.layers, for bert.encoder.layer.0.attention.self.query" in done.stderr
+    assert "YAML reads 2:4 as a number unless it is quoted" in done.stderr
+    assert {path.name for path in tmp_path.iterdir()} == {"m", "mine"}
+
+
+def test_settings_that_do_not_go_together_are_told_before_training(refused: Refused, tmp_path: Path) -> None:
+    folder = save_small_model(tmp_path / "m")
+    arguments = [
+        *("model=hub", f"model.path={folder}", "dataset=demo", "dataset.train_examples=40", "dataset.eval_examples=4"),
+        *("schedule=short", "train.max_steps=20", f"cache_dir={tmp_path}/cache"),
+    ]
+    updates = prepare(compose_experiment([*arguments, "criterion=fisher"])[0]).updates  # all is well with these
+    assert updates[max(updates)] == 0.8
+    for overrides, words in (
+        (["schedule.initial=0.9"], ["schedule.initial=0.9", "0.8", "85%"]),
+        (["schedule.initial=0.8"], ["schedule.initial=0.8", "0.8"]),
+        (["schedule=large_first", "schedule.initial=0.6", "+allocation.layers={*.query:{target:0.5}}"],
+         ["schedule.initial=0.6", "0.5"]),
+        (["regularizer=group_lasso", "pattern=2:4"], ["regularizer=group_lasso", "2:4", "block"]),
+        (["regularizer=group_lasso", "+allocation.layers={*.query:{pattern:2:4}}"], ["group_lasso", "2:4"]),
+        (["schedule=one_shot", "schedule.start=21"], ["schedule.start=21", "after the last of 20 steps"]),
+        (["allocation.min_per_layer=0.9"], ["0.8", "allocation.min_per_layer=0.9"]),
+    ):  # fmt: skip
+        text = refused(*arguments, *overrides)
+        assert [word for word in words if word not in text] == [], overrides
+
+
+def test_zeros_to_keep_that_are_not_there(refused: Refused, tmp_path: Path) -> None:
+    folder = save_small_model(tmp_path / "m")
+    arguments = ["model=hub", f"model.path={folder}", "dataset.path=./nowhere"]
+    locked = [*arguments, "pattern=locked"]
+    text = refused(*locked)
+    assert "pattern=locked keeps the zeros of a checkpoint: name one with model.sparse" in text
+    dense = save_small_model(tmp_path / "dense", seed=1)
+    for key in ("model.sparse", "model.finetuned"):
+        text = refused(*locked, f"{key}={dense}")
+        assert f"{key}={dense}: none of its 12 prunable weights has a zero" in text
+    assert "model.sparse=./none: there is no such folder" in refused(*locked, "model.sparse=./none")
+    text = refused(*arguments, "pattern=4x1", f"model.sparse={dense}")
+    assert f"model.sparse={dense} is for pattern=locked" in text
+    assert "model.finetuned" in text
+
+
+def test_zeros_to_keep_in_some_layers_that_are_not_there(refused: Refused, tmp_path: Path) -> None:
+    """Known before the dense model is fine-tuned, as it is with pattern=locked for all layers."""
+    folder = save_small_model(tmp_path / "m")
+    arguments = ["model=hub", f"model.path={folder}", f"model.finetuned={folder}", "dataset.path=./nowhere"]
+    text = refused(*arguments, "pattern=4x1", "+allocation.layers={*.query:{pattern:locked}}")
+    assert "locked" in text
+    assert "has a zero" in text
+
+
+def test_a_sparse_checkpoint_of_another_kind_is_told_before_data_are_read(refused: Refused, tmp_path: Path) -> None:
+    dense, sparse = save_small_model(tmp_path / "m"), save_small_model(tmp_path / "sparse")
+    tensors = load_file(sparse / "model.safetensors")
+    name = "bert.encoder.layer.0.attention.self.query.weight"
+    tensors[name][:4] = 0
+    save_file(tensors, sparse / "model.safetensors", {"format": "pt"})
+    arguments = ["model=hub", f"model.path={dense}", "dataset.path=./nowhere", "pattern=locked"]
+    assert "there is no such file or folder" in refused(*arguments, f"model.sparse={sparse}")  # so far all is well
+    tokens = json.loads((sparse / "tokenizer.json").read_text())
+    tokens["model"]["vocab"] = {f"x{word}" if i > 99 else word: i for word, i in tokens["model"]["vocab"].items()}
+    (sparse / "tokenizer.json").write_text(json.dumps(tokens))
+    text = refused(*arguments, f"model.sparse={sparse}")
+    assert f"model.sparse={sparse}: its tokenizer is not that of {dense}" in text
+
+
+def test_a_sparse_checkpoint_of_other_sizes_is_told_before_data_are_read(refused: Refused, tmp_path: Path) -> None:
+    """model.sparse is "of the same architecture": else the dense model is no control of it."""
+    dense, other = save_small_model(tmp_path / "m"), save_small_model(tmp_path / "other", num_hidden_layers=3)
+    tensors = load_file(other / "model.safetensors")
+    tensors["bert.encoder.layer.0.attention.self.query.weight"][:4] = 0
+    save_file(tensors, other / "model.safetensors", {"format": "pt"})
+    arguments = ["model=hub", f"model.path={dense}", "dataset.path=./nowhere", "pattern=locked"]
+    assert f"model.sparse={other}" in refused(*arguments, f"model.sparse={other}")
 
 
 # --- the hub ------------------------------------------------------------------------------------------------

@@ -10,9 +10,34 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 
 import conf
-from pruning import Block, Dense, Logits, Magnitude, NoDistillation, NofM, SimKD, TrainingLength, Uniform
-from runner.config import GROUPS, Experiment, Identity, Origin, compose, compose_experiment, identify, register
+from pruning import (
+    Block,
+    Dense,
+    DiagonalFisher,
+    Global,
+    Gradient,
+    Gradual,
+    GroupLasso,
+    LayerOverride,
+    Locked,
+    Logits,
+    Magnitude,
+    Movement,
+    NoDistillation,
+    NofM,
+    OneShot,
+    Platon,
+    Random,
+    Regularizer,
+    SimKD,
+    Snip,
+    SnipMomentum,
+    TrainingLength,
+    Uniform,
+)
+from runner.config import GROUPS, N_OF_M, Experiment, Identity, Origin, compose, compose_experiment, identify, register
 from runner.errors import UserError
+from runner.experiment import params
 from runner.training import Course
 
 CONF = Path(conf.__file__).parent
@@ -96,14 +121,14 @@ def test_model_and_pattern_alone_compose_the_published_recipe(model: str, patter
     assert train.max_grad_norm == 0  # no clipping
     assert experiment.pattern == (Block(4, 1, target_sparsity=0.8) if pattern == "4x1" else NofM(2, 4))
     assert experiment.pattern.target == TARGETS[pattern]
-    assert experiment.schedule.decay == "exp"
-    assert experiment.schedule.start == "1000"
-    assert experiment.schedule.frequency == "1000"
-    assert experiment.schedule.end is None
-    assert experiment.schedule.cooldown == f"{row.cooldown} epochs"
+    assert experiment.schedule == Gradual(
+        start="1000", decay="exp", initial="0", end=None, frequency="1000", cooldown=f"{row.cooldown} epochs",
+        warmup_steps=1000,
+    )  # fmt: skip
     assert experiment.distill == Logits(weight=row.distill_weight, label_weight=0.0, temperature=2.0, teacher=None)
-    assert (type(experiment.criterion).__name__, type(experiment.allocation).__name__) == ("SnipMomentum", "Global")
-    assert experiment.allocation.max_per_layer == 0.98
+    assert experiment.criterion == SnipMomentum(reduce="mean", momentum=0.9, scale=1)
+    assert experiment.allocation == Global(max_per_layer=0.98, min_per_layer=0, regrow=False, layers={})
+    assert experiment.regularizer == Regularizer()  # none
     data = experiment.dataset
     assert data.path == "rajpurkar/squad"
     settings = {"max_seq_length": 384, "doc_stride": 128, "n_best": 20, "max_answer_length": 30}
@@ -114,6 +139,7 @@ def test_model_and_pattern_alone_compose_the_published_recipe(model: str, patter
 @pytest.mark.parametrize(("model", "pattern"), ROWS)
 def test_published_rows_update_their_masks_at_the_published_steps(model: str, pattern: str) -> None:
     row, experiment = PUBLISHED[model], both(f"model={model}", f"pattern={pattern}")[0]
+    assert isinstance(experiment.schedule, Gradual)
     assert FEATURES // row.batch * (row.epochs - row.cooldown) == row.end
     count = (row.end - 1000 + 1000) // 1000 - 1  # the reference's n
     when = length(row.batch, row.epochs)
@@ -161,15 +187,18 @@ def test_command_line_shows_the_published_recipe(cli, model: str, pattern: str, 
     }
     # PyYAML reads 1e-07 as text: compare as numbers where they are numbers.
     assert {key: _number(shown["train"][key]) for key in expected} == expected
-    assert shown["schedule"] == {"decay": "exp", "start": "1000", "end": None, "frequency": "1000",
+    assert shown["schedule"] == {"decay": "exp", "initial": "0", "start": "1000", "end": None, "frequency": "1000",
                                  "cooldown": f"{row.cooldown} epochs", "warmup_steps": 1000}  # fmt: skip
+    assert shown["criterion"] == {"reduce": "mean", "momentum": 0.9, "scale": 1}
+    assert shown["allocation"] == {"max_per_layer": 0.98, "min_per_layer": 0, "regrow": False, "layers": {}}
+    assert shown["regularizer"] == {}
     assert shown["distill"] == {"weight": row.distill_weight, "label_weight": 0, "teacher": None, "temperature": 2}
     assert shown["model"]["path"] == row.path
     assert (shown["dataset"]["path"], shown["dataset"]["max_seq_length"]) == ("rajpurkar/squad", 384)
     if pattern == "4x1":
         assert shown["pattern"] == {"target_sparsity": 0.8, "rows": 4, "cols": 1}
     else:  # the target follows from n and m
-        assert shown["pattern"] == {"target_sparsity": None, "n": 2, "m": 4}
+        assert shown["pattern"] == {"target_sparsity": None, "n": 2, "m": 4, "mix": False}
     assert list(tmp_path.iterdir()) == []
 
 
@@ -188,7 +217,8 @@ def test_without_arguments_it_is_bert_mini_on_squad_4x1() -> None:
     assert origin.labels == {"model": "bert-mini", "dataset": "squad", "pattern": "4x1"}
     assert origin.choices == {
         **{"model": "bert-mini", "dataset": "squad", "pattern": "4x1", "criterion": "snip_momentum"},
-        **{"allocation": "global", "schedule": "recipe", "distill": "logits", "recipe": "squad-bert-mini"},
+        **{"allocation": "global", "schedule": "recipe", "regularizer": "none", "distill": "logits"},
+        "recipe": "squad-bert-mini",
     }
     assert origin.changed == {}
     assert experiment == both("model=bert-mini", "pattern=4x1")[0]
@@ -219,24 +249,51 @@ def test_experiment_file_is_its_groups_and_opens_with_its_command(name: str) -> 
 def options() -> list[tuple[str, str]]:
     """Every option of every group: from the files, and those of N:M, whose names cannot be file names."""
     found = [(path.parent.name, path.stem) for path in sorted(CONF.glob("*/*.yaml")) if path.parent.name != "schema"]
-    return found + [("pattern", f"{n}:{m}") for n, m in [(1, 4), (2, 4), (3, 4), (2, 8), (4, 8)]]
+    return found + [("pattern", f"{n}:{m}") for n, m in N_OF_M]
+
+
+# What there is at least, group by group, where people choose how to prune.
+CHOICES = {
+    "pattern": {
+        *("1x1", "2x2", "4x4", "8x8", "16x16", "32x32", "4x1", "8x1", "1x4", "1x8", "block", "rows", "columns"),
+        *("nm", "2:4", "1:4", "3:4", "2:8", "4:8", "1:2", "1:8", "2:16", "4:16", "dense", "locked"),
+    },
+    "criterion": {
+        *("snip_momentum", "magnitude", "gradient", "snip", "movement", "platon", "fisher", "random"),
+    },
+    "schedule": {"recipe", "short", "one_shot", "large_first"},
+    "regularizer": {"none", "group_lasso"},
+    "allocation": {"global", "uniform"},
+    "distill": {"logits", "simkd", "none"},
+}
 
 
 def test_options_were_found() -> None:
-    by_group = {group: sum(1 for g, _ in options() if g == group) for group, _ in options()}
-    assert by_group.keys() == {
-        *("model", "dataset", "pattern", "criterion", "allocation", "schedule", "distill", "recipe", "experiment")
-    }
-    least = {"model": 7, "dataset": 2, "pattern": 13 + 5, "criterion": 2, "allocation": 2, "schedule": 2, "distill": 3,
-             "recipe": 5, "experiment": 8}  # fmt: skip
-    assert {group: count for group, count in by_group.items() if count < least[group]} == {}
-    assert len(options()) >= sum(least.values()) == 49
+    by_group = {group: {o for g, o in options() if g == group} for group, _ in options()}
+    assert by_group.keys() == {*CHOICES, "model", "dataset", "recipe", "experiment"}
+    assert {group: names - by_group[group] for group, names in CHOICES.items() if not names <= by_group[group]} == {}
+    least = {"model": 7, "dataset": 2, "pattern": 16 + 9, "criterion": 8, "allocation": 2, "schedule": 4,
+             "regularizer": 2, "distill": 3, "recipe": 5, "experiment": 8}  # fmt: skip
+    assert {group: len(names) for group, names in by_group.items() if len(names) < least[group]} == {}
+    assert len(options()) == len(set(options())) >= sum(least.values()) == 66
+
+
+def schema(group: str, option: str) -> str:
+    """The class that an option's file names in its defaults list; those without a file are N:M."""
+    file = CONF / group / f"{option}.yaml"
+    if not file.is_file():
+        return NofM.__name__
+    (entry,) = [e for e in yaml.safe_load(file.read_text())["defaults"] if str(e).startswith("/schema/")]
+    assert entry.startswith(f"/schema/{group}/")
+    return entry.rpartition("/")[2]
 
 
 @pytest.mark.parametrize(("group", "option"), options())
-def test_every_option_composes_and_converts(group: str, option: str) -> None:
+def test_every_option_composes_and_becomes_its_object(group: str, option: str) -> None:
     needed = ["model.path=x"] if option == "hub" else []
     experiment = composed(f"{group}={option}", *needed)
+    if group != "experiment":
+        assert type(getattr(experiment, group)).__name__ == schema(group, option)
     if group == "pattern" and option not in ("block", "nm"):
         assert str(experiment.pattern) == option
     if group == "recipe":
@@ -247,20 +304,105 @@ def test_every_pattern_by_name_is_the_pattern() -> None:
     assert composed("pattern=1x4").pattern == Block(1, 4, target_sparsity=0.8)
     assert composed("pattern=8x1").pattern == Block(8, 1, target_sparsity=0.8)
     assert composed("pattern=dense").pattern == Dense()
+    assert composed("pattern=locked").pattern == Locked()
+    assert composed("pattern=rows").pattern == Block(1, 0, target_sparsity=0.8)
+    assert composed("pattern=columns").pattern == Block(0, 1, target_sparsity=0.8)
     assert composed("pattern=1:4").pattern == NofM(1, 4)
     assert composed("pattern=1:4").pattern.target == 0.75
     assert composed("pattern=block", "pattern.rows=6", "pattern.cols=2").pattern == Block(6, 2, target_sparsity=0.8)
     assert composed("pattern=nm", "pattern.n=3", "pattern.m=8").pattern == NofM(3, 8)
     assert composed("pattern=nm", "pattern.n=3", "pattern.m=8").pattern.target == 0.625
+    mix = composed("pattern=2:4", "pattern.mix=true", "pattern.target_sparsity=0.3").pattern
+    assert mix == NofM(2, 4, mix=True, target_sparsity=0.3)
     assert composed("pattern.target_sparsity=0.9").pattern == Block(4, 1, target_sparsity=0.9)
 
 
 def test_other_groups_by_name_are_their_objects() -> None:
-    assert composed("criterion=magnitude").criterion == Magnitude()
+    for option, criterion in (
+        ("snip_momentum", SnipMomentum()), ("magnitude", Magnitude()), ("gradient", Gradient()), ("snip", Snip()),
+        ("movement", Movement()), ("platon", Platon()), ("fisher", DiagonalFisher()), ("random", Random()),
+    ):  # fmt: skip
+        assert composed(f"criterion={option}").criterion == criterion
+    assert composed("criterion=platon", "criterion.beta2=0.9", "criterion.reduce=max").criterion == Platon(
+        beta2=0.9, reduce="max"
+    )
     assert composed("allocation=uniform", "allocation.max_per_layer=0.9").allocation == Uniform(max_per_layer=0.9)
+    assert composed("schedule=one_shot", "schedule.start=25%").schedule == OneShot(start="25%", warmup_steps=0.1)
+    large = composed("schedule=large_first").schedule
+    assert isinstance(large, Gradual)
+    assert (large.decay, large.initial) == ("cubic", "85%")
+    assert composed("regularizer=group_lasso", "regularizer.weight=0.01").regularizer == GroupLasso(weight=0.01)
     assert composed("distill=none").distill == NoDistillation()
     assert composed("distill=simkd").distill == SimKD(weight=4.5)  # the recipe's weight
     assert composed("dataset=demo", "model=tiny").recipe.name == "demo-tiny"
+
+
+# --- exceptions by layer ------------------------------------------------------------------------------------
+
+LAYERS = "+allocation.layers={*.query:{target:0.3},*.key:{frozen:true}}"
+
+
+def test_layers_can_be_given_on_the_command_line() -> None:
+    layers = composed(LAYERS).allocation.layers
+    assert layers == {"*.query": LayerOverride(target=0.3), "*.key": LayerOverride(frozen=True)}
+    assert list(layers) == ["*.query", "*.key"]  # later ones come last
+    both_ways = composed("allocation=uniform", "+allocation.layers={bert.encoder.layer.0.*:{excluded:true}}").allocation
+    assert both_ways == Uniform(layers={"bert.encoder.layer.0.*": LayerOverride(excluded=True)})
+    for quoted in ("2:4", "'2:4'"):  # Hydra's grammar has no such numbers
+        layers = composed(f"+allocation.layers={{*.value:{{pattern:{quoted}}}}}").allocation.layers
+        assert layers == {"*.value": LayerOverride(pattern="2:4")}
+
+
+YAML = """\
+# @package _global_
+allocation:
+  layers:
+    "*.query": {target: 0.3}
+    "*.key":
+      frozen: true
+    "*.value":
+      pattern: "2:4"
+"""
+
+
+def test_layers_can_be_given_in_a_file(cli, tmp_path: Path) -> None:
+    (tmp_path / "mine" / "experiment").mkdir(parents=True)
+    (tmp_path / "mine" / "experiment" / "apart.yaml").write_text(YAML, encoding="utf-8")
+    done = cli("-m", "runner", "--config-dir", "mine", "--cfg", "job", "--resolve", "experiment=apart")
+    assert done.returncode == 0, done.stderr
+    layers = yaml.safe_load(done.stdout)["allocation"]["layers"]
+    assert {name: LayerOverride(**values) for name, values in layers.items()} == {
+        "*.query": LayerOverride(target=0.3),
+        "*.key": LayerOverride(frozen=True),
+        "*.value": LayerOverride(pattern="2:4"),
+    }
+    assert list(layers) == ["*.query", "*.key", "*.value"]
+
+
+@pytest.mark.parametrize("overrides", [
+    [LAYERS], ["+allocation.layers={encoder:{target:0.3}}"], ["regularizer=group_lasso", "regularizer.weight=0.01"],
+    ["schedule=one_shot", "schedule.start=5"], ["pattern=locked", "model.sparse=some/where"],
+    ["pattern=nm", "pattern.mix=true", "pattern.target_sparsity=0.3"], ["prune=false", LAYERS],
+], ids=" ".join)  # fmt: skip
+def test_mlflow_takes_the_name_of_every_param(overrides: list[str]) -> None:
+    from mlflow.utils.validation import MAX_ENTITY_KEY_LENGTH, _validate_param_name
+
+    experiment, origin = compose_experiment(overrides)
+    logged = params(experiment, origin)
+    assert len(logged) >= 14
+    for name in logged:
+        _validate_param_name(name)
+        assert len(name) < MAX_ENTITY_KEY_LENGTH
+
+
+def test_params_show_what_was_chosen_and_changed() -> None:
+    logged = params(*compose_experiment([LAYERS, "regularizer=group_lasso", "regularizer.weight=0.01", "seed=2"]))
+    assert (logged["criterion"], logged["regularizer"], logged["seed"]) == ("snip_momentum", "group_lasso", 2)
+    assert logged["regularizer.weight"] == "0.01"
+    assert logged["schedule.initial"] == "0"
+    shown = str(logged["allocation.layers"])
+    assert all(text in shown for text in ("*.query", "0.3", "*.key", "frozen"))
+    assert "allocation.layers" not in params(*both())
 
 
 # --- precedence ---------------------------------------------------------------------------------------------
@@ -269,6 +411,8 @@ def test_other_groups_by_name_are_their_objects() -> None:
 def test_recipe_overrides_the_groups_defaults() -> None:
     plain = composed("model=hub", "model.path=x")
     mini = composed("model=bert-mini")
+    assert isinstance(plain.schedule, Gradual)
+    assert isinstance(mini.schedule, Gradual)
     assert plain.train.learning_rate == 7e-5  # documented in runner/recipe.py
     assert mini.train.learning_rate == 4.5e-4
     assert plain.schedule.cooldown == "4 epochs"
@@ -287,6 +431,7 @@ def test_recipe_can_be_asked_for_by_name() -> None:
     experiment, origin = compose_experiment(["model=hub", "model.path=x", "recipe=squad-distilbert"])
     assert experiment.recipe.name == origin.choices["recipe"] == "squad-distilbert"
     assert experiment.train.learning_rate == 1e-4
+    assert isinstance(experiment.schedule, Gradual)
     assert experiment.schedule.cooldown == "10 epochs"
     assert origin.changed == {"model.path": "x"}
 
@@ -320,6 +465,7 @@ def test_experiment_overrides_recipe_and_command_line_overrides_both(cli, own_ya
 def test_command_line_overrides_recipe() -> None:
     experiment, origin = compose_experiment(["train.learning_rate=1e-3", "schedule.cooldown=2 epochs"])
     assert experiment.train.learning_rate == 1e-3
+    assert isinstance(experiment.schedule, Gradual)
     assert experiment.schedule.cooldown == "2 epochs"
     assert experiment.train.num_train_epochs == 10
     assert origin.changed == {"train.learning_rate": "0.001", "schedule.cooldown": "2 epochs"}
@@ -338,6 +484,7 @@ def test_short_schedule_ignores_the_recipes_times(model: str) -> None:
     experiment, row = composed(f"model={model}", "schedule=short"), PUBLISHED[model]
     assert experiment.train.warmup_steps == 0.1  # a fraction of the training
     schedule = experiment.schedule
+    assert isinstance(schedule, Gradual)
     assert (schedule.start, schedule.frequency, schedule.cooldown, schedule.end) == ("10%", "2%", "30%", None)
     assert experiment.train.learning_rate == row.learning_rate  # the rest is still the recipe's
     assert experiment.distill.weight == row.distill_weight
@@ -347,8 +494,16 @@ def test_short_schedule_ignores_the_recipes_times(model: str) -> None:
         assert 0 < min(updates) < max(updates) <= 0.75 * steps
 
 
-def test_short_schedule_is_the_same_for_all_models() -> None:
-    assert len({repr(composed(f"model={model}", "schedule=short").schedule) for model in PUBLISHED}) == 1
+@pytest.mark.parametrize("option", ["short", "one_shot", "large_first"])
+def test_schedules_in_fractions_are_the_same_for_all_models_and_fit_any_length(option: str) -> None:
+    schedules = [composed(f"model={model}", f"schedule={option}").schedule for model in PUBLISHED]
+    assert len({repr(schedule) for schedule in schedules}) == 1
+    for steps in (20, 100, 333, 5000):
+        updates = schedules[0].updates(TrainingLength(steps), 0.8)
+        assert updates[max(updates)] == 0.8
+        assert (len(updates) == 1) is (option == "one_shot")
+        if option == "large_first":
+            assert updates[min(updates)] == pytest.approx(0.85 * 0.8)
 
 
 # --- labels -------------------------------------------------------------------------------------------------
@@ -400,15 +555,17 @@ def plain_config() -> DictConfig:
 
 def experiment_with(*overrides: str) -> Experiment:
     """As `composed`, but without a composition of its own where only values change, which is five times as fast."""
-    if any(one.split("=")[0] in GROUPS or "[" in one for one in overrides):
+    if any(one.split("=")[0] in GROUPS or set("[{") & set(one) for one in overrides):
         return composed(*overrides)
     experiment = OmegaConf.to_object(OmegaConf.merge(plain_config(), OmegaConf.from_dotlist(list(overrides))))
     assert isinstance(experiment, Experiment)
     return experiment
 
 
-def identity(*overrides: str, model: str = "m", data: str = "d", teacher: str | None = None) -> Identity:
-    return identify(experiment_with(*overrides), model, data, teacher)
+def identity(
+    *overrides: str, model: str = "m", data: str = "d", teacher: str | None = None, sparse: str | None = None
+) -> Identity:
+    return identify(experiment_with(*overrides), model, data, teacher, sparse)
 
 
 def test_values_set_without_a_composition_are_as_with_one() -> None:
@@ -420,8 +577,12 @@ def test_values_set_without_a_composition_are_as_with_one() -> None:
 DETERMINING = [
     "train.learning_rate=1e-3", "train.num_train_epochs=1", "train.max_steps=7", "train.bf16=true",
     "train.gradient_accumulation_steps=2", "train.warmup_steps=5",
-    "pattern=2:4", "pattern=1x4", "pattern.target_sparsity=0.7", "criterion=magnitude", "criterion.momentum=0.5",
-    "allocation=uniform", "allocation.max_per_layer=0.9", "schedule=short", "schedule.decay=cubic", "schedule.end=9000",
+    "pattern=2:4", "pattern=1x4", "pattern.target_sparsity=0.7", "pattern=rows", "pattern=3:4", "pattern=locked",
+    "criterion=magnitude", "criterion=movement", "criterion.momentum=0.5", "criterion.reduce=max",
+    "allocation=uniform", "allocation.max_per_layer=0.9", "allocation.min_per_layer=0.1", "allocation.regrow=true",
+    LAYERS, LAYERS.replace("0.3", "0.4"), "+allocation.layers={*.query:{pattern:2:4}}",
+    "schedule=short", "schedule=one_shot", "schedule.decay=cubic", "schedule.end=9000", "schedule.initial=50%",
+    "regularizer=group_lasso",
     "distill=none", "distill=simkd", "distill.weight=1", "distill.label_weight=1", "distill.temperature=1",
     "dataset.max_seq_length=256", "dataset.doc_stride=64", "dataset.n_best=5", "dataset.max_answer_length=9",
     "model.excluded=[*query]", "model.prunable=[*query]", "model.hidden_dropout=0.2", "prune=false",
@@ -449,6 +610,18 @@ def test_what_does_not_determine_the_result_changes_no_identity(override: str) -
     assert identity(override) == identity()
 
 
+def test_the_order_of_the_layers_determines_the_result() -> None:
+    one, other = "*.query:{target:0.3}", "*.layer.0.*:{target:0.6}"
+    ways = [identity(f"+allocation.layers={{{a},{b}}}") for a, b in ((one, other), (other, one))]
+    assert ways[0].run != ways[1].run
+    assert ways[0].group != ways[1].group
+    assert ways[0].dense == ways[1].dense
+
+
+def test_every_two_of_the_determining_settings_differ() -> None:
+    assert len({identity(override).run for override in DETERMINING}) == len(DETERMINING) >= 44
+
+
 def test_contents_determine_the_result() -> None:
     before = identity()
     for other in (identity(model="n"), identity(data="e")):
@@ -456,6 +629,12 @@ def test_contents_determine_the_result() -> None:
         assert before.dense != other.dense
     other = identity(teacher="t")
     assert (other.run != before.run, other.group != before.group, other.dense == before.dense) == (True, True, True)
+    locked = identity("pattern=locked", "model.sparse=x", sparse="s")
+    for other in (identity("pattern=locked", "model.sparse=x", sparse="t"), identity("pattern=locked")):
+        assert other.run != locked.run
+        assert other.group != locked.group
+        assert other.dense == locked.dense
+    assert identity("pattern=locked", "model.sparse=elsewhere", sparse="s") == locked  # contents, not places
 
 
 def test_where_the_same_contents_are_does_not_matter() -> None:
@@ -485,8 +664,10 @@ def test_dense_model_depends_on_fine_tuning_and_not_on_pruning() -> None:
 
 def test_dense_control_does_not_depend_on_what_only_pruning_reads() -> None:
     control = identity("pattern=dense")
-    for same in ("criterion=magnitude", "allocation=uniform", "schedule.decay=cubic", "model.excluded=[*query]"):
+    for same in ("criterion=magnitude", "allocation=uniform", "schedule.decay=cubic", "model.excluded=[*query]",
+                 "regularizer=group_lasso", "allocation.min_per_layer=0.1"):  # fmt: skip
         assert identity("pattern=dense", same) == control, same
+    assert identity("pattern=dense", "+allocation.layers={*.query:{pattern:2:4}}") != control
     assert identity("pattern=dense", "schedule=short") != control  # its warm-up is the training's
 
 

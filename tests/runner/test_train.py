@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pruning import Block, Global, Logits, NoDistillation, Pruner, PruningError, SimKD, SnipMomentum
+from pruning import Block, Gradual, Logits, NoDistillation, Pruner, PruningError, SimKD, TrainingLength
 from runner import models, tracking
 from runner.config import compose_experiment
 from runner.errors import UserError
@@ -47,9 +47,9 @@ def student(folder: Path, **changes: object):
 
 
 def new_pruner(model) -> Pruner:
-    updates = {2: 0.0, 4: 0.3, 6: 0.6, 8: 0.8}
-    parameters = models.prunable_parameters(model, Model(path="x"))
-    return Pruner(parameters, Block(4, 1), SnipMomentum(), Global(), updates)
+    """To 80 % at steps 2, 4, 6 and 8 of 12."""
+    schedule = Gradual(start="2", decay="linear", end="8", frequency="2")
+    return Pruner(models.prunable_parameters(model, Model(path="x")), Block(4, 1), schedule, TrainingLength(12))
 
 
 def settings(**changes: object) -> Training:
@@ -158,12 +158,14 @@ def test_verify_reads_the_file(tmp_path: Path, lesson: Lesson) -> None:
     folder = tmp_path / "saved"
     model.save_pretrained(folder)
     architecture = "AutoModelForQuestionAnswering"
-    found = verify(folder, architecture, pruner.pattern, pruner.report())
+    found = verify(folder, architecture, pruner.report())
     tensors = read_tensors(folder)
     head = tensors["qa_outputs.weight"].numel()
     total = sum(tensors[row.name].numel() for row in pruner.report())
     zeros = sum(int((tensors[row.name] == 0).sum()) for row in pruner.report())
     assert found.linear_ratio == zeros / (total + head)
+    assert found.overall_ratio == zeros / sum(tensor.numel() for tensor in tensors.values())
+    assert found.sparsity == zeros / total == pytest.approx(0.8, abs=4 / total)
     assert found.violations == 0
     # One pruned weight brought back on disk, the model in memory unharmed: the file is what counts.
     name = next(row.name for row in pruner.report() if row.zeros)
@@ -171,7 +173,7 @@ def test_verify_reads_the_file(tmp_path: Path, lesson: Lesson) -> None:
     tensors[name][row, column] = 0.5
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     with pytest.raises(VerificationError, match=name):
-        verify(folder, architecture, pruner.pattern, pruner.report())
+        verify(folder, architecture, pruner.report())
 
 
 def test_a_student_that_cannot_learn_is_refused(tmp_path: Path) -> None:
