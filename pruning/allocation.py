@@ -14,10 +14,13 @@ _SAMPLE = 1 << 16  # numbers drawn at most to bracket a threshold
 _SMALL = 1 << 13  # numbers that are sorted at once
 
 
-def lowest(cost: Tensor, count: int) -> Tensor:
+def lowest(cost: Tensor, count: int, pruned: int | None = None) -> Tensor:
     """Bool mask of exactly the `count` lowest of a one-dimensional `cost`; among equals the first by index.
 
     Linear in time. NaN counts as +inf.
+
+    Args:
+        pruned: how many are -inf, if that is known: it saves looking.
     """
     if count <= 0:
         return torch.zeros_like(cost, dtype=torch.bool)
@@ -27,58 +30,43 @@ def lowest(cost: Tensor, count: int) -> Tensor:
     if bool(high.isnan()):
         cost = cost.nan_to_num(nan=math.inf, posinf=math.inf, neginf=-math.inf)  # NaN equals nothing: no tie to fill up
         low = cost.min()
-    pruned = _number(cost == -math.inf) if float(low) == -math.inf else 0
-    if pruned >= count:
-        return cost == -math.inf if pruned == count else _first(cost == -math.inf, count)
-    threshold, below, equal = _threshold(cost, count, pruned)
-    if below + equal == count:
-        return cost <= threshold
-    return (cost < threshold).logical_or_(_first(cost == threshold, count - below))
+    if pruned is None:
+        pruned = _number(cost == -math.inf) if float(low) == -math.inf else 0
+    threshold, spare = _threshold(cost, count, pruned)
+    chosen = cost <= threshold
+    chosen[spare] = False
+    return chosen
 
 
 def _number(chosen: Tensor) -> int:
     return int(torch.count_nonzero(chosen))  # many times faster than the sum of a bool
 
 
-def _first(candidates: Tensor, count: int) -> Tensor:
-    """The first `count` that are True, of at least as many. Halving is much faster than listing them all."""
-    start, stop, wanted = 0, candidates.numel(), count
-    while stop - start > _SMALL:
-        middle = (start + stop) // 2
-        before = _number(candidates[start:middle])
-        if before >= wanted:
-            stop = middle
-        else:
-            start, wanted = middle, wanted - before
-    cut = start + int(torch.nonzero(candidates[start:stop])[wanted - 1]) + 1
-    chosen = candidates.clone()
-    chosen[cut:] = False
-    return chosen
-
-
-def _threshold(values: Tensor, count: int, pruned: int) -> tuple[Tensor, int, int]:
-    """The count-th lowest value, how many are lower, and how many equal it; `pruned` values are -inf, fewer than count.
+def _threshold(values: Tensor, count: int, pruned: int) -> tuple[Tensor, Tensor]:
+    """The count-th lowest value, and the places of those of its equals that are too many, the last by index.
 
     Sorting or quickselect on all values is several times slower than a few passes over them: a sorted sample brackets
     the threshold, all values are counted against the bracket, and only those inside are sorted. The counts decide, so
-    that an unlucky sample costs time and never the result.
+    that an unlucky sample, or a wrong number of `pruned` values (-inf), costs time and never the result.
     """
-    below, size = 0, values.numel()
-    if size > _SMALL:
+    size = values.numel()
+    if size > _SMALL and pruned < count:
         sample = values[:: size // min(_SAMPLE, size // 8) | 1]  # odd, so as not to walk along one column
         sample = sample[sample > -math.inf].sort().values
         middle, margin = (count - pruned) * len(sample) // (size - pruned), 4 * math.isqrt(len(sample))
         low = float(sample[middle - margin]) if middle > margin else torch.finfo(values.dtype).min
         high = float(sample[middle + margin]) if middle + margin < len(sample) else math.inf
         under = values < low
-        less = _number(under)
-        inside = values[(values <= high) ^ under]
-        if less < count <= less + len(inside):
-            if low == high:  # as many equals as that need no sorting
-                return inside[0], less, len(inside)
-            values, below = inside, less
-    threshold = values.sort().values[count - below - 1]
-    return threshold, below + _number(values < threshold), _number(values == threshold)
+        below = _number(under)
+        places = torch.nonzero((values <= high).logical_xor_(under)).flatten()
+        if below < count <= below + len(places):
+            inside = values[places]
+            threshold = inside[0] if low == high else inside.sort().values[count - below - 1]
+            below += _number(inside < threshold)
+            return threshold, places[inside == threshold][count - below :]
+    threshold = values.sort().values[count - 1]
+    ties = torch.nonzero(values == threshold).flatten()
+    return threshold, ties[count - _number(values < threshold) :]
 
 
 @dataclass
@@ -234,7 +222,8 @@ class Global(Allocation):
         sizes = [quotas[name].units for name in names]
         most = [quotas[name].most for name in names]
         if len({quotas[name].zeros for name in names}) == 1:
-            chosen = self._ranked(flat, round(fraction * flat.numel()), sizes, most)
+            gone = sum(quotas[name].gone for name in names)
+            chosen = self._ranked(flat, round(fraction * flat.numel()), gone, sizes, most)
         else:
             allowed = torch.cat([lowest(cost, cap) for cost, cap in zip(flat.split(sizes), most, strict=True)])
             zeros = torch.cat([torch.full((quotas[n].units,), quotas[n].zeros, device=flat.device) for n in names])
@@ -242,8 +231,8 @@ class Global(Allocation):
             chosen[allowed] = _nearest(flat[allowed], zeros[allowed], fraction * float(zeros.sum()))
         return dict(zip(names, chosen.split(sizes), strict=True))
 
-    def _ranked(self, flat: Tensor, count: int, sizes: list[int], most: list[int]) -> Tensor:
-        """The `count` lowest of all, with at most so many of each layer; `flat` is used up.
+    def _ranked(self, flat: Tensor, count: int, gone: int, sizes: list[int], most: list[int]) -> Tensor:
+        """The `count` lowest of all, with at most so many of each layer; `gone` are -inf, and `flat` is used up.
 
         Layers that get too much are held to their cap: what is above it costs infinity from then on. The threshold
         only rises by that, so that a layer once held stays full. What that brings over the cap in turn is rare; then
@@ -251,7 +240,7 @@ class Global(Allocation):
         """
         layers, held = flat.split(sizes), [False] * len(sizes)
         for again in (False, True, True):
-            chosen = lowest(flat, count)
+            chosen = lowest(flat, count, gone)
             full = [_number(mask) > cap for mask, cap in zip(chosen.split(sizes), most, strict=True)]
             if not any(full):
                 return chosen

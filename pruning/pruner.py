@@ -325,7 +325,7 @@ class Pruner:
         quotas = {name: quotas[name] for name in costs}
         if not self.allocation.regrow:  # rounding, or a layer that fell silent, may ask for less than is gone already
             for name in costs.keys() & self._masks.keys():
-                quotas[name].gone = int((costs[name] == -torch.inf).count_nonzero())
+                quotas[name].gone = self._pruned_units(name)
             total = sum(quota.units * quota.zeros for quota in quotas.values())
             fraction = max(fraction, sum(quota.gone * quota.zeros for quota in quotas.values()) / total)
         chosen = self.allocation.select(costs, fraction, quotas)
@@ -432,11 +432,16 @@ class Pruner:
         row.pattern, row.units = str(pattern), matrix.numel() // pattern.unit_size(matrix.shape)
         if mask is None:
             return
-        row.pruned_units = int(
-            mask.view(row.units, -1).logical_not().any(1).count_nonzero()
-        )  # one entry a block, m a group
+        row.pruned_units = self._pruned_units(row.name)
         row.zeros = row.pruned_units * (1 if pattern.locks else pattern.unit_zeros(matrix.shape))
         row.violations = pattern.violations(matrix)
+
+    def _pruned_units(self, name: str) -> int:
+        pattern, mask = self._patterns[name], self._masks[name]
+        shape = matrix_shape(self.parameters[name].shape)
+        entries = mask.numel() * pattern.unit_size(shape) // shape.numel()  # of the mask, in a unit
+        zeros = mask.numel() - int(mask.count_nonzero())
+        return zeros // (1 if pattern.locks else round(pattern.max_sparsity * entries))
 
     def _identity(self) -> dict[str, str]:
         return {

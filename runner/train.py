@@ -195,10 +195,13 @@ def train(
         trainer.callback_handler.callbacks = [c for c in trainer.callback_handler.callbacks if type(c) is not default]
     try:
         trainer.train(resume_from_checkpoint=None if last is None else str(last))
+        if pruner is not None:
+            pruner.check_reached()
     except (OSError, SafetensorError) as error:
         raise disk_error(error, folder) from error
-    if pruner is not None:
-        pruner.check_reached()
+    finally:
+        if pruner is not None:
+            pruner.detach()  # else optimizer and pruner hold each other, and a sweep's next run finds less memory
 
 
 def _arguments(training: Training, seed: int, folder: Path, steps: int) -> TrainingArguments:

@@ -95,6 +95,8 @@ def bench_blocks(name: str, sizes: list[tuple[int, int]], rounds: int) -> None:
             reference, ours = best(rounds, partial(scores.kthvalue, count), bench.update_from(before, after))
             what = "caps bind" if uneven else "no cap binds"
             line(f"{name} 4x1, {before:.0%} to {after:.0%}, {what}", ours, reference, "kthvalue", target)
+            bench.pruner.detach()  # else optimizer and pruner hold each other, and the next is as large
+            del bench, scores
 
 
 def bench_groups(name: str, sizes: list[tuple[int, int]], rounds: int) -> None:
@@ -103,6 +105,8 @@ def bench_groups(name: str, sizes: list[tuple[int, int]], rounds: int) -> None:
         groups = bench.scores().view(-1, 4)  # a copy
         reference, ours = best(rounds, partial(groups.sort, dim=1), bench.update_from(before, after))
         line(f"{name} 2:4, {before:.0%} to {after:.0%}", ours, reference, "sort along groups", 3)
+        bench.pruner.detach()
+        del bench, groups
 
 
 def bench_growth(rounds: int) -> None:

@@ -1,5 +1,7 @@
 """The pruner in a plain training loop: which units go and when, that none comes back, and the regularizer."""
 
+import gc
+import weakref
 from dataclasses import replace
 from itertools import pairwise
 
@@ -481,3 +483,21 @@ def test_a_random_order_is_the_same_for_a_layer_whatever_the_others_are():
     assert torch.equal(masks[0], masks[1])
     assert torch.equal(masks[0], masks[2])
     assert float(masks[0].float().mean()) == 0.5
+
+
+def test_once_detached_optimizer_and_pruner_do_not_hold_each_other():
+    """Else a sweep's next run would find the memory of the one before taken, until the garbage collector comes by."""
+    model = network()
+    optimizer = OPTIMIZERS["adamw-foreach"](model.parameters())
+    pruner = build(model, PATTERNS["4x1"]())
+    pruner.attach(optimizer)
+    train(model, optimizer, range(STEPS))
+    pruner.detach()
+    gone = weakref.ref(optimizer)
+    gc.disable()
+    try:
+        del optimizer
+        assert gone() is None
+    finally:
+        gc.enable()
+    assert [row.sparsity > 0 for row in pruner.report()] == [True, True]
