@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from pruning.allocation import Allocation, LayerOverride, Quota
 from pruning.errors import PruningError
 from pruning.patterns import Pattern, parse
+from pruning.regularizers import Regularizer
+from pruning.schedules import Schedule
 
 log = logging.getLogger(__name__)
 
@@ -102,6 +104,13 @@ class Plan:
         for group in self.groups:
             fraction = group.pattern.unit_fraction(group.pattern.target)
             allocation.check(group.quotas(allocation), fraction, group.pattern.max_sparsity)
+
+    def check(self, schedule: Schedule, regularizer: Regularizer) -> None:
+        """Raise PruningError if one of these does not go with a pattern or target."""
+        for group in self.groups:
+            if group.pattern.prunes:
+                schedule.sparsity(0.0, group.pattern.target)
+                regularizer.check(group.pattern)
 
     @property
     def prunes(self) -> bool:

@@ -99,10 +99,7 @@ class Pruner:
         self.parameters = {name: parameters[name] for name in sorted(self._patterns)}
         self.updates = schedule.steps(length) if self.plan.prunes else {}
         """Optimizer steps taken before an update -> progress of the schedule."""
-        for group in self.plan.groups:
-            if group.pattern.prunes:
-                self.regularizer.check(group.pattern)
-                schedule.sparsity(0.0, group.pattern.target)
+        self.plan.check(schedule, self.regularizer)
         self.steps_taken = 0
         self.skipped_observations = 0
         """Steps whose gradients were not finite."""

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pruning import Dense, LayerReport, Plan, Pruner, TrainingLength, as_matrix
+from pruning import Dense, LayerReport, Plan, Pruner, TrainingLength
 from results import columns
 from runner import baseline, evaluate, models, tracking
 from runner.config import Experiment, Identity, Origin, identify
@@ -122,9 +122,14 @@ def prepare(experiment: Experiment) -> Inputs:
     else:
         base = models.find(model.path, "model.path", model, model.revision)
     teacher = find_teacher(experiment)
-    sparse = find_sparse(experiment)
     check_gradient(experiment, base)
     net = models.skeleton(task.architecture, base.config)
+    locked: list[str] = []
+    if experiment.prune:  # that the pattern fits is known without data and weights
+        plan = Plan(models.prunable_parameters(net, model), experiment.pattern, experiment.allocation)
+        plan.check(experiment.schedule, experiment.regularizer)
+        locked = [name for group in plan.groups if group.pattern.locks for name in group.shapes]
+    sparse = find_sparse(model, net, task.architecture, locked)
     tokenizer = models.tokenizer(base)
     for other in (teacher, sparse):
         if other is not None and models.tokenizer(other).get_vocab() != tokenizer.get_vocab():
@@ -133,9 +138,8 @@ def prepare(experiment: Experiment) -> Inputs:
                 "compared; choose a model with the same vocabulary"
             )
     trains = experiment.prune or not model.finetuned
-    if experiment.prune:  # that it fits is known without data and weights
-        Plan(models.prunable_parameters(net, model), experiment.pattern, experiment.allocation)
-        check_zeros(experiment, sparse or base)
+    if locked:
+        check_zeros(sparse or base, task.architecture, locked)
     examples = task.read(train=trains)
     lesson, updates = None, {}
     if trains:
@@ -172,27 +176,39 @@ def find_teacher(experiment: Experiment) -> models.Checkpoint | None:
     return models.find(path, "distill.teacher", experiment.model) if experiment.prune and path else None
 
 
-def find_sparse(experiment: Experiment) -> models.Checkpoint | None:
-    """The sparse checkpoint to start from, where one is named."""
-    model, locks = experiment.model, experiment.prune and experiment.pattern.locks
-    if model.sparse and not locks:
+def find_sparse(
+    model: models.Model, net: PreTrainedModel, architecture: str, locked: list[str]
+) -> models.Checkpoint | None:
+    """The sparse checkpoint to start from, where one is named; `locked` are the weights whose zeros are to stay."""
+    if model.sparse and not locked:
         raise UserError(
             f"model.sparse={model.sparse} is for pattern=locked, which keeps its zeros; any other pattern prunes the "
             "dense model (model.finetuned)"
         )
-    if locks and not (model.sparse or model.finetuned):
+    if locked and not (model.sparse or model.finetuned):
         raise UserError("pattern=locked keeps the zeros of a checkpoint: name one with model.sparse")
-    return models.find(model.sparse, "model.sparse", model) if model.sparse else None
-
-
-def check_zeros(experiment: Experiment, start: models.Checkpoint) -> None:
-    """Refuse to lock the zeros of a checkpoint that has none."""
-    if not experiment.pattern.locks:
-        return
-    weights = models.prunable_parameters(models.load(experiment.dataset.architecture, start), experiment.model)
-    if all(bool(as_matrix(weight).all()) for weight in weights.values()):
+    if not model.sparse:
+        return None
+    sparse = models.find(model.sparse, "model.sparse", model)
+    theirs, ours = (
+        {name: tuple(p.shape) for name, p in of.named_parameters()}
+        for of in (models.skeleton(architecture, sparse.config), net)
+    )
+    differs = sorted(name for name in theirs.keys() | ours.keys() if theirs.get(name) != ours.get(name))
+    if differs:
         raise UserError(
-            f"{start.key}={start.path}: none of its {len(weights)} prunable weights has a zero, so pattern=locked has "
+            f"model.sparse={model.sparse}: it is another network than the dense model: {differs[0]} is "
+            f"{theirs.get(differs[0], 'not there')}, not {ours.get(differs[0], 'there')}"
+        )
+    return sparse
+
+
+def check_zeros(start: models.Checkpoint, architecture: str, locked: list[str]) -> None:
+    """Refuse to lock the zeros of a checkpoint that has none."""
+    weights = models.load(architecture, start).state_dict()
+    if all(bool(weights[name].all()) for name in locked):
+        raise UserError(
+            f"{start.key}={start.path}: none of its {len(locked)} prunable weights has a zero, so pattern=locked has "
             "nothing to keep; name a sparse checkpoint with model.sparse"
         )
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from pruning import Block, LayerReport, NofM, Pattern, as_matrix, matrix_weights, parse
@@ -68,24 +69,41 @@ def inspect(folder: Path) -> Inspection:
     Raises:
         UserError: there is no model in the folder.
     """
-    tensors = read_tensors(folder)
+    try:
+        tensors = read_tensors(folder)
+    except SafetensorError as error:
+        raise UserError(f"{folder}: a file of weights is damaged or not whole: {error}") from error
     if not tensors:
         raise UserError(f"{folder}: there are no weights (*.safetensors) in this folder")
     matrices = {name: as_matrix(tensors[name]) for name in matrix_names(folder, tensors)}
     layers = [look(name, tuple(tensors[name].shape), matrix) for name, matrix in matrices.items()]
     zeros = sum(layer.zeros for layer in layers)
     sparse = [set(layer.patterns) for layer in layers if layer.zeros]
-    report = folder / "pruning.json"
-    described = json.loads(report.read_text(encoding="utf-8")) if report.is_file() else None
+    described = read_claims(folder / "pruning.json")
     return Inspection(
         str(folder),
         layers,
         zeros / max(1, sum(matrix.numel() for matrix in matrices.values())),
         zeros / sum(tensor.numel() for tensor in tensors.values()),
         strongest(set.intersection(*sparse)) if sparse else [],
-        described["pattern"]["name"] if described else None,
+        described["pattern"] if described else None,
         broken_claims(described, matrices) if described else [],
     )
+
+
+def read_claims(file: Path) -> dict[str, Any] | None:
+    """pruning.json, if it is there.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    if not file.is_file():
+        return None
+    try:
+        described = json.loads(file.read_text(encoding="utf-8"))
+        return {"pattern": described["pattern"]["name"], "layers": described["layers"]}
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{file} is damaged or not whole; remove it to inspect the weights alone") from error
 
 
 def matrix_names(folder: Path, tensors: Mapping[str, Tensor]) -> list[str]:
@@ -161,7 +179,9 @@ def broken_claims(described: Mapping[str, Any], matrices: Mapping[str, Tensor]) 
     known = {field.name for field in fields(LayerReport)}
     broken = []
     for values in described["layers"]:
-        layer = LayerReport(**{key: value for key, value in values.items() if key in known})
+        layer = LayerReport(
+            **{"pattern": described["pattern"], "violations": 0} | {k: v for k, v in values.items() if k in known}
+        )
         if layer.skipped:
             continue
         matrix = matrices.get(layer.name)

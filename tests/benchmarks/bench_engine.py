@@ -80,7 +80,7 @@ class Bench:
         kept = dict(pruner._masks), dict(pruner._bits), dict(pruner._fractions)
 
         def update() -> None:
-            pruner._masks, pruner._bits, pruner._fractions = (dict(part) for part in kept)
+            pruner._masks, pruner._bits, pruner._fractions = dict(kept[0]), dict(kept[1]), dict(kept[2])
             pruner.prune(after / target)
 
         return update

@@ -113,7 +113,7 @@ WRONG = [
     (["pattern=nm", "pattern.mix=true", "pattern.target_sparsity=0.7"], ["pattern.target_sparsity=0.7", "2:4 mix"]),
     (["criterion=nope"], ["criterion/nope", "fisher", "movement", "platon", "snip_momentum"]),
     (["criterion.reduce=median"], ["criterion.reduce='median'", "mean, sum, max"]),
-    (["criterion=platon", "criterion.beta1=1"], ["criterion.beta1=1", "below 1"]),
+    (["criterion=platon", "criterion.beta1=1"], ["criterion.beta1=1", "beta1 in (0, 1)"]),
     (["criterion=fisher", "criterion.momentum=0.9"], ["momentum"]),
     (["allocation.max_per_layer=0"], ["allocation.max_per_layer=0", "between 0 and 1"]),
     (["allocation.max_per_layer=1.5"], ["allocation.max_per_layer=1.5", "between 0 and 1"]),

@@ -280,8 +280,10 @@ def test_four_processes_on_a_fresh_database(tmp_path: Path) -> None:
 
 def test_the_log_says_what_was_left_dense(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     model = student(tmp_path / "model", intermediate_size=66)
+    pruner = new_pruner(model)
+    assert caplog.text == ""  # a pruner that is only planned with says nothing
     with caplog.at_level(logging.WARNING, logger="pruning"):
-        pruner = new_pruner(model)
+        pruner.attach(torch.optim.AdamW(model.parameters()))
     assert "66" in caplog.text
     assert {row.name for row in pruner.report() if row.skipped} == {
         f"bert.encoder.layer.{i}.intermediate.dense.weight" for i in range(2)

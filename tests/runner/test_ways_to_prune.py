@@ -1,0 +1,203 @@
+"""Ways to prune through the real command line: criteria, schedules, exceptions by layer, locked zeros, N:M mixes."""
+
+import json
+import math
+import sqlite3
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from runner.inspect import inspect
+from tests.conftest import Cli
+
+SHORT = (
+    "model=tiny", "dataset=demo", "dataset.train_examples=96", "dataset.eval_examples=16", "train.max_steps=30",
+    "train.per_device_train_batch_size=8", "train.learning_rate=1e-3", "finetune.max_steps=3",
+    "finetune.per_device_train_batch_size=8",
+)  # fmt: skip
+ENCODER = 4 * 6  # prunable weights of the embedded model
+
+
+def ok(done: subprocess.CompletedProcess[str]) -> subprocess.CompletedProcess[str]:
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+def finished(folder: Path, pattern: str) -> Path:
+    """The folder of the only run of this pattern below `folder`."""
+    (found,) = [p.parent for p in (folder / "outputs").glob(f"tiny-demo-{pattern}-s0-*/result.json")]
+    return found
+
+
+def read(run: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, Tensor]]:
+    """result.json, pruning.json and the saved tensors of a run."""
+    result = json.loads((run / "result.json").read_text())
+    pruning = json.loads((run / "model" / "pruning.json").read_text())
+    return result, pruning, load_file(run / "model" / "model.safetensors")
+
+
+def dense_model(folder: Path) -> Path:
+    """The only dense model in the cache of `folder`."""
+    (found,) = [p.parent for p in (folder / "cache" / "dense").glob("*/config.json")]
+    return found
+
+
+def zeros(weight: Tensor) -> int:
+    return int((weight == 0).sum())
+
+
+def check_ratios(result: dict[str, Any], pruning: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+    """The reported sparsities are those of the file: the weights that were pruned have all zeros there are."""
+    pruned = [tensors[layer["name"]] for layer in pruning["layers"] if layer["skipped"] is None]
+    total = sum(zeros(weight) for weight in pruned)
+    matrices = sum(tensors[layer["name"]].numel() for layer in pruning["layers"]) + tensors["qa_outputs.weight"].numel()
+    found = result["verification"]
+    assert found["linear_ratio"] == pruning["linear_ratio"] == pytest.approx(total / matrices)
+    assert (
+        found["overall_ratio"]
+        == pruning["overall_ratio"]
+        == pytest.approx(total / sum(tensor.numel() for tensor in tensors.values()))
+    )
+    assert found["sparsity"] == pruning["sparsity"] == pytest.approx(total / sum(weight.numel() for weight in pruned))
+    assert found["violations"] == pruning["violations"]
+
+
+def test_rows_by_platon_with_exceptions_by_layer(cli: Cli, tmp_path: Path) -> None:
+    frozen, other, excluded, lighter = (
+        f"bert.encoder.layer.{i}.{name}.weight"
+        for i, name in enumerate(
+            ("attention.self.query", "attention.self.key", "attention.self.value", "intermediate.dense")
+        )
+    )
+    layers = (
+        "*.0.attention.self.query:{frozen:true},*.1.attention.self.key:{pattern:2:4},"
+        "*.2.attention.self.value:{excluded:true},*.3.intermediate.dense:{target:0.25}"
+    )
+    ok(cli("-m", "runner", *SHORT, "pattern=rows", "criterion=platon", "schedule=large_first",
+           f"+allocation.layers={{{layers}}}"))  # fmt: skip
+    result, pruning, tensors = read(finished(tmp_path, "rows"))
+    assert result["pattern"] == pruning["pattern"]["name"] == "rows"
+    assert (pruning["criterion"]["name"], pruning["criterion"]["beta1"]) == ("Platon", 0.85)
+    assert (pruning["schedule"]["name"], pruning["schedule"]["initial"]) == ("Gradual", "85%")
+    assert pruning["regularizer"] == {"name": "Regularizer"}
+    assert pruning["allocation"]["name"] == "Global"
+    assert pruning["allocation"]["layers"]["*.1.attention.self.key"]["pattern"] == "2:4"
+    updates = {int(step): sparsity for step, sparsity in pruning["updates"].items()}
+    assert list(updates) == list(range(3, 22, 2))  # from 10 % in steps of 5 % of 30 to where the last 30 % begin
+    assert (updates[3], updates[21]) == (pytest.approx(0.85 * 0.8), 0.8)
+
+    rows = {layer["name"]: layer for layer in pruning["layers"]}
+    assert len(rows) == ENCODER
+    assert {name for name, row in rows.items() if row["skipped"]} == {frozen, excluded}
+    assert "freezes" in rows[frozen]["skipped"]
+    assert "excludes" in rows[excluded]["skipped"]
+    for row in rows.values():
+        assert row["zeros"] == zeros(tensors[row["name"]])
+        assert row["violations"] == 0
+        assert row["sparsity"] == row["zeros"] / math.prod(row["shape"])
+    assert (rows[frozen]["pattern"], rows[other]["pattern"], rows[lighter]["pattern"]) == ("", "2:4", "rows")
+    assert rows[other]["sparsity"] == 0.5
+    assert rows[lighter]["sparsity"] == 0.25
+
+    # The same in the file: whole rows, of the layers that share the target 80 % to within half a row.
+    dense = load_file(dense_model(tmp_path) / "model.safetensors")
+    assert torch.equal(tensors[frozen], dense[frozen])
+    assert not torch.equal(tensors[excluded], dense[excluded])
+    assert zeros(tensors[excluded]) == 0
+    assert int((tensors[other] != 0).unflatten(1, (-1, 4)).sum(2).max()) == 2
+    ranked = [tensors[name] for name in rows.keys() - {frozen, other, excluded, lighter}]
+    for weight in [*ranked, tensors[lighter]]:
+        share = (weight == 0).float().mean(1)
+        assert bool(((share == 0) | (share == 1)).all())
+    total = sum(weight.numel() for weight in ranked)
+    assert abs(sum(map(zeros, ranked)) - 0.8 * total) <= max(weight.shape[1] for weight in ranked) / 2
+    assert len({zeros(weight) / weight.numel() for weight in ranked}) > 1  # ranked over all layers together
+    check_ratios(result, pruning, tensors)
+    assert result["verification"]["violations"] == 0
+
+    found = inspect(finished(tmp_path, "rows") / "model")
+    assert (found.claims, found.broken_claims) == ("rows", [])
+    assert {layer.name: "rows" in layer.patterns for layer in found.layers if layer.zeros} == {
+        name: name != other for name in rows if name not in (frozen, excluded)
+    }
+    with sqlite3.connect(tmp_path / "mlflow.db") as store:
+        logged = dict(store.execute("select key, value from params"))
+        metrics = dict(store.execute("select key, value from latest_metrics where key like 'sparsity/%'"))
+    assert "*.1.attention.self.key" in logged["allocation.layers"]
+    assert (logged["criterion"], logged["schedule"], logged["regularizer"]) == ("platon", "large_first", "none")
+    assert metrics["sparsity/all"] == result["verification"]["overall_ratio"]
+    assert metrics["sparsity/target"] == 0.8
+
+
+def test_blocks_by_fisher_at_once_and_their_zeros_locked_afterwards(cli: Cli, tmp_path: Path) -> None:
+    ok(cli("-m", "runner", *SHORT, "pattern=4x1", "criterion=fisher", "schedule=one_shot", "regularizer=group_lasso",
+           "regularizer.weight=1e-3"))  # fmt: skip
+    first = finished(tmp_path, "4x1")
+    result, pruning, sparse = read(first)
+    assert pruning["updates"] == {"3": 0.8}
+    names = [pruning[group]["name"] for group in ("criterion", "schedule", "regularizer")]
+    assert names == ["DiagonalFisher", "OneShot", "GroupLasso"]
+    assert pruning["regularizer"]["weight"] == 1e-3
+    assert result["verification"]["violations"] == 0
+    elements = sum(sparse[layer["name"]].numel() for layer in pruning["layers"])
+    assert sum(layer["zeros"] for layer in pruning["layers"]) == 4 * round(0.8 * elements / 4)
+    check_ratios(result, pruning, sparse)
+    assert inspect(first / "model").patterns == ["4x1"]
+
+    # The zeros kept, the rest trained on, with the dense model as the teacher and to compare with.
+    dense = dense_model(tmp_path)
+    done = ok(cli("-m", "runner", *SHORT, "schedule=short", "pattern=locked", f"model.sparse={first / 'model'}",
+                  f"model.finetuned={dense}"))  # fmt: skip
+    assert "fine-tuning the dense model" not in done.stderr
+    (second,) = [p.parent for p in (tmp_path / "outputs").glob("*-locked-s0-*/result.json")]
+    again, kept, tensors = read(second)
+    assert again["pattern"] == kept["pattern"]["name"] == "locked"
+    assert again["dense"] == result["dense"]
+    assert kept["updates"] == {}
+    assert len(kept["layers"]) == ENCODER
+    for row, before in zip(kept["layers"], pruning["layers"], strict=True):
+        assert (row["name"], row["zeros"], row["pattern"]) == (before["name"], before["zeros"], "locked")
+        was, now = sparse[row["name"]], tensors[row["name"]]
+        assert torch.equal(now == 0, was == 0)
+        trained = was != 0
+        if row["name"].endswith("intermediate.dense.weight"):  # a neuron that nothing reads any more has no gradient
+            trained &= (sparse[row["name"].replace("intermediate", "output")] != 0).any(0)[:, None]
+        assert float((now != was)[trained].float().mean()) > 0.98
+        assert not torch.signbit(now[now == 0]).any()
+    check_ratios(again, kept, tensors)
+    assert again["verification"] == result["verification"]
+
+    done = ok(cli("-m", "runner.inspect", str(second / "model")))
+    assert f"4x1 in all of the {ENCODER} layers with zeros (of {ENCODER + 1})" in done.stdout
+    assert "pruning.json says locked: the file agrees" in done.stdout
+    assert f"{again['verification']['linear_ratio']:.4f} of all Linear and Conv weights are zero" in done.stdout
+
+
+def test_a_mix_of_n_of_m_and_dense_groups(cli: Cli, tmp_path: Path) -> None:
+    done = ok(cli("-m", "runner", *SHORT, "schedule=short", "pattern=nm", "pattern.mix=true",
+                  "pattern.target_sparsity=0.3"))  # fmt: skip
+    run = finished(tmp_path, "2of4_mix")
+    result, pruning, tensors = read(run)
+    assert result["pattern"] == pruning["pattern"]["name"] == "2:4 mix"
+    assert (pruning["pattern"]["target_sparsity"], max(pruning["updates"].values())) == (0.3, 0.3)
+    assert len(pruning["layers"]) == ENCODER
+    units = opened = removed = 0
+    for layer in pruning["layers"]:
+        groups = (tensors[layer["name"]] != 0).unflatten(1, (-1, 4)).sum(2)
+        assert layer["units"] == groups.numel()
+        assert layer["pruned_units"] == int((groups == 2).sum())
+        assert layer["zeros"] == 2 * layer["pruned_units"] == zeros(tensors[layer["name"]])
+        assert layer["violations"] == int((groups > 2).sum()) == layer["units"] - layer["pruned_units"]
+        units, opened, removed = units + groups.numel(), opened + layer["violations"], removed + layer["pruned_units"]
+    assert removed == round(0.6 * units)
+    assert result["verification"]["violations"] == opened == units - removed  # meant, and still counted
+    assert result["verification"]["sparsity"] == pytest.approx(0.3, abs=2 / units)
+    check_ratios(result, pruning, tensors)
+    assert "2:4 mix" in done.stderr
+    found = inspect(run / "model")
+    assert (found.claims, found.broken_claims, found.patterns) == ("2:4 mix", [], [])
