@@ -258,7 +258,7 @@ def _floored(cost: Tensor, quota: Quota) -> Tensor:
     """The cost with as many units as the floor demands below all others, but for those pruned before."""
     if quota.floor <= quota.gone:
         return cost
-    return cost.masked_fill(lowest(cost, quota.floor) & (cost > -math.inf), torch.finfo(cost.dtype).min)
+    return cost.masked_fill(lowest(cost, quota.floor) & (cost != -math.inf), torch.finfo(cost.dtype).min)
 
 
 def _nearest(cost: Tensor, zeros: Tensor, budget: float) -> Tensor:

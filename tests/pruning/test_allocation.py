@@ -815,3 +815,14 @@ def test_every_pattern_that_prunes_is_here():
 
     assert {cls for cls in PATTERNS if cls.prunes} == {Block, NofM}
     assert all(issubclass(cls, Pattern) for cls in PATTERNS)
+
+
+def test_a_floor_holds_in_a_layer_whose_costs_are_not_numbers():
+    costs = {"a": torch.tensor([1.0, 2.0, 3.0, 4.0]), "b": torch.full((5,), math.nan)}
+    quotas = Global(0.9, 0.2).quotas({"a": 4, "b": 5}, {"a": 5, "b": 5}, 1.0)
+    assert quotas["b"].floor == 1
+    chosen = Global(0.9, 0.2).select(costs, 0.2, quotas)
+    assert {name: mask.tolist() for name, mask in chosen.items()} == {
+        "a": [True] + [False] * 3,
+        "b": [True] + [False] * 4,
+    }
