@@ -205,6 +205,7 @@ class Block(Pattern):
         rows, cols = self._block(values.shape)
         if rows * cols == 1:
             return values
+        values = values.contiguous()  # sums do not depend on how a weight is laid out
         # [out/rows, rows, in/cols, cols] -> [out/rows, in/cols], without the dimensions of length one: they cost time
         if cols == 1:
             return reduction(values.reshape(-1, rows, values.shape[1]), dim=1)
