@@ -4,10 +4,10 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test bench lint type ui table clean
+.PHONY: help setup demo test bench bench-row lint type ui table clean
 
 help:  ## this list
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/ #/' | awk -F' # ' '{printf "  make %-8s %s\n", $$1, $$2}'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/ #/' | awk -F' # ' '{printf "  make %-9s %s\n", $$1, $$2}'
 
 setup: $(STAMP)  ## create .venv/ and install into it
 
@@ -27,6 +27,9 @@ test: $(STAMP)  ## run the tests
 
 bench: $(STAMP)  ## what the pruning engine costs, as ratios (10 minutes; needs 16 GB)
 	@$(BIN)/python tests/benchmarks/bench_engine.py
+
+bench-row: $(STAMP)  ## what a row costs beside a usual script, with PRUNE_DISTILL_HUB set (an hour and more)
+	@$(BIN)/python tests/benchmarks/bench_row.py
 
 lint: $(STAMP)  ## ruff: rules and format
 	@$(BIN)/ruff check .

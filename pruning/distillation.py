@@ -49,6 +49,9 @@ class Distillation:
     """Weight of the loss against the labels."""
     teacher: str | None = None
     """A hub id or folder of a fine-tuned model with the same tokenizer. If not given: the dense model itself."""
+    cache: bool = True
+    """Run the teacher once over the training features and keep its logits (float16) for every epoch, seed and pattern,
+    instead of running it beside the student. Never where hidden states are needed, nor for less than an epoch."""
 
     needs_teacher: ClassVar[bool] = True
     needs_hidden: ClassVar[bool] = False

@@ -4,6 +4,7 @@ import json
 import logging
 import math
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -103,6 +104,8 @@ class Pruner:
         self.steps_taken = 0
         self.skipped_observations = 0
         """Steps whose gradients were not finite."""
+        self.update_seconds = 0.0
+        """Wall-clock seconds that mask updates took since this object was made."""
         self._last_update = -1  # the step that the last update made was for
         self._fractions = {repr(group.pattern): 0.0 for group in self.plan.groups}  # of the units, pruned
         self._state: dict[str, dict[str, Tensor]] = {name: {} for name in self.parameters}  # the criterion's
@@ -271,10 +274,14 @@ class Pruner:
     def _update_if_due(self) -> bool:
         """Make the update that is due, if any, and say whether it was made."""
         due = self._due(self.steps_taken)
-        if due is None or self._poisoned or not self.prune(self.updates[due]):
+        if due is None or self._poisoned:
             return False
-        self._last_update = due
-        return True
+        begin = time.perf_counter()
+        made = self.prune(self.updates[due])
+        self.update_seconds += time.perf_counter() - begin
+        if made:
+            self._last_update = due
+        return made
 
     @torch.no_grad()
     def prune(self, progress: float) -> bool:

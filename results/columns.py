@@ -29,6 +29,14 @@ RATIO = "sparsity/linear"  # zeros in pruned weights / elements of all Linear an
 OVERALL_RATIO = "sparsity/all"  # the same zeros / elements of all parameters
 TARGET = "sparsity/target"  # of the weights that the pattern prunes
 VIOLATIONS = "pattern/violations"  # counted on the saved file; 0 in a verified run, but for a mix that was asked for
+PADDING = "padding"  # of the tokens that the training computed
+THROUGHPUT = "tokens_per_second"  # real tokens that the training took in
+MEMORY = "peak_memory_bytes"  # of the process, or of the GPU that it used
+
+
+def seconds(stage: str) -> str:
+    """The metric's name for the wall-clock time of a stage: `seconds("train")` is "seconds/train"."""
+    return f"seconds/{stage}"
 
 
 def dense(metric: str) -> str:

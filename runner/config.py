@@ -69,12 +69,19 @@ class Experiment:
     tracking: Tracking = field(default_factory=Tracking)
     prune: bool = True
     """false: only make, score, save and log the dense model."""
+    rerun: bool = False
+    """Run again although the same run was finished before."""
     seed: int = 0
     """Seed of the head's weights, the data order and dropout."""
     output_dir: str = "outputs"
     """Each run makes a folder of its own in here."""
     cache_dir: str = "cache"
-    """Dense models, tokenised features and dense scores, found again by their content."""
+    """Dense models, tokenised features, teachers' logits and dense scores, found again by their content."""
+
+    @property
+    def trains(self) -> bool:
+        """Whether anything is trained."""
+        return self.prune or not self.model.finetuned
 
 
 @dataclass
@@ -97,6 +104,9 @@ def register() -> None:
     """Store every dataclass as a schema. Called once, before Hydra composes."""
     tasks.import_all()
     store = ConfigStore.instance()
+    # Hydra copies its repository with this store in it for each compose, and three times for every group that --help
+    # lists, only to change the list of sources. What is loaded from the store is copied by the store itself.
+    ConfigStore.__deepcopy__ = _shared  # type: ignore[attr-defined]
     store.store(group="schema", name="experiment", node=Experiment, package="_global_")
     for group, base in GROUPS.items():
         for cls in _with_subclasses(base):
@@ -104,6 +114,11 @@ def register() -> None:
     for n, m in N_OF_M:
         node = {"defaults": [f"/schema/pattern/{NofM.__name__}", "_self_"], "n": n, "m": m}
         store.store(group="pattern", name=f"{n}:{m}", node=node)
+
+
+def _shared(store: ConfigStore, memo: dict[int, Any]) -> ConfigStore:
+    """The deep copy of a singleton: itself."""
+    return store
 
 
 def _with_subclasses(cls: type) -> Iterator[type]:
@@ -198,7 +213,7 @@ def _flat(config: DictConfig) -> dict[str, str]:
 
     values = OmegaConf.to_container(config, resolve=True)
     assert isinstance(values, dict)
-    for key in ("recipe", "tracking", "output_dir", "cache_dir", "seed"):
+    for key in ("recipe", "tracking", "output_dir", "cache_dir", "rerun", "seed"):
         values.pop(key, None)
     walk(values, "")
     return out

@@ -9,14 +9,16 @@ import hashlib
 import json
 import logging
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from pruning import Prediction
 from runner import models
-from runner.device import device
+from runner.device import Precision, computing, device
 from runner.tasks import Dataset, Scores
 from runner.versions import VERSIONS
 
@@ -71,11 +73,31 @@ def score_once(
     return scores
 
 
-@torch.inference_mode()
 def logits(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: Dataset, features: datasets.Dataset, title: str
 ) -> list[np.ndarray]:
-    """[features, choices] per head, in the order of the features, padded with the lowest float.
+    """[features, choices] per head, in the order of the features, padded with the lowest float; in float32."""
+    import numpy as np
+
+    heads: list[np.ndarray] = []
+    for rows, found in predictions(model, tokenizer, task, features, title, Precision.float32):
+        if not heads:  # the longest come first
+            lowest = np.finfo(np.float32).min
+            heads = [np.full((len(features), head.shape[1]), lowest, np.float32) for head in found.logits]
+        for head, values in zip(heads, found.logits, strict=True):
+            head[rows, : values.shape[1]] = values.float().cpu().numpy()
+    return heads
+
+
+def predictions(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    task: Dataset,
+    features: datasets.Dataset,
+    title: str,
+    precision: Precision,
+) -> Iterator[tuple[np.ndarray, Prediction]]:
+    """What a model says about the features: the rows of a batch and its prediction, the longest features first.
 
     Batches hold features of similar length, so that little is computed on padding.
     """
@@ -89,21 +111,16 @@ def logits(
     inputs = features.select_columns(names)
     lengths = np.asarray(features["length"])
     order = np.argsort(-lengths, kind="stable")
-    heads: list[np.ndarray] = []
     with tqdm(total=len(order), desc=title, unit="window", dynamic_ncols=True) as bar:
         at = 0
         while at < len(order):
             rows = order[at : at + max(1, BATCH_TOKENS[where.type] // int(lengths[order[at]]))]
             batch = tokenizer.pad(inputs[rows], padding=True, return_tensors="pt").to(where)
-            found = task.prediction(model(**batch), batch).logits
-            if not heads:
-                lowest = np.finfo(np.float32).min
-                heads = [np.full((len(order), head.shape[1]), lowest, np.float32) for head in found]
-            for head, values in zip(heads, found, strict=True):
-                head[rows, : values.shape[1]] = values.float().cpu().numpy()
+            with torch.inference_mode(), computing(precision):
+                found = task.prediction(model(**batch), batch)
+            yield rows, found
             at += len(rows)
             bar.update(len(rows))
-    return heads
 
 
 def main(arguments: list[str]) -> dict[str, Any]:

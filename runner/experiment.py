@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import logging
 import os
 import re
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,8 @@ from pruning import Dense, LayerReport, Plan, Pruner, TrainingLength
 from results import columns
 from runner import baseline, evaluate, models, tracking
 from runner.config import Experiment, Identity, Origin, identify
+from runner.cost import Cost
+from runner.device import Precision, bf16_speedup, device, keep_freed_memory
 from runner.errors import UserError, disk_error
 from runner.tasks import Examples, Scores
 from runner.verify import Verification, verify
@@ -23,7 +26,7 @@ from runner.verify import Verification, verify
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from runner.train import Lesson
+    from runner.train import Lesson, Teaching
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +52,20 @@ class Result:
     group: str
     folder: str
     mlflow_run: str
+    cost: dict[str, Any]
+    """Seconds by stage, tokens, memory: see `runner.cost.Cost`."""
+
+
+@dataclass
+class Sources:
+    """The checkpoints that a run starts from."""
+
+    base: models.Checkpoint
+    """Where training starts: the fine-tuned dense model if given, else the pretrained one."""
+    teacher: models.Checkpoint | None
+    """A teacher other than the dense model."""
+    sparse: models.Checkpoint | None
+    """A sparse checkpoint that the student starts from; None: from the dense model."""
 
 
 @dataclass
@@ -73,9 +90,20 @@ class Inputs:
 def run(experiment: Experiment, origin: Origin) -> Result:
     """Run one experiment. Raises UserError or PruningError, before training wherever it can be known before."""
     set_up_process()
-    inputs = prepare(experiment)
+    experiment = settled(experiment)
+    cost = Cost()
     name = run_name(origin.labels, experiment.seed)
-    folder = Path(experiment.output_dir) / f"{name}-{inputs.identity.run[:8]}"
+    with cost.stage("prepare"):
+        sources = find(experiment)
+        candidates = earlier(experiment, name)
+        net = None if candidates else check(experiment, sources)
+        examples = experiment.dataset.read(train=experiment.trains)
+        identity = identity_of(experiment, sources, examples)
+        if done := finished(candidates, identity, experiment.tracking):
+            log.info("finished before; rerun=true would do it again\n%s", summary(done))
+            return done
+        inputs = prepare(experiment, sources, net or check(experiment, sources), examples, identity)
+    folder = Path(experiment.output_dir) / f"{name}-{identity.run[:8]}"
     tags = {
         columns.KIND: columns.PRUNED if experiment.prune else columns.DENSE_ONLY,
         columns.IDENTITY: inputs.identity.run,
@@ -91,18 +119,23 @@ def run(experiment: Experiment, origin: Origin) -> Result:
         tracker.text(origin.yaml, "config.yaml")
         tracker.text("\n".join(origin.overrides) + "\n", "overrides.txt")
 
-        dense = dense_model(experiment, inputs, tracker)
-        dense_scores = score_dense(experiment, inputs, dense)
+        with cost.stage("finetune"):
+            dense = dense_model(experiment, inputs, tracker)
+        with cost.stage("evaluate_dense"):
+            dense_scores = score_dense(experiment, inputs, dense)
         sparse_scores, verification, layers = None, None, []
         if experiment.prune:
-            layers = prune(experiment, inputs, dense, folder, tracker)
-            verification = verify(folder / "model", experiment.dataset.architecture, layers)
-            sparse_scores = score_saved(experiment, inputs, folder / "model")
+            layers = prune(experiment, inputs, dense, folder, tracker, cost)
+            with cost.stage("save"):
+                verification = verify(folder / "model", experiment.dataset.architecture, layers)
+            with cost.stage("evaluate"):
+                sparse_scores = score_saved(experiment, inputs, folder / "model")
+            write_json(folder / "predictions.json", sparse_scores.predictions)
             describe_pruning(folder / "model", experiment, inputs, layers, dense_scores, sparse_scores, verification)
         else:
             model = models.load(experiment.dataset.architecture, dense)
             baseline.save(model, inputs.tokenizer, folder / "model")
-        result = conclude(experiment, origin, inputs, dense_scores, sparse_scores, verification, folder, tracker)
+        result = conclude(experiment, origin, inputs, dense_scores, sparse_scores, verification, folder, tracker, cost)
         record(tracker, experiment, result, layers, dense_scores, sparse_scores)
         write_json(folder / "result.json", asdict(result))
     log.info("%s", summary(result))
@@ -112,37 +145,59 @@ def run(experiment: Experiment, origin: Origin) -> Result:
 # --- before anything is trained -----------------------------------------------------------------------------
 
 
-def prepare(experiment: Experiment) -> Inputs:
-    """Load and check everything that a run needs, so that nothing is found wrong after hours of training."""
-    from runner.train import Lesson
+def settled(experiment: Experiment) -> Experiment:
+    """The experiment with what is left to the machine chosen. Raises UserError for what the machine does not have."""
+    train = experiment.train.settled() if experiment.prune else experiment.train
+    trains_dense = experiment.model.finetuned is None
+    return replace(
+        experiment, train=train, finetune=experiment.finetune.settled() if trains_dense else experiment.finetune
+    )
 
-    model, task = experiment.model, experiment.dataset
+
+def find(experiment: Experiment) -> Sources:
+    """Find the checkpoints that a run starts from; of each no more than its config.json is read."""
+    model = experiment.model
     if model.finetuned:
         base = models.find(model.finetuned, "model.finetuned", model, model.finetuned_revision)
     else:
         base = models.find(model.path, "model.path", model, model.revision)
-    teacher = find_teacher(experiment)
-    check_gradient(experiment, base)
-    net = models.skeleton(task.architecture, base.config)
+    path = experiment.distill.teacher
+    teacher = models.find(path, "distill.teacher", model) if experiment.prune and path else None
+    return Sources(base, teacher, models.find(model.sparse, "model.sparse", model) if model.sparse else None)
+
+
+def check(experiment: Experiment, sources: Sources) -> PreTrainedModel:
+    """Refuse what cannot be trained, pruned or compared, before data are read. The network, without weights."""
+    model, architecture = experiment.model, experiment.dataset.architecture
+    check_gradient(experiment, sources.base)
+    net = models.skeleton(architecture, sources.base.config)
     locked: list[str] = []
-    if experiment.prune:  # that the pattern fits is known without data and weights
+    if experiment.prune:
         plan = Plan(models.prunable_parameters(net, model), experiment.pattern, experiment.allocation)
         plan.check(experiment.schedule, experiment.regularizer)
         locked = [name for group in plan.groups if group.pattern.locks for name in group.shapes]
-    sparse = find_sparse(model, net, task.architecture, locked)
-    tokenizer = models.tokenizer(base)
-    for other in (teacher, sparse):
-        if other is not None and models.tokenizer(other).get_vocab() != tokenizer.get_vocab():
+    check_sparse(model, sources.sparse, net, architecture, locked)
+    vocabulary = models.tokenizer(sources.base).get_vocab()
+    for other in (sources.teacher, sources.sparse):
+        if other is not None and models.tokenizer(other).get_vocab() != vocabulary:
             raise UserError(
-                f"{other.key}={other.path}: its tokenizer is not that of {base.path}, so their tokens cannot be "
-                "compared; choose a model with the same vocabulary"
+                f"{other.key}={other.path}: its tokenizer is not that of {sources.base.path}, so their tokens cannot "
+                "be compared; choose a model with the same vocabulary"
             )
-    trains = experiment.prune or not model.finetuned
     if locked:
-        check_zeros(sparse or base, task.architecture, locked)
-    examples = task.read(train=trains)
+        check_zeros(sources.sparse or sources.base, architecture, locked)
+    return net
+
+
+def prepare(
+    experiment: Experiment, sources: Sources, net: PreTrainedModel, examples: Examples, identity: Identity
+) -> Inputs:
+    """Tokenise, and count the steps: nothing is to be found wrong after hours of training."""
+    from runner.train import Lesson
+
+    task, tokenizer = experiment.dataset, models.tokenizer(sources.base)
     lesson, updates = None, {}
-    if trains:
+    if experiment.trains:
         assert examples.train is not None
         cache = Path(experiment.cache_dir) / "features"
         with saving(cache):
@@ -151,10 +206,35 @@ def prepare(experiment: Experiment) -> Inputs:
             length = lesson.length(experiment.train)
             pruner = new_pruner(experiment, net, length)
             updates = {s: experiment.schedule.sparsity(p, experiment.pattern.target) for s, p in pruner.updates.items()}
+    return Inputs(examples, sources.base, tokenizer, sources.teacher, sources.sparse, lesson, updates, identity)
+
+
+def identity_of(experiment: Experiment, sources: Sources, examples: Examples) -> Identity:
+    """Hashes of all that determines the result."""
     data = examples.train_fingerprint + examples.evaluation_fingerprint
-    others = [other.fingerprint if other is not None else None for other in (teacher, sparse)]
-    identity = identify(experiment, base.fingerprint, data, *others)
-    return Inputs(examples, base, tokenizer, teacher, sparse, lesson, updates, identity)
+    others = [other.fingerprint if other is not None else None for other in (sources.teacher, sources.sparse)]
+    return identify(experiment, sources.base.fingerprint, data, *others)
+
+
+def earlier(experiment: Experiment, name: str) -> list[Path]:
+    """Results of runs under this name, whatever made them."""
+    return [] if experiment.rerun else sorted(Path(experiment.output_dir).glob(f"{glob.escape(name)}-*/result.json"))
+
+
+def finished(results: list[Path], identity: Identity, where: tracking.Tracking) -> Result | None:
+    """The result of this very run, if it was finished before and is still there: folder, model and MLflow run."""
+    for file in results:
+        try:
+            values = json.loads(file.read_text(encoding="utf-8"))
+            if values["identity"] != identity.run or not (file.parent / "model" / "config.json").is_file():
+                continue
+            counted = values["verification"]
+            done = Result(**values | {"verification": Verification(**counted) if counted else None})
+        except (OSError, ValueError, KeyError, TypeError):  # of another version, or damaged: done again
+            continue
+        if tracking.is_finished(where, done.mlflow_run):
+            return done
+    return None
 
 
 def new_pruner(experiment: Experiment, net: PreTrainedModel, length: TrainingLength) -> Pruner:
@@ -170,16 +250,14 @@ def new_pruner(experiment: Experiment, net: PreTrainedModel, length: TrainingLen
     )
 
 
-def find_teacher(experiment: Experiment) -> models.Checkpoint | None:
-    """The teacher, if it is another than the dense model."""
-    path = experiment.distill.teacher
-    return models.find(path, "distill.teacher", experiment.model) if experiment.prune and path else None
-
-
-def find_sparse(
-    model: models.Model, net: PreTrainedModel, architecture: str, locked: list[str]
-) -> models.Checkpoint | None:
-    """The sparse checkpoint to start from, where one is named; `locked` are the weights whose zeros are to stay."""
+def check_sparse(
+    model: models.Model,
+    sparse: models.Checkpoint | None,
+    net: PreTrainedModel,
+    architecture: str,
+    locked: list[str],
+) -> None:
+    """Refuse a sparse checkpoint that does not serve; `locked` are the weights whose zeros are to stay."""
     if model.sparse and not locked:
         raise UserError(
             f"model.sparse={model.sparse} is for pattern=locked, which keeps its zeros; any other pattern prunes the "
@@ -187,9 +265,8 @@ def find_sparse(
         )
     if locked and not (model.sparse or model.finetuned):
         raise UserError("pattern=locked keeps the zeros of a checkpoint: name one with model.sparse")
-    if not model.sparse:
-        return None
-    sparse = models.find(model.sparse, "model.sparse", model)
+    if sparse is None:
+        return
     theirs, ours = (
         {name: tuple(p.shape) for name, p in of.named_parameters()}
         for of in (models.skeleton(architecture, sparse.config), net)
@@ -200,7 +277,6 @@ def find_sparse(
             f"model.sparse={model.sparse}: it is another network than the dense model: {differs[0]} is "
             f"{theirs.get(differs[0], 'not there')}, not {ours.get(differs[0], 'there')}"
         )
-    return sparse
 
 
 def check_zeros(start: models.Checkpoint, architecture: str, locked: list[str]) -> None:
@@ -245,33 +321,65 @@ def dense_model(experiment: Experiment, inputs: Inputs, tracker: tracking.Tracke
 
 
 def prune(
-    experiment: Experiment, inputs: Inputs, dense: models.Checkpoint, folder: Path, tracker: tracking.Tracker
+    experiment: Experiment,
+    inputs: Inputs,
+    dense: models.Checkpoint,
+    folder: Path,
+    tracker: tracking.Tracker,
+    cost: Cost,
 ) -> list[LayerReport]:
     """Prune a copy of the dense model while distilling, and save it as `folder/model`."""
     from transformers import set_seed
 
-    from runner.train import Teaching, train
+    from runner.train import train
 
     assert inputs.lesson is not None
-    set_seed(experiment.seed)
     architecture = experiment.dataset.architecture
+    with cost.stage("teacher"):
+        teaching = teaching_of(experiment, inputs, inputs.teacher or dense)
+    set_seed(experiment.seed)
     student = models.load(architecture, inputs.sparse or dense)
-    teacher = models.load(architecture, inputs.teacher or dense) if experiment.distill.needs_teacher else None
     pruner = new_pruner(experiment, student, inputs.lesson.length(experiment.train))
     title = "Training the control" if isinstance(experiment.pattern, Dense) else f"Pruning to {experiment.pattern}"
-    train(
+    work = train(
         student,
         inputs.lesson,
         experiment.train,
-        Teaching(experiment.distill, teacher),
+        teaching,
         pruner,
         experiment.seed,
         folder / "checkpoints",
         title,
         logger(tracker, "train"),
     )
-    baseline.save(student, inputs.tokenizer, folder / "model")
+    cost.trained(work)
+    with cost.stage("save"):
+        baseline.save(student, inputs.tokenizer, folder / "model")
     return pruner.report()
+
+
+def teaching_of(experiment: Experiment, inputs: Inputs, checkpoint: models.Checkpoint) -> Teaching:
+    """How the student is taught: from kept logits, by a live teacher, or by the labels alone."""
+    from runner import teacher
+    from runner.train import Teaching
+
+    how, lesson, task = experiment.distill, inputs.lesson, experiment.dataset
+    assert lesson is not None
+    if not (how.needs_teacher and how.weight):
+        return Teaching(how)
+    if not keeps_logits(experiment, lesson):
+        return Teaching(how, models.load(task.architecture, checkpoint))
+    assert experiment.train.precision is not None
+    cache = Path(experiment.cache_dir) / "teacher"
+    logits = teacher.taught(checkpoint, lesson.tokenizer, task, lesson.features, experiment.train.precision, cache)
+    return Teaching(how, logits=logits)
+
+
+def keeps_logits(experiment: Experiment, lesson: Lesson) -> bool:
+    """Whether the teacher runs once over all features. Not for less than an epoch, which sees only some of them."""
+    how, training = experiment.distill, experiment.train
+    whole_epoch = lesson.length(training).steps >= lesson.batches(training, experiment.seed).steps
+    return how.cache and not how.needs_hidden and whole_epoch
 
 
 def score_dense(experiment: Experiment, inputs: Inputs, dense: models.Checkpoint) -> Scores:
@@ -300,6 +408,7 @@ def conclude(
     verification: Verification | None,
     folder: Path,
     tracker: tracking.Tracker,
+    cost: Cost,
 ) -> Result:
     """Put the result together."""
     metric = experiment.dataset.metric
@@ -318,6 +427,7 @@ def conclude(
         group=inputs.identity.group,
         folder=str(folder),
         mlflow_run=tracker.run_id,
+        cost=cost.plain(),
     )
 
 
@@ -331,8 +441,8 @@ def params(experiment: Experiment, origin: Origin) -> dict[str, Any]:
     out: dict[str, Any] = {**origin.labels, columns.SEED: experiment.seed}
     groups = ("criterion", "allocation", "schedule", "regularizer", "distill", "recipe")
     out |= {group: origin.choices[group] for group in groups if group in origin.choices and experiment.prune}
-    for key in ("learning_rate", "per_device_train_batch_size", "num_train_epochs", "weight_decay", "bf16"):
-        out[f"{section}.{key}"] = getattr(train, key)
+    for key in ("learning_rate", "per_device_train_batch_size", "num_train_epochs", "weight_decay", "precision"):
+        out[f"{section}.{key}"] = train.plain()[key]
     if experiment.prune:
         out["pattern.target_sparsity"] = experiment.pattern.target
         out |= {f"distill.{k}": v for k, v in asdict(experiment.distill).items()}
@@ -363,8 +473,16 @@ def record(
         tracker.text(json.dumps([layer_row(layer) for layer in layers], indent=1), "layers.json")
         tracker.text(json.dumps(sparse.predictions, indent=0), "predictions.json")
         tracker.tags({columns.VERIFIED: "true"})
+    values |= costs(result.cost)
     tracker.metrics(values)
     tracker.tags({"folder": result.folder, "mlflow.note.content": f"```\n{summary(result)}\n```"})
+
+
+def costs(cost: Mapping[str, Any]) -> dict[str, float]:
+    """A run's cost as metrics."""
+    named = {columns.seconds(stage): seconds for stage, seconds in cost["seconds"].items()}
+    others = {columns.PADDING: "padding", columns.THROUGHPUT: "tokens_per_second", columns.MEMORY: "peak_memory_bytes"}
+    return named | {name: cost[key] for name, key in others.items() if cost[key] is not None}
 
 
 def layer_row(layer: LayerReport) -> dict[str, Any]:
@@ -414,11 +532,29 @@ def announce(experiment: Experiment, origin: Origin, inputs: Inputs, folder: Pat
              len(evaluation), inputs.examples.source)  # fmt: skip
     if inputs.lesson is not None and experiment.prune:
         length = inputs.lesson.length(experiment.train)
-        precision = "bf16 autocast" if experiment.train.bf16 else "float32"
         updates = (
             f", {len(inputs.updates)} mask updates, the last at step {max(inputs.updates)}" if inputs.updates else ""
         )
-        log.info("%d features, %d optimizer steps%s, %s", len(inputs.lesson.features), length.steps, updates, precision)
+        log.info("%d features, %d optimizer steps%s", len(inputs.lesson.features), length.steps, updates)
+    if inputs.lesson is not None:
+        announce_machine(experiment, inputs.lesson, inputs.base)
+
+
+def announce_machine(experiment: Experiment, lesson: Lesson, base: models.Checkpoint) -> None:
+    """Say what is computed how, and what would be quicker."""
+    training = experiment.train if experiment.prune else experiment.finetune
+    assert training.precision is not None
+    precision = {Precision.bf16: "bf16 autocast", Precision.fp16: "fp16 autocast"}.get(
+        training.precision, training.precision.value
+    )
+    if device().type == "cpu" and bf16_speedup():
+        precision += f" (bf16 matrix products run at {bf16_speedup():.1f}x the rate of float32 here)"
+    compiled = ", compiled" if training.torch_compile else ""
+    padding = 100 * lesson.batches(training, experiment.seed).padding()
+    log.info("%s, fused AdamW%s; %.1f %% of the computed tokens are padding", precision, compiled, padding)
+    if device().type == "cpu" and models.attention_dropout(base.config) > 0:
+        log.info("dropout of attention weights keeps CPUs from the quicker attention: model.attention_dropout=0 leaves "
+                 "it out (in all rows that are compared)")  # fmt: skip
 
 
 def summary(result: Result) -> str:
@@ -495,6 +631,7 @@ def logger(tracker: tracking.Tracker, prefix: str) -> Callable[[int, Mapping[str
 def set_up_process() -> None:
     """Our own lines on stderr, and the libraries' chatter off."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # tokenizers warn when a process forks after use
+    keep_freed_memory()
     root = logging.getLogger()
     if not any(getattr(handler, "ours", False) for handler in root.handlers):
         handler = logging.StreamHandler()

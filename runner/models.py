@@ -150,6 +150,11 @@ def dropout(config: PretrainedConfig) -> float:
     return max((value for value in values if isinstance(value, (int, float))), default=0.0)
 
 
+def attention_dropout(config: PretrainedConfig) -> float:
+    """The dropout probability of attention weights."""
+    return next((float(getattr(config, name)) for name in _ATTENTION_DROPOUT if hasattr(config, name)), 0.0)
+
+
 def load(architecture: str, checkpoint: Checkpoint) -> PreTrainedModel:
     """The model in float32, whatever it was saved in. Parameters that the checkpoint lacks are drawn at random."""
     import transformers

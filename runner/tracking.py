@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 import platform
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")  # its migration of a fresh database says a lot
@@ -84,6 +86,30 @@ def connect(tracking: Tracking) -> tuple[MlflowClient, str]:
     finally:
         if lock is not None:
             lock.release()
+
+
+def is_finished(tracking: Tracking, run_id: str) -> bool:
+    """Whether the MLflow run is there, not deleted, and ended well."""
+    uri = str(tracking.uri)
+    if uri.startswith(_SQLITE):
+        # MLflow itself takes seconds to import: too long to say that there is nothing to do.
+        file = Path(uri.removeprefix(_SQLITE)).expanduser()
+        if not file.is_file():
+            return False
+        query = "SELECT status, lifecycle_stage FROM runs WHERE run_uuid = ?"
+        try:
+            with closing(sqlite3.connect(f"file:{quote(str(file.resolve()))}?mode=ro", uri=True)) as database:
+                return database.execute(query, (run_id,)).fetchone() == ("FINISHED", "active")
+        except sqlite3.Error:
+            pass  # another layout than the one known here: MLflow will tell
+    from mlflow.exceptions import MlflowException
+
+    client, _ = connect(tracking)
+    try:
+        run = client.get_run(run_id)
+    except MlflowException:
+        return False
+    return (run.info.status, run.info.lifecycle_stage) == ("FINISHED", "active")
 
 
 class Tracker:

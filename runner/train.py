@@ -3,30 +3,37 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 import transformers
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch.utils.data import DataLoader
 from transformers import ProgressCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
 from pruning import Distillation, Prediction, Pruner, TrainingLength, label_loss
 from runner import models
-from runner.device import device, world_size
+from runner.batches import Batches
+from runner.device import Precision, computing, device, matmul_in, world_size
 from runner.errors import UserError, disk_error
 from runner.tasks import Collate, Dataset
-from runner.training import Training
+from runner.teacher import LOGITS, KeptLogits, Taught, joined, spread
+from runner.training import Sampling, Training
 
 if TYPE_CHECKING:
     import datasets
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 PRUNER_FILE = "pruner.safetensors"
+PAD_MULTIPLE = {"cpu": 1, "cuda": 8, "mps": 1}
+"""Batches are padded to a multiple of this many tokens: tensor cores want 8."""
 
 Log = Callable[[int, Mapping[str, float]], None]
 """Takes an optimizer step and the metrics of that step."""
@@ -40,15 +47,39 @@ class Lesson:
     features: datasets.Dataset
     tokenizer: PreTrainedTokenizerBase
 
+    def batches(self, training: Training, seed: int) -> Batches:
+        """The batches of this training.
+
+        Raises:
+            UserError: its batches cannot be dealt out among the ranks, or are too small for the longest feature.
+        """
+        ranks = world_size()
+        for key in ("per_device_train_batch_size", "batch_tokens"):
+            if (getattr(training, key) or 0) % ranks:
+                raise UserError(
+                    f"train.{key}={getattr(training, key)} is the total and does not divide among {ranks} ranks"
+                )
+        try:
+            return Batches(
+                np.asarray(self.features["length"]),
+                training.per_device_train_batch_size // ranks,
+                seed,
+                training.train_sampling_strategy is Sampling.group_by_length,
+                training.batch_tokens // ranks if training.batch_tokens else None,
+                parts=ranks * training.gradient_accumulation_steps,
+                multiple=PAD_MULTIPLE[device().type],
+            )
+        except ValueError as error:
+            raise UserError(f"train.batch_tokens={training.batch_tokens} over {ranks} ranks: {error}") from error
+
     def length(self, training: Training) -> TrainingLength:
         """How many optimizer steps this training takes, as Trainer counts them."""
-        batch = training.per_device_train_batch_size * training.gradient_accumulation_steps
-        per_epoch = math.ceil(
-            math.ceil(len(self.features) / training.per_device_train_batch_size) / training.gradient_accumulation_steps
-        )
+        per_epoch = self.batches(training, seed=0).steps
         steps = training.max_steps if training.max_steps > 0 else math.ceil(training.num_train_epochs * per_epoch)
-        # The published recipes convert epochs to steps with whole batches only.
-        whole = max(1, len(self.features) // batch)
+        whole = per_epoch
+        if training.batch_tokens is None:  # the published recipes convert epochs to steps with whole batches only
+            batch = training.per_device_train_batch_size * training.gradient_accumulation_steps
+            whole = max(1, len(self.features) // batch)
         return TrainingLength(steps, whole, training.num_train_epochs if training.max_steps <= 0 else steps / whole)
 
 
@@ -58,17 +89,41 @@ class Teaching:
 
     distillation: Distillation
     teacher: PreTrainedModel | None = None
+    """Runs beside the student."""
+    logits: KeptLogits | None = None
+    """Or its logits over the features, computed before."""
 
 
-def collate(tokenizer: PreTrainedTokenizerBase, label_names: tuple[str, ...]) -> Collate:
-    """Pad the model's inputs to the longest of the batch; take labels along where the rows have them."""
+@dataclass
+class Work:
+    """What a training did in this process."""
+
+    steps: int = 0
+    tokens: int = 0
+    """That the student computed, padding included."""
+    real_tokens: int = 0
+    """The same without padding."""
+    seconds: float = 0.0
+    """Of the training, without the mask updates."""
+    update_seconds: float = 0.0
+    """Of the mask updates."""
+
+
+def collate(tokenizer: PreTrainedTokenizerBase, label_names: tuple[str, ...], multiple: int = 1) -> Collate:
+    """Pad the model's inputs to the longest of the batch; take labels and teacher's logits along where rows have them.
+
+    Args:
+        multiple: pad to a multiple of this many tokens.
+    """
     names = set(tokenizer.model_input_names)
 
     def batch(rows: list[Mapping[str, Any]]) -> dict[str, Any]:
         inputs = [{name: value for name, value in row.items() if name in names} for row in rows]
-        out = dict(tokenizer.pad(inputs, padding=True, return_tensors="pt"))
-        labels = {name: torch.tensor([row[name] for row in rows]) for name in label_names if name in rows[0]}
-        return out | labels
+        out = dict(tokenizer.pad(inputs, padding=True, pad_to_multiple_of=multiple, return_tensors="pt"))
+        out |= {name: torch.tensor([row[name] for row in rows]) for name in label_names if name in rows[0]}
+        if LOGITS in rows[0]:
+            out[LOGITS] = joined(rows)
+        return out
 
     return batch
 
@@ -80,29 +135,67 @@ class DistillTrainer(Trainer):
     # have normalised it over the whole step, and the gradient comes out multiplied by the accumulation steps.
     loss_is_scaled_for_ga = False
 
-    def __init__(self, *args: Any, task: Dataset, teaching: Teaching, **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, task: Dataset, teaching: Teaching, batches: Batches, precision: Precision, **kwargs: Any
+    ) -> None:
         super().__init__(*args, **kwargs)
-        self.task, self.teaching = task, teaching
+        self.task, self.teaching, self.batches, self.precision = task, teaching, batches, precision
+        self.tokens = 0
+        self.real_tokens = torch.zeros((), dtype=torch.int64, device=self.args.device)
 
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+    def get_train_dataloader(self) -> DataLoader:
+        assert self.train_dataset is not None
+        loader = DataLoader(
+            self.train_dataset,  # type: ignore[arg-type]  # a datasets.Dataset is one by its methods
+            batch_sampler=self.batches,
+            collate_fn=self.data_collator,
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.dataloader_pin_memory,
+        )
+        return self.accelerator.prepare(loader)
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        """Only where gradients are clipped: Trainer would read and rescale all of them at each step, to log a number
+        that nobody asked for."""
+        return grad_norm
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs=False, num_items_in_batch=None) -> Any:
         how = self.teaching.distillation
         labels = {name: inputs[name] for name in self.task.label_names}
-        given = {name: value for name, value in inputs.items() if name not in labels}
+        given = {name: value for name, value in inputs.items() if name not in labels and name != LOGITS}
+        self.tokens += given["attention_mask"].numel()
+        self.real_tokens += given["attention_mask"].sum()
         outputs = model(**given, output_hidden_states=how.needs_hidden)
         student = self.task.prediction(outputs, given)
         loss = torch.zeros((), device=self.args.device)
         if how.label_weight:  # not the model's own loss, whose softmax has the padding in it
             loss = how.label_weight * label_loss(student, tuple(labels.values()))
-        if self.teaching.teacher is not None and how.weight:
-            loss = loss + how.weight * how.loss(student, self._taught(given))
+        if how.needs_teacher and how.weight:
+            loss = loss + how.weight * how.loss(student, self._taught(student, given, inputs.get(LOGITS)))
         return (loss, outputs) if return_outputs else loss
 
-    def _taught(self, inputs: Mapping[str, torch.Tensor]) -> Prediction:
-        teacher = self.teaching.teacher
-        assert teacher is not None
-        with torch.no_grad(), torch.autocast(self.args.device.type, torch.bfloat16, enabled=self.args.bf16):
-            outputs = teacher(**inputs, output_hidden_states=self.teaching.distillation.needs_hidden)
+    def _taught(
+        self, student: Prediction, inputs: Mapping[str, torch.Tensor], kept: tuple[torch.Tensor, ...] | None
+    ) -> Prediction:
+        """What the teacher says about a batch, from its kept logits if there are any."""
+        if kept is not None:
+            return Prediction(spread(kept, student.logits[0], student.choices), student.choices, student.tokens)
+        live = self.teaching.teacher
+        assert live is not None
+        with torch.no_grad(), computing(self.precision):
+            outputs = live(**inputs, output_hidden_states=self.teaching.distillation.needs_hidden)
         return self.task.prediction(outputs, inputs)
+
+
+class Epochs(TrainerCallback):
+    """Tells the batches which epoch it is. Trainer does so only where nothing has wrapped them, as it does on resume
+    under several ranks."""
+
+    def __init__(self, batches: Batches) -> None:
+        self.batches = batches
+
+    def on_epoch_begin(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
+        self.batches.set_epoch(int(state.epoch or 0))
 
 
 class PruningCallback(TrainerCallback):
@@ -169,32 +262,39 @@ def train(
     folder: Path,
     title: str,
     log: Log,
-) -> None:
+) -> Work:
     """Train `student` in place; checkpoints go to `folder`, from the last of which an interrupted training goes on."""
     transformers.utils.logging.disable_progress_bar()  # one bar is enough: not another for each file of a checkpoint
+    training = training.settled()
     last = last_checkpoint(folder, pruner)
+    batches = lesson.batches(training, seed)
     arguments = _arguments(training, seed, folder, lesson.length(training).steps)
     if teaching.teacher is not None:
         teaching.teacher.to(arguments.device)  # type: ignore[arg-type]  # transformers' decorator hides the signature
         teaching.teacher.eval().requires_grad_(False)
         if teaching.distillation.shares_head:
             share_head(student, teaching.teacher)
-    callbacks: list[TrainerCallback] = [Progress(title, log, pruner)]
+    callbacks: list[TrainerCallback] = [Epochs(batches), Progress(title, log, pruner)]
     if pruner is not None:
         callbacks.append(PruningCallback(pruner, last))
+    assert training.precision is not None
     trainer = DistillTrainer(
         model=student,
         args=arguments,
-        train_dataset=lesson.features,
-        data_collator=collate(lesson.tokenizer, lesson.task.label_names),
+        train_dataset=lesson.features if teaching.logits is None else Taught(lesson.features, teaching.logits),
+        data_collator=collate(lesson.tokenizer, lesson.task.label_names, batches.multiple),
         callbacks=callbacks,
         task=lesson.task,
         teaching=teaching,
+        batches=batches,
+        precision=training.precision,
     )
     for default in (ProgressCallback, PrinterCallback):  # ours shows the same, without a line per log
         trainer.callback_handler.callbacks = [c for c in trainer.callback_handler.callbacks if type(c) is not default]
+    begin = time.perf_counter()
     try:
-        trainer.train(resume_from_checkpoint=None if last is None else str(last))
+        with matmul_in(training.precision):
+            trainer.train(resume_from_checkpoint=None if last is None else str(last))
         if pruner is not None:
             pruner.check_reached()
     except (OSError, SafetensorError) as error:
@@ -202,16 +302,15 @@ def train(
     finally:
         if pruner is not None:
             pruner.detach()  # else optimizer and pruner hold each other, and a sweep's next run finds less memory
+    updating = pruner.update_seconds if pruner is not None else 0.0
+    done = trainer.state.global_step - (int(last.name.rpartition("-")[2]) if last is not None else 0)
+    seconds = time.perf_counter() - begin - updating
+    return Work(done, trainer.tokens, int(trainer.real_tokens), seconds, updating)
 
 
 def _arguments(training: Training, seed: int, folder: Path, steps: int) -> TrainingArguments:
     options = training.options()
     ranks = world_size()
-    if options["per_device_train_batch_size"] % ranks:
-        raise UserError(
-            f"train.per_device_train_batch_size={options['per_device_train_batch_size']} is the total and does not "
-            f"divide among {ranks} ranks"
-        )
     options["per_device_train_batch_size"] //= ranks
     options["logging_steps"] = training.logging_steps or max(1, steps // 100)
     arguments = TrainingArguments(
@@ -219,10 +318,10 @@ def _arguments(training: Training, seed: int, folder: Path, steps: int) -> Train
         seed=seed,
         report_to="none",  # Trainer's own MLflow callback ends our run
         save_strategy="steps",
-        remove_unused_columns=False,  # the collator chooses; the sampler needs the lengths
-        length_column_name="length",
+        remove_unused_columns=False,  # the collator chooses
         use_cpu=device().type == "cpu",
         dataloader_pin_memory=torch.cuda.is_available(),
+        accelerator_config={"even_batches": False},  # ours are dealt out evenly, and differ in size
         ddp_find_unused_parameters=False if ranks > 1 else None,
         **options,
     )
@@ -231,9 +330,9 @@ def _arguments(training: Training, seed: int, folder: Path, steps: int) -> Train
     return arguments
 
 
-def share_head(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
+def share_head(student: PreTrainedModel, of: PreTrainedModel) -> None:
     """Give the student the teacher's head, frozen. Raises UserError where the widths differ."""
-    theirs = models.head(teacher)
+    theirs = models.head(of)
     for name, module in models.head(student).items():
         try:
             module.load_state_dict(theirs[name].state_dict())

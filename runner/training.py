@@ -1,10 +1,10 @@
 """The settings of a training, under the names that transformers' TrainingArguments give them."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from enum import Enum
 from typing import Any
 
-from runner.device import has_fast_bf16
+from runner.device import Precision, best_precision, why_not
 from runner.errors import UserError
 
 
@@ -52,10 +52,15 @@ class Training:
     """Added to AdamW's denominator."""
     max_grad_norm: float = 0.0
     """Gradients are clipped to this norm; 0 does not clip."""
-    train_sampling_strategy: Sampling = Sampling.random
-    """random, or group_by_length: batches of similar length, which waste little on padding."""
-    bf16: bool | None = None
-    """bfloat16 autocast. If not given: on GPUs that have it in hardware. Scores are always taken in float32."""
+    batch_tokens: int | None = None
+    """Instead of a number of examples: tokens in a batch at most, in all, padding included."""
+    train_sampling_strategy: Sampling = Sampling.group_by_length
+    """group_by_length: batches of like length, which waste little on padding; or random."""
+    precision: Precision | None = None
+    """float32, tf32, bf16 or fp16 autocast. If not given: bf16 where this machine is quicker in it, fp16 on older GPUs,
+    else float32. Scores are always taken in float32."""
+    torch_compile: bool = False
+    """Compile the model with torch.compile: a minute or more at first, quicker steps on GPUs; no gain seen on CPUs."""
     dataloader_num_workers: int = 0
     """Processes that prepare batches."""
     logging_steps: int | None = None
@@ -78,14 +83,34 @@ class Training:
                 raise UserError(f"{key}={getattr(self, key)} is out of range in train or finetune: from 0 to below 1")
         if self.warmup_steps > 1 and not float(self.warmup_steps).is_integer():
             raise UserError(f"warmup_steps={self.warmup_steps}: whole steps, or a fraction of the training below 1")
-        if self.bf16 is None:
-            self.bf16 = has_fast_bf16()
+        if self.batch_tokens is not None and self.batch_tokens < 1:
+            raise UserError(f"batch_tokens={self.batch_tokens} is out of range in train or finetune: at least 1")
+
+    def settled(self) -> "Training":
+        """The same with the precision chosen.
+
+        Raises:
+            UserError: this machine does not have the precision that is asked for.
+        """
+        precision = self.precision or best_precision()
+        if why := why_not(precision):
+            raise UserError(
+                f"precision={precision.value} in train or finetune: {why}; leave it out to let it be chosen"
+            )
+        return replace(self, precision=precision)
 
     def options(self) -> dict[str, Any]:
         """As keyword arguments of TrainingArguments."""
+        values = self.plain()
+        for ours in ("batch_tokens", "precision", "train_sampling_strategy"):
+            del values[ours]
+        return values | {"bf16": self.precision is Precision.bf16, "fp16": self.precision is Precision.fp16}
+
+    def plain(self) -> dict[str, Any]:
+        """As plain values."""
         return {key: value.value if isinstance(value, Enum) else value for key, value in asdict(self).items()}
 
     def determinants(self) -> dict[str, Any]:
         """What of it determines the result."""
         without = ("dataloader_num_workers", "logging_steps", "save_steps", "save_total_limit")
-        return {key: value for key, value in self.options().items() if key not in without}
+        return {key: value for key, value in self.plain().items() if key not in without}

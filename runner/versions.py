@@ -1,3 +1,3 @@
 """The version of each stage's algorithm. Raise one by hand when its result changes for the same configuration."""
 
-VERSIONS = {"prepare": 1, "finetune": 1, "prune": 2, "evaluate": 1}
+VERSIONS = {"prepare": 1, "finetune": 2, "teacher": 1, "prune": 3, "evaluate": 1}

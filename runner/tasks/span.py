@@ -5,14 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pruning import Prediction
 from runner.errors import UserError
-from runner.tasks import Dataset, Examples, Scores
+from runner.tasks import Dataset, Examples, Scores, arrow
+from runner.tasks.squad_scores import mean_of_best
 
 if TYPE_CHECKING:
     import datasets
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 COLUMNS = ("id", "context", "question", "answers")
 FEATURES_VERSION = 1  # raise when `features` changes what it makes
 _NOT_CONTEXT = -1  # the offset of tokens that cannot be part of an answer
+_PAIRS_AT_ONCE = 2**20  # start and end tokens that are combined at once: some 20 MB
 
 
 @dataclass
@@ -127,15 +129,23 @@ class Span(Dataset):
     def _windows(
         self, batch: dict[str, list], indices: list[int], tokenizer: PreTrainedTokenizerBase, labels: bool
     ) -> dict[str, list]:
-        encoded = tokenizer(
-            [question.lstrip() for question in batch["question"]],  # leading blanks would eat into the paragraph
-            batch["context"],
-            truncation="only_second",
-            max_length=self.max_seq_length,
-            stride=self.doc_stride,
-            return_overflowing_tokens=True,
-            return_offsets_mapping=True,
-        )
+        try:
+            encoded = tokenizer(
+                [question.lstrip() for question in batch["question"]],  # leading blanks would eat into the paragraph
+                batch["context"],
+                truncation="only_second",
+                max_length=self.max_seq_length,
+                stride=self.doc_stride,
+                return_overflowing_tokens=True,
+                return_offsets_mapping=True,
+            )
+        except BaseException as error:
+            if type(error).__name__ != "PanicException":  # of the tokenizer's Rust, which is no Exception
+                raise
+            raise UserError(
+                f"a question is so long that dataset.max_seq_length={self.max_seq_length} leaves its paragraph no more "
+                f"than dataset.doc_stride={self.doc_stride} tokens: raise the first, or lower the second"
+            ) from None
         rows = encoded.pop("overflow_to_sample_mapping")
         offsets = encoded.pop("offset_mapping")
         context = [[part == 1 for part in encoded.sequence_ids(i)] for i in range(len(rows))]
@@ -165,17 +175,10 @@ class Span(Dataset):
         return Prediction((outputs.start_logits, outputs.end_logits), choices=tokens, tokens=tokens, hidden=hidden)
 
     def score(self, examples: datasets.Dataset, features: datasets.Dataset, logits: list[np.ndarray]) -> Scores:
-        from runner.tasks.squad_metric import SquadMetric
-
         answers = self.answers(examples, features, logits)
-        computed = SquadMetric().compute(
-            predictions=[{"id": id, "prediction_text": text} for id, text in answers.items()],
-            references=[
-                {"id": id, "answers": {"text": given["text"]}}
-                for id, given in zip(examples["id"], examples["answers"], strict=True)
-            ],
-        )
-        assert computed is not None
+        given = arrow.table(examples, "id", "answers")
+        references = zip(given["id"].to_pylist(), arrow.lists(arrow.field(given["answers"], "text")), strict=True)
+        computed = mean_of_best((answers[id], texts) for id, texts in references)
         return Scores({name: value / 100 for name, value in computed.items()}, answers)
 
     def answers(
@@ -184,15 +187,23 @@ class Span(Dataset):
         """Question id -> the text of the best span over all windows of its paragraph."""
         import numpy as np
 
-        start, end = padded(features["start_character"]), padded(features["end_character"])
-        score, first, last = best_spans(logits[0], logits[1], start >= 0, self.n_best, self.max_answer_length)
-        window = np.arange(len(score))
-        best: dict[int, tuple[float, int, int]] = {}
-        spans = zip(features["example"], score, start[window, first], end[window, last], strict=True)
-        for example, value, begin, stop in spans:
-            if value > best.get(example, (-np.inf, 0, 0))[0]:
-                best[example] = (float(value), int(begin), int(stop))
-        pairs = zip(examples["id"], examples["context"], strict=True)
+        windows = arrow.table(features, "example", "start_character", "end_character")
+        starts, lengths = arrow.ragged(windows["start_character"])
+        ends, _ = arrow.ragged(windows["end_character"])
+        score, first, last = best_spans(
+            logits[0], logits[1], padded(starts >= 0, lengths), self.n_best, self.max_answer_length
+        )
+        found = score > -np.inf
+        row = (np.cumsum(lengths) - lengths)[found]  # where each window begins in `starts` and `ends`
+        best: dict[int, tuple] = {}
+        example = windows["example"].to_numpy()[found]
+        begin, stop = starts[row + first[found]], ends[row + last[found]]
+        spans = (column.tolist() for column in (example, score[found], begin, stop))
+        for i, value, *characters in zip(*spans, strict=True):
+            if i not in best or value > best[i][0]:
+                best[i] = (value, *characters)
+        asked = arrow.table(examples, "id", "context")
+        pairs = zip(asked["id"].to_pylist(), asked["context"].to_pylist(), strict=True)
         # A question without any valid span (possible only for n_best very small) is answered by nothing.
         return {id: context[slice(*best[i][1:])] if i in best else "" for i, (id, context) in enumerate(pairs)}
 
@@ -203,7 +214,7 @@ def best_spans(
     """The best span of each window: of the `n_best` start and end tokens the pair with the highest sum of logits.
 
     As in the official BERT code, a pair is refused if it leaves the paragraph, ends before it starts or is longer
-    than `max_length` tokens.
+    than `max_length` tokens. Of equals the first counts, both among tokens and among pairs.
 
     Args:
         start, end: [windows, tokens] logits.
@@ -214,10 +225,22 @@ def best_spans(
     """
     import numpy as np
 
-    width = start.shape[1]
-    allowed = np.pad(allowed, ((0, 0), (0, width - allowed.shape[1])))
-    first = np.argsort(-start, axis=1, kind="stable")[:, :n_best]
-    last = np.argsort(-end, axis=1, kind="stable")[:, :n_best]
+    allowed = np.pad(allowed, ((0, 0), (0, start.shape[1] - allowed.shape[1])))
+    at_once = max(1, _PAIRS_AT_ONCE // min(n_best, start.shape[1]) ** 2)
+    parts = [
+        _best_spans(start[i : i + at_once], end[i : i + at_once], allowed[i : i + at_once], n_best, max_length)
+        for i in range(0, len(start), at_once)
+    ]
+    score, first, last = (np.concatenate(part) for part in zip(*parts, strict=True))
+    return score, first, last
+
+
+def _best_spans(
+    start: np.ndarray, end: np.ndarray, allowed: np.ndarray, n_best: int, max_length: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    import numpy as np
+
+    first, last = highest(start, n_best), highest(end, n_best)
     row = np.arange(len(start))[:, None]
     total = start[row, first][:, :, None] + end[row, last][:, None, :]  # [windows, n_best, n_best]
     length = last[:, None, :] - first[:, :, None] + 1
@@ -230,14 +253,31 @@ def best_spans(
     return total[window, best], first[window, i], last[window, j]
 
 
-def padded(rows: Iterable[list[int]]) -> np.ndarray:
-    """Rows of unequal length as one int array, filled up with the offset of tokens outside the paragraph."""
+def highest(values: np.ndarray, count: int) -> np.ndarray:
+    """Indices of the `count` highest of each row, the highest first, and of equals the one with the lowest index."""
     import numpy as np
 
-    rows = list(rows)
-    out = np.full((len(rows), max(map(len, rows))), _NOT_CONTEXT, dtype=np.int64)
-    for i, row in enumerate(rows):
-        out[i, : len(row)] = row
+    if count >= values.shape[1]:
+        return np.argsort(-values, axis=1, kind="stable")
+    # Sorting whole rows takes most of the time of scoring. Instead: all that is above the last one that is taken, and
+    # of its equals the first ones, as many as are left.
+    lowest = -np.partition(-values, count - 1, axis=1)[:, count - 1 : count]
+    if np.isnan(lowest).any():  # a model that diverged
+        return np.argsort(-values, axis=1, kind="stable")[:, :count]
+    taken, equal = values > lowest, values == lowest
+    taken |= equal & (equal.cumsum(axis=1) <= count - taken.sum(axis=1, keepdims=True))
+    index = np.nonzero(taken)[1].reshape(len(values), count)
+    order = np.argsort(-np.take_along_axis(values, index, axis=1), axis=1, kind="stable")
+    return np.take_along_axis(index, order, axis=1)
+
+
+def padded(values: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """Rows of unequal length, given one after the other, as one matrix, filled up with zeros or false."""
+    import numpy as np
+
+    inside = np.arange(lengths.max()) < lengths[:, None]
+    out = np.zeros(inside.shape, values.dtype)
+    out[inside] = values
     return out
 
 
@@ -258,8 +298,11 @@ def answer_tokens(answers: Mapping[str, list], offsets: list[tuple[int, int]], c
 def fingerprint(examples: datasets.Dataset) -> str:
     """Hash of the contents, whatever file they came from."""
     digest = hashlib.sha256()
-    for row in zip(*(examples[name] for name in COLUMNS), strict=True):
-        digest.update(json.dumps(row, sort_keys=True).encode())
+    columns = arrow.table(examples, *COLUMNS)
+    for name in ("id", "context", "question"):
+        arrow.feed(digest, columns[name])
+    for name in ("text", "answer_start"):
+        arrow.feed(digest, arrow.field(columns["answers"], name))
     return digest.hexdigest()
 
 
@@ -274,7 +317,7 @@ def split_by_context(
 ) -> tuple[datasets.Dataset, datasets.Dataset]:
     """(rest, hold-out): whole paragraphs, drawn by seed, until the hold-out has `fraction` of the questions."""
     by_context: dict[str, list[int]] = {}
-    for i, context in enumerate(examples["context"]):
+    for i, context in enumerate(arrow.table(examples, "context")["context"].to_pylist()):
         by_context.setdefault(context, []).append(i)
     contexts = sorted(by_context)
     random.Random(seed).shuffle(contexts)
@@ -300,11 +343,10 @@ def _check_columns(examples: datasets.Dataset, where: str) -> None:
 
 def check_answers(examples: datasets.Dataset, where: str, drop: bool) -> datasets.Dataset:
     """Refuse, or drop if asked, questions without an answer or with one that is not at its offset."""
-    bad: list[int] = []
-    for i, (context, answers) in enumerate(zip(examples["context"], examples["answers"], strict=True)):
-        pairs = list(zip(answers["text"], answers["answer_start"], strict=True))
-        if not pairs or any(not text or context[start : start + len(text)] != text for text, start in pairs):
-            bad.append(i)
+    columns = arrow.table(examples, "context", "answers")
+    texts, starts = (arrow.lists(arrow.field(columns["answers"], name)) for name in ("text", "answer_start"))
+    rows = zip(columns["context"].to_pylist(), texts, starts, strict=True)
+    bad = [i for i, row in enumerate(rows) if not _aligned(*row)]
     if not bad:
         return examples
     ids = examples["id"]
@@ -319,6 +361,16 @@ def check_answers(examples: datasets.Dataset, where: str, drop: bool) -> dataset
     logging.getLogger(__name__).warning("%s: %d questions left out, misaligned: %s", where, len(bad), named)
     wrong = set(bad)
     return examples.select([i for i in range(len(examples)) if i not in wrong])
+
+
+def _aligned(context: str | None, texts: list[str | None], starts: list[int | None]) -> bool:
+    """Whether there are answers, each of which stands in the context at its offset."""
+    if context is None or not texts or len(texts) != len(starts):
+        return False
+    return all(
+        text and start is not None and start >= 0 and context.startswith(text, start)
+        for text, start in zip(texts, starts, strict=True)
+    )
 
 
 def read_squad_json(articles: Any, where: str) -> Iterator[dict[str, Any]]:

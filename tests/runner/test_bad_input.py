@@ -11,11 +11,11 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from runner import __main__ as command_line
+from runner import experiment as stages
 from runner import hub
 from runner.config import compose_experiment
 from runner.edge import guarded, message
 from runner.errors import UserError
-from runner.experiment import prepare
 from tests.conftest import Cli, save_small_model
 
 Refused = Callable[..., str]
@@ -278,7 +278,10 @@ def test_settings_that_do_not_go_together_are_told_before_training(refused: Refu
         *("model=hub", f"model.path={folder}", "dataset=demo", "dataset.train_examples=40", "dataset.eval_examples=4"),
         *("schedule=short", "train.max_steps=20", f"cache_dir={tmp_path}/cache"),
     ]
-    updates = prepare(compose_experiment([*arguments, "criterion=fisher"])[0]).updates  # all is well with these
+    experiment, _ = compose_experiment([*arguments, "criterion=fisher"])  # all is well with these
+    sources, examples = stages.find(experiment), experiment.dataset.read()
+    net, identity = stages.check(experiment, sources), stages.identity_of(experiment, sources, examples)
+    updates = stages.prepare(experiment, sources, net, examples, identity).updates
     assert updates[max(updates)] == 0.8
     for overrides, words in (
         (["schedule.initial=0.9"], ["schedule.initial=0.9", "0.8", "85%"]),

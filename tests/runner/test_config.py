@@ -192,7 +192,8 @@ def test_command_line_shows_the_published_recipe(cli, model: str, pattern: str, 
     assert shown["criterion"] == {"reduce": "mean", "momentum": 0.9, "scale": 1}
     assert shown["allocation"] == {"max_per_layer": 0.98, "min_per_layer": 0, "regrow": False, "layers": {}}
     assert shown["regularizer"] == {}
-    assert shown["distill"] == {"weight": row.distill_weight, "label_weight": 0, "teacher": None, "temperature": 2}
+    assert shown["distill"] == {"weight": row.distill_weight, "label_weight": 0, "teacher": None, "cache": True,
+                                    "temperature": 2}  # fmt: skip
     assert shown["model"]["path"] == row.path
     assert (shown["dataset"]["path"], shown["dataset"]["max_seq_length"]) == ("rajpurkar/squad", 384)
     if pattern == "4x1":
@@ -575,7 +576,7 @@ def test_values_set_without_a_composition_are_as_with_one() -> None:
 
 # fmt: off
 DETERMINING = [
-    "train.learning_rate=1e-3", "train.num_train_epochs=1", "train.max_steps=7", "train.bf16=true",
+    "train.learning_rate=1e-3", "train.num_train_epochs=1", "train.max_steps=7", "train.precision=bf16",
     "train.gradient_accumulation_steps=2", "train.warmup_steps=5",
     "pattern=2:4", "pattern=1x4", "pattern.target_sparsity=0.7", "pattern=rows", "pattern=3:4", "pattern=locked",
     "criterion=magnitude", "criterion=movement", "criterion.momentum=0.5", "criterion.reduce=max",

@@ -4,12 +4,17 @@ import json
 import sqlite3
 import subprocess
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from runner import tracking
+from runner.config import Identity
+from runner.experiment import Result, finished
+from runner.verify import Verification
 from tests.conftest import Cli, save_small_model
 from tests.loopback_hub import serve
 
@@ -76,15 +81,78 @@ def test_one_run_leaves_a_checked_model_and_a_row(
         logged = {key for (key,) in store.execute("select distinct key from metrics")}
         steps = [s for (s,) in store.execute("select step from metrics where key='train/sparsity' order by step")]
     assert {"train/loss", "train/sparsity", "train/learning_rate", "finetune/loss", "dense/f1", "sparse/f1",
-            "relative_drop", "sparsity/linear", "sparsity/target", "pattern/violations"} <= logged  # fmt: skip
+            "relative_drop", "sparsity/linear", "sparsity/target", "pattern/violations",
+            "seconds/prepare", "seconds/teacher", "seconds/train", "seconds/update", "seconds/evaluate",
+            "padding", "tokens_per_second", "peak_memory_bytes"} <= logged  # fmt: skip
     assert steps == sorted(set(steps))
     assert steps[-1] == 30
     assert len(params) < 60
     assert params["train.max_steps"] == "30"  # not the default, so it is shown
 
+    # What it cost. The teacher saw 96 features once; the student 240 in 30 steps.
+    cost = result["cost"]
+    assert cost["steps"] == 30
+    assert cost["tokens"] == pytest.approx(cost["real_tokens"] / (1 - cost["padding"]))
+    assert "the teacher runs once over 96 features" in done.stderr
+    assert len(json.loads((folder / "predictions.json").read_text())) == 40
+
     # Scored again by itself: the same number.
     done = ok(cli("-m", "runner.evaluate", str(folder / "model"), *SHORT[:3]))
     assert json.loads(done.stdout)["f1"] == result["sparse"]["f1"]
+
+
+def test_a_finished_run_is_not_run_again(cli: Cli, small_model: Path, tmp_path: Path) -> None:
+    command = ("-m", "runner", "model=hub", f"model.path={small_model}", "pattern=4x1", *SHORT)
+    ok(cli(*command))
+    (folder,) = run_folders(tmp_path)
+    store, before = tmp_path / "mlflow.db", (folder / "model" / "model.safetensors").stat().st_mtime_ns
+
+    def runs() -> int:
+        with sqlite3.connect(store) as database:
+            return database.execute("select count(*) from runs").fetchone()[0]
+
+    done = ok(cli(*command))
+    assert "finished before" in done.stderr
+    assert "relative drop" in done.stderr  # the result is told again
+    assert runs() == 1
+    assert (folder / "model" / "model.safetensors").stat().st_mtime_ns == before
+    assert "finished before" not in ok(cli(*command, "rerun=true")).stderr
+    assert (runs(), len(run_folders(tmp_path))) == (2, 1)
+
+
+def test_what_counts_as_finished(tmp_path: Path) -> None:
+    where = tracking.Tracking(uri=f"sqlite:///{tmp_path}/mlflow.db")
+    with tracking.start(where, "run", {}) as tracker:
+        assert not tracking.is_finished(where, tracker.run_id)  # it still runs
+    assert tracking.is_finished(where, tracker.run_id)
+    assert not tracking.is_finished(where, "another")
+    assert not tracking.is_finished(tracking.Tracking(uri=f"sqlite:///{tmp_path}/none.db"), tracker.run_id)
+
+    folder = tmp_path / "run"
+    (folder / "model").mkdir(parents=True)
+    (folder / "model" / "config.json").write_text("{}")
+    scores = {"f1": 0.5}
+    result = Result("m", "d", "4x1", 0, "f1", scores, scores, 0.0, Verification(0.8, 0.4, 0.8, 0), "identity", "group",
+                    str(folder), tracker.run_id, {"seconds": {}})  # fmt: skip
+    file = folder / "result.json"
+    file.write_text(json.dumps(asdict(result)))
+
+    def found(identity: str = "identity") -> Result | None:
+        return finished([file], Identity(identity, "", ""), where)
+
+    assert found() == result
+    assert found("another") is None
+    for text in ("", "{", "[]", json.dumps({**asdict(result), "of another version": 1})):
+        file.write_text(text)
+        assert found() is None
+    file.write_text(json.dumps(asdict(result)))
+    assert found() == result
+    (folder / "model" / "config.json").unlink()
+    assert found() is None
+    (folder / "model" / "config.json").write_text("{}")
+    with sqlite3.connect(tmp_path / "mlflow.db") as database:  # as the UI deletes it: gone from the table
+        database.execute("update runs set lifecycle_stage='deleted'")
+    assert found() is None
 
 
 def test_a_sweep_shares_the_dense_model_and_pools_seeds(
@@ -94,6 +162,8 @@ def test_a_sweep_shares_the_dense_model_and_pools_seeds(
     done = ok(cli("-m", "runner", "-m", *model, "pattern=dense,2:4", "seed=0,1", *SHORT))
     assert done.stderr.count("fine-tuning the dense model") == 2  # one a seed, not one a run
     assert done.stderr.count("dense model found") == 2
+    assert done.stderr.count("the teacher runs once") == 2
+    assert done.stderr.count("the teacher's logits are found") == 2
     table = {row["pattern"]: row for row in rows()}
     assert set(table) == {"dense", "2:4"}
     assert all(row["seeds"] == [0, 1] for row in table.values())

@@ -2,7 +2,9 @@
 
 import itertools
 import json
+import os
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +13,19 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import BertPreTokenizer
+from tokenizers.processors import BertProcessing
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from runner.errors import UserError
 from runner.pretrain_tiny import build_tokenizer
-from runner.tasks import Examples
+from runner.tasks import Examples, span
 from runner.tasks.demo import Demo
 from runner.tasks.demo_text import examples as generated
-from runner.tasks.span import Span, answer_tokens, best_spans, padded, split_by_context
+from runner.tasks.span import Span, answer_tokens, best_spans, fingerprint, highest, padded, split_by_context
+from runner.tasks.squad_metric import SquadMetric
 
 TOKENIZER = build_tokenizer()
 
@@ -61,14 +69,22 @@ def json_lines(content: list[dict[str, Any]]) -> str:
 # --- the best span ------------------------------------------------------------------------------------------
 
 
-def naive_best(start: list, end: list, allowed: list, n_best: int, max_length: int) -> float:
-    """The highest sum of a valid pair among the n_best of each side, by trying all; -inf if there is none."""
-    best = -np.inf
-    for first in sorted(range(len(start)), key=lambda i: -start[i])[:n_best]:
-        for last in sorted(range(len(end)), key=lambda i: -end[i])[:n_best]:
-            inside = first < len(allowed) and last < len(allowed) and allowed[first] and allowed[last]
-            if inside and 0 <= last - first < max_length:
-                best = max(best, start[first] + end[last])
+def naive_best(
+    start: Sequence[Any], end: Sequence[Any], allowed: Sequence[bool], n_best: int, max_length: int
+) -> tuple[float, int, int] | None:
+    """The highest sum of a valid pair among the n_best of each side, and its tokens, by trying all; the first of
+    equals, as in the usual post-processing of run_qa."""
+    best = None
+    firsts, lasts = (sorted(range(len(side)), key=lambda i: -side[i])[:n_best] for side in (start, end))
+    for first in firsts:
+        if first >= len(allowed) or not allowed[first]:
+            continue
+        for last in lasts:
+            if last >= len(allowed) or not allowed[last] or not first <= last < first + max_length:
+                continue
+            total = start[first] + end[last]
+            if best is None or total > best[0]:
+                best = total, first, last
     return best
 
 
@@ -81,19 +97,32 @@ def windows(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return np.array(draw(logits), float), np.array(draw(logits), float), np.array(draw(inside), bool)
 
 
-@given(windows(), st.integers(1, 14), st.integers(1, 6))
+@given(windows(), st.integers(1, 14), st.integers(1, 6), st.sampled_from([1, 30, 2**20]))
 @settings(deadline=None, max_examples=300)
-def test_best_spans_are_those_of_the_naive_search(drawn, n_best: int, max_length: int) -> None:
+def test_best_spans_are_those_of_the_naive_search(drawn, n_best: int, max_length: int, at_once: int) -> None:
     start, end, allowed = drawn
-    score, first, last = best_spans(start, end, allowed, n_best, max_length)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(span, "_PAIRS_AT_ONCE", at_once)  # in one part or in several
+        score, first, last = best_spans(start, end, allowed, n_best, max_length)
     for i in range(len(start)):
         expected = naive_best(start[i].tolist(), end[i].tolist(), allowed[i].tolist(), n_best, max_length)
-        assert score[i] == expected
-        if expected > -np.inf:  # which of equals is free, but it must be one of them
-            assert start[i, first[i]] + end[i, last[i]] == expected
-            assert 0 <= last[i] - first[i] < max_length
-            assert allowed[i, first[i]]
-            assert allowed[i, last[i]]
+        if expected is None:
+            assert score[i] == -np.inf
+        else:
+            assert (score[i], first[i], last[i]) == expected
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 7, 9])
+@given(st.data())
+@settings(deadline=None, max_examples=60)
+def test_the_highest_are_the_first_of_a_stable_sort(count: int, data: st.DataObject) -> None:
+    rows, columns = data.draw(st.sampled_from([(3, 1), (3, 7), (1, 12), (20, 2)]))
+    lowest = float(np.finfo(np.float32).min)
+    number = st.sampled_from([0.0, -0.0, 1.0, 1.5, -2.0, lowest, np.inf, -np.inf, np.nan])
+    drawn = data.draw(st.lists(number, min_size=rows * columns, max_size=rows * columns))
+    values = np.array(drawn, np.float32).reshape(rows, columns)
+    expected = np.argsort(-values, axis=1, kind="stable")[:, :count]
+    assert highest(values, count).tolist() == expected.tolist()
 
 
 def test_best_span_refuses_what_leaves_the_paragraph_or_is_too_long() -> None:
@@ -106,8 +135,16 @@ def test_best_span_refuses_what_leaves_the_paragraph_or_is_too_long() -> None:
     assert score[0] == -np.inf  # the only candidates are outside
 
 
-def test_padded_rows_are_filled_with_the_offset_outside_the_paragraph() -> None:
-    assert padded([[5, 6, 7], [], [8]]).tolist() == [[5, 6, 7], [-1, -1, -1], [8, -1, -1]]
+def test_padded_rows_are_filled_with_zeros() -> None:
+    assert padded(np.array([5, 6, 7, 8]), np.array([3, 0, 1])).tolist() == [[5, 6, 7], [0, 0, 0], [8, 0, 0]]
+
+
+def test_a_model_that_diverged_answers_nothing() -> None:
+    start = np.full((2, 5), np.nan, np.float32)
+    start[1] = [0, 0, 7, 0, 0]
+    score, first, last = best_spans(start, np.ones((2, 5), np.float32), np.ones((2, 5), bool), 3, 30)
+    assert not score[0] > -np.inf
+    assert (score[1], first[1], last[1]) == (8, 2, 2)
 
 
 # --- windows and labels -------------------------------------------------------------------------------------
@@ -228,6 +265,86 @@ def test_features_are_cached_by_their_content(tmp_path: Path) -> None:
     assert len(list((tmp_path / "deep" / "cache").iterdir())) == 4
 
 
+# --- SQuAD's own dev set ------------------------------------------------------------------------------------
+
+
+def dev_set() -> datasets.Dataset:
+    """SQuAD's dev questions, from the prepared hub."""
+    hub = os.environ.get("PRUNE_DISTILL_HUB")
+    if not hub:
+        pytest.skip("PRUNE_DISTILL_HUB is not set: no folder with SQuAD's dev set")
+    files = sorted((Path(hub) / "datasets/rajpurkar/squad/plain_text").glob("validation-*.parquet"))
+    if not files:
+        pytest.skip(f"{hub}/datasets/rajpurkar/squad/plain_text/validation-*.parquet is not there")
+    return datasets.concatenate_datasets([datasets.Dataset.from_parquet(str(file)) for file in files])  # type: ignore[misc]
+
+
+def peaked(lengths: list[int], width: int, step: float | None) -> list[np.ndarray]:
+    """Logits as a model gives them: low nearly everywhere, a few high starts, and ends a few tokens behind them.
+
+    Args:
+        step: round to multiples of it, which makes many ties.
+    """
+    draw = np.random.default_rng(0)
+    logits = [draw.normal(-6, 1.5, (len(lengths), width)).astype(np.float32) for _ in range(2)]
+    for window, length in enumerate(lengths):
+        for _ in range(3):
+            first = int(draw.integers(0, length))
+            last = min(first + int(draw.geometric(0.3)) - 1, length - 1)
+            logits[0][window, first], logits[1][window, last] = draw.normal(5, 2, 2)
+    if step is not None:
+        logits = [np.round(side / step) * step for side in logits]
+    padding = np.arange(width) >= np.array(lengths)[:, None]
+    return [np.where(padding, np.finfo(np.float32).min, side) for side in logits]
+
+
+def words_as_tokens() -> PreTrainedTokenizerBase:
+    """A tokenizer for any text that makes one token of each word and each mark, all of them [UNK]."""
+    special = {"[UNK]": 0, "[CLS]": 1, "[SEP]": 2, "[PAD]": 3}
+    backend = Tokenizer(WordLevel(special, unk_token="[UNK]"))
+    backend.pre_tokenizer = BertPreTokenizer()  # type: ignore[assignment]
+    backend.post_processor = BertProcessing(("[SEP]", 2), ("[CLS]", 1))  # type: ignore[assignment]
+    return PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="[UNK]", pad_token="[PAD]")
+
+
+@pytest.fixture(scope="module")
+def dev_windows(tmp_path_factory: pytest.TempPathFactory) -> tuple[Span, datasets.Dataset, datasets.Dataset]:
+    """The task, all dev questions and their windows, short enough that many paragraphs need several."""
+    task, questions = Span(path="x", max_seq_length=160, doc_stride=48), dev_set()
+    made = task.features(questions, words_as_tokens(), tmp_path_factory.mktemp("dev"), labels=False)
+    return task, questions, made
+
+
+@pytest.mark.parametrize("step", [None, 0.5])
+def test_all_dev_questions_are_answered_as_by_the_plain_loop(dev_windows: tuple, step: float | None) -> None:
+    task, questions, made = dev_windows
+    assert len(questions) == 10_570
+    assert len(made) > 11_000
+    lengths = made["length"][:]
+    logits = peaked(lengths, max(lengths), step)
+    best: dict[int, tuple[float, int, int]] = {}
+    columns = (made[name][:] for name in ("example", "start_character", "end_character"))
+    for window, (example, begins, ends) in enumerate(zip(*columns, strict=True)):
+        # Lists of numpy's numbers: sums are rounded to float32, as in the usual loop, which decides ties.
+        sides = [list(side[window]) for side in logits]
+        found = naive_best(sides[0], sides[1], [begin >= 0 for begin in begins], task.n_best, task.max_answer_length)
+        if found is not None and (example not in best or found[0] > best[example][0]):
+            best[example] = found[0], begins[found[1]], ends[found[2]]
+    contexts = questions["context"][:]
+    texts = [contexts[i][best[i][1] : best[i][2]] if i in best else "" for i in range(len(contexts))]
+    expected = dict(zip(questions["id"][:], texts, strict=True))
+    assert len(set(texts)) > 5000
+
+    scores = task.score(questions, made, logits)
+    assert scores.predictions == expected
+    metric = SquadMetric().compute(
+        predictions=[{"id": id, "prediction_text": text} for id, text in expected.items()],
+        references=[{"id": one["id"], "answers": {"text": one["answers"]["text"]}} for one in questions],
+    )
+    assert metric is not None
+    assert scores.metrics == {name: value / 100 for name, value in metric.items()}
+
+
 # --- subsets and hold-out -----------------------------------------------------------------------------------
 
 
@@ -294,6 +411,65 @@ def test_without_training_only_the_evaluation_split_is_needed(folder: Path) -> N
     assert len(read.evaluation) == 60
     with pytest.raises(UserError, match=r"no train split.*train\*"):
         Span(path=str(folder / "dev-v1.1.json")).read()
+
+
+# --- fingerprints -------------------------------------------------------------------------------------------
+
+
+def test_the_fingerprint_is_the_same_whatever_holds_the_contents() -> None:
+    content = [*rows(30), row("é", "Où est Zoë ? À Rome — 東京", "東京")]
+    expected = fingerprint(table(content))
+    pieces = datasets.concatenate_datasets([table(content[:7]), table(content[7:8]), table(content[8:])])
+    assert pieces.data["id"].num_chunks == 3
+    assert fingerprint(pieces) == expected
+    other = datasets.Features({
+        "question": datasets.Value("large_string"), "context": datasets.Value("large_string"),
+        "id": datasets.Value("large_string"),
+        "answers": {"answer_start": datasets.LargeList(datasets.Value("int32")),
+                    "text": datasets.List(datasets.Value("large_string"))},
+    })  # fmt: skip
+    assert fingerprint(datasets.Dataset.from_list(content, features=other)) == expected
+    longer = table([*rows(3), *content, *rows(2)])
+    assert fingerprint(longer.select(range(3, 34))) == expected  # a slice of the same buffers
+    backwards = table(content[::-1])
+    assert fingerprint(backwards.select(range(30, -1, -1))) == expected  # rows that are gathered
+    assert fingerprint(table([{**one, "title": "t"} for one in content])) == expected  # a column that is not used
+
+
+def changed(**changes: Any) -> list[dict[str, Any]]:
+    """Two questions, the second one changed."""
+    one, other = row("a", "Ada ate", "Ada"), row("b", "Bob ate", "Bob")
+    return [one, {**other, **changes}]
+
+
+DIFFERENT = {
+    "as it was": changed(),
+    "id": changed(id="c"),
+    "context": changed(context="Bob ate."),
+    "question": changed(question="whom"),
+    "missing question": changed(question=None),
+    "empty question": changed(question=""),
+    "answer": changed(answers={"text": ["Bo"], "answer_start": [0]}),
+    "offset": changed(answers={"text": ["Bob"], "answer_start": [1]}),
+    "two answers": changed(answers={"text": ["Bob", "Bob"], "answer_start": [0, 0]}),
+    "no answer": changed(answers={"text": [], "answer_start": []}),
+    "missing answer": changed(answers=None),
+    "order": changed()[::-1],
+    "one less": changed()[:1],
+    "words moved to the neighbour": [{**row("a", "Ada ateBob", "Ada")}, changed(context=" ate")[1]],
+    "answers moved to the neighbour": [
+        {**changed()[0], "answers": {"text": ["Ada", "Bob"], "answer_start": [0, 0]}},
+        changed(answers={"text": [], "answer_start": []})[1],
+    ],
+    "ids are numbers": [{**one, "id": i} for i, one in enumerate(changed())],
+    "ids are numerals": [{**one, "id": str(i)} for i, one in enumerate(changed())],
+}
+
+
+def test_whatever_differs_has_another_fingerprint() -> None:
+    prints = {name: fingerprint(table(content)) for name, content in DIFFERENT.items()}
+    assert len(prints) == 17
+    assert len(set(prints.values())) == 17, prints
 
 
 # --- local sources ------------------------------------------------------------------------------------------
@@ -392,6 +568,13 @@ BAD = [
     {**row("empty", "Ada", "Ada"), "answers": {"text": [""], "answer_start": [0]}},
     {**row("none", "Ada", "Ada"), "answers": {"text": [], "answer_start": []}},
     {**row("second", "Ada in Rome", "Ada"), "answers": {"text": ["Ada", "Rome"], "answer_start": [0, 3]}},
+    {**row("more texts", "Ada", "Ada"), "answers": {"text": ["Ada", "Ada"], "answer_start": [0]}},
+    {**row("more offsets", "Ada", "Ada"), "answers": {"text": ["Ada"], "answer_start": [0, 0]}},
+    {**row("no text", "Ada", "Ada"), "answers": {"text": [None], "answer_start": [0]}},
+    {**row("no offset", "Ada", "Ada"), "answers": {"text": ["Ada"], "answer_start": [None]}},
+    {**row("no answers", "Ada", "Ada"), "answers": None},
+    {**row("no texts", "Ada", "Ada"), "answers": {"text": None, "answer_start": [0]}},
+    {**row("no context", "Ada", "Ada"), "context": None},
 ]
 
 
@@ -444,3 +627,10 @@ def test_generated_examples_are_read_as_any_other() -> None:
     other = prints(Demo(train_examples=30, eval_examples=20, data_seed=1).read())
     assert [a != b for a, b in zip(prints(read), other, strict=True)] == [True, True]
     assert not set(read.train["context"]) & set(read.evaluation["context"])
+
+
+def test_a_question_that_leaves_its_paragraph_no_room_is_told() -> None:
+    task = Span(path="x", max_seq_length=40, doc_stride=16)
+    content = table([row("q", "Ada lives in Rome " * 20, "Ada", question="who " * 22)])
+    with pytest.raises(UserError, match=r"a question is so long .*max_seq_length=40 .*doc_stride=16"):
+        task.features(content, TOKENIZER, None, labels=True)

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runner.tasks.squad_metric import SquadMetric, exact_match, f1, normalize
+from runner.tasks.squad_metric import SquadMetric
+from runner.tasks.squad_scores import exact_match, f1, normalize
 
 PUNCTUATION = "!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~"
 

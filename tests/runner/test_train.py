@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from pruning import Block, Gradual, Logits, NoDistillation, Pruner, PruningError, SimKD, TrainingLength
 from runner import models, tracking
 from runner.config import compose_experiment
+from runner.device import Precision
 from runner.errors import UserError
 from runner.experiment import check_gradient, run
 from runner.models import Model
@@ -53,8 +54,8 @@ def new_pruner(model) -> Pruner:
 
 
 def settings(**changes: object) -> Training:
-    values = {"per_device_train_batch_size": 4, "max_steps": 12, "learning_rate": 1e-3, "bf16": False, **changes}
-    return Training(**values)  # type: ignore[arg-type]
+    values = {"per_device_train_batch_size": 4, "max_steps": 12, "learning_rate": 1e-3, "precision": Precision.float32}
+    return Training(**{**values, **changes})  # type: ignore[arg-type]
 
 
 def without_dropout() -> dict[str, object]:

@@ -1,0 +1,101 @@
+"""Which features share a batch. Batches of like length waste little on padding: at SQuAD's lengths, random batches of
+16 that are padded to their longest spend 45 % of what they compute on it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from torch.utils.data import Sampler
+
+BUCKET = 4
+"""Tokens. Lengths that differ by less are taken as equal, so that who shares a batch changes from epoch to epoch."""
+
+
+class Batches(Sampler[list[int]]):
+    """The micro-batches of one epoch after another, as lists of feature indices; the same for the same seed and epoch.
+
+    By length, features are sorted into buckets, shuffled within them and cut into the batches of optimizer steps, which
+    come in random order. Every feature comes once in an epoch, every epoch has as many batches as the others, and only
+    one of them may be smaller. Each is then dealt out among the ranks and the rounds of gradient accumulation: what an
+    optimizer step sees depends on the number of neither.
+    """
+
+    def __init__(
+        self,
+        lengths: Sequence[int] | np.ndarray,
+        size: int,
+        seed: int,
+        by_length: bool = True,
+        tokens: int | None = None,
+        parts: int = 1,
+        multiple: int = 1,
+    ) -> None:
+        """
+        Args:
+            lengths: tokens of each feature, at least one feature.
+            size: examples in a micro-batch.
+            tokens: instead of `size`: tokens in a micro-batch at most, padding included. Implies `by_length`.
+            parts: micro-batches in an optimizer step, over all ranks.
+            multiple: batches are padded to a multiple of this many tokens.
+
+        Raises:
+            ValueError: a feature has more than `tokens` tokens.
+        """
+        self.lengths = np.asarray(lengths, dtype=np.int64)
+        if tokens is not None and tokens < self.lengths.max():
+            raise ValueError(f"a feature of {self.lengths.max()} tokens does not fit into a batch of {tokens}")
+        self.size, self.seed, self.by_length, self.tokens = size, seed, by_length or tokens is not None, tokens
+        self.parts, self.multiple, self.epoch = parts, multiple, 0
+        self.cuts = self._cuts()
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps in an epoch."""
+        return len(self.cuts)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch that the next iteration gives."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.steps * self.parts
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for batch in self._whole():
+            # Too few for all parts: some are seen twice, for no part may be empty.
+            for part in np.array_split(np.resize(batch, max(len(batch), self.parts)), self.parts):
+                yield part.tolist()
+
+    def _whole(self) -> list[np.ndarray]:
+        """The epoch's batches, not dealt out."""
+        chance = np.random.default_rng([self.seed, self.epoch])
+        order = chance.permutation(len(self.lengths))
+        if self.by_length:
+            order = order[np.argsort(self._buckets()[order], kind="stable")]
+        batches = np.split(order, self.cuts[1:])
+        return [batches[i] for i in chance.permutation(len(batches))]
+
+    def _buckets(self) -> np.ndarray:
+        """The length of the longest feature that each feature is taken to be equal to."""
+        return -(-self.lengths // BUCKET) * BUCKET
+
+    def _cuts(self) -> list[int]:
+        """Where in the order each batch begins."""
+        if self.tokens is None:
+            return list(range(0, len(self.lengths), self.size * self.parts))
+        # Cut by the buckets' lengths, which come in the same order in every epoch: so their number does not change.
+        cuts: list[int] = []
+        for i, length in enumerate(np.minimum(np.sort(self._buckets()), self.tokens)):
+            if not cuts or i + 1 - cuts[-1] > self.tokens // self._padded(int(length)) * self.parts:
+                cuts.append(i)
+        return cuts
+
+    def _padded(self, length: int) -> int:
+        padded = -(-length // self.multiple) * self.multiple
+        return padded if self.tokens is None else min(padded, max(self.tokens, length))
+
+    def padding(self) -> float:
+        """The part of this epoch's computed tokens that is padding, in [0, 1)."""
+        computed = sum(len(batch) * self._padded(int(self.lengths[batch].max())) for batch in self)
+        return 1 - sum(int(self.lengths[batch].sum()) for batch in self) / computed

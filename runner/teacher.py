@@ -1,0 +1,218 @@
+"""The teacher is run once: its logits over the training features, kept in a file that every epoch, seed, pattern and
+process shares.
+
+Kept are the logits of the real choices only, one feature after the other, in float16: 58 MB for SQuAD's 88,000 features
+and two heads. The file is memory-mapped; what several processes read lies in memory once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from filelock import FileLock
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from runner import models
+from runner.baseline import lock_is_held
+from runner.device import Precision
+from runner.errors import UserError, disk_error
+from runner.evaluate import predictions
+from runner.versions import VERSIONS
+
+if TYPE_CHECKING:
+    import datasets
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from runner.tasks import Dataset
+
+log = logging.getLogger(__name__)
+
+LOGITS = "teacher_logits"
+"""The key of a batch, and of a row, that holds the teacher's logits."""
+
+
+@dataclass
+class KeptLogits:
+    """The teacher's logits over a set of features."""
+
+    heads: list[torch.Tensor]
+    """One float16 tensor per head: the logits of the real choices, feature after feature."""
+    counts: torch.Tensor
+    """int32 [features]: how many choices each feature has."""
+
+    def __post_init__(self) -> None:
+        self._ends = np.cumsum(self.counts.numpy(), dtype=np.int64)
+
+    def of(self, feature: int) -> tuple[torch.Tensor, ...]:
+        """A feature's logits: one [choices] tensor per head."""
+        stop = int(self._ends[feature])
+        start = stop - int(self.counts[feature])
+        return tuple(head[start:stop] for head in self.heads)
+
+
+class Taught(torch.utils.data.Dataset):
+    """Training features with the teacher's logits beside them."""
+
+    def __init__(self, features: datasets.Dataset, logits: KeptLogits) -> None:
+        self.features, self.logits = features, logits
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: list[int]) -> list[dict[str, Any]]:
+        """The rows of a batch, read at once."""
+        rows = self.features.__getitems__(indices)
+        return [{**row, LOGITS: self.logits.of(i)} for i, row in zip(indices, rows, strict=True)]
+
+
+def joined(rows: Sequence[Mapping[str, Any]]) -> tuple[torch.Tensor, ...]:
+    """A batch's logits: for each head one tensor with the rows' choices one after the other."""
+    return tuple(torch.cat(parts) for parts in zip(*(row[LOGITS] for row in rows), strict=True))
+
+
+def spread(
+    joined: Sequence[torch.Tensor], like: torch.Tensor, choices: torch.Tensor | None
+) -> tuple[torch.Tensor, ...]:
+    """Put each head's joined logits back where a padded batch has its choices.
+
+    Args:
+        like: [batch, choices], whose shape and device are wanted.
+        choices: bool [batch, choices], which of them are real; None if all are.
+    """
+    heads = [flat.to(like.device, torch.float32) for flat in joined]
+    if choices is None:
+        return tuple(head.view(like.shape) for head in heads)
+    empty = torch.zeros(like.shape, device=like.device)
+    return tuple(empty.masked_scatter(choices, head) for head in heads)
+
+
+def key(checkpoint: models.Checkpoint, task: Dataset, features: datasets.Dataset, precision: Precision) -> str:
+    """Hash of all that determines a teacher's logits. The features' fingerprint holds texts and tokenizer."""
+    made_of = [VERSIONS["teacher"], checkpoint.fingerprint, task.architecture, type(task).__name__]
+    made_of += [features._fingerprint, precision.value]
+    return hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:16]
+
+
+def taught(
+    checkpoint: models.Checkpoint,
+    tokenizer: PreTrainedTokenizerBase,
+    task: Dataset,
+    features: datasets.Dataset,
+    precision: Precision,
+    cache: Path,
+) -> KeptLogits:
+    """The teacher's logits over the features: read from `cache`, or computed now and kept there.
+
+    Several processes may ask at once: one computes, the others wait.
+
+    Raises:
+        UserError: the disk is full, or a logit is too large for float16.
+    """
+    name = key(checkpoint, task, features, precision)
+    file = cache / f"{name}.safetensors"
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(file.with_suffix(".lock"))
+        if lock_is_held(lock):
+            log.info("waiting for another process that runs the same teacher")
+        with lock:
+            found = _read(file, len(features))
+            if found is None:
+                _check_space(task, features, cache)
+                model = models.load(task.architecture, checkpoint)
+                found = _compute(model, tokenizer, task, features, precision)
+                _write(found, file)
+            else:
+                log.info("the teacher's logits are found in %s", file)
+        return found
+    except (OSError, SafetensorError) as error:
+        raise disk_error(error, cache) from error
+
+
+def _compute(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    task: Dataset,
+    features: datasets.Dataset,
+    precision: Precision,
+) -> KeptLogits:
+    found: list[tuple[torch.Tensor, ...]] = [()] * len(features)
+    for rows, prediction in predictions(model, tokenizer, task, features, "Running the teacher", precision):
+        heads = [head.half().cpu() for head in prediction.logits]
+        choices = None if prediction.choices is None else prediction.choices.cpu()
+        for i, row in enumerate(rows.tolist()):
+            found[row] = tuple(head[i] if choices is None else head[i][choices[i]] for head in heads)
+    counts = torch.tensor([len(heads[0]) for heads in found], dtype=torch.int32)
+    joined_heads = [torch.cat(parts) for parts in zip(*found, strict=True)]
+    if not all(bool(head.isfinite().all()) for head in joined_heads):
+        raise UserError(
+            "a logit of the teacher is not finite in float16 (its largest number is 65504): set distill.cache=false "
+            "to run the teacher beside the student, in the precision of the training"
+        )
+    return KeptLogits(joined_heads, counts)
+
+
+def _check_space(task: Dataset, features: datasets.Dataset, cache: Path) -> None:
+    """Refuse to start a pass over the features whose result would not fit on the disk."""
+    widest = int(np.sum(features["length"])) * 2  # a choice per token, two bytes; fewer if choices are classes
+    needed = widest * len(task.label_names)
+    free = shutil.disk_usage(cache).free
+    if needed > free:
+        raise UserError(
+            f"the teacher's logits may take {needed / 1e6:.0f} MB in {cache}, where {free / 1e6:.0f} MB are free; free "
+            "space, choose another cache_dir, or set distill.cache=false"
+        )
+    log.info("the teacher runs once over %d features; its logits take at most %.0f MB in %s", len(features),
+             needed / 1e6, cache)  # fmt: skip
+
+
+def _checksum(logits: KeptLogits) -> str:
+    value = 0
+    for tensor in (logits.counts, *logits.heads):
+        value = zlib.crc32(tensor.numpy().tobytes(), value)
+    return f"{value:08x}"
+
+
+def _write(logits: KeptLogits, file: Path) -> None:
+    """Whole or not at all."""
+    tensors = {"counts": logits.counts, **{f"head.{i}": head for i, head in enumerate(logits.heads)}}
+    partial = file.with_name(f"{file.stem}.tmp-{os.getpid()}")
+    try:
+        save_file(tensors, partial, {"heads": str(len(logits.heads)), "crc32": _checksum(logits)})
+        partial.replace(file)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _read(file: Path, features: int) -> KeptLogits | None:
+    """The logits in a file, or None if there is none or a damaged one."""
+    if not file.is_file():
+        return None
+    problem = "it is not a safetensors file"
+    try:
+        with safe_open(file, framework="pt") as stored:
+            about = stored.metadata() or {}
+            heads = [stored.get_tensor(f"head.{i}") for i in range(int(about["heads"]))]
+            found = KeptLogits(heads, stored.get_tensor("counts"))
+        if len(found.counts) == features and _checksum(found) == about["crc32"]:
+            return found
+        problem = "its contents are not those that were written"
+    except (SafetensorError, KeyError, ValueError):
+        pass
+    log.warning("%s is damaged (%s): the teacher is run again", file, problem)
+    return None

@@ -1,0 +1,77 @@
+"""What `python -m runner` does before a run begins costs little more than Hydra's own work and one import of torch.
+
+Held by what is imported and copied, not by the clock: that is the same on every machine.
+"""
+
+import pytest
+
+from runner import config
+from tests.conftest import Cli
+
+# Needed to train, to read data or to track, and not to compose. Each takes a tenth of a second to several.
+HEAVY = {
+    "accelerate", "datasets", "evaluate", "huggingface_hub", "matplotlib", "mlflow", "pandas", "pyarrow", "rich",
+    "scipy", "sklearn", "sqlalchemy", "sympy", "tokenizers", "transformers",
+}  # fmt: skip
+
+
+def imported(report: str) -> set[str]:
+    """Top-level packages in the report of `python -X importtime`."""
+    lines = (line for line in report.splitlines() if line.startswith("import time:"))
+    return {line.rsplit("|", 1)[1].strip().split(".")[0] for line in lines}
+
+
+@pytest.mark.parametrize(("arguments", "status", "told"), [
+    (["--help"], 0, "== Configuration groups =="),
+    (["--cfg", "job"], 0, "per_device_train_batch_size"),
+    (["--cfg", "job", "--resolve", "model=bert-base", "pattern=2:4"], 0, "google-bert/bert-base-uncased"),
+    (["pattern=nonsense"], 1, "Could not find 'pattern/nonsense'"),
+    (["pattern.rows=many"], 1, "Value 'many'"),
+    (["model=hub"], 1, "model=hub needs model.path"),
+    (["pattern.target_sparsity=7"], 1, "target_sparsity=7"),
+], ids=lambda value: " ".join(value) if isinstance(value, list) else None)  # fmt: skip
+def test_nothing_heavy_is_imported_to_compose(cli: Cli, arguments: list[str], status: int, told: str) -> None:
+    done = cli("-X", "importtime", "-m", "runner", *arguments)
+    assert done.returncode == status, done.stderr[-2000:]
+    assert told in done.stdout + done.stderr
+    seen = imported(done.stderr)
+    assert {"hydra", "torch", "runner", "pruning"} <= seen  # the report was read
+    assert seen & HEAVY == set()
+
+
+# Counts the schemas that are copied in other ways than to be filled: these copies go through ConfigStore.load.
+COUNT = """
+from contextlib import suppress
+from hydra.core.config_store import ConfigNode, ConfigStore
+
+copies = []
+ConfigNode.__deepcopy__ = lambda node, memo: copies.append(node.name) or node
+from runner.__main__ import main
+
+with suppress(SystemExit):  # --help ends so
+    main()
+stored = [node for group in ConfigStore.instance().repo["schema"].values() if isinstance(group, dict) for node in group]
+print(f"{len(stored)} schemas, {len(copies)} copies")
+"""
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--cfg", "job"]], ids=" ".join)
+def test_listing_and_composing_do_not_copy_the_store(cli: Cli, arguments: list[str]) -> None:
+    """Hydra would copy every schema some 150 times for --help: half of the time that it took."""
+    done = cli("-c", COUNT, *arguments)
+    assert done.returncode == 0, done.stderr
+    counted = done.stdout.splitlines()[-1].split()
+    assert int(counted[0]) >= 25  # there is something to copy
+    assert counted[2:] == ["0", "copies"]
+
+
+def test_what_is_composed_is_a_copy_of_the_schema() -> None:
+    """The store is shared by all that read it, so nobody may write into it."""
+    config.register()
+    first = config.compose(["model=tiny", "dataset=demo"])
+    before = first.train.logging_steps
+    first.train.logging_steps = 17
+    first.model.excluded.append("everything")
+    again = config.compose(["model=tiny", "dataset=demo"])
+    assert again.train.logging_steps == before != 17
+    assert again.model.excluded == []
