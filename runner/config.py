@@ -69,7 +69,7 @@ class Experiment:
     tracking: Tracking = field(default_factory=Tracking)
     prune: bool = True
     """false: only make, score, save and log the dense model."""
-    rerun: bool = False
+    force: bool = False
     """Run again although the same run was finished before."""
     seed: int = 0
     """Seed of the head's weights, the data order and dropout."""
@@ -213,7 +213,7 @@ def _flat(config: DictConfig) -> dict[str, str]:
 
     values = OmegaConf.to_container(config, resolve=True)
     assert isinstance(values, dict)
-    for key in ("recipe", "tracking", "output_dir", "cache_dir", "rerun", "seed"):
+    for key in ("recipe", "tracking", "output_dir", "cache_dir", "force", "seed"):
         values.pop(key, None)
     walk(values, "")
     return out

@@ -100,7 +100,7 @@ def run(experiment: Experiment, origin: Origin) -> Result:
         examples = experiment.dataset.read(train=experiment.trains)
         identity = identity_of(experiment, sources, examples)
         if done := finished(candidates, identity, experiment.tracking):
-            log.info("finished before; rerun=true would do it again\n%s", summary(done))
+            log.info("finished before; force=true would do it again\n%s", summary(done))
             return done
         inputs = prepare(experiment, sources, net or check(experiment, sources), examples, identity)
     folder = Path(experiment.output_dir) / f"{name}-{identity.run[:8]}"
@@ -218,7 +218,7 @@ def identity_of(experiment: Experiment, sources: Sources, examples: Examples) ->
 
 def earlier(experiment: Experiment, name: str) -> list[Path]:
     """Results of runs under this name, whatever made them."""
-    return [] if experiment.rerun else sorted(Path(experiment.output_dir).glob(f"{glob.escape(name)}-*/result.json"))
+    return [] if experiment.force else sorted(Path(experiment.output_dir).glob(f"{glob.escape(name)}-*/result.json"))
 
 
 def finished(results: list[Path], identity: Identity, where: tracking.Tracking) -> Result | None:

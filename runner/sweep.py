@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 from runner import config as configuration
 from runner import tracking
 from runner.edge import guarded, message
-from runner.experiment import set_up_process
+from runner.experiment import set_up_process, settled
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ class Sweep(Callback):
         swept = config.hydra.sweeper.get("params") or {}
         jobs = expand([*(f"{key}={value}" for key, value in swept.items()), *config.hydra.overrides.task])
         for overrides in jobs:
-            experiment, _ = configuration.compose_experiment(overrides)
+            experiment = settled(configuration.compose_experiment(overrides)[0])
         log.info("a sweep of %d runs, all configurations checked", len(jobs))
         self.open.enter_context(tracking.sweep(experiment.tracking, tracking.command_line()))
 

@@ -57,7 +57,8 @@ class Lesson:
         for key in ("per_device_train_batch_size", "batch_tokens"):
             if (getattr(training, key) or 0) % ranks:
                 raise UserError(
-                    f"train.{key}={getattr(training, key)} is the total and does not divide among {ranks} ranks"
+                    f"{key}={getattr(training, key)} in train or finetune is the total and does not divide among "
+                    f"{ranks} ranks"
                 )
         try:
             return Batches(
@@ -70,7 +71,8 @@ class Lesson:
                 multiple=PAD_MULTIPLE[device().type],
             )
         except ValueError as error:
-            raise UserError(f"train.batch_tokens={training.batch_tokens} over {ranks} ranks: {error}") from error
+            over = f" over {ranks} ranks" if ranks > 1 else ""
+            raise UserError(f"batch_tokens={training.batch_tokens} in train or finetune{over}: {error}") from error
 
     def length(self, training: Training) -> TrainingLength:
         """How many optimizer steps this training takes, as Trainer counts them."""

@@ -287,17 +287,18 @@ def time_variants(bench: Bench, data: Data, rounds: int) -> dict[str, Figures]:
     runs: dict[str, list[Figures]] = {name: [] for name in (*VARIANTS, OURS, OURS_WITH_DROPOUT)}
     for turn in range(rounds):
         for name, options in VARIANTS.items():
-            part = f"timing-{name.replace(', ', '-').replace(' ', '-')}-{turn}"
-            runs[name].append(reference_run(bench, part, data, 0, 1, options))
+            runs[name].append(reference_run(bench, short_name(name, turn), data, 0, 1, options))
         examples = runs["reference"][0].examples
         cache = bench.output / "timing-cache"
         for name, dropout in ((OURS, False), (OURS_WITH_DROPOUT, True)):
-            so, part = (
-                replace(bench, attention_dropout=dropout),
-                f"timing-{name.replace(', ', '-').replace(' ', '-')}-{turn}",
-            )
-            runs[name].append(our_run(so, part, data, 0, 1, cache, cold=True, examples=examples)[0])
+            so = replace(bench, attention_dropout=dropout)
+            runs[name].append(our_run(so, short_name(name, turn), data, 0, 1, cache, cold=True, examples=examples)[0])
     return {name: quickest(found) for name, found in runs.items()}
+
+
+def short_name(variant: str, turn: int) -> str:
+    """The name of a short run's part."""
+    return f"timing-{variant.replace(', ', '-').replace(' ', '-')}-{turn}"
 
 
 def quickest(runs: Sequence[Figures]) -> Figures:

@@ -7,8 +7,8 @@ usual question-answering scripts with a snip-momentum pruner beside them, slow w
 features are tokenised anew in each run, batches are random and padded to their longest (`--padding 384`: all to the
 full length), the dense teacher runs beside the student at each step, dropout is the model's own, AdamW is not fused,
 masks are multiplied into the weights after each step, the global threshold is taken anew where the cap of a layer
-binds, batches of the evaluation are unsorted and padded to the full length (`--eval-padding longest`: to their
-longest), spans and scores are computed in Python loops.
+binds, batches of the evaluation are unsorted and padded to their longest (`--eval-padding 384`: to the full length),
+spans and scores are computed in Python loops.
 
 It departs from these scripts in two places, so that scores can be compared: padding is kept out of the distillation
 loss's softmax (they have it inside), and a weight that was pruned stays so. FILE is JSON lines of

@@ -292,6 +292,8 @@ def test_settings_that_do_not_go_together_are_told_before_training(refused: Refu
         (["regularizer=group_lasso", "+allocation.layers={*.query:{pattern:2:4}}"], ["group_lasso", "2:4"]),
         (["schedule=one_shot", "schedule.start=21"], ["schedule.start=21", "after the last of 20 steps"]),
         (["allocation.min_per_layer=0.9"], ["0.8", "allocation.min_per_layer=0.9"]),
+        (["train.batch_tokens=10"], ["batch_tokens=10", "does not fit into a batch of 10"]),
+        (["train.precision=tf32"], ["precision=tf32", "NVIDIA GPU"]),
     ):  # fmt: skip
         text = refused(*arguments, *overrides)
         assert [word for word in words if word not in text] == [], overrides

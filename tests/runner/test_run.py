@@ -116,7 +116,7 @@ def test_a_finished_run_is_not_run_again(cli: Cli, small_model: Path, tmp_path: 
     assert "relative drop" in done.stderr  # the result is told again
     assert runs() == 1
     assert (folder / "model" / "model.safetensors").stat().st_mtime_ns == before
-    assert "finished before" not in ok(cli(*command, "rerun=true")).stderr
+    assert "finished before" not in ok(cli(*command, "force=true")).stderr
     assert (runs(), len(run_folders(tmp_path))) == (2, 1)
 
 

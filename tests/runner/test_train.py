@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -289,3 +290,33 @@ def test_the_log_says_what_was_left_dense(tmp_path: Path, caplog: pytest.LogCapt
     assert {row.name for row in pruner.report() if row.skipped} == {
         f"bert.encoder.layer.{i}.intermediate.dense.weight" for i in range(2)
     }
+
+
+def test_two_ranks_learn_what_one_learns(tmp_path: Path) -> None:
+    model = save_small_model(tmp_path / "model", **without_dropout())
+    script = [sys.executable, str(Path(__file__).with_name("ranks.py")), str(model)]
+    plain = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+
+    def start(output: Path, **variables: str) -> subprocess.Popen[str]:
+        output.mkdir(exist_ok=True)
+        return subprocess.Popen([*script, str(output)], env={**plain, **variables}, cwd=tmp_path, text=True,
+                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # fmt: skip
+
+    meet = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    started = [start(tmp_path / "one")]
+    started += [start(tmp_path / "two", RANK=str(rank), LOCAL_RANK=str(rank), **meet) for rank in range(2)]
+    for process in started:
+        text, _ = process.communicate(timeout=240)
+        assert process.returncode == 0, text
+    alone = torch.load(tmp_path / "one" / "0.pt")
+    first, second = (torch.load(tmp_path / "two" / f"{rank}.pt") for rank in range(2))
+    assert alone["steps"] == first["steps"] == second["steps"] == 12
+    # The 44 features are five batches of 8 and one of 4: each rank has half of every one.
+    assert first["tokens"] + second["tokens"] == alone["tokens"]
+    for name, weight in alone["weights"].items():
+        assert torch.equal(first["weights"][name], second["weights"][name])
+        assert torch.equal(weight == 0, first["weights"][name] == 0), name  # the same masks
+        assert torch.allclose(weight, first["weights"][name], atol=2e-4), name
