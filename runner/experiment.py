@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -104,6 +105,8 @@ def run(experiment: Experiment, origin: Origin) -> Result:
             return done
         inputs = prepare(experiment, sources, net or check(experiment, sources), examples, identity)
     folder = Path(experiment.output_dir) / f"{name}-{identity.run[:8]}"
+    if experiment.force:  # else it would go on from its last step
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     tags = {
         columns.KIND: columns.PRUNED if experiment.prune else columns.DENSE_ONLY,
         columns.IDENTITY: inputs.identity.run,

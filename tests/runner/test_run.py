@@ -118,6 +118,7 @@ def test_a_finished_run_is_not_run_again(cli: Cli, small_model: Path, tmp_path: 
     assert (folder / "model" / "model.safetensors").stat().st_mtime_ns == before
     assert "finished before" not in ok(cli(*command, "force=true")).stderr
     assert (runs(), len(run_folders(tmp_path))) == (2, 1)
+    assert json.loads((folder / "result.json").read_text())["cost"]["steps"] == 30  # from the first step
 
 
 def test_what_counts_as_finished(tmp_path: Path) -> None:
