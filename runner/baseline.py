@@ -26,7 +26,12 @@ log = logging.getLogger(__name__)
 
 
 def fine_tuned(
-    experiment: Experiment, base: models.Checkpoint, key: str, lesson: Lesson, track: Log
+    experiment: Experiment,
+    base: models.Checkpoint,
+    key: str,
+    lesson: Lesson,
+    track: Log,
+    flush_log: Callable[[], None],
 ) -> models.Checkpoint:
     """The dense model that these settings make: from the cache, or trained now.
 
@@ -44,7 +49,7 @@ def fine_tuned(
     with lock:
         if not (folder / "config.json").is_file():
             log.info("fine-tuning the dense model (kept in %s)", folder)
-            _train(experiment, base, folder, lesson, track)
+            _train(experiment, base, folder, lesson, track, flush_log)
         else:
             log.info("dense model found in %s", folder)
     return models.find(str(folder), "the dense model", experiment.model)
@@ -59,7 +64,14 @@ def lock_is_held(lock: FileLock) -> bool:
         return True
 
 
-def _train(experiment: Experiment, base: models.Checkpoint, folder: Path, lesson: Lesson, track: Log) -> None:
+def _train(
+    experiment: Experiment,
+    base: models.Checkpoint,
+    folder: Path,
+    lesson: Lesson,
+    track: Log,
+    flush_log: Callable[[], None],
+) -> None:
     from transformers import set_seed
 
     from runner.train import Teaching, train
@@ -77,6 +89,7 @@ def _train(experiment: Experiment, base: models.Checkpoint, folder: Path, lesson
         work,
         "Fine-tuning",
         track,
+        flush_log,
     )
     save(model, lesson.tokenizer, folder)
     shutil.rmtree(work, ignore_errors=True)

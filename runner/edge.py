@@ -5,12 +5,17 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from runner.interrupts import Interrupted
+
 
 def guarded(program: Callable[[], Any]) -> int:
-    """Run a program and return its exit status: 0, 1 after an error of the user's, 130 after an interrupt."""
+    """Run a program and return its exit status: 0, 1 after an error of the user's, 128 + N after signal N."""
     try:
         program()
         return 0
+    except Interrupted as interrupt:
+        print(interrupt, file=sys.stderr)
+        return interrupt.status
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130

@@ -9,10 +9,13 @@ import os
 import re
 import shutil
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock, Timeout
 
 from pruning import Dense, LayerReport, Plan, Pruner, TrainingLength
 from results import columns
@@ -21,6 +24,7 @@ from runner.config import Experiment, Identity, Origin, identify
 from runner.cost import Cost
 from runner.device import Precision, bf16_speedup, device, keep_freed_memory
 from runner.errors import UserError, disk_error
+from runner.interrupts import raise_on_signals
 from runner.tasks import Examples, Scores
 from runner.verify import Verification, verify
 
@@ -30,6 +34,9 @@ if TYPE_CHECKING:
     from runner.train import Lesson, Teaching
 
 log = logging.getLogger(__name__)
+
+RUN_FILE = "run.json"
+"""In a run's folder: the MLflow run, which an interrupted run goes on with."""
 
 
 @dataclass
@@ -115,7 +122,13 @@ def run(experiment: Experiment, origin: Origin) -> Result:
         "dataset.source": inputs.examples.source,
         "recipe": experiment.recipe.name,
     }
-    with tracking.start(experiment.tracking, name, tags) as tracker, saving(folder), logged_to(folder / "run.log"):
+    with (
+        saving(folder),
+        alone(folder),
+        tracking.start(experiment.tracking, name, tags, interrupted_run(folder)) as tracker,
+        logged_to(folder / "run.log"),
+    ):
+        write_json(folder / RUN_FILE, {"mlflow_run": tracker.run_id})
         (folder / "config.yaml").write_text(origin.yaml, encoding="utf-8")
         announce(experiment, origin, inputs, folder)
         tracker.params(params(experiment, origin))
@@ -319,7 +332,7 @@ def dense_model(experiment: Experiment, inputs: Inputs, tracker: tracking.Tracke
         return inputs.base
     assert inputs.lesson is not None
     return baseline.fine_tuned(
-        experiment, inputs.base, inputs.identity.dense, inputs.lesson, logger(tracker, "finetune")
+        experiment, inputs.base, inputs.identity.dense, inputs.lesson, logger(tracker, "finetune"), tracker.flush
     )
 
 
@@ -354,6 +367,7 @@ def prune(
         folder / "checkpoints",
         title,
         logger(tracker, "train"),
+        tracker.flush,
     )
     cost.trained(work)
     with cost.stage("save"):
@@ -587,6 +601,30 @@ def run_name(labels: Mapping[str, str], seed: int) -> str:
 # --- the process --------------------------------------------------------------------------------------------
 
 
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Refuse to write into the folder of a run that another process runs at this moment."""
+    lock = FileLock(f"{folder}.lock")
+    try:
+        lock.acquire(blocking=False)
+    except Timeout as error:
+        raise UserError(
+            f"{folder}: another process runs this very run at this moment; wait for it, or give another output_dir"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def interrupted_run(folder: Path) -> str | None:
+    """The MLflow run that was begun in this folder, if any."""
+    try:
+        return json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))["mlflow_run"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 class saving:
     """Around writes below a folder, which is made: a full or read-only disk becomes a UserError."""
 
@@ -635,6 +673,7 @@ def set_up_process() -> None:
     """Our own lines on stderr, and the libraries' chatter off."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # tokenizers warn when a process forks after use
     keep_freed_memory()
+    raise_on_signals()
     root = logging.getLogger()
     if not any(getattr(handler, "ours", False) for handler in root.handlers):
         handler = logging.StreamHandler()

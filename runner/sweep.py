@@ -24,6 +24,7 @@ class Sweep(Callback):
 
     def __init__(self) -> None:
         self.open = ExitStack()
+        self.jobs, self.failed = 0, []
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Compose and convert all jobs; a mistake in any stops the sweep before job 0."""
@@ -43,6 +44,7 @@ class Sweep(Callback):
         for overrides in jobs:
             experiment = settled(configuration.compose_experiment(overrides)[0])
         log.info("a sweep of %d runs, all configurations checked", len(jobs))
+        self.jobs = len(jobs)
         self.open.enter_context(tracking.sweep(experiment.tracking, tracking.command_line()))
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
@@ -50,12 +52,17 @@ class Sweep(Callback):
         if job_return.status is JobStatus.FAILED and config.hydra.mode.name == "MULTIRUN":
             error = job_return._return_value
             text = message(error)
+            self.failed.append(" ".join(config.hydra.overrides.task))
             log.error("failed: %s\n%s", " ".join(config.hydra.overrides.task), text or "see the traceback",
                       exc_info=None if text else error)  # fmt: skip
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """Close the parent run."""
+        """Close the parent run, and say what is missing."""
         self.open.close()
+        if self.failed:
+            lines = "".join(f"\n  {overrides}" for overrides in self.failed)
+            log.error("%d of %d runs failed:%s", len(self.failed), self.jobs, lines)
+            log.error("The same command runs only what is missing.")
 
 
 def expand(overrides: list[str]) -> list[list[str]]:

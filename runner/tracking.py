@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 PARENT_VARIABLE = "PRUNE_DISTILL_PARENT_RUN"  # MLFLOW_RUN_ID would make every child write into the parent
 _SQLITE = "sqlite:///"
+_ERROR = "error"  # the tag of a run that failed
 _FLUSH_SECONDS = 5.0  # one write to sqlite takes up to 0.1 s: write seldom, in batches
 _BATCH = 900  # MLflow takes at most 1000 metrics and 100 params at once
 _PARAMS = 90
@@ -117,6 +118,9 @@ class Tracker:
 
     def __init__(self, client: MlflowClient, run_id: str) -> None:
         self.client, self.run_id = client, run_id
+        self._known: set[str] = set()  # params that an interrupted run logged before
+        self._logged: dict[str, int] = {}  # prefix of metrics by step -> the last step that it logged
+        self._final: set[str] = set()  # metrics of the whole run that it logged
         self._buffer: list[Any] = []
         self._flushed = time.monotonic()
 
@@ -124,7 +128,7 @@ class Tracker:
         """Log params once; MLflow does not let them change."""
         from mlflow.entities import Param
 
-        entries = [Param(key, str(value)[:6000]) for key, value in values.items()]
+        entries = [Param(key, str(value)[:6000]) for key, value in values.items() if key not in self._known]
         for i in range(0, len(entries), _PARAMS):
             self.client.log_batch(self.run_id, params=entries[i : i + _PARAMS])
 
@@ -135,8 +139,11 @@ class Tracker:
         self.client.log_batch(self.run_id, tags=[RunTag(key, str(value)) for key, value in values.items()])
 
     def step(self, prefix: str, step: int, values: Mapping[str, float]) -> None:
-        """Metrics of an optimizer step, as `prefix/name`."""
+        """Metrics of an optimizer step, as `prefix/name`; not those that an interrupted run logged before."""
         from mlflow.entities import Metric
+
+        if step <= self._logged.get(prefix, -1):
+            return
 
         now = int(time.time() * 1000)
         self._buffer += [Metric(f"{prefix}/{name}", float(value), now, step) for name, value in values.items()]
@@ -144,11 +151,13 @@ class Tracker:
             self.flush()
 
     def metrics(self, values: Mapping[str, float]) -> None:
-        """Metrics of the whole run."""
+        """Metrics of the whole run; not those that it logged before it was interrupted in its last moment."""
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
-        self._buffer += [Metric(name, float(value), now, 0) for name, value in values.items()]
+        self._buffer += [
+            Metric(name, float(value), now, 0) for name, value in values.items() if name not in self._final
+        ]
         self.flush()
 
     def flush(self) -> None:
@@ -157,28 +166,63 @@ class Tracker:
             self.client.log_batch(self.run_id, metrics=self._buffer[i : i + _BATCH])
         self._buffer, self._flushed = [], time.monotonic()
 
+    def resume(self, tags: Mapping[str, Any]) -> None:
+        """Go on with a run that was interrupted: it runs again, and what it logged stays as it is."""
+        run = self.client.get_run(self.run_id)
+        self.client.update_run(self.run_id, status="RUNNING")
+        if _ERROR in run.data.tags:
+            self.client.delete_tag(self.run_id, _ERROR)
+        self.tags(tags)
+        self._known = set(run.data.params)
+        for key in run.data.metrics:
+            prefix, _, name = key.rpartition("/")
+            last = max(metric.step for metric in self.client.get_metric_history(self.run_id, key))
+            if last == 0:
+                self._final.add(key)
+            elif name == "loss":
+                self._logged[prefix] = last
+
     def text(self, text: str, name: str) -> None:
         """Log a text as an artifact."""
         self.client.log_text(self.run_id, text, name)
 
 
 @contextmanager
-def start(tracking: Tracking, name: str, tags: Mapping[str, Any]) -> Iterator[Tracker]:
-    """An MLflow run that ends FINISHED, KILLED on an interrupt, or FAILED with the error as a tag."""
+def start(tracking: Tracking, name: str, tags: Mapping[str, Any], interrupted: str | None = None) -> Iterator[Tracker]:
+    """An MLflow run that ends FINISHED, KILLED on an interrupt, or FAILED with the error as a tag.
+
+    Args:
+        interrupted: the id of a run to go on with, if it is still there.
+    """
     client, experiment_id = connect(tracking)
     parent = os.environ.get(PARENT_VARIABLE)
     all_tags = {**provenance(), **tags, **({"mlflow.parentRunId": parent} if parent else {})}
-    run = client.create_run(experiment_id, run_name=name, tags={key: str(value) for key, value in all_tags.items()})
-    tracker = Tracker(client, run.info.run_id)
+    if interrupted is not None and _can_go_on(client, interrupted):
+        tracker = Tracker(client, interrupted)
+        tracker.resume(all_tags)
+    else:
+        run = client.create_run(experiment_id, run_name=name, tags={key: str(value) for key, value in all_tags.items()})
+        tracker = Tracker(client, run.info.run_id)
     try:
         yield tracker
     except BaseException as error:
         status = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
         tracker.flush()
-        tracker.tags({"error": f"{type(error).__name__}: {error}"[:5000]})
+        tracker.tags({_ERROR: f"{type(error).__name__}: {error}"[:5000]})
         client.set_terminated(tracker.run_id, status)
         raise
     client.set_terminated(tracker.run_id, "FINISHED")
+
+
+def _can_go_on(client: MlflowClient, run_id: str) -> bool:
+    """Whether the run is there, not deleted, and did not end well."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        info = client.get_run(run_id).info
+    except MlflowException:
+        return False
+    return info.lifecycle_stage == "active" and info.status != "FINISHED"
 
 
 @contextmanager

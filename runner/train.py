@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
+import shutil
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,10 +22,11 @@ from transformers import ProgressCallback, Trainer, TrainerCallback, TrainingArg
 from transformers.trainer_callback import PrinterCallback
 
 from pruning import Distillation, Prediction, Pruner, TrainingLength, label_loss
-from runner import models
+from runner import checkpoints, models
 from runner.batches import Batches
 from runner.device import Precision, computing, device, matmul_in, world_size
 from runner.errors import UserError, disk_error
+from runner.interrupts import Interrupted, postponed
 from runner.tasks import Collate, Dataset
 from runner.teacher import LOGITS, KeptLogits, Taught, joined, spread
 from runner.training import Sampling, Training
@@ -35,8 +39,19 @@ PRUNER_FILE = "pruner.safetensors"
 PAD_MULTIPLE = {"cpu": 1, "cuda": 8, "mps": 1}
 """Batches are padded to a multiple of this many tokens: tensor cores want 8."""
 
+METER_FILE = "meter.json"
+"""The sum of the losses since one was last logged."""
+
 Log = Callable[[int, Mapping[str, float]], None]
 """Takes an optimizer step and the metrics of that step."""
+
+
+def nothing() -> None:
+    """Where there is no log to flush."""
+
+
+def never() -> None:
+    """No signal came."""
 
 
 @dataclass
@@ -138,10 +153,23 @@ class DistillTrainer(Trainer):
     loss_is_scaled_for_ga = False
 
     def __init__(
-        self, *args: Any, task: Dataset, teaching: Teaching, batches: Batches, precision: Precision, **kwargs: Any
+        self,
+        *args: Any,
+        task: Dataset,
+        teaching: Teaching,
+        batches: Batches,
+        precision: Precision,
+        pruner: Pruner | None,
+        flush_log: Callable[[], None],
+        keep: int,
+        **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         self.task, self.teaching, self.batches, self.precision = task, teaching, batches, precision
+        self.pruner, self.flush_log, self.keep = pruner, flush_log, keep
+        self.staging = Path(str(self.args.output_dir)) / "saving"
+        self._saving = False
+        self.loss_sum, self.losses = torch.zeros((), dtype=torch.float64, device=self.args.device), 0
         self.tokens = 0
         self.real_tokens = torch.zeros((), dtype=torch.int64, device=self.args.device)
 
@@ -174,6 +202,8 @@ class DistillTrainer(Trainer):
             loss = how.label_weight * label_loss(student, tuple(labels.values()))
         if how.needs_teacher and how.weight:
             loss = loss + how.weight * how.loss(student, self._taught(student, given, inputs.get(LOGITS)))
+        self.loss_sum += loss.detach()
+        self.losses += 1
         return (loss, outputs) if return_outputs else loss
 
     def _taught(
@@ -188,6 +218,71 @@ class DistillTrainer(Trainer):
             outputs = live(**inputs, output_hidden_states=self.teaching.distillation.needs_hidden)
         return self.task.prediction(outputs, inputs)
 
+    def mean_loss(self) -> float:
+        """The mean since it was last asked for. Trainer's own forgets, on resume, what came before the checkpoint."""
+        count = torch.tensor(float(self.losses), dtype=torch.float64, device=self.loss_sum.device)
+        total, number = self.accelerator.reduce(torch.stack((self.loss_sum, count))).tolist()  # type: ignore[union-attr]
+        self.loss_sum.zero_()
+        self.losses = 0
+        return total / max(1.0, number)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """As Trainer does, but beside its place: see `runner.checkpoints`."""
+        if not bool(self.loss_sum.isfinite()):
+            raise diverged(self.state.global_step)  # and the checkpoint before this one stays the newest
+        self.flush_log()  # what was logged before a checkpoint is not logged again after it
+        name = f"{checkpoints.PREFIX}{self.state.global_step}"
+        if self.args.should_save:
+            shutil.rmtree(self.staging, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+        self._saving = True
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self._saving = False
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            if self.pruner is not None:
+                # Trainer's own way to save such a state is JSON, which masks are not.
+                tensors, values = self.pruner.state_dict()
+                save_file(tensors, self.staging / name / PRUNER_FILE, values)
+            meter = {"loss_sum": float(self.loss_sum), "losses": self.losses}
+            (self.staging / name / METER_FILE).write_text(json.dumps(meter), encoding="utf-8")
+            folder = Path(str(self.args.output_dir))
+            checkpoints.seal(self.staging / name, folder / name)
+            shutil.rmtree(self.staging, ignore_errors=True)
+            checkpoints.rotate(folder, self.keep)
+        self.accelerator.wait_for_everyone()
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(self.staging) if self._saving else super()._get_output_dir(trial)
+
+    def restore_meter(self, checkpoint: Path) -> None:
+        """Go on with the mean loss where the checkpoint was made."""
+        meter = json.loads((checkpoint / METER_FILE).read_text(encoding="utf-8"))
+        self.loss_sum.fill_(meter["loss_sum"])
+        self.losses = meter["losses"]
+
+
+def diverged(step: int) -> UserError:
+    """The loss is not a number any more."""
+    return UserError(
+        f"the loss is not finite at step {step}: the training diverged. Try a lower train.learning_rate (or "
+        "finetune.learning_rate), train.max_grad_norm=1, a longer warm-up (warmup_steps), or precision=float32"
+    )
+
+
+class StopWhenAsked(TrainerCallback):
+    """Saves and stops after the step in which a signal came."""
+
+    def __init__(self, asked: Callable[[], int | None]) -> None:
+        self.asked = asked
+
+    def on_step_end(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> Any:
+        if self.asked() is not None:
+            control.should_save = control.should_training_stop = True
+        return control
+
 
 class Epochs(TrainerCallback):
     """Tells the batches which epoch it is. Trainer does so only where nothing has wrapped them, as it does on resume
@@ -200,8 +295,18 @@ class Epochs(TrainerCallback):
         self.batches.set_epoch(int(state.epoch or 0))
 
 
+class Resume(TrainerCallback):
+    """Goes on with the mean loss of a checkpoint."""
+
+    def __init__(self, trainer: DistillTrainer, checkpoint: Path) -> None:
+        self.trainer, self.checkpoint = trainer, checkpoint
+
+    def on_train_begin(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer.restore_meter(self.checkpoint)
+
+
 class PruningCallback(TrainerCallback):
-    """Carries the pruner through Trainer's events: attach, save, restore. The pruning itself is in the optimizer."""
+    """Carries the pruner through Trainer's events: restore, attach. The pruning itself is in the optimizer."""
 
     def __init__(self, pruner: Pruner, resume_from: Path | None) -> None:
         self.pruner, self.resume_from = pruner, resume_from
@@ -212,12 +317,6 @@ class PruningCallback(TrainerCallback):
         optimizer = kwargs["optimizer"]
         # accelerate wraps it, and calls the wrapper's step also when the wrapped one is skipped.
         self.pruner.attach(getattr(optimizer, "optimizer", optimizer))
-
-    def on_save(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.is_world_process_zero:
-            # Trainer's own way to save a callback's state is JSON, which masks are not.
-            tensors, values = self.pruner.state_dict()
-            save_file(tensors, Path(str(args.output_dir)) / f"checkpoint-{state.global_step}" / PRUNER_FILE, values)
 
 
 def load_pruner(pruner: Pruner, file: Path) -> None:
@@ -234,9 +333,9 @@ def load_pruner(pruner: Pruner, file: Path) -> None:
 class Progress(ProgressCallback):
     """Trainer's bar, with loss and sparsity beside it, and the same numbers for the tracker."""
 
-    def __init__(self, title: str, log: Log, pruner: Pruner | None) -> None:
+    def __init__(self, title: str, log: Log, pruner: Pruner | None, mean_loss: Callable[[], float]) -> None:
         super().__init__()
-        self.title, self.log, self.pruner = title, log, pruner
+        self.title, self.log, self.pruner, self.mean_loss = title, log, pruner, mean_loss
 
     def on_train_begin(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
         super().on_train_begin(args, state, control, **kwargs)
@@ -244,9 +343,14 @@ class Progress(ProgressCallback):
             self.training_bar.set_description(self.title)
 
     def on_log(self, args: TrainingArguments, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        if not state.is_world_process_zero or "loss" not in logs:
+        if "loss" not in logs:
             return
-        shown = {"loss": logs["loss"], "learning_rate": logs["learning_rate"]}
+        loss = self.mean_loss()  # of all ranks, so each must ask
+        if not math.isfinite(loss):
+            raise diverged(state.global_step)
+        if not state.is_world_process_zero:
+            return
+        shown = {"loss": loss, "learning_rate": logs["learning_rate"]}
         if self.pruner is not None:
             shown["sparsity"] = self.pruner.sparsity
         self.log(state.global_step, shown)
@@ -264,11 +368,17 @@ def train(
     folder: Path,
     title: str,
     log: Log,
+    flush_log: Callable[[], None] = nothing,
 ) -> Work:
-    """Train `student` in place; checkpoints go to `folder`, from the last of which an interrupted training goes on."""
+    """Train `student` in place; checkpoints go to `folder`, from the last of which an interrupted training goes on.
+
+    Raises:
+        Interrupted: a signal asked the process to end; a checkpoint was saved.
+        UserError: the loss is not finite, or the disk is full.
+    """
     transformers.utils.logging.disable_progress_bar()  # one bar is enough: not another for each file of a checkpoint
     training = training.settled()
-    last = last_checkpoint(folder, pruner)
+    last = checkpoints.newest(folder)
     batches = lesson.batches(training, seed)
     arguments = _arguments(training, seed, folder, lesson.length(training).steps)
     if teaching.teacher is not None:
@@ -276,27 +386,37 @@ def train(
         teaching.teacher.eval().requires_grad_(False)
         if teaching.distillation.shares_head:
             share_head(student, teaching.teacher)
-    callbacks: list[TrainerCallback] = [Epochs(batches), Progress(title, log, pruner)]
-    if pruner is not None:
-        callbacks.append(PruningCallback(pruner, last))
     assert training.precision is not None
     trainer = DistillTrainer(
         model=student,
         args=arguments,
         train_dataset=lesson.features if teaching.logits is None else Taught(lesson.features, teaching.logits),
         data_collator=collate(lesson.tokenizer, lesson.task.label_names, batches.multiple),
-        callbacks=callbacks,
         task=lesson.task,
         teaching=teaching,
         batches=batches,
         precision=training.precision,
+        pruner=pruner,
+        flush_log=flush_log,
+        keep=training.save_total_limit,
     )
     for default in (ProgressCallback, PrinterCallback):  # ours shows the same, without a line per log
-        trainer.callback_handler.callbacks = [c for c in trainer.callback_handler.callbacks if type(c) is not default]
+        trainer.remove_callback(default)
+    trainer.add_callback(Epochs(batches))
+    trainer.add_callback(Progress(title, log, pruner, trainer.mean_loss))
+    if pruner is not None:
+        trainer.add_callback(PruningCallback(pruner, last))
     begin = time.perf_counter()
     try:
-        with matmul_in(training.precision):
+        # A signal to one of several ranks would stop it while the others wait for it: they all end at once instead.
+        with matmul_in(training.precision), postponed() if world_size() == 1 else nullcontext(never) as asked:
+            trainer.add_callback(StopWhenAsked(asked))
+            if last is not None:
+                trainer.add_callback(Resume(trainer, last))
             trainer.train(resume_from_checkpoint=None if last is None else str(last))
+            signal = asked()
+        if signal is not None:
+            raise Interrupted(signal, f" at step {trainer.state.global_step}; the same command goes on from there")
         if pruner is not None:
             pruner.check_reached()
     except (OSError, SafetensorError) as error:
@@ -305,7 +425,7 @@ def train(
         if pruner is not None:
             pruner.detach()  # else optimizer and pruner hold each other, and a sweep's next run finds less memory
     updating = pruner.update_seconds if pruner is not None else 0.0
-    done = trainer.state.global_step - (int(last.name.rpartition("-")[2]) if last is not None else 0)
+    done = trainer.state.global_step - (checkpoints.step(last) if last is not None else 0)
     seconds = time.perf_counter() - begin - updating
     return Work(done, trainer.tokens, int(trainer.real_tokens), seconds, updating)
 
@@ -315,6 +435,7 @@ def _arguments(training: Training, seed: int, folder: Path, steps: int) -> Train
     ranks = world_size()
     options["per_device_train_batch_size"] //= ranks
     options["logging_steps"] = training.logging_steps or max(1, steps // 100)
+    del options["save_total_limit"]  # ours rotates: Trainer would look where a checkpoint is written, not where it lies
     arguments = TrainingArguments(
         output_dir=str(folder),
         seed=seed,
@@ -344,10 +465,3 @@ def share_head(student: PreTrainedModel, of: PreTrainedModel) -> None:
                 f"({name}); use distill=logits"
             ) from error
         module.requires_grad_(False)
-
-
-def last_checkpoint(folder: Path, pruner: Pruner | None) -> Path | None:
-    """The newest checkpoint in `folder` that was written to its end, or None."""
-    needed = ["trainer_state.json", "optimizer.pt", *([PRUNER_FILE] if pruner is not None else [])]
-    found = [p for p in folder.glob("checkpoint-*") if all((p / name).is_file() for name in needed)]
-    return max(found, key=lambda p: int(p.name.rpartition("-")[2]), default=None)

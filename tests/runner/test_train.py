@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pruning import Block, Gradual, Logits, NoDistillation, Pruner, PruningError, SimKD, TrainingLength
-from runner import models, tracking
+from runner import checkpoints, models, tracking
 from runner.config import compose_experiment
 from runner.device import Precision
 from runner.errors import UserError
@@ -22,7 +22,7 @@ from runner.experiment import check_gradient, run
 from runner.models import Model
 from runner.pretrain_tiny import build_tokenizer
 from runner.tasks.demo import Demo
-from runner.train import PRUNER_FILE, Lesson, Teaching, last_checkpoint, train
+from runner.train import PRUNER_FILE, Lesson, Teaching, train
 from runner.training import Training
 from runner.verify import VerificationError, read_tensors, verify
 from tests.conftest import ROOT, save_small_model
@@ -100,7 +100,7 @@ def test_an_interrupted_run_ends_with_the_same_bits(tmp_path: Path, lesson: Less
                 train(model, lesson, often, Teaching(Logits(), teacher), pruner, 5, folder, "t", log)
                 assert not (name == "interrupted" and attempt == 0)
             except Interrupt:
-                assert last_checkpoint(folder, pruner) == folder / "checkpoint-6"
+                assert checkpoints.newest(folder) == folder / "checkpoint-6"
         weights[name] = {n: p.detach().clone() for n, p in model.named_parameters()}
     assert all(torch.equal(weights["whole"][n], weights["interrupted"][n]) for n in weights["whole"])
 
@@ -110,9 +110,9 @@ def test_a_checkpoint_without_masks_is_not_resumed_from(tmp_path: Path, lesson: 
     model = student(tmp_path / "model")
     train(model, lesson, settings(save_steps=5, save_total_limit=3), Teaching(NoDistillation()), new_pruner(model), 0,
           folder, "t", quiet)  # fmt: skip
-    assert last_checkpoint(folder, new_pruner(model)) == folder / "checkpoint-12"
+    assert checkpoints.newest(folder) == folder / "checkpoint-12"
     (folder / "checkpoint-12" / PRUNER_FILE).unlink()
-    assert last_checkpoint(folder, new_pruner(model)) == folder / "checkpoint-10"
+    assert checkpoints.newest(folder) == folder / "checkpoint-10"
 
 
 def test_the_teacher_does_not_change_and_pruned_weights_stay_zero(tmp_path: Path, lesson: Lesson) -> None:
@@ -320,3 +320,22 @@ def test_two_ranks_learn_what_one_learns(tmp_path: Path) -> None:
         assert torch.equal(first["weights"][name], second["weights"][name])
         assert torch.equal(weight == 0, first["weights"][name] == 0), name  # the same masks
         assert torch.allclose(weight, first["weights"][name], atol=2e-4), name
+
+
+@pytest.mark.parametrize("logging_steps", [1, 3])  # noticed when it is logged, or when it would be saved
+def test_a_training_that_diverges_stops_and_keeps_the_last_good_checkpoint(
+    logging_steps: int, tmp_path: Path, lesson: Lesson
+) -> None:
+    model, folder = student(tmp_path / "model"), tmp_path / "run"
+
+    def spoil(step: int, values: object) -> None:
+        if step == 3:
+            model.get_parameter("qa_outputs.weight").data.fill_(float("nan"))
+
+    with pytest.raises(UserError, match=r"not finite at step 4: .*learning_rate"):
+        train(model, lesson, settings(save_steps=2, logging_steps=logging_steps), Teaching(NoDistillation()), None, 0,
+              folder, "t", spoil)  # fmt: skip
+    last = checkpoints.newest(folder)
+    assert last is not None
+    assert checkpoints.step(last) == 2
+    assert all(bool(tensor.isfinite().all()) for tensor in load_file(last / "model.safetensors").values())

@@ -1,0 +1,61 @@
+"""Signals that ask a process to end: a training saves first, everything else ends at once, MLflow told."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal asked this process to end. No error of anybody's: a KeyboardInterrupt, so that no handler of errors
+    mistakes it for one."""
+
+    def __init__(self, number: int, saved: str = "") -> None:
+        super().__init__(f"interrupted{saved}")
+        self.number = number
+
+    @property
+    def status(self) -> int:
+        """The exit status that shells expect."""
+        return 128 + self.number
+
+
+def raise_on_signals() -> None:
+    """Let SIGTERM end this process as Ctrl-C does, by an exception, so that it leaves nothing half done."""
+    if threading.current_thread() is threading.main_thread():
+        for number in SIGNALS:
+            signal.signal(number, _raise)
+
+
+def _raise(number: int, frame: Any) -> None:
+    raise Interrupted(number)
+
+
+@contextmanager
+def postponed() -> Iterator[Callable[[], int | None]]:
+    """Hold the first signal back meanwhile; a second one acts at once.
+
+    Yields:
+        A function that says which signal came, if any.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: None
+        return
+    asked: list[int] = []
+
+    def take(number: int, frame: Any) -> None:
+        if asked:
+            raise Interrupted(number)
+        asked.append(number)
+
+    before = {number: signal.signal(number, take) for number in SIGNALS}
+    try:
+        yield lambda: asked[0] if asked else None
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
