@@ -4,10 +4,10 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test bench bench-row lint type ui table clean
+.PHONY: help setup demo test fault-test bench bench-row lint type ui table clean
 
 help:  ## this list
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/ #/' | awk -F' # ' '{printf "  make %-9s %s\n", $$1, $$2}'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/ #/' | awk -F' # ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
 setup: $(STAMP)  ## create .venv/ and install into it
 
@@ -24,6 +24,9 @@ demo: $(STAMP)  ## prune the embedded model with three patterns on generated que
 
 test: $(STAMP)  ## run the tests
 	@$(BIN)/python -m pytest -q -n 2
+
+fault-test: $(STAMP)  ## kill a small run at 200 points and start it again (20 minutes)
+	@$(BIN)/python tests/faults/faults.py
 
 bench: $(STAMP)  ## what the pruning engine costs, as ratios (10 minutes; needs 16 GB)
 	@$(BIN)/python tests/benchmarks/bench_engine.py

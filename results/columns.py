@@ -6,6 +6,7 @@ The only module of `results` that `runner` imports. A name that changes here cha
 # Tags of an MLflow run.
 KIND = "prune_distill.kind"  # one of the four below
 IDENTITY = "prune_distill.identity"  # hash of all that determines the result, seed included
+FOLDER = "folder"  # where the run writes, on the machine that made it
 GROUP = "prune_distill.group"  # the same without the seed: runs of one group are pooled
 METRIC = "prune_distill.metric"  # the dataset's main metric, such as "f1"
 VERIFIED = "prune_distill.verified"  # "true" once the saved model was read back and recounted

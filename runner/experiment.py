@@ -35,9 +35,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-RUN_FILE = "run.json"
-"""In a run's folder: the MLflow run, which an interrupted run goes on with."""
-
 
 @dataclass
 class Result:
@@ -117,6 +114,7 @@ def run(experiment: Experiment, origin: Origin) -> Result:
     tags = {
         columns.KIND: columns.PRUNED if experiment.prune else columns.DENSE_ONLY,
         columns.IDENTITY: inputs.identity.run,
+        columns.FOLDER: str(folder.resolve()),
         columns.GROUP: inputs.identity.group,
         columns.METRIC: experiment.dataset.metric,
         "dataset.source": inputs.examples.source,
@@ -125,10 +123,9 @@ def run(experiment: Experiment, origin: Origin) -> Result:
     with (
         saving(folder),
         alone(folder),
-        tracking.start(experiment.tracking, name, tags, interrupted_run(folder)) as tracker,
+        tracking.start(experiment.tracking, name, tags, resumes=True) as tracker,
         logged_to(folder / "run.log"),
     ):
-        write_json(folder / RUN_FILE, {"mlflow_run": tracker.run_id})
         (folder / "config.yaml").write_text(origin.yaml, encoding="utf-8")
         announce(experiment, origin, inputs, folder)
         tracker.params(params(experiment, origin))
@@ -492,7 +489,7 @@ def record(
         tracker.tags({columns.VERIFIED: "true"})
     values |= costs(result.cost)
     tracker.metrics(values)
-    tracker.tags({"folder": result.folder, "mlflow.note.content": f"```\n{summary(result)}\n```"})
+    tracker.tags({"mlflow.note.content": f"```\n{summary(result)}\n```"})
 
 
 def costs(cost: Mapping[str, Any]) -> dict[str, float]:
@@ -615,14 +612,6 @@ def alone(folder: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
-
-
-def interrupted_run(folder: Path) -> str | None:
-    """The MLflow run that was begun in this folder, if any."""
-    try:
-        return json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))["mlflow_run"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
 
 
 class saving:

@@ -188,17 +188,19 @@ class Tracker:
 
 
 @contextmanager
-def start(tracking: Tracking, name: str, tags: Mapping[str, Any], interrupted: str | None = None) -> Iterator[Tracker]:
+def start(tracking: Tracking, name: str, tags: Mapping[str, Any], resumes: bool = False) -> Iterator[Tracker]:
     """An MLflow run that ends FINISHED, KILLED on an interrupt, or FAILED with the error as a tag.
 
     Args:
-        interrupted: the id of a run to go on with, if it is still there.
+        resumes: go on with a run of the same identity and folder that did not end well, if there is one. The caller
+            answers for that no process works on it.
     """
     client, experiment_id = connect(tracking)
     parent = os.environ.get(PARENT_VARIABLE)
     all_tags = {**provenance(), **tags, **({"mlflow.parentRunId": parent} if parent else {})}
-    if interrupted is not None and _can_go_on(client, interrupted):
-        tracker = Tracker(client, interrupted)
+    unfinished = _unfinished(client, experiment_id, tags) if resumes else None
+    if unfinished is not None:
+        tracker = Tracker(client, unfinished)
         tracker.resume(all_tags)
     else:
         run = client.create_run(experiment_id, run_name=name, tags={key: str(value) for key, value in all_tags.items()})
@@ -214,15 +216,13 @@ def start(tracking: Tracking, name: str, tags: Mapping[str, Any], interrupted: s
     client.set_terminated(tracker.run_id, "FINISHED")
 
 
-def _can_go_on(client: MlflowClient, run_id: str) -> bool:
-    """Whether the run is there, not deleted, and did not end well."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        info = client.get_run(run_id).info
-    except MlflowException:
-        return False
-    return info.lifecycle_stage == "active" and info.status != "FINISHED"
+def _unfinished(client: MlflowClient, experiment_id: str, tags: Mapping[str, Any]) -> str | None:
+    """The newest run of the same identity and folder that did not end well."""
+    same_identity = f"tags.`{columns.IDENTITY}` = '{tags[columns.IDENTITY]}'"
+    for run in client.search_runs([experiment_id], same_identity, order_by=["attributes.start_time DESC"]):
+        if run.info.status != "FINISHED" and run.data.tags.get(columns.FOLDER) == str(tags[columns.FOLDER]):
+            return run.info.run_id
+    return None
 
 
 @contextmanager

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from results import columns
 from runner import checkpoints, tracking
 from runner.edge import guarded
 from runner.errors import UserError
-from runner.experiment import alone, interrupted_run
+from runner.experiment import alone
 from runner.interrupts import Interrupted, postponed, raise_on_signals
 from tests.conftest import ROOT, Cli
 
@@ -178,10 +179,11 @@ def test_a_run_is_run_by_one_process(tmp_path: Path) -> None:
 
 def test_an_mlflow_run_goes_on_where_it_was(tmp_path: Path) -> None:
     where = tracking.Tracking(uri=f"sqlite:///{tmp_path}/mlflow.db")
+    mine: dict[str, object] = {columns.IDENTITY: "abc", columns.FOLDER: "/runs/it's mine"}
     begun: list[str] = []
 
     def interrupt() -> None:
-        with tracking.start(where, "run", {"a": 1}) as tracker:
+        with tracking.start(where, "run", {**mine, "a": 1}, resumes=True) as tracker:
             begun.append(tracker.run_id)
             tracker.params({"kept": 1, "changed": 1})
             for step in range(1, 11):
@@ -191,7 +193,7 @@ def test_an_mlflow_run_goes_on_where_it_was(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         interrupt()
     (first,) = begun
-    with tracking.start(where, "run", {"a": 2}, first) as second:
+    with tracking.start(where, "run", {**mine, "a": 2}, resumes=True) as second:
         assert second.run_id == first
         second.params({"kept": 1, "changed": 2, "new": 3})  # MLflow would refuse to change one
         for step in range(6, 13):
@@ -204,14 +206,14 @@ def test_an_mlflow_run_goes_on_where_it_was(tmp_path: Path) -> None:
     assert "error" not in run.data.tags
     history = client.get_metric_history(first, "train/loss")
     assert [(m.step, m.value) for m in history] == [*((s, s) for s in range(1, 11)), (11, 111), (12, 112)]
-    # A finished run, and one that is gone, are not gone on with.
-    for id in (first, "0" * 32):
-        with tracking.start(where, "run", {}, id) as other:
-            assert other.run_id != id
-
-
-def test_the_record_of_the_mlflow_run_may_be_anything(tmp_path: Path) -> None:
-    assert interrupted_run(tmp_path) is None
-    for text, id in (("{", None), ("[]", None), ("{}", None), ('{"mlflow_run": "x"}', "x")):
-        (tmp_path / "run.json").write_text(text)
-        assert interrupted_run(tmp_path) == id
+    # A finished run is not gone on with, nor one of another folder or identity, nor one that was deleted.
+    with tracking.start(where, "run", mine, resumes=True) as other:
+        assert other.run_id != first
+    for tags in ({**mine, columns.FOLDER: "elsewhere"}, {**mine, columns.IDENTITY: "other"}):
+        with pytest.raises(KeyboardInterrupt):
+            interrupt()
+        with tracking.start(where, "run", tags, resumes=True) as other:
+            assert other.run_id not in begun
+    client.delete_run(begun[-1])
+    with tracking.start(where, "run", mine, resumes=True) as other:
+        assert other.run_id != begun[-1]

@@ -1,0 +1,280 @@
+"""Kill a small real run at many points, give the same command again, and compare what it ends with.
+
+    python tests/faults/faults.py [--points 200] [--seed 0] [--keep DIR]
+
+Each trial runs the real command line twice in processes of its own: the first is killed (SIGKILL), from outside after
+a random time or inside at a random call of one of `POINTS`; the second must end well, with the weights, the scores and
+the logged steps of a run that was never interrupted. Not collected by pytest; `make fault-test` runs it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import random
+import shutil
+import signal
+import sqlite3
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+os.environ.update({"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"})
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+ARGUMENTS = (
+    "pattern=4x1", "dataset=demo", "dataset.train_examples=96", "dataset.eval_examples=24", "schedule=short",
+    "train.max_steps=40", "train.per_device_train_batch_size=8", "train.save_steps=6", "train.logging_steps=5",
+    "train.save_total_limit=2", "finetune.max_steps=12", "finetune.per_device_train_batch_size=8",
+    "finetune.save_steps=4", "finetune.logging_steps=3",
+)  # fmt: skip
+POINTS = {
+    "tokenising": ["runner.tasks.span:Span._windows"],
+    "training": ["runner.train:DistillTrainer.compute_loss", "torch.optim.lr_scheduler:LRScheduler.step"],
+    "checkpoint": [
+        "runner.train:DistillTrainer._save_checkpoint", "runner.train:save_file", "runner.checkpoints:seal",
+        "runner.checkpoints:_crc32", "runner.checkpoints:_flush", "runner.checkpoints:rotate",
+        "transformers.trainer:Trainer._save_rng_state", "transformers.trainer:Trainer._save_optimizer_and_scheduler",
+    ],
+    "mask update": ["pruning.pruner:Pruner.prune", "pruning.pruner:Pruner._set_mask", "pruning.pruner:Pruner._enforce"],
+    "cache": ["runner.baseline:save", "runner.teacher:_write", "runner.teacher:_compute", "runner.evaluate:score"],
+    "verify": ["runner.experiment:verify", "runner.experiment:describe_pruning"],
+    "evaluate": ["runner.evaluate:predictions", "runner.tasks.span:Span.answers"],
+    "logging": [
+        "runner.tracking:Tracker.flush", "runner.tracking:Tracker.params", "runner.tracking:Tracker.metrics",
+        "runner.tracking:Tracker.text", "runner.experiment:record", "runner.experiment:write_json",
+    ],
+}  # fmt: skip
+"""Phase -> functions at whose calls, before or after, a process is killed."""
+
+
+@dataclass
+class Trial:
+    """Where the first process is killed."""
+
+    phase: str
+    target: str = ""
+    call: int = 0
+    after: bool = False
+    delay: float = 0.0
+    """Seconds, if it is killed from outside."""
+
+    def __str__(self) -> str:
+        if not self.target:
+            return f"outside, after {self.delay:.2f} s"
+        return f"{self.phase}: {'after' if self.after else 'before'} call {self.call} of {self.target}"
+
+
+@dataclass
+class Outcome:
+    """What a run left."""
+
+    weights: bytes
+    scores: Any
+    steps: dict[str, list[tuple[int, float]]]
+    statuses: list[str]
+
+
+def command(folder: Path, model: Path) -> list[str]:
+    """The command line of a run below a folder."""
+    return [*ARGUMENTS, "model=hub", f"model.path={model}", f"output_dir={folder}/outputs", f"cache_dir={folder}/cache",
+            f"tracking.uri=sqlite:///{folder}/mlflow.db"]  # fmt: skip
+
+
+def in_child(work: Callable[[], int], log: Path, delay: float | None = None) -> tuple[int, float]:
+    """Run a function in a process of its own, its output in a file.
+
+    Args:
+        delay: seconds after which the process is killed, if it still runs.
+
+    Returns:
+        The exit status (negative: the signal that ended it), and the seconds that it took.
+    """
+    begin, child = time.monotonic(), os.fork()
+    if child == 0:
+        status = 70
+        try:
+            with log.open("a") as lines:
+                os.dup2(lines.fileno(), 1)
+                os.dup2(lines.fileno(), 2)
+                status = work()
+        finally:
+            os._exit(status)
+    if delay is not None:
+        while time.monotonic() - begin < delay:
+            if os.waitpid(child, os.WNOHANG)[0]:
+                return 0, time.monotonic() - begin
+            time.sleep(0.005)
+        os.kill(child, signal.SIGKILL)
+    _, status = os.waitpid(child, 0)
+    return os.waitstatus_to_exitcode(status), time.monotonic() - begin
+
+
+def run(arguments: list[str]) -> int:
+    """The command line, in this process."""
+    from runner.__main__ import main
+
+    sys.argv = ["runner", *arguments]
+    return main()
+
+
+def killed_at(trial: Trial) -> None:
+    """Let this process be killed at the trial's call."""
+    holder, name = resolve(trial.target)
+    original, calls = getattr(holder, name), 0
+
+    def counted(*given: Any, **named: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == trial.call and not trial.after:
+            os.kill(os.getpid(), signal.SIGKILL)
+        result = original(*given, **named)
+        if calls == trial.call:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result
+
+    setattr(holder, name, counted)
+
+
+def resolve(target: str) -> tuple[Any, str]:
+    """`module:Class.method` as (class, method); `module:function` as (module, function)."""
+    module, _, path = target.partition(":")
+    holder: Any = importlib.import_module(module)
+    *outer, name = path.split(".")
+    for part in outer:
+        holder = getattr(holder, part)
+    return holder, name
+
+
+def counted_calls(arguments: list[str], folder: Path) -> dict[str, int]:
+    """How often each point is called in a run that is not interrupted."""
+    file = folder / "calls.json"
+
+    def work() -> int:
+        calls: Counter[str] = Counter()
+        for target in (target for targets in POINTS.values() for target in targets):
+            holder, name = resolve(target)
+            original = getattr(holder, name)
+
+            def counting(*given: Any, original: Any = original, target: str = target, **named: Any) -> Any:
+                calls[target] += 1
+                return original(*given, **named)
+
+            setattr(holder, name, counting)
+        status = run(arguments)
+        file.write_text(json.dumps(calls))
+        return status
+
+    status, _ = in_child(work, folder / "log.txt")
+    if status:
+        raise SystemExit(f"the run without interruption ended with {status}: see {folder}/log.txt")
+    return json.loads(file.read_text())
+
+
+def outcome(folder: Path) -> Outcome:
+    """Read what a run left."""
+    (place,) = (folder / "outputs").glob("*/result.json")
+    result = json.loads(place.read_text())
+    with sqlite3.connect(folder / "mlflow.db") as database:
+        statuses = [status for (status,) in database.execute("select status from runs")]
+        rows = database.execute("select key, step, value from metrics where step > 0 order by key, step").fetchall()
+    steps: dict[str, list[tuple[int, float]]] = {}
+    for key, step, value in rows:
+        steps.setdefault(key, []).append((step, value))
+    weights = (place.parent / "model" / "model.safetensors").read_bytes()
+    return Outcome(weights, [result["dense"], result["sparse"], result["verification"]], steps, statuses)
+
+
+def difference(mine: Outcome, whole: Outcome) -> str | None:
+    """What differs between a run that was interrupted and one that was not."""
+    if mine.weights != whole.weights:
+        return "the weights differ"
+    if mine.scores != whole.scores:
+        return "the scores differ"
+    if mine.steps != whole.steps:
+        keys = [key for key in whole.steps if mine.steps.get(key) != whole.steps[key]]
+        return f"the logged steps of {', '.join(keys)} differ"
+    if mine.statuses != whole.statuses:
+        return f"MLflow runs are {mine.statuses}"
+    return None
+
+
+def attempt(trial: Trial, folder: Path, model: Path, whole: Outcome) -> str | None:
+    """Kill, run again, compare. What went wrong, or None."""
+    arguments = command(folder, model)
+    folder.mkdir(parents=True)
+
+    def first() -> int:
+        if trial.target:
+            killed_at(trial)
+        return run(arguments)
+
+    status, _ = in_child(first, folder / "log.txt", None if trial.target else trial.delay)
+    if trial.target and status != -signal.SIGKILL:
+        return f"it was not killed, but ended with {status}"
+    status, _ = in_child(lambda: run(arguments), folder / "log.txt")
+    return f"started again, it ended with {status}" if status else difference(outcome(folder), whole)
+
+
+def trials(count: int, calls: dict[str, int], seconds: float, chance: random.Random) -> list[Trial]:
+    """A quarter from outside, the others over all phases in turn."""
+    outside = max(1, count // 4)
+    chosen = [Trial("outside", delay=chance.uniform(0, seconds)) for _ in range(outside)]
+    phases = list(POINTS)
+    for i in range(count - outside):
+        phase = phases[i % len(phases)]
+        target = POINTS[phase][i // len(phases) % len(POINTS[phase])]
+        chosen.append(Trial(phase, target, chance.randint(1, calls[target]), chance.random() < 0.5))
+    return chosen
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--points", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--keep", type=Path, help="a new folder that keeps what lost trials left")
+    options = parser.parse_args()
+    import torch
+
+    from tests.conftest import save_small_model
+
+    torch.set_num_threads(1)
+    # What every child needs, imported once. Nothing is run in this process that starts threads.
+    for name in ("runner.train", "runner.experiment", "runner.teacher", "mlflow", "datasets"):
+        importlib.import_module(name)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = options.keep or Path(temporary)
+        folder.mkdir(exist_ok=True)
+        model = save_small_model(folder / "model")
+        (folder / "whole").mkdir()
+        begin = time.monotonic()
+        calls = counted_calls(command(folder / "whole", model), folder / "whole")
+        seconds, whole = time.monotonic() - begin, outcome(folder / "whole")
+        silent = [target for targets in POINTS.values() for target in targets if not calls.get(target)]
+        if silent:
+            raise SystemExit(f"never called: {', '.join(silent)}")
+        lost = 0
+        chosen = trials(options.points, calls, seconds, random.Random(options.seed))
+        for i, trial in enumerate(chosen):
+            place = folder / f"trial-{i}"
+            problem = attempt(trial, place, model, whole)
+            print(f"{i + 1:4} of {len(chosen)}  {trial}: {problem or 'nothing lost'}", flush=True)
+            if problem is None:
+                shutil.rmtree(place)
+            lost += problem is not None
+    phases = Counter(trial.phase for trial in chosen)
+    print(f"points tried: {len(chosen)} ({', '.join(f'{n} {phase}' for phase, n in phases.items())}); lost: {lost}")
+    return 1 if lost else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
