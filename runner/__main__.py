@@ -1,7 +1,10 @@
 """The command line: `python -m runner model=bert-large pattern=4x1`; -m for a sweep, --help for the groups."""
 
+from __future__ import annotations
+
 import os
 import sys
+from typing import TYPE_CHECKING
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -11,25 +14,29 @@ from omegaconf import DictConfig, OmegaConf
 from runner import config
 from runner.edge import guarded
 
+if TYPE_CHECKING:
+    from runner.experiment import Result
+
 os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors through to the edge, where they are told
 
 
 @hydra.main(config_path="pkg://conf", config_name="config", version_base="1.3")
-def job(composed: DictConfig) -> None:
-    """One run, in this process or in one of a launcher's."""
+def job(composed: DictConfig) -> Result | None:
+    """One run, in this process or in one of a launcher's. In a sweep, its result."""
     from runner.experiment import run
 
     config.register()
     hydra_config = HydraConfig.get()
 
-    def once() -> None:
+    def once() -> Result:
         choices = config.chosen_options(hydra_config.runtime.choices)
-        run(*config.load(OmegaConf.create(composed), choices, list(hydra_config.overrides.task)))
+        return run(*config.load(OmegaConf.create(composed), choices, list(hydra_config.overrides.task)))
 
     if hydra_config.mode is RunMode.MULTIRUN:
-        once()  # raises: to exit here would end the whole sweep
-    elif status := guarded(once):
+        return once()  # raises: to exit here would end the whole sweep
+    if status := guarded(once):
         sys.exit(status)
+    return None
 
 
 def main() -> int:

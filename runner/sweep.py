@@ -1,9 +1,10 @@
 """Around a sweep: every job is checked before the first is launched, and one MLflow run is their parent."""
 
+import atexit
 import logging
 import sys
 import traceback
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -14,7 +15,7 @@ from omegaconf import DictConfig
 from runner import config as configuration
 from runner import tracking
 from runner.edge import guarded, message
-from runner.experiment import set_up_process, settled
+from runner.experiment import Result, set_up_process, settled
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +25,9 @@ class Sweep(Callback):
 
     def __init__(self) -> None:
         self.open = ExitStack()
-        self.jobs, self.failed = 0, []
+        self.jobs = 0
+        self.results: list[Result] = []
+        self.failed: list[str] = []
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Compose and convert all jobs; a mistake in any stops the sweep before job 0."""
@@ -45,10 +48,18 @@ class Sweep(Callback):
             experiment = settled(configuration.compose_experiment(overrides)[0])
         log.info("a sweep of %d runs, all configurations checked", len(jobs))
         self.jobs = len(jobs)
+        atexit.register(self._abandon)
         self.open.enter_context(tracking.sweep(experiment.tracking, tracking.command_line()))
+
+    def _abandon(self) -> None:
+        """Tell MLflow of a sweep that a signal ended: then Hydra calls nothing more."""
+        with suppress(BaseException):
+            self.open.__exit__(KeyboardInterrupt, KeyboardInterrupt("the sweep was interrupted"), None)
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
         """Report a failed job at once, not when the sweep ends."""
+        if job_return.status is JobStatus.COMPLETED and isinstance(job_return.return_value, Result):
+            self.results.append(job_return.return_value)
         if job_return.status is JobStatus.FAILED and config.hydra.mode.name == "MULTIRUN":
             error = job_return._return_value
             text = message(error)
@@ -57,12 +68,26 @@ class Sweep(Callback):
                       exc_info=None if text else error)  # fmt: skip
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """Close the parent run, and say what is missing."""
+        """Close the parent run, and say what came out and what is missing."""
         self.open.close()
+        if self.results:
+            log.info("the sweep's results:\n%s", "\n".join(f"  {line}" for line in overview(self.results)))
         if self.failed:
             lines = "".join(f"\n  {overrides}" for overrides in self.failed)
             log.error("%d of %d runs failed:%s", len(self.failed), self.jobs, lines)
             log.error("The same command runs only what is missing.")
+
+
+def overview(results: list[Result]) -> list[str]:
+    """A line for each result, aligned."""
+    names = [f"{r.model} on {r.dataset}, {r.pattern}, seed {r.seed}" for r in results]
+    lines = []
+    for name, result in zip(names, results, strict=True):
+        line = f"{name:<{max(map(len, names))}}  dense {result.metric} {result.dense[result.metric]:.4f}"
+        if result.sparse is not None:
+            line += f"  sparse {result.sparse[result.metric]:.4f}"
+        lines.append(line + (f"  {result.relative_drop:+.2%}" if result.relative_drop is not None else ""))
+    return lines
 
 
 def expand(overrides: list[str]) -> list[list[str]]:
