@@ -213,6 +213,7 @@ def start(tracking: Tracking, name: str, tags: Mapping[str, Any], resumes: bool 
         tracker.tags({_ERROR: f"{type(error).__name__}: {error}"[:5000]})
         client.set_terminated(tracker.run_id, status)
         raise
+    tracker.flush()
     client.set_terminated(tracker.run_id, "FINISHED")
 
 
