@@ -63,7 +63,7 @@ def connect(tracking: Tracking) -> tuple[MlflowClient, str]:
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
-    uri, location, lock = str(tracking.uri), None, None
+    uri, location, lock, file = str(tracking.uri), None, None, Path()
     if uri.startswith(_SQLITE):
         file = Path(uri.removeprefix(_SQLITE)).expanduser().resolve()
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -72,6 +72,7 @@ def connect(tracking: Tracking) -> tuple[MlflowClient, str]:
     try:
         if lock is not None:
             lock.acquire()
+            _make_store(file)
         client = MlflowClient(tracking_uri=uri)
         found = client.get_experiment_by_name(tracking.experiment)
         if found is not None and found.lifecycle_stage != "active":
@@ -111,6 +112,19 @@ def is_finished(tracking: Tracking, run_id: str) -> bool:
     except MlflowException:
         return False
     return (run.info.status, run.info.lifecycle_stage) == ("FINISHED", "active")
+
+
+def _make_store(file: Path) -> None:
+    """Make a fresh database, whole or not at all: MLflow cannot use one whose migrations were interrupted."""
+    if file.exists():
+        return
+    from mlflow import MlflowClient
+
+    fresh = file.with_name(f"{file.name}.new")
+    for left in file.parent.glob(f"{fresh.name}*"):  # by a process that was killed
+        left.unlink()
+    MlflowClient(tracking_uri=f"{_SQLITE}{fresh}").search_experiments()
+    fresh.rename(file)
 
 
 class Tracker:

@@ -20,6 +20,7 @@ import sqlite3
 import sys
 import tempfile
 import time
+import traceback
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -107,6 +108,8 @@ def in_child(work: Callable[[], int], log: Path, delay: float | None = None) -> 
                 os.dup2(lines.fileno(), 1)
                 os.dup2(lines.fileno(), 2)
                 status = work()
+        except BaseException:
+            traceback.print_exc()
         finally:
             os._exit(status)
     if delay is not None:

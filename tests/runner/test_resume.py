@@ -217,3 +217,13 @@ def test_an_mlflow_run_goes_on_where_it_was(tmp_path: Path) -> None:
     client.delete_run(begun[-1])
     with tracking.start(where, "run", mine, resumes=True) as other:
         assert other.run_id != begun[-1]
+
+
+def test_a_database_whose_making_was_interrupted_is_made_again(tmp_path: Path) -> None:
+    where = tracking.Tracking(uri=f"sqlite:///{tmp_path}/mlflow.db")
+    with sqlite3.connect(tmp_path / "mlflow.db.new") as half_migrated:  # what a kill in MLflow's migration leaves
+        half_migrated.execute("create table trace_info (request_id text)")
+    with tracking.start(where, "run", {}) as tracker:
+        pass
+    assert tracking.is_finished(where, tracker.run_id)
+    assert not list(tmp_path.glob("*.new*"))

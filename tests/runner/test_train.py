@@ -293,7 +293,7 @@ def test_the_log_says_what_was_left_dense(tmp_path: Path, caplog: pytest.LogCapt
 
 
 def test_two_ranks_learn_what_one_learns(tmp_path: Path) -> None:
-    model = save_small_model(tmp_path / "model", **without_dropout())
+    model = save_small_model(tmp_path / "model", **without_dropout())  # type: ignore[arg-type]
     script = [sys.executable, str(Path(__file__).with_name("ranks.py")), str(model)]
     plain = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
     with socket.socket() as free:
