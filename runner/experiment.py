@@ -601,7 +601,7 @@ def run_name(labels: Mapping[str, str], seed: int) -> str:
 @contextmanager
 def alone(folder: Path) -> Iterator[None]:
     """Refuse to write into the folder of a run that another process runs at this moment."""
-    lock = FileLock(f"{folder}.lock")
+    lock = FileLock(folder / ".lock")
     try:
         lock.acquire(blocking=False)
     except Timeout as error:
