@@ -11,7 +11,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from runner import config
+from runner import config, jobs, launchers
 from runner.edge import guarded
 
 if TYPE_CHECKING:
@@ -21,27 +21,37 @@ os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors through to the edge, where th
 
 
 @hydra.main(config_path="pkg://conf", config_name="config", version_base="1.3")
-def job(composed: DictConfig) -> Result | None:
-    """One run, in this process or in one of a launcher's. In a sweep, its result."""
+def job(composed: DictConfig) -> float | None:
+    """One run, in this process or in one of a launcher's. In a sweep, its score."""
     from runner.experiment import run
 
     config.register()
     hydra_config = HydraConfig.get()
+    overrides = list(hydra_config.overrides.task)
 
     def once() -> Result:
         choices = config.chosen_options(hydra_config.runtime.choices)
-        return run(*config.load(OmegaConf.create(composed), choices, list(hydra_config.overrides.task)))
+        return run(*config.load(OmegaConf.create(composed), choices, overrides))
 
-    if hydra_config.mode is RunMode.MULTIRUN:
-        return once()  # raises: to exit here would end the whole sweep
-    if status := guarded(once):
-        sys.exit(status)
-    return None
+    here = hydra_config.mode is RunMode.MULTIRUN
+    place = jobs.place(hydra_config.job.num if here else None)
+    if place is None:
+        if status := guarded(once):
+            sys.exit(status)
+        return None
+    outcome = place.attempt(once, overrides)
+    if outcome.error is not None:
+        where = f" ({place.log})" if here else ""
+        print(f"job {place.number} failed: {outcome.error}{where}", file=sys.stderr)
+        if not here:
+            sys.exit(1)
+    return float("nan") if outcome.score is None else outcome.score  # to raise would end the whole sweep
 
 
 def main() -> int:
     """Run the command line; the exit status is the process's."""
     config.register()
+    launchers.register()
     return guarded(job)
 
 

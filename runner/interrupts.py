@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+SAME_SECONDS = 1.0
+"""Signals within this time are one: launchers repeat theirs, and Linux tells of each thread of a dead parent."""
+
+_last = -SAME_SECONDS
+"""When the last signal that was heeded came."""
 
 
 class Interrupted(KeyboardInterrupt):
@@ -33,12 +41,20 @@ def raise_on_signals() -> None:
 
 
 def _raise(number: int, frame: Any) -> None:
-    raise Interrupted(number)
+    if _is_new():
+        raise Interrupted(number)
+
+
+def _is_new() -> bool:
+    """Whether a signal that comes now is not the last one again."""
+    global _last
+    before, _last = _last, time.monotonic()
+    return _last - before >= SAME_SECONDS
 
 
 @contextmanager
 def postponed() -> Iterator[Callable[[], int | None]]:
-    """Hold the first signal back meanwhile; a second one acts at once.
+    """Hold the first signal back meanwhile; a later one acts at once.
 
     Yields:
         A function that says which signal came, if any.
@@ -49,9 +65,10 @@ def postponed() -> Iterator[Callable[[], int | None]]:
     asked: list[int] = []
 
     def take(number: int, frame: Any) -> None:
-        if asked:
-            raise Interrupted(number)
-        asked.append(number)
+        if _is_new():
+            if asked:
+                raise Interrupted(number)
+            asked.append(number)
 
     before = {number: signal.signal(number, take) for number in SIGNALS}
     try:

@@ -1,23 +1,33 @@
 """Around a sweep: every job is checked before the first is launched, and one MLflow run is their parent."""
 
 import atexit
+import hashlib
+import json
 import logging
+import os
 import sys
 import traceback
 from contextlib import ExitStack, suppress
+from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
 from runner import config as configuration
 from runner import tracking
-from runner.edge import guarded, message
-from runner.experiment import Result, set_up_process, settled
+from runner.edge import guarded
+from runner.experiment import set_up_process, settled
+from runner.jobs import FOLDER_VARIABLE, Outcome, Place, command_line
 
 log = logging.getLogger(__name__)
+
+BASIC = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
+
+
+class JobsFailed(Exception):
+    """What a sweep ends with in MLflow where some of its jobs failed."""
 
 
 class Sweep(Callback):
@@ -25,9 +35,8 @@ class Sweep(Callback):
 
     def __init__(self) -> None:
         self.open = ExitStack()
-        self.jobs = 0
-        self.results: list[Result] = []
-        self.failed: list[str] = []
+        self.jobs: list[list[str]] | None = None
+        self.folder = Path()
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Compose and convert all jobs; a mistake in any stops the sweep before job 0."""
@@ -42,51 +51,76 @@ class Sweep(Callback):
 
     def _begin(self, config: DictConfig) -> None:
         set_up_process()
-        swept = config.hydra.sweeper.get("params") or {}
-        jobs = expand([*(f"{key}={value}" for key, value in swept.items()), *config.hydra.overrides.task])
-        for overrides in jobs:
-            experiment = settled(configuration.compose_experiment(overrides)[0])
-        log.info("a sweep of %d runs, all configurations checked", len(jobs))
-        self.jobs = len(jobs)
+        overrides = list(config.hydra.overrides.task)
+        if config.hydra.sweeper._target_ == BASIC:
+            swept = config.hydra.sweeper.get("params") or {}
+            self.jobs = expand([*(f"{key}={value}" for key, value in swept.items()), *overrides])
+            checked = self.jobs
+        else:  # it will choose the jobs on the way: what they have in common is checked
+            checked = [[o.input_line or "" for o in OverridesParser.create().parse_overrides(overrides)
+                        if not o.is_sweep_override()]]  # fmt: skip
+        for job in checked:
+            experiment = settled(configuration.compose_experiment(job)[0])
+        if self.jobs is not None:
+            log.info("a sweep of %d runs, all configurations checked", len(self.jobs))
         atexit.register(self._abandon)
-        self.open.enter_context(tracking.sweep(experiment.tracking, tracking.command_line()))
+        identity = hashlib.sha256(json.dumps(checked).encode()).hexdigest()[:16]
+        folder = Path(experiment.output_dir) / "sweeps"
+        parent = self.open.enter_context(
+            tracking.sweep(experiment.tracking, tracking.command_line(), identity, folder.resolve())
+        )
+        self.parent = parent
+        self.folder = folder / parent.run_id
+        for number in range(len(self.jobs or ())):
+            Place(self.folder, number).clear()
+        os.environ[FOLDER_VARIABLE] = str(self.folder.resolve())
 
     def _abandon(self) -> None:
         """Tell MLflow of a sweep that a signal ended: then Hydra calls nothing more."""
         with suppress(BaseException):
             self.open.__exit__(KeyboardInterrupt, KeyboardInterrupt("the sweep was interrupted"), None)
 
-    def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
-        """Report a failed job at once, not when the sweep ends."""
-        if job_return.status is JobStatus.COMPLETED and isinstance(job_return.return_value, Result):
-            self.results.append(job_return.return_value)
-        if job_return.status is JobStatus.FAILED and config.hydra.mode.name == "MULTIRUN":
-            error = job_return._return_value
-            text = message(error)
-            self.failed.append(" ".join(config.hydra.overrides.task))
-            log.error("failed: %s\n%s", " ".join(config.hydra.overrides.task), text or "see the traceback",
-                      exc_info=None if text else error)  # fmt: skip
-
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """Close the parent run, and say what came out and what is missing."""
-        self.open.close()
-        if self.results:
-            log.info("the sweep's results:\n%s", "\n".join(f"  {line}" for line in overview(self.results)))
-        if self.failed:
-            lines = "".join(f"\n  {overrides}" for overrides in self.failed)
-            log.error("%d of %d runs failed:%s", len(self.failed), self.jobs, lines)
-            log.error("The same command runs only what is missing.")
+        """Say what came out and what is missing, and close the parent run."""
+        outcomes = self._outcomes()
+        done = [outcome.folder for outcome in outcomes if outcome.folder is not None]
+        failed = [outcome for outcome in outcomes if outcome.error is not None]
+        lines = overview([json.loads((Path(folder) / "result.json").read_text(encoding="utf-8")) for folder in done])
+        if lines:
+            log.info("the sweep's results:\n%s", "\n".join(f"  {line}" for line in lines))
+        if failed:
+            each = "".join(f"\n  {command_line(o.overrides)}\n    {o.error}" for o in failed)
+            log.error("%d of %d runs failed:%s", len(failed), len(outcomes), each)
+            log.error("These commands repeat them one by one; the sweep's own command runs all that is missing.")
+        self.parent.text("\n".join([*lines, *(f"failed: {' '.join(o.overrides)}: {o.error}" for o in failed)]) + "\n",
+                         "summary.txt")  # fmt: skip
+        if not failed:
+            self.open.close()
+            return
+        error = JobsFailed(f"{len(failed)} of {len(outcomes)} runs failed")
+        with suppress(JobsFailed):
+            self.open.__exit__(JobsFailed, error, None)
+        sys.exit(1)
+
+    def _outcomes(self) -> list[Outcome]:
+        """Of all jobs, in their order."""
+        numbers = sorted(int(file.stem) for file in self.folder.glob("*.json") if file.stem.isdigit())
+        found = {number: Place(self.folder, number).read() for number in numbers}
+        if self.jobs is None:
+            return [outcome for outcome in found.values() if outcome is not None]
+        return [found.get(i) or Outcome(job, "nothing is known of it") for i, job in enumerate(self.jobs)]
 
 
-def overview(results: list[Result]) -> list[str]:
-    """A line for each result, aligned."""
-    names = [f"{r.model} on {r.dataset}, {r.pattern}, seed {r.seed}" for r in results]
+def overview(results: list[dict[str, Any]]) -> list[str]:
+    """A line for each result.json, aligned."""
+    names = [f"{r['model']} on {r['dataset']}, {r['pattern']}, seed {r['seed']}" for r in results]
     lines = []
     for name, result in zip(names, results, strict=True):
-        line = f"{name:<{max(map(len, names))}}  dense {result.metric} {result.dense[result.metric]:.4f}"
-        if result.sparse is not None:
-            line += f"  sparse {result.sparse[result.metric]:.4f}"
-        lines.append(line + (f"  {result.relative_drop:+.2%}" if result.relative_drop is not None else ""))
+        metric = result["metric"]
+        line = f"{name:<{max(map(len, names))}}  dense {metric} {result['dense'][metric]:.4f}"
+        if result["sparse"] is not None:
+            line += f"  sparse {result['sparse'][metric]:.4f}"
+        lines.append(line + (f"  {result['relative_drop']:+.2%}" if result["relative_drop"] is not None else ""))
     return lines
 
 

@@ -206,8 +206,8 @@ def start(tracking: Tracking, name: str, tags: Mapping[str, Any], resumes: bool 
     """An MLflow run that ends FINISHED, KILLED on an interrupt, or FAILED with the error as a tag.
 
     Args:
-        resumes: go on with a run of the same identity and folder that did not end well, if there is one. The caller
-            answers for that no process works on it.
+        resumes: go on with a run of the same identity and folder that did not end well (a sweep: however it ended), if
+            there is one. The caller answers for that no process works on it.
     """
     client, experiment_id = connect(tracking)
     parent = os.environ.get(PARENT_VARIABLE)
@@ -232,21 +232,29 @@ def start(tracking: Tracking, name: str, tags: Mapping[str, Any], resumes: bool 
 
 
 def _unfinished(client: MlflowClient, experiment_id: str, tags: Mapping[str, Any]) -> str | None:
-    """The newest run of the same identity and folder that did not end well."""
+    """The newest run of the same identity and folder that did not end well; of a sweep, however it ended."""
+    ended_well = "" if tags.get(columns.KIND) == columns.SWEEP else "FINISHED"
     same_identity = f"tags.`{columns.IDENTITY}` = '{tags[columns.IDENTITY]}'"
     for run in client.search_runs([experiment_id], same_identity, order_by=["attributes.start_time DESC"]):
-        if run.info.status != "FINISHED" and run.data.tags.get(columns.FOLDER) == str(tags[columns.FOLDER]):
+        if run.info.status != ended_well and run.data.tags.get(columns.FOLDER) == str(tags[columns.FOLDER]):
             return run.info.run_id
     return None
 
 
 @contextmanager
-def sweep(tracking: Tracking, command: str) -> Iterator[None]:
-    """A parent run for the runs of a sweep that this process, or one that it starts, makes meanwhile."""
-    with start(tracking, "sweep", {columns.KIND: columns.SWEEP, "mlflow.note.content": f"`{command}`"}) as tracker:
+def sweep(tracking: Tracking, command: str, identity: str, folder: Path) -> Iterator[Tracker]:
+    """A parent run for the runs of a sweep that this process, or one that it starts, makes meanwhile.
+
+    Args:
+        identity: hash of the jobs. The same sweep given again goes on in the same run.
+        folder: where its jobs' outcomes are kept.
+    """
+    tags = {columns.KIND: columns.SWEEP, columns.IDENTITY: identity, columns.FOLDER: str(folder),
+            "mlflow.note.content": f"`{command}`"}  # fmt: skip
+    with start(tracking, "sweep", tags, resumes=True) as tracker:
         os.environ[PARENT_VARIABLE] = tracker.run_id
         try:
-            yield
+            yield tracker
         finally:
             del os.environ[PARENT_VARIABLE]
 

@@ -355,7 +355,8 @@ class Progress(ProgressCallback):
             shown["sparsity"] = self.pruner.sparsity
         self.log(state.global_step, shown)
         if self.training_bar is not None:
-            self.training_bar.set_postfix({k: f"{v:.3g}" for k, v in shown.items() if k != "learning_rate"})
+            numbers = {k: f"{v:.3g}" for k, v in shown.items() if k != "learning_rate"}
+            self.training_bar.set_postfix(numbers, refresh=False)  # when it moves: in a file each refresh is a line
 
 
 def train(

@@ -136,19 +136,22 @@ def test_a_damaged_checkpoint_of_the_same_step_is_replaced(tmp_path: Path) -> No
 
 
 @pytest.fixture
-def handlers():
+def handlers(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("runner.interrupts._last", float("-inf"))
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
 
 
-def test_a_first_signal_waits_and_a_second_does_not(handlers: None) -> None:
+def test_a_first_signal_waits_and_a_later_one_does_not(handlers: None, monkeypatch: pytest.MonkeyPatch) -> None:
     raise_on_signals()
     with postponed() as asked:
         assert asked() is None
         signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGINT)  # at the same moment: the same wish
         assert asked() == signal.SIGTERM
+        monkeypatch.setattr("runner.interrupts.SAME_SECONDS", 0.0)
         with pytest.raises(Interrupted):
             signal.raise_signal(signal.SIGINT)
     with pytest.raises(Interrupted) as caught:  # as before
@@ -156,9 +159,12 @@ def test_a_first_signal_waits_and_a_second_does_not(handlers: None) -> None:
     assert caught.value.status == 143
 
 
-def test_the_exit_status_is_the_signals(handlers: None, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_exit_status_is_the_signals(
+    handlers: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     raise_on_signals()
     assert guarded(lambda: signal.raise_signal(signal.SIGTERM)) == 143
+    monkeypatch.setattr("runner.interrupts.SAME_SECONDS", 0.0)
     assert guarded(lambda: signal.raise_signal(signal.SIGINT)) == 130
     assert capsys.readouterr().err.splitlines() == ["interrupted", "interrupted"]
 
