@@ -12,6 +12,7 @@ import subprocess
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -147,19 +148,28 @@ class Worker:
                 job.command, cwd=job.working_folder, env={**os.environ, **job.environment, **(environment or {})},
                 stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
                 start_new_session=True,  # a terminal's Ctrl-C comes to the sweep alone, which passes it on once
-                preexec_fn=_end_with_parent if sys.platform == "linux" else None,  # noqa: PLW1509 (one call of libc)
+                preexec_fn=_in_child if sys.platform == "linux" else None,  # noqa: PLW1509 (one call of libc)
             )  # fmt: skip
         try:
-            return self.process.wait()
+            status = self.process.wait()
         except BaseException:
             self.stop()
             raise
+        if status in INTERRUPTED and job.place.read() is None:
+            job.place.write(Outcome(list(job.overrides), "it was asked to end, and saved first"))
+        return status
 
     def stop(self) -> None:
         """Ask the process to end, and wait until it has saved."""
-        if self.process is not None:
-            self.process.terminate()
+        if self.process is None:
+            return
+        self.process.terminate()
+        if not hasattr(os, "waitid"):
             self.process.wait()
+            return
+        with suppress(ChildProcessError):
+            # Not Popen.wait: this may run in a signal's handler, above a frame that holds the lock of that very wait.
+            os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOWAIT)
 
     def checkpoint(self) -> Any:
         """Called by submitit before Slurm takes the machine away: the job is queued again, and goes on from there."""
@@ -174,8 +184,9 @@ def _libc() -> Any:
     return ctypes.CDLL(None)
 
 
-def _end_with_parent() -> None:
+def _in_child() -> None:
     """In the new process: a SIGTERM when the one that started it is gone, however that ended."""
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # Slurm warns all processes with it; the worker ends this one
     set_parent_death_signal = 1  # PR_SET_PDEATHSIG of sys/prctl.h
     _libc().prctl(set_parent_death_signal, signal.SIGTERM)
 

@@ -29,7 +29,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from runner.errors import UserError
 from runner.interrupts import raise_on_signals
-from runner.jobs import FOLDER_VARIABLE, INTERRUPTED, NUMBER_VARIABLE, Job, Outcome, Place, Worker
+from runner.jobs import FOLDER_VARIABLE, NUMBER_VARIABLE, Job, Outcome, Place, Worker
 from runner.tracking import PARENT_VARIABLE
 
 if TYPE_CHECKING:
@@ -43,7 +43,11 @@ NAMESPACE = "hydra_plugins.prune_distill"
 THREADS = "OMP_NUM_THREADS"
 PASSED_ON = ("HF_", "MLFLOW_", "PRUNE_DISTILL_", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
 """Beginnings of the environment variables that workers started by others, long before, need too."""
-_POLL_SECONDS = 2.0
+OVER = {"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "TIMEOUT"}
+"""States of Slurm's jobs, which its queue shows for some minutes after their end."""
+
+Ended = int | str
+"""How a job's process ended: its exit status (negative: a signal), or what the engine says of a worker that is gone."""
 
 
 def register() -> None:
@@ -70,8 +74,8 @@ class Separate(Launcher):
         self.config = config
 
     @abstractmethod
-    def run(self, jobs: list[Job]) -> Iterator[tuple[Job, int | None]]:
-        """Run jobs; each with its exit status (None: nobody knows) as it ends."""
+    def run(self, jobs: list[Job]) -> Iterator[tuple[Job, Ended]]:
+        """Run jobs; yields each as it ends."""
 
     def threads(self) -> int | None:
         """Threads for each job, where the launcher knows how many."""
@@ -88,24 +92,21 @@ class Separate(Launcher):
             job.place.clear()
         waiting = jobs
         for attempt in range(self.retries + 1):
-            waiting = [job for job, status in self.run(waiting) if self._was_killed(job, status, attempt)]
+            waiting = [job for job, status in self.run(waiting) if self._was_lost(job, status, attempt)]
             if not waiting:
                 break
         return [_returned(job) for job in jobs]
 
-    def _was_killed(self, job: Job, status: int | None, attempt: int) -> bool:
+    def _was_lost(self, job: Job, status: Ended, attempt: int) -> bool:
         """Tell how a job ended; whether it is to be started again."""
         outcome = job.place.read()
-        if outcome is None and status in INTERRUPTED:
-            outcome = Outcome(list(job.overrides), "it was asked to end, and saved where it was")
-            job.place.write(outcome)
         if outcome is None:
-            how = f"signal {-status}" if status is not None and status < 0 else f"status {status}"
+            how = status if isinstance(status, str) else f"signal {-status}" if status < 0 else f"exit status {status}"
             again = attempt < self.retries
             if not again:
-                outcome = Outcome(list(job.overrides), f"its process was killed ({how}); its memory may not suffice")
+                outcome = Outcome(list(job.overrides), f"its process was lost: {how} (see {job.place.log})")
                 job.place.write(outcome)
-            log.warning("%d: %s was killed (%s)%s", job.place.number, job.name, how, "; started again" if again else "")
+            log.warning("%d: %s was lost: %s%s", job.place.number, job.name, how, "; started again" if again else "")
             return again
         if outcome.error is None:
             log.info("%d: %s ended", job.place.number, job.name)
@@ -171,7 +172,7 @@ class Joblib(Separate):
         """For each job."""
         return self.given_threads or max(1, _cores() // self.n_jobs)
 
-    def run(self, jobs: list[Job]) -> Iterator[tuple[Job, int | None]]:
+    def run(self, jobs: list[Job]) -> Iterator[tuple[Job, Ended]]:
         """A thread waits for each process."""
         free: queue.SimpleQueue[int] = queue.SimpleQueue()
         for slot in range(self.n_jobs):
@@ -222,6 +223,7 @@ class SubmititLocal(Separate):
     """submitit's processes on this machine: to try a sweep for Slurm without one."""
 
     cluster = "local"
+    poll_seconds = 1.0
 
     def __init__(self, retries: int, ranks: int, **parameters: Any) -> None:
         """
@@ -230,7 +232,7 @@ class SubmititLocal(Separate):
         """
         super().__init__(retries, ranks)
         _need("submitit", self.cluster, "slurm")
-        self.parameters = {
+        self.parameters: dict[str, Any] = {
             key: OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
             for key, value in parameters.items()
             if value is not None
@@ -240,7 +242,7 @@ class SubmititLocal(Separate):
         """As many as Slurm gives the job."""
         return self.parameters.get("cpus_per_task")
 
-    def run(self, jobs: list[Job]) -> Iterator[tuple[Job, int | None]]:
+    def run(self, jobs: list[Job]) -> Iterator[tuple[Job, Ended]]:
         """One job array."""
         import submitit
 
@@ -256,50 +258,49 @@ class SubmititLocal(Separate):
         for handle, job in submitted.items():
             log.info("%d: %s is job %s (%s)", job.place.number, job.name, handle.job_id, job.place.log)
         try:
+            suspects: set[submitit.Job[int]] = set()
             while submitted:
-                for handle in [handle for handle in submitted if self.is_over(handle)]:
-                    yield submitted.pop(handle), _status(handle)
-                time.sleep(_POLL_SECONDS)
+                gone = self.gone(list(submitted))
+                for handle in [h for h in submitted if h.paths.result_pickle.exists() or h in gone & suspects]:
+                    yield (
+                        submitted.pop(handle),
+                        f"{self.cluster} job {handle.job_id} was killed (see {handle.paths.stdout})",
+                    )
+                suspects = gone  # twice: what it wrote last may need a moment to be seen from here
+                time.sleep(self.poll_seconds)
         finally:
             for handle in submitted:
                 handle.cancel()
 
-    def is_over(self, job: submitit.Job[int]) -> bool:
-        """Whether a job has ended, however."""
-        return job.done()
+    def gone(self, submitted: list[submitit.Job[int]]) -> set[submitit.Job[int]]:
+        """The jobs of which nothing runs or waits any more."""
+        return {job for job in submitted if job.done()}
 
 
 class SubmititSlurm(SubmititLocal):
     """Slurm's queue. A job whose time is over, or that is preempted, saves and is queued again."""
 
     cluster = "slurm"
+    poll_seconds = 10.0
 
-    def is_over(self, job: submitit.Job[int]) -> bool:
-        """submitit asks Slurm's accounting, which small clusters do not have; the queue itself knows too."""
-        if job.done():
-            return True
-        return job.state == "UNKNOWN" and not _is_queued(job.job_id) and not job.paths.result_pickle.exists()
-
-
-def _is_queued(job_id: str) -> bool:
-    command = ["squeue", "--noheader", "--format=%T", f"--jobs={job_id}"]
-    asked = subprocess.run(command, capture_output=True, text=True, check=False)
-    if asked.returncode and "Invalid job id" not in asked.stderr:
-        return True  # the controller did not answer: ask again later
-    return bool(asked.stdout.strip())
+    def gone(self, submitted: list[submitit.Job[int]]) -> set[submitit.Job[int]]:
+        """submitit asks Slurm's accounting, which small clusters do not have; the queue knows too."""
+        ids = ",".join(job.job_id for job in submitted)
+        asked = subprocess.run(["squeue", "--noheader", "--array", f"--jobs={ids}", "--format=%i %T"],
+                               capture_output=True, text=True, check=False)  # fmt: skip
+        if asked.returncode and "Invalid job id" not in asked.stderr:
+            log.debug("squeue: %s", asked.stderr)
+            return set()  # the controller does not answer: ask again later
+        states = dict(line.split(maxsplit=1) for line in asked.stdout.splitlines() if line.strip())
+        return {job for job in submitted if states.get(job.job_id, "FAILED") in OVER}
 
 
-def _status(job: submitit.Job[int]) -> int | None:
-    """The exit status of the job's process, if its worker lived to tell."""
-    try:
-        return job.result()
-    except Exception as error:  # whatever submitit finds in a job that did not end by itself
-        log.debug("job %s: %s", job.job_id, error)
-        return None
+def _last_line(error: Exception) -> str:
+    return next((line.strip() for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__)
 
 
 class Ray(Separate):
-    """A Ray cluster: the one that runs already, or one on this machine for the sweep."""
+    """A Ray cluster."""
 
     def __init__(self, ray: DictConfig, retries: int, ranks: int) -> None:
         """
@@ -314,12 +315,19 @@ class Ray(Separate):
         """As many as a job's CPUs."""
         return max(1, int(self.options["remote"].get("num_cpus") or 1))
 
-    def run(self, jobs: list[Job]) -> Iterator[tuple[Job, int | None]]:
+    def run(self, jobs: list[Job]) -> Iterator[tuple[Job, Ended]]:
         """One task for each job."""
         import ray
+        import ray.exceptions
 
         if not ray.is_initialized():
-            ray.init(**{"log_to_driver": False, **self.options["init"]})
+            try:
+                ray.init(**{"log_to_driver": False, **self.options["init"]})
+            except ConnectionError as error:
+                raise UserError(
+                    f"hydra.launcher.ray.init.address={self.options['init'].get('address')}: no Ray cluster answers; "
+                    "start one with `ray start --head`, or let this sweep start one on this machine: address=local"
+                ) from error
             raise_on_signals()  # Ray has taken SIGTERM
         task = ray.remote(max_retries=0, max_calls=1, **self.options["remote"])(_in_worker)
         environment = {key: value for key, value in os.environ.items() if key.upper().startswith(PASSED_ON)}
@@ -333,8 +341,7 @@ class Ray(Separate):
                 try:
                     yield job, ray.get(done)
                 except ray.exceptions.RayError as error:
-                    log.debug("%s: %s", job.overrides, error)
-                    yield job, None
+                    yield job, f"{type(error).__name__}: {_last_line(error)}"
         finally:
             for left in submitted:
                 ray.cancel(left)
