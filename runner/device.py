@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import hashlib
 import os
+import platform
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from enum import Enum
+from pathlib import Path
 
 import torch
 
@@ -40,14 +43,18 @@ def world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def best_precision() -> Precision:
-    """The quickest precision that trains as well as float32 on this machine."""
+def best_precision(kept: Path | None = None) -> Precision:
+    """The quickest precision that trains as well as float32 on this machine.
+
+    Args:
+        kept: a folder that keeps what was measured: else a busy moment could make the same run another one.
+    """
     where = device().type
     if where == "cuda":
         if torch.cuda.is_bf16_supported(including_emulation=False):
             return Precision.bf16
         return Precision.fp16 if torch.cuda.get_device_capability() >= (7, 0) else Precision.float32
-    if where == "cpu" and bf16_speedup() >= BF16_PAYS:
+    if where == "cpu" and bf16_speedup(kept) >= BF16_PAYS:
         return Precision.bf16
     return Precision.float32
 
@@ -63,25 +70,44 @@ def why_not(precision: Precision) -> str | None:
 
 
 @functools.cache
-def bf16_speedup() -> float:
+def bf16_speedup(kept: Path | None = None) -> float:
     """How many times faster than in float32 this CPU multiplies matrices in bf16; 0 without instructions for it.
 
     Measured, for the instructions do not tell: processors with AVX512-BF16 were seen at 2.5 and at 0.5.
+
+    Args:
+        kept: a folder in which the measurement is kept for the next process on a CPU of this name.
     """
     if not (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()):
         return 0.0
+    if kept is None:
+        return _measured_bf16_speedup()
+    name = hashlib.sha256(f"{_cpu()}, torch {torch.__version__}".encode()).hexdigest()[:16]
+    file = kept / f"bf16-{name}.txt"
+    try:
+        return float(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        found = round(_measured_bf16_speedup(), 2)
+    partial = file.with_suffix(f".tmp-{os.getpid()}")
+    with suppress(OSError):  # a disk that cannot be written to is told where it matters
+        kept.mkdir(parents=True, exist_ok=True)
+        partial.write_text(f"{found}\n", encoding="utf-8")
+        partial.replace(file)
+    return found
+
+
+def _measured_bf16_speedup(rounds: int = 10) -> float:
     a, b = torch.rand(1024, 768), torch.rand(768, 768)
     a16, b16 = a.bfloat16(), b.bfloat16()
-    return _best_seconds(lambda: a @ b) / _best_seconds(lambda: a16 @ b16)
 
-
-def _best_seconds(work: Callable[[], object], rounds: int = 5) -> float:
-    def once() -> float:
+    def seconds(work: Callable[[], object]) -> float:
         start = time.perf_counter()
         work()
         return time.perf_counter() - start
 
-    return min(once() for _ in range(rounds))
+    # In turns: else a moment in which others use the cores would count for one of the two only.
+    both = [(seconds(lambda: a @ b), seconds(lambda: a16 @ b16)) for _ in range(rounds)]
+    return min(one for one, _ in both) / min(other for _, other in both)
 
 
 @contextmanager
@@ -136,10 +162,10 @@ def describe() -> str:
     """The hardware in a few words, for the record."""
     if device().type == "cuda":
         return torch.cuda.get_device_name()
-    name = "CPU"
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as lines:
-            name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), name)
-    except OSError:
-        pass  # not Linux
-    return f"{name}, {torch.get_num_threads()} threads"
+    return f"{_cpu()}, {torch.get_num_threads()} threads"
+
+
+def _cpu() -> str:
+    with suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as lines:
+        return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "CPU")
+    return platform.processor() or "CPU"  # not Linux

@@ -160,10 +160,11 @@ def run(experiment: Experiment, origin: Origin) -> Result:
 
 def settled(experiment: Experiment) -> Experiment:
     """The experiment with what is left to the machine chosen. Raises UserError for what the machine does not have."""
-    train = experiment.train.settled() if experiment.prune else experiment.train
+    kept = Path(experiment.cache_dir)
+    train = experiment.train.settled(kept) if experiment.prune else experiment.train
     trains_dense = experiment.model.finetuned is None
     return replace(
-        experiment, train=train, finetune=experiment.finetune.settled() if trains_dense else experiment.finetune
+        experiment, train=train, finetune=experiment.finetune.settled(kept) if trains_dense else experiment.finetune
     )
 
 
@@ -561,8 +562,8 @@ def announce_machine(experiment: Experiment, lesson: Lesson, base: models.Checkp
     precision = {Precision.bf16: "bf16 autocast", Precision.fp16: "fp16 autocast"}.get(
         training.precision, training.precision.value
     )
-    if device().type == "cpu" and bf16_speedup():
-        precision += f" (bf16 matrix products run at {bf16_speedup():.1f}x the rate of float32 here)"
+    if device().type == "cpu" and (speedup := bf16_speedup(Path(experiment.cache_dir))):
+        precision += f" (bf16 matrix products run at {speedup:.1f}x the rate of float32 here)"
     compiled = ", compiled" if training.torch_compile else ""
     padding = 100 * lesson.batches(training, experiment.seed).padding()
     log.info("%s, fused AdamW%s; %.1f %% of the computed tokens are padding", precision, compiled, padding)

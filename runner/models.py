@@ -24,6 +24,14 @@ if TYPE_CHECKING:
 
 EMBEDDED = "embedded:"
 _WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin", "pytorch_model.bin.index.json")
+_TOKENIZER_FILES = (
+    "tokenizer*.json",
+    "vocab.*",
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "*.model",
+)
 # Modules inside the encoder that are never pruned, by the names that transformers gives them.
 _NOT_PRUNABLE = ("pooler", "embeddings", "embedding")
 # The configuration keys of dropout by family: BERT and its kin, then DistilBERT.
@@ -81,12 +89,13 @@ class Checkpoint:
 
     @property
     def fingerprint(self) -> str:
-        """What identifies the weights: the hub's commit, or a hash of a folder's weights and configuration."""
+        """What identifies the model: the hub's commit, or a hash of a folder's weights, configuration and tokenizer."""
         folder = Path(self.path)
         if not folder.is_dir():
             return f"{self.path}@{self.config._commit_hash}"
         digest = hashlib.sha256()
-        for file in sorted({p for name in (*_WEIGHT_FILES, "config.json") for p in folder.glob(name)}):
+        names = (*_WEIGHT_FILES, *_TOKENIZER_FILES, "config.json")
+        for file in sorted({file for name in names for file in folder.glob(name)}):
             digest.update(file.name.encode())
             with file.open("rb") as stream:
                 digest.update(hashlib.file_digest(stream, "sha256").digest())

@@ -18,12 +18,15 @@ from omegaconf import DictConfig
 from runner import config as configuration
 from runner import tracking
 from runner.edge import guarded
+from runner.errors import UserError
 from runner.experiment import set_up_process, settled
 from runner.jobs import FOLDER_VARIABLE, Outcome, Place, command_line
 
 log = logging.getLogger(__name__)
 
 BASIC = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
+
+LABELLED = ("model", "dataset", "pattern", "seed", "model.path")
 
 
 class JobsFailed(Exception):
@@ -61,6 +64,11 @@ class Sweep(Callback):
                         if not o.is_sweep_override()]]  # fmt: skip
         for job in checked:
             experiment = settled(configuration.compose_experiment(job)[0])
+            if self.jobs is None and not experiment.dataset.holdout:
+                raise UserError(
+                    "this sweeper chooses by the score, and dataset.holdout=0 takes it on the set that the table "
+                    "reports; set dataset.holdout=0.1 to choose on a part of train"
+                )
         if self.jobs is not None:
             log.info("a sweep of %d runs, all configurations checked", len(self.jobs))
         atexit.register(self._abandon)
@@ -83,9 +91,9 @@ class Sweep(Callback):
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Say what came out and what is missing, and close the parent run."""
         outcomes = self._outcomes()
-        done = [outcome.folder for outcome in outcomes if outcome.folder is not None]
+        done = [outcome for outcome in outcomes if outcome.folder is not None]
         failed = [outcome for outcome in outcomes if outcome.error is not None]
-        lines = overview([json.loads((Path(folder) / "result.json").read_text(encoding="utf-8")) for folder in done])
+        lines = overview(done)
         if lines:
             log.info("the sweep's results:\n%s", "\n".join(f"  {line}" for line in lines))
         if failed:
@@ -111,9 +119,15 @@ class Sweep(Callback):
         return [found.get(i) or Outcome(job, "nothing is known of it") for i, job in enumerate(self.jobs)]
 
 
-def overview(results: list[dict[str, Any]]) -> list[str]:
-    """A line for each result.json, aligned."""
-    names = [f"{r['model']} on {r['dataset']}, {r['pattern']}, seed {r['seed']}" for r in results]
+def overview(outcomes: list[Outcome]) -> list[str]:
+    """A line for each run that ended well, aligned; with what tells it from the others beside its labels."""
+    common = set.intersection(*(set(outcome.overrides) for outcome in outcomes)) if outcomes else set()
+    results, names = [], []
+    for outcome in outcomes:
+        r = json.loads((Path(str(outcome.folder)) / "result.json").read_text(encoding="utf-8"))
+        other = [o for o in outcome.overrides if o not in common and o.split("=")[0] not in LABELLED]
+        results.append(r)
+        names.append(", ".join([f"{r['model']} on {r['dataset']}, {r['pattern']}, seed {r['seed']}", *other]))
     lines = []
     for name, result in zip(names, results, strict=True):
         metric = result["metric"]

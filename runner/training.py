@@ -2,6 +2,7 @@
 
 from dataclasses import asdict, dataclass, replace
 from enum import Enum
+from pathlib import Path
 from typing import Any
 
 from runner.device import Precision, best_precision, why_not
@@ -86,13 +87,16 @@ class Training:
         if self.batch_tokens is not None and self.batch_tokens < 1:
             raise UserError(f"batch_tokens={self.batch_tokens} is out of range in train or finetune: at least 1")
 
-    def settled(self) -> "Training":
+    def settled(self, kept: Path | None = None) -> "Training":
         """The same with the precision chosen.
+
+        Args:
+            kept: a folder that keeps what is measured for the choice.
 
         Raises:
             UserError: this machine does not have the precision that is asked for.
         """
-        precision = self.precision or best_precision()
+        precision = self.precision or best_precision(kept)
         if why := why_not(precision):
             raise UserError(
                 f"precision={precision.value} in train or finetune: {why}; leave it out to let it be chosen"

@@ -1,5 +1,7 @@
 """What is chosen by what the machine has."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -15,7 +17,7 @@ def test_a_cpu_computes_in_bf16_only_where_that_is_quicker(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
-    monkeypatch.setattr(device, "bf16_speedup", lambda: speedup)
+    monkeypatch.setattr(device, "bf16_speedup", lambda kept: speedup)
     assert Training().settled().precision is Precision(chosen)
     assert Training(precision=Precision.bf16).settled().precision is Precision.bf16  # asked for is asked for
 
@@ -43,7 +45,7 @@ def test_what_the_machine_lacks_is_refused(precision: Precision, monkeypatch: py
         Training(precision=precision).settled()
 
 
-def test_the_rate_of_bf16_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_rate_of_bf16_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     device.bf16_speedup.cache_clear()
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
@@ -51,6 +53,16 @@ def test_the_rate_of_bf16_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     device.bf16_speedup.cache_clear()
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
     assert device.bf16_speedup() > 0
+    # Once for all processes that share a folder: they must not choose differently because one was disturbed.
+    measured = device.bf16_speedup(tmp_path / "cache")
+    assert measured > 0
+    device.bf16_speedup.cache_clear()
+    monkeypatch.setattr(device, "_measured_bf16_speedup", lambda: measured + 1)
+    assert device.bf16_speedup(tmp_path / "cache") == measured
+    (file,) = (tmp_path / "cache").iterdir()
+    file.write_text("")
+    device.bf16_speedup.cache_clear()
+    assert device.bf16_speedup(tmp_path / "cache") == pytest.approx(measured + 1)
     device.bf16_speedup.cache_clear()
 
 
