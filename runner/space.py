@@ -1,0 +1,85 @@
+"""The disk space that a run will take, told and checked before it starts: not after hours."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from runner.errors import UserError
+
+
+@dataclass
+class Need:
+    """Space that a run takes at its fullest moment."""
+
+    folder: Path
+    """Below which; need not be there yet."""
+    what: str
+    bytes: int
+
+
+def of_training(parameters: int, kept: int, engine: int = 0) -> int:
+    """Bytes of a training's checkpoints: weights and both moments of AdamW in float32, and the engine's state.
+
+    Args:
+        parameters: of the model.
+        kept: checkpoints kept; one more lies there while it is written.
+        engine: bytes of masks and scores.
+    """
+    return (kept + 1) * (12 * parameters + engine)
+
+
+def of_model(parameters: int) -> int:
+    """Bytes of a saved model in float32."""
+    return 4 * parameters
+
+
+def check(needs: list[Need]) -> None:
+    """Refuse to start where the space will not suffice; what lies there already, of the same run, is counted.
+
+    Raises:
+        UserError: names the folder, what is needed and what is free.
+    """
+    devices: dict[int, list[Need]] = {}
+    for need in needs:
+        devices.setdefault(_existing(need.folder).stat().st_dev, []).append(need)
+    for mine in devices.values():
+        missing = sum(max(0, need.bytes - size_of(need.folder)) for need in mine)
+        free = shutil.disk_usage(_existing(mine[0].folder)).free
+        if missing > free:
+            raise UserError(
+                f"this run will take {text(missing)} more than there is now ({told(mine)}), and {text(free)} are free: "
+                "free space, choose another output_dir or cache_dir, or lower save_total_limit of train and finetune"
+            )
+
+
+def told(needs: list[Need]) -> str:
+    """The needs in words."""
+    return ", ".join(f"{need.what} {text(need.bytes)} in {need.folder}" for need in needs)
+
+
+def text(count: float) -> str:
+    """Bytes for people."""
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}"
+        count /= 1000
+    return f"{count:.1f} GB"
+
+
+def size_of(folder: Path) -> int:
+    """Bytes of all files below a folder; 0 if there is none."""
+    found = 0
+    for place, _, names in os.walk(folder):
+        for name in names:
+            try:
+                found += (Path(place) / name).lstat().st_size
+            except FileNotFoundError:  # another process has just removed it
+                continue
+    return found
+
+
+def _existing(folder: Path) -> Path:
+    return next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())

@@ -1,0 +1,72 @@
+"""The disk space of a run is known before it starts."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from runner import space
+from runner.errors import UserError
+from runner.space import Need
+
+GB = 10**9
+
+
+@pytest.fixture
+def disk(monkeypatch: pytest.MonkeyPatch):
+    """Sets what is free, whatever the folder."""
+
+    def free(count: int) -> None:
+        monkeypatch.setattr(space.shutil, "disk_usage", lambda _: SimpleNamespace(free=count))
+
+    return free
+
+
+def test_what_does_not_fit_is_refused_before_anything_is_written(disk, tmp_path: Path) -> None:
+    needs = [Need(tmp_path / "outputs" / "run", "checkpoints", 6 * GB), Need(tmp_path / "cache", "teacher", 3 * GB)]
+    disk(9 * GB)
+    space.check(needs)
+    disk(9 * GB - 1)
+    with pytest.raises(UserError) as caught:
+        space.check(needs)
+    assert "9.0 GB more than there is now" in str(caught.value)
+    assert f"checkpoints 6.0 GB in {tmp_path}/outputs/run, teacher 3.0 GB in {tmp_path}/cache" in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_lies_there_already_is_counted(disk, tmp_path: Path) -> None:
+    """A run that goes on has its checkpoints already."""
+    (tmp_path / "run" / "deeper").mkdir(parents=True)
+    (tmp_path / "run" / "deeper" / "weights").write_bytes(bytes(700))
+    (tmp_path / "run" / "gone").symlink_to(tmp_path / "nowhere")
+    assert 700 <= space.size_of(tmp_path / "run") < 1000
+    assert space.size_of(tmp_path / "none") == 0
+    disk(300)
+    space.check([Need(tmp_path / "run", "checkpoints", 1000)])
+    with pytest.raises(UserError):
+        space.check([Need(tmp_path / "run", "checkpoints", 2000)])
+    space.check([Need(tmp_path / "run", "checkpoints", 10), Need(tmp_path / "other", "model", 300)])  # no surplus lent
+
+
+def test_the_bytes_of_a_training_are_those_that_it_writes(tmp_path: Path) -> None:
+    """Against what torch and safetensors write for the same parameters."""
+    import torch
+    from safetensors.torch import save_file
+
+    model = torch.nn.Linear(300, 500)
+    optimizer = torch.optim.AdamW(model.parameters())
+    model(torch.rand(2, 300)).sum().backward()
+    optimizer.step()
+    for i in range(3):  # two kept, and one that is written
+        save_file(model.state_dict(), tmp_path / f"{i}.safetensors")
+        torch.save(optimizer.state_dict(), tmp_path / f"{i}.pt")
+    count = sum(p.numel() for p in model.parameters())
+    assert space.of_training(count, kept=2) == pytest.approx(space.size_of(tmp_path), rel=0.01)
+    assert space.of_model(count) == pytest.approx((tmp_path / "0.safetensors").stat().st_size, rel=0.01)
+
+
+@pytest.mark.parametrize(("count", "words"), [
+    (0, "0 B"), (999, "999 B"), (1000, "1 kB"), (58_400_000, "58 MB"), (1_340_000_000, "1.3 GB"),
+])  # fmt: skip
+def test_bytes_for_people(count: int, words: str) -> None:
+    assert space.text(count) == words
