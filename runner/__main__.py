@@ -11,7 +11,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from runner import config
+from runner import config, ranks
 from runner.edge import guarded
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ def job(composed: DictConfig) -> Result | None:
     hydra_config = HydraConfig.get()
 
     def once() -> Result:
+        ranks.check_launcher()
         choices = config.chosen_options(hydra_config.runtime.choices)
         return run(*config.load(OmegaConf.create(composed), choices, list(hydra_config.overrides.task)))
 
@@ -40,9 +41,11 @@ def job(composed: DictConfig) -> Result | None:
 
 
 def main() -> int:
-    """Run the command line; the exit status is the process's."""
+    """Run the command line; the exit status is the process's. Of several ranks, the first does."""
+    if ranks.rank():
+        return guarded(ranks.follow)
     config.register()
-    return guarded(job)
+    return ranks.lead(lambda: guarded(job))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -33,12 +34,21 @@ def raise_on_signals() -> None:
 
 
 def _raise(number: int, frame: Any) -> None:
+    if _launched():
+        for each in SIGNALS:
+            signal.signal(each, signal.SIG_IGN)
     raise Interrupted(number)
+
+
+def _launched() -> bool:
+    """Whether a launcher started this process: then Ctrl-C comes twice, from the terminal and from the launcher, which
+    ends by force whoever does not end soon."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
 
 
 @contextmanager
 def postponed() -> Iterator[Callable[[], int | None]]:
-    """Hold the first signal back meanwhile; a second one acts at once.
+    """Hold the first signal back meanwhile; a second one acts at once, unless a launcher sent it.
 
     Yields:
         A function that says which signal came, if any.
@@ -49,7 +59,7 @@ def postponed() -> Iterator[Callable[[], int | None]]:
     asked: list[int] = []
 
     def take(number: int, frame: Any) -> None:
-        if asked:
+        if asked and not _launched():
             raise Interrupted(number)
         asked.append(number)
 

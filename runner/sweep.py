@@ -13,8 +13,9 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
 from runner import config as configuration
-from runner import tracking
+from runner import ranks, tracking
 from runner.edge import guarded, message
+from runner.errors import UserError
 from runner.experiment import Result, set_up_process, settled
 
 log = logging.getLogger(__name__)
@@ -41,6 +42,11 @@ class Sweep(Callback):
             sys.exit(status)
 
     def _begin(self, config: DictConfig) -> None:
+        if ranks.world_size() > 1:
+            raise UserError(
+                "a sweep (-m) runs in one process, not in the ranks of torchrun or accelerate launch: start it without "
+                "them and let its jobs start ranks of their own, with hydra.launcher.ranks=N"
+            )
         set_up_process()
         swept = config.hydra.sweeper.get("params") or {}
         jobs = expand([*(f"{key}={value}" for key, value in swept.items()), *config.hydra.overrides.task])

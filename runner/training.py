@@ -6,6 +6,7 @@ from typing import Any
 
 from runner.device import Precision, best_precision, why_not
 from runner.errors import UserError
+from runner.ranks import world_size
 
 
 class Sampling(Enum):
@@ -90,8 +91,15 @@ class Training:
         """The same with the precision chosen.
 
         Raises:
-            UserError: this machine does not have the precision that is asked for.
+            UserError: this machine does not have the precision that is asked for, or a batch cannot be dealt out among
+                the ranks.
         """
+        for key in ("per_device_train_batch_size", "batch_tokens"):
+            if (getattr(self, key) or 0) % world_size():
+                raise UserError(
+                    f"{key}={getattr(self, key)} in train or finetune is the total, and does not divide among "
+                    f"{world_size()} ranks: choose a multiple of {world_size()}"
+                )
         precision = self.precision or best_precision()
         if why := why_not(precision):
             raise UserError(
