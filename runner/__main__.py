@@ -11,7 +11,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from runner import config, jobs, launchers
+from runner import config, jobs, launchers, ranks
 from runner.edge import guarded
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ def job(composed: DictConfig) -> float | None:
     overrides = list(hydra_config.overrides.task)
 
     def once() -> Result:
+        ranks.check_launcher()
         choices = config.chosen_options(hydra_config.runtime.choices)
         return run(*config.load(OmegaConf.create(composed), choices, overrides))
 
@@ -49,10 +50,12 @@ def job(composed: DictConfig) -> float | None:
 
 
 def main() -> int:
-    """Run the command line; the exit status is the process's."""
+    """Run the command line; the exit status is the process's. Of several ranks, the first does."""
+    if ranks.rank():
+        return guarded(ranks.follow)
     config.register()
     launchers.register()
-    return guarded(job)
+    return ranks.lead(lambda: guarded(job))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from filelock import FileLock
 from safetensors import SafetensorError
 
 from pruning import NoDistillation
-from runner import models
+from runner import models, ranks
 from runner.errors import disk_error
 
 if TYPE_CHECKING:
@@ -49,7 +49,10 @@ def fine_tuned(
     with lock:
         if not (folder / "config.json").is_file():
             log.info("fine-tuning the dense model (kept in %s)", folder)
-            _train(experiment, base, folder, lesson, track, flush_log)
+            work = folder.with_name(f"{folder.name}.work")
+            model = ranks.together(trained, experiment, base, work, lesson, track=track, flush_log=flush_log)
+            save(model, lesson.tokenizer, folder)
+            shutil.rmtree(work, ignore_errors=True)
         else:
             log.info("dense model found in %s", folder)
     return models.find(str(folder), "the dense model", experiment.model)
@@ -64,21 +67,21 @@ def lock_is_held(lock: FileLock) -> bool:
         return True
 
 
-def _train(
+def trained(
     experiment: Experiment,
     base: models.Checkpoint,
-    folder: Path,
+    work: Path,
     lesson: Lesson,
-    track: Log,
-    flush_log: Callable[[], None],
-) -> None:
+    track: Log | None = None,
+    flush_log: Callable[[], None] | None = None,
+) -> PreTrainedModel:
+    """Fine-tune the dense model, on all ranks; checkpoints go to `work`."""
     from transformers import set_seed
 
-    from runner.train import Teaching, train
+    from runner.train import Teaching, nothing, silent, train
 
     set_seed(experiment.seed)  # the head is drawn at random
     model = models.load(lesson.task.architecture, base)
-    work = folder.with_name(f"{folder.name}.work")
     train(
         model,
         lesson,
@@ -88,11 +91,10 @@ def _train(
         experiment.seed,
         work,
         "Fine-tuning",
-        track,
-        flush_log,
+        track or silent,
+        flush_log or nothing,
     )
-    save(model, lesson.tokenizer, folder)
-    shutil.rmtree(work, ignore_errors=True)
+    return model
 
 
 def save(

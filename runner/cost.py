@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from runner import ranks
 from runner.device import peak_memory
 
 if TYPE_CHECKING:
@@ -16,18 +17,20 @@ if TYPE_CHECKING:
 
 @dataclass
 class Cost:
-    """Of this process: what an interrupted run did before, and what was found in the cache, is not in it."""
+    """Of this job, all its ranks: what an interrupted run did before, and what was found in the cache, is not in it."""
 
     seconds: dict[str, float] = field(default_factory=dict)
     """Wall-clock seconds by stage: prepare, finetune, evaluate_dense, teacher, train, update, save, evaluate."""
     steps: int = 0
     """Optimizer steps of the pruning."""
+    ranks: int = field(default_factory=ranks.world_size)
+    """Processes that shared each batch of the trainings."""
     tokens: int = 0
-    """That the student computed in them, padding included."""
+    """That the student computed in them on all ranks, padding included."""
     real_tokens: int = 0
     """The same without padding."""
     peak_memory_bytes: int | None = None
-    """The most that the process held so far, on the GPU if it computes there; not given where nobody says."""
+    """The most that a process held so far, on its GPU if it computes there; not given where nobody says."""
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -55,5 +58,10 @@ class Cost:
 
     def plain(self) -> dict[str, Any]:
         """As plain values, with what follows from them."""
-        self.peak_memory_bytes = peak_memory()
+        self.peak_memory_bytes = ranks.together(highest_peak_memory) or None
         return {**asdict(self), "padding": self.padding, "tokens_per_second": self.tokens_per_second}
+
+
+def highest_peak_memory() -> int:
+    """Bytes: the most that one of the ranks has held; 0 where nobody says."""
+    return ranks.highest(peak_memory() or 0)

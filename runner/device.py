@@ -1,4 +1,4 @@
-"""What the machine offers: device, precision, allocator, ranks."""
+"""What the machine offers: device, precision, allocator."""
 
 from __future__ import annotations
 
@@ -31,16 +31,13 @@ class Precision(Enum):
 
 def device() -> torch.device:
     """The one device that a process uses, as Trainer chooses it."""
+    if os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("true", "1"):  # accelerate launch --cpu
+        return torch.device("cpu")
     if torch.cuda.is_available():
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     if torch.backends.mps.is_available():
         return torch.device("mps")
     return torch.device("cpu")
-
-
-def world_size() -> int:
-    """Number of ranks that a launcher such as torchrun started; 1 without one."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def best_precision(kept: Path | None = None) -> Precision:

@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 
 from pruning import Dense, LayerReport, Plan, Pruner, TrainingLength
 from results import columns
-from runner import baseline, evaluate, models, tracking
+from runner import baseline, evaluate, models, ranks, tracking
 from runner.config import Experiment, Identity, Origin, identify
 from runner.cost import Cost
 from runner.device import Precision, bf16_speedup, device, keep_freed_memory
@@ -31,7 +31,7 @@ from runner.verify import Verification, verify
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from runner.train import Lesson, Teaching
+    from runner.train import Lesson, Log, Teaching, Work
 
 log = logging.getLogger(__name__)
 
@@ -93,8 +93,11 @@ class Inputs:
 
 
 def run(experiment: Experiment, origin: Origin) -> Result:
-    """Run one experiment. Raises UserError or PruningError, before training wherever it can be known before."""
-    set_up_process()
+    """Run one experiment. Raises UserError or PruningError, before training wherever it can be known before.
+
+    Under a launcher only rank 0 is here: the others join in what it does `ranks.together`, which are the trainings.
+    """
+    ranks.together(set_up_process)
     experiment = settled(experiment)
     cost = Cost()
     name = run_name(origin.labels, experiment.seed)
@@ -117,6 +120,7 @@ def run(experiment: Experiment, origin: Origin) -> Result:
         columns.FOLDER: str(folder.resolve()),
         columns.GROUP: inputs.identity.group,
         columns.METRIC: experiment.dataset.metric,
+        "ranks": str(ranks.world_size()),
         "dataset.source": inputs.examples.source,
         "recipe": experiment.recipe.name,
     }
@@ -343,43 +347,66 @@ def prune(
     cost: Cost,
 ) -> list[LayerReport]:
     """Prune a copy of the dense model while distilling, and save it as `folder/model`."""
-    from transformers import set_seed
-
-    from runner.train import train
-
     assert inputs.lesson is not None
-    architecture = experiment.dataset.architecture
+    teacher, start = inputs.teacher or dense, inputs.sparse or dense
     with cost.stage("teacher"):
-        teaching = teaching_of(experiment, inputs, inputs.teacher or dense)
-    set_seed(experiment.seed)
-    student = models.load(architecture, inputs.sparse or dense)
-    pruner = new_pruner(experiment, student, inputs.lesson.length(experiment.train))
-    title = "Training the control" if isinstance(experiment.pattern, Dense) else f"Pruning to {experiment.pattern}"
-    work = train(
-        student,
-        inputs.lesson,
-        experiment.train,
-        teaching,
-        pruner,
-        experiment.seed,
-        folder / "checkpoints",
-        title,
-        logger(tracker, "train"),
-        tracker.flush,
-    )
+        teaching = teaching_of(experiment, inputs.lesson, teacher)
+    track, checkpoints = logger(tracker, "train"), folder / "checkpoints"
+    student, pruner, work = ranks.together(
+        trained, experiment, inputs.lesson, teacher, start, checkpoints,
+        teaching=teaching, track=track, flush_log=tracker.flush,
+    )  # fmt: skip
     cost.trained(work)
     with cost.stage("save"):
         baseline.save(student, inputs.tokenizer, folder / "model")
     return pruner.report()
 
 
-def teaching_of(experiment: Experiment, inputs: Inputs, checkpoint: models.Checkpoint) -> Teaching:
+def trained(
+    experiment: Experiment,
+    lesson: Lesson,
+    teacher: models.Checkpoint,
+    start: models.Checkpoint,
+    checkpoints: Path,
+    teaching: Teaching | None = None,
+    track: Log | None = None,
+    flush_log: Callable[[], None] | None = None,
+) -> tuple[PreTrainedModel, Pruner, Work]:
+    """The student, pruned while it is taught, and its pruner; on all ranks.
+
+    Args:
+        teaching: if not given: as `teaching_of` the teacher, whose logits rank 0 has kept before.
+    """
+    from transformers import set_seed
+
+    from runner.train import nothing, silent, train
+
+    teaching = teaching or teaching_of(experiment, lesson, teacher)
+    set_seed(experiment.seed)
+    student = models.load(experiment.dataset.architecture, start)
+    pruner = new_pruner(experiment, student, lesson.length(experiment.train))
+    title = "Training the control" if isinstance(experiment.pattern, Dense) else f"Pruning to {experiment.pattern}"
+    work = train(
+        student,
+        lesson,
+        experiment.train,
+        teaching,
+        pruner,
+        experiment.seed,
+        checkpoints,
+        title,
+        track or silent,
+        flush_log or nothing,
+    )
+    return student, pruner, work
+
+
+def teaching_of(experiment: Experiment, lesson: Lesson, checkpoint: models.Checkpoint) -> Teaching:
     """How the student is taught: from kept logits, by a live teacher, or by the labels alone."""
     from runner import teacher
     from runner.train import Teaching
 
-    how, lesson, task = experiment.distill, inputs.lesson, experiment.dataset
-    assert lesson is not None
+    how, task = experiment.distill, experiment.dataset
     if not (how.needs_teacher and how.weight):
         return Teaching(how)
     if not keeps_logits(experiment, lesson):
@@ -565,8 +592,9 @@ def announce_machine(experiment: Experiment, lesson: Lesson, base: models.Checkp
     if device().type == "cpu" and (speedup := bf16_speedup(Path(experiment.cache_dir))):
         precision += f" (bf16 matrix products run at {speedup:.1f}x the rate of float32 here)"
     compiled = ", compiled" if training.torch_compile else ""
+    shared = f", batches shared by {ranks.world_size()} ranks" if ranks.world_size() > 1 else ""
     padding = 100 * lesson.batches(training, experiment.seed).padding()
-    log.info("%s, fused AdamW%s; %.1f %% of the computed tokens are padding", precision, compiled, padding)
+    log.info("%s, fused AdamW%s%s; %.1f %% of the computed tokens are padding", precision, compiled, shared, padding)
     if device().type == "cpu" and models.attention_dropout(base.config) > 0:
         log.info("dropout of attention weights keeps CPUs from the quicker attention: model.attention_dropout=0 leaves "
                  "it out (in all rows that are compared)")  # fmt: skip
@@ -663,7 +691,8 @@ def set_up_process() -> None:
     """Our own lines on stderr, and the libraries' chatter off."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # tokenizers warn when a process forks after use
     keep_freed_memory()
-    raise_on_signals()
+    if ranks.rank() == 0:  # the others end when it does
+        raise_on_signals()
     root = logging.getLogger()
     if not any(getattr(handler, "ours", False) for handler in root.handlers):
         handler = logging.StreamHandler()

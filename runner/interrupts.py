@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 import time
@@ -41,8 +42,12 @@ def raise_on_signals() -> None:
 
 
 def _raise(number: int, frame: Any) -> None:
-    if _is_new():
-        raise Interrupted(number)
+    if not _is_new():
+        return
+    if _launched():
+        for each in SIGNALS:
+            signal.signal(each, signal.SIG_IGN)
+    raise Interrupted(number)
 
 
 def _is_new() -> bool:
@@ -52,9 +57,15 @@ def _is_new() -> bool:
     return _last - before >= SAME_SECONDS
 
 
+def _launched() -> bool:
+    """Whether a launcher started this process: then Ctrl-C comes twice, from the terminal and from the launcher, which
+    ends by force whoever does not end soon."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
 @contextmanager
 def postponed() -> Iterator[Callable[[], int | None]]:
-    """Hold the first signal back meanwhile; a later one acts at once.
+    """Hold the first signal back meanwhile; a later one acts at once, unless a launcher sent it.
 
     Yields:
         A function that says which signal came, if any.
@@ -65,10 +76,11 @@ def postponed() -> Iterator[Callable[[], int | None]]:
     asked: list[int] = []
 
     def take(number: int, frame: Any) -> None:
-        if _is_new():
-            if asked:
-                raise Interrupted(number)
-            asked.append(number)
+        if not _is_new():
+            return
+        if asked and not _launched():
+            raise Interrupted(number)
+        asked.append(number)
 
     before = {number: signal.signal(number, take) for number in SIGNALS}
     try:

@@ -16,7 +16,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
 from runner import config as configuration
-from runner import tracking
+from runner import ranks, tracking
 from runner.edge import guarded
 from runner.errors import UserError
 from runner.experiment import set_up_process, settled
@@ -53,6 +53,11 @@ class Sweep(Callback):
             sys.exit(status)
 
     def _begin(self, config: DictConfig) -> None:
+        if ranks.world_size() > 1:
+            raise UserError(
+                "a sweep (-m) runs in one process, not in the ranks of torchrun or accelerate launch: start it without "
+                "them and let its jobs start ranks of their own, with hydra.launcher.ranks=N"
+            )
         set_up_process()
         overrides = list(config.hydra.overrides.task)
         if config.hydra.sweeper._target_ == BASIC:

@@ -7,7 +7,6 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,9 +21,9 @@ from transformers import ProgressCallback, Trainer, TrainerCallback, TrainingArg
 from transformers.trainer_callback import PrinterCallback
 
 from pruning import Distillation, Prediction, Pruner, TrainingLength, label_loss
-from runner import checkpoints, models
+from runner import checkpoints, models, ranks
 from runner.batches import Batches
-from runner.device import Precision, computing, device, matmul_in, world_size
+from runner.device import Precision, computing, device, matmul_in
 from runner.errors import UserError, disk_error
 from runner.interrupts import Interrupted, postponed
 from runner.tasks import Collate, Dataset
@@ -50,8 +49,8 @@ def nothing() -> None:
     """Where there is no log to flush."""
 
 
-def never() -> None:
-    """No signal came."""
+def silent(step: int, values: Mapping[str, float]) -> None:
+    """Where nothing is logged."""
 
 
 @dataclass
@@ -66,27 +65,21 @@ class Lesson:
         """The batches of this training.
 
         Raises:
-            UserError: its batches cannot be dealt out among the ranks, or are too small for the longest feature.
+            UserError: they are too small for the longest feature.
         """
-        ranks = world_size()
-        for key in ("per_device_train_batch_size", "batch_tokens"):
-            if (getattr(training, key) or 0) % ranks:
-                raise UserError(
-                    f"{key}={getattr(training, key)} in train or finetune is the total and does not divide among "
-                    f"{ranks} ranks"
-                )
+        size = ranks.world_size()
         try:
             return Batches(
                 np.asarray(self.features["length"]),
-                training.per_device_train_batch_size // ranks,
+                training.per_device_train_batch_size // size,
                 seed,
                 training.train_sampling_strategy is Sampling.group_by_length,
-                training.batch_tokens // ranks if training.batch_tokens else None,
-                parts=ranks * training.gradient_accumulation_steps,
+                training.batch_tokens // size if training.batch_tokens else None,
+                parts=size * training.gradient_accumulation_steps,
                 multiple=PAD_MULTIPLE[device().type],
             )
         except ValueError as error:
-            over = f" over {ranks} ranks" if ranks > 1 else ""
+            over = f" over {size} ranks" if size > 1 else ""
             raise UserError(f"batch_tokens={training.batch_tokens} in train or finetune{over}: {error}") from error
 
     def length(self, training: Training) -> TrainingLength:
@@ -113,7 +106,7 @@ class Teaching:
 
 @dataclass
 class Work:
-    """What a training did in this process."""
+    """What a training did since this job began, on all ranks."""
 
     steps: int = 0
     tokens: int = 0
@@ -220,16 +213,23 @@ class DistillTrainer(Trainer):
 
     def mean_loss(self) -> float:
         """The mean since it was last asked for. Trainer's own forgets, on resume, what came before the checkpoint."""
-        count = torch.tensor(float(self.losses), dtype=torch.float64, device=self.loss_sum.device)
-        total, number = self.accelerator.reduce(torch.stack((self.loss_sum, count))).tolist()  # type: ignore[union-attr]
+        total, number = self._losses()
         self.loss_sum.zero_()
         self.losses = 0
-        return total / max(1.0, number)
+        return total / max(1, number)
+
+    def _losses(self) -> tuple[float, int]:
+        """Sum and number of the losses since the mean was last asked for, of all ranks."""
+        count = torch.tensor(float(self.losses), dtype=torch.float64, device=self.loss_sum.device)
+        total, number = self.accelerator.reduce(torch.stack((self.loss_sum, count))).tolist()  # type: ignore[union-attr]
+        return total, int(number)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """As Trainer does, but beside its place: see `runner.checkpoints`."""
-        if not bool(self.loss_sum.isfinite()):
+        loss_sum, losses = self._losses()
+        if not math.isfinite(loss_sum):
             raise diverged(self.state.global_step)  # and the checkpoint before this one stays the newest
+        ranks.check_same(dict(model.named_parameters()))
         self.flush_log()  # what was logged before a checkpoint is not logged again after it
         name = f"{checkpoints.PREFIX}{self.state.global_step}"
         if self.args.should_save:
@@ -246,7 +246,7 @@ class DistillTrainer(Trainer):
                 # Trainer's own way to save such a state is JSON, which masks are not.
                 tensors, values = self.pruner.state_dict()
                 save_file(tensors, self.staging / name / PRUNER_FILE, values)
-            meter = {"loss_sum": float(self.loss_sum), "losses": self.losses}
+            meter = {"loss_sum": loss_sum, "losses": losses}
             (self.staging / name / METER_FILE).write_text(json.dumps(meter), encoding="utf-8")
             folder = Path(str(self.args.output_dir))
             checkpoints.seal(self.staging / name, folder / name)
@@ -258,7 +258,9 @@ class DistillTrainer(Trainer):
         return str(self.staging) if self._saving else super()._get_output_dir(trial)
 
     def restore_meter(self, checkpoint: Path) -> None:
-        """Go on with the mean loss where the checkpoint was made."""
+        """Go on with the mean loss where the checkpoint was made. Rank 0 carries what all had summed up."""
+        if ranks.rank():
+            return
         meter = json.loads((checkpoint / METER_FILE).read_text(encoding="utf-8"))
         self.loss_sum.fill_(meter["loss_sum"])
         self.losses = meter["losses"]
@@ -273,13 +275,13 @@ def diverged(step: int) -> UserError:
 
 
 class StopWhenAsked(TrainerCallback):
-    """Saves and stops after the step in which a signal came."""
+    """Saves and stops after the step in which a signal came, to whichever rank."""
 
     def __init__(self, asked: Callable[[], int | None]) -> None:
         self.asked = asked
 
     def on_step_end(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> Any:
-        if self.asked() is not None:
+        if ranks.highest(self.asked() or 0):
             control.should_save = control.should_training_stop = True
         return control
 
@@ -373,13 +375,15 @@ def train(
 ) -> Work:
     """Train `student` in place; checkpoints go to `folder`, from the last of which an interrupted training goes on.
 
+    All ranks call it at once, with the same arguments but for `log` and `flush_log`, which are used on rank 0.
+
     Raises:
         Interrupted: a signal asked the process to end; a checkpoint was saved.
         UserError: the loss is not finite, or the disk is full.
     """
     transformers.utils.logging.disable_progress_bar()  # one bar is enough: not another for each file of a checkpoint
     training = training.settled()
-    last = checkpoints.newest(folder)
+    last = ranks.from_first(lambda: checkpoints.newest(folder))
     batches = lesson.batches(training, seed)
     arguments = _arguments(training, seed, folder, lesson.length(training).steps)
     if teaching.teacher is not None:
@@ -407,17 +411,20 @@ def train(
     trainer.add_callback(Progress(title, log, pruner, trainer.mean_loss))
     if pruner is not None:
         trainer.add_callback(PruningCallback(pruner, last))
+    if ranks.rank():  # else all would drop the same units in their parts of a batch; rank 0 draws as a single process
+        torch.manual_seed(seed + (ranks.rank() << 32))
+    ranks.wait()  # the training's clock is not to run while others load
     begin = time.perf_counter()
     try:
-        # A signal to one of several ranks would stop it while the others wait for it: they all end at once instead.
-        with matmul_in(training.precision), postponed() if world_size() == 1 else nullcontext(never) as asked:
+        with matmul_in(training.precision), postponed() as asked:
             trainer.add_callback(StopWhenAsked(asked))
             if last is not None:
                 trainer.add_callback(Resume(trainer, last))
             trainer.train(resume_from_checkpoint=None if last is None else str(last))
-            signal = asked()
-        if signal is not None:
+            signal = ranks.highest(asked() or 0)
+        if signal:
             raise Interrupted(signal, f" at step {trainer.state.global_step}; the same command goes on from there")
+        ranks.check_same(dict(student.named_parameters()))
         if pruner is not None:
             pruner.check_reached()
     except (OSError, SafetensorError) as error:
@@ -428,13 +435,13 @@ def train(
     updating = pruner.update_seconds if pruner is not None else 0.0
     done = trainer.state.global_step - (checkpoints.step(last) if last is not None else 0)
     seconds = time.perf_counter() - begin - updating
-    return Work(done, trainer.tokens, int(trainer.real_tokens), seconds, updating)
+    tokens, real_tokens = ranks.totals([trainer.tokens, int(trainer.real_tokens)])
+    return Work(done, tokens, real_tokens, seconds, updating)
 
 
 def _arguments(training: Training, seed: int, folder: Path, steps: int) -> TrainingArguments:
     options = training.options()
-    ranks = world_size()
-    options["per_device_train_batch_size"] //= ranks
+    options["per_device_train_batch_size"] //= ranks.world_size()
     options["logging_steps"] = training.logging_steps or max(1, steps // 100)
     del options["save_total_limit"]  # ours rotates: Trainer would look where a checkpoint is written, not where it lies
     arguments = TrainingArguments(
@@ -446,7 +453,7 @@ def _arguments(training: Training, seed: int, folder: Path, steps: int) -> Train
         use_cpu=device().type == "cpu",
         dataloader_pin_memory=torch.cuda.is_available(),
         accelerator_config={"even_batches": False},  # ours are dealt out evenly, and differ in size
-        ddp_find_unused_parameters=False if ranks > 1 else None,
+        ddp_find_unused_parameters=False if ranks.world_size() > 1 else None,
         **options,
     )
     _ = arguments.device  # sets the number of devices

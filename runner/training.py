@@ -7,6 +7,7 @@ from typing import Any
 
 from runner.device import Precision, best_precision, why_not
 from runner.errors import UserError
+from runner.ranks import world_size
 
 
 class Sampling(Enum):
@@ -94,8 +95,15 @@ class Training:
             kept: a folder that keeps what is measured for the choice.
 
         Raises:
-            UserError: this machine does not have the precision that is asked for.
+            UserError: this machine does not have the precision that is asked for, or a batch cannot be dealt out among
+                the ranks.
         """
+        for key in ("per_device_train_batch_size", "batch_tokens"):
+            if (getattr(self, key) or 0) % world_size():
+                raise UserError(
+                    f"{key}={getattr(self, key)} in train or finetune is the total, and does not divide among "
+                    f"{world_size()} ranks: choose a multiple of {world_size()}"
+                )
         precision = self.precision or best_precision(kept)
         if why := why_not(precision):
             raise UserError(

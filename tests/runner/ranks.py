@@ -5,12 +5,13 @@ python ranks.py MODEL OUTPUT: trains MODEL and writes its weights to OUTPUT/RANK
 
 import os
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
 
 from pruning import Block, Gradual, Logits, Pruner, TrainingLength
-from runner import models, teacher
+from runner import models, ranks, teacher
 from runner.device import Precision
 from runner.models import Model
 from runner.pretrain_tiny import build_tokenizer
@@ -43,4 +44,5 @@ def main(model: str, output: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]))
+    with ranks.group() if ranks.world_size() > 1 else nullcontext():
+        main(sys.argv[1], Path(sys.argv[2]))
