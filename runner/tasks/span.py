@@ -109,22 +109,12 @@ class Span(Dataset):
         key = [VERSIONS["prepare"], fingerprint(examples), tokenizer_fingerprint(tokenizer), labels]
         key += [self.max_seq_length, self.doc_stride]
         name = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
-        if cache is not None:
-            cache.mkdir(parents=True, exist_ok=True)
 
         def tokenize(batch: dict[str, list], indices: list[int]) -> dict[str, list]:
             return self._windows(batch, indices, tokenizer, labels)
 
-        return examples.map(
-            tokenize,
-            batched=True,
-            with_indices=True,
-            remove_columns=examples.column_names,
-            cache_file_name=None if cache is None else str(cache / f"span-{name}.arrow"),
-            load_from_cache_file=cache is not None,
-            new_fingerprint=name,
-            desc="Tokenising " + ("train" if labels else "evaluation"),
-        )
+        title = "Tokenising " + ("train" if labels else "evaluation")
+        return arrow.mapped_once(examples, tokenize, name, title, None if cache is None else cache / f"span-{name}")
 
     def _windows(
         self, batch: dict[str, list], indices: list[int], tokenizer: PreTrainedTokenizerBase, labels: bool
