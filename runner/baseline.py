@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import logging
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from filelock import FileLock
-from safetensors import SafetensorError
 
 from pruning import NoDistillation
-from runner import models, ranks
-from runner.errors import disk_error
+from runner import models, ranks, seals
+from runner.errors import writing
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -47,7 +45,7 @@ def fine_tuned(
     if lock_is_held(lock):
         log.info("waiting for another process that fine-tunes the same dense model")
     with lock:
-        if not (folder / "config.json").is_file():
+        if not seals.is_sound(folder):
             log.info("fine-tuning the dense model (kept in %s)", folder)
             work = folder.with_name(f"{folder.name}.work")
             model = ranks.together(trained, experiment, base, work, lesson, track=track, flush_log=flush_log)
@@ -103,21 +101,12 @@ def save(
     folder: Path,
     also: Callable[[Path], None] = lambda partial: None,
 ) -> None:
-    """Write a model folder whole or not at all: beside its place first, then renamed.
+    """Write a model folder whole or not at all, and seal it.
 
     Args:
         also: gets the folder before it is renamed, to add to it or to refuse it by raising.
     """
-    partial = folder.with_name(f"{folder.name}.tmp-{os.getpid()}")
-    try:
-        partial.mkdir(parents=True)
+    with writing(folder), seals.making(folder) as partial:
         model.save_pretrained(partial, safe_serialization=True)
         tokenizer.save_pretrained(partial)
         also(partial)
-        if folder.exists():
-            shutil.rmtree(folder)
-        partial.rename(folder)
-    except (OSError, SafetensorError) as error:
-        raise disk_error(error, folder) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)

@@ -2,20 +2,25 @@
 
 python -m runner.cache list [--cache-dir cache]
 python -m runner.cache clean dense teacher [--cache-dir cache]      # or: clean all
+python -m runner.cache clean [--cache-dir cache]                    # only what killed processes left half written
 """
 
 from __future__ import annotations
 
 import argparse
-import shutil
+import os
+import re
+import stat
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from filelock import FileLock
 
+from runner import seals
 from runner.baseline import lock_is_held
 from runner.errors import UserError, disk_error
 
@@ -26,6 +31,7 @@ KINDS = {
     "scores": "scores of dense models",
 }
 """Folders of `cache_dir` and what they hold."""
+_UNFINISHED = re.compile(r"\.tmp(-\d+)?$")  # see seals.unfinished
 
 
 @dataclass
@@ -35,45 +41,63 @@ class Kept:
     kind: str
     entries: list[Path] = field(default_factory=list)
     """Files and folders, without locks."""
+    unfinished: list[Path] = field(default_factory=list)
+    """What a process is writing at this moment, or was when it was killed."""
 
     @property
     def bytes(self) -> int:
-        """What they take on the disk."""
-        return sum(file.stat().st_size for entry in self.entries for file in _files(entry))
+        """What the entries take on the disk."""
+        return size_of(self.entries)
 
     @property
     def newest(self) -> float | None:
         """When the newest was written, in seconds since 1970."""
-        return max((file.stat().st_mtime for entry in self.entries for file in _files(entry)), default=None)
+        return max((about.st_mtime for about in _files(self.entries)), default=None)
 
 
-def _files(entry: Path) -> Iterator[Path]:
-    return (file for file in entry.rglob("*") if file.is_file()) if entry.is_dir() else iter([entry])
+def _files(entries: Iterable[Path]) -> Iterator[os.stat_result]:
+    for entry in entries:
+        for path in (entry, *entry.rglob("*")):
+            with suppress(OSError):  # a link to nowhere, or removed meanwhile
+                about = path.stat()
+                if stat.S_ISREG(about.st_mode):
+                    yield about
+
+
+def size_of(entries: Iterable[Path]) -> int:
+    """Bytes of all files of these entries."""
+    return sum(about.st_size for about in _files(entries))
 
 
 def kept(cache: Path) -> list[Kept]:
     """What is in a cache, by kind."""
-    return [
-        Kept(kind, sorted(entry for entry in (cache / kind).glob("*") if entry.suffix != ".lock")) for kind in KINDS
-    ]
+    out = []
+    for kind in KINDS:
+        found = Kept(kind)
+        for path in sorted((cache / kind).glob("*") if (cache / kind).is_dir() else ()):
+            if path.suffix != ".lock":
+                (found.unfinished if _UNFINISHED.search(path.name) else found.entries).append(path)
+        out.append(found)
+    return out
 
 
-def clean(cache: Path, kinds: list[str]) -> tuple[int, list[Path]]:
-    """Remove all that is kept of these kinds.
+def clean(cache: Path, kinds: Sequence[str] = ()) -> tuple[int, list[Path]]:
+    """Remove all that is kept of these kinds; of none, only what killed processes left half written of any.
 
     Returns:
         The bytes freed, and what was left because a run is making it at this moment.
     """
     freed, busy = 0, []
     for found in kept(cache):
-        for entry in found.entries if found.kind in kinds else ():
+        entries = found.entries if found.kind in kinds else []
+        for entry in [*entries, *(found.unfinished if found.kind in kinds or not kinds else ())]:
             lock = entry.with_name(f"{entry.name.split('.')[0]}.lock")
             if lock.is_file() and lock_is_held(FileLock(lock)):
                 busy.append(entry)
                 continue
-            freed += Kept(found.kind, [entry]).bytes
+            freed += size_of([entry])
             try:
-                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+                seals.remove(entry)
             except OSError as error:
                 raise disk_error(error, entry) from error
     return freed, busy
@@ -96,7 +120,7 @@ def main(arguments: list[str]) -> None:
     listing = commands.add_parser("list", help="what is kept, and how much space it takes")
     cleaning = commands.add_parser("clean", help="remove it; runs that need it make it again")
     cleaning.add_argument(
-        "kinds", nargs="+", choices=[*KINDS, "all"], metavar="KIND", help=f"{', '.join(KINDS)} or all"
+        "kinds", nargs="*", metavar="KIND", help=f"{', '.join(KINDS)} or all; none: what killed processes left"
     )
     for command in (listing, cleaning):
         command.add_argument("--cache-dir", type=Path, default=Path("cache"), help="as cache_dir of the runs: cache")
@@ -104,6 +128,9 @@ def main(arguments: list[str]) -> None:
     if not options.cache_dir.is_dir():
         raise UserError(f"--cache-dir {options.cache_dir}: there is no such folder; name the cache_dir of your runs")
     if options.command == "clean":
+        unknown = sorted(set(options.kinds) - {*KINDS, "all"})
+        if unknown:
+            parser.error(f"unknown kind {unknown[0]!r}: {', '.join(KINDS)} or all")
         freed, busy = clean(options.cache_dir, list(KINDS) if "all" in options.kinds else options.kinds)
         print(f"{size(freed)} freed in {options.cache_dir}")
         for entry in busy:
@@ -113,6 +140,9 @@ def main(arguments: list[str]) -> None:
         written = found.newest
         when = "" if written is None else time.strftime(", the newest of %Y-%m-%d %H:%M", time.localtime(written))
         print(f"{found.kind:<9}{size(found.bytes):>9}  {len(found.entries)} of {KINDS[found.kind]}{when}")
+        if found.unfinished:
+            left = f"{len(found.unfinished)} half written, {size(size_of(found.unfinished))}"
+            print(f"{'':<20}and {left}: `clean` removes what no run is making")
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ def message(error: BaseException) -> str | None:
     from omegaconf.errors import OmegaConfBaseException
 
     from pruning import PruningError
-    from runner.errors import UserError
+    from runner.errors import UserError, database_reason
 
     causes: list[BaseException] = []
     cause: BaseException | None = error
@@ -44,6 +44,9 @@ def message(error: BaseException) -> str | None:
         found = next((c for c in causes if isinstance(c, kind)), None)
         if found is not None:
             return str(found)
+    refused = database_reason(error)
+    if refused is not None:
+        return f"cannot write to MLflow's database: {refused}; free space where tracking.uri lies, then run again"
     if not isinstance(error, (HydraException, OmegaConfBaseException)):
         return None
     lines: list[str] = []

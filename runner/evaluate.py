@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from filelock import FileLock
 
 from pruning import Prediction
-from runner import models
+from runner import models, seals
 from runner.device import Precision, computing, device
+from runner.errors import writing
 from runner.tasks import Dataset, Scores
 from runner.versions import VERSIONS
 
@@ -54,7 +56,8 @@ def score_once(
     cache: Path,
     title: str,
 ) -> Scores:
-    """As `score`, but found again if this checkpoint was scored on these examples before.
+    """As `score`, but found again if this checkpoint was scored on these examples before. Of several processes that
+    ask at once, one scores and the others wait.
 
     Args:
         fingerprint: of the examples.
@@ -62,15 +65,16 @@ def score_once(
     made_of = [VERSIONS["prepare"], VERSIONS["evaluate"], checkpoint.fingerprint, fingerprint, task.settings()]
     key = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:16]
     file = cache / "scores" / f"{key}.json"
-    if file.is_file():
-        return Scores(**json.loads(file.read_text(encoding="utf-8")))
-    model = models.load(task.architecture, checkpoint)
-    scores = score(model, tokenizer, task, examples, cache / "features", title)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_suffix(".tmp")
-    partial.write_text(json.dumps(asdict(scores)), encoding="utf-8")
-    partial.replace(file)
-    return scores
+    with writing(file.parent):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(file.with_suffix(".lock")):
+            found = seals.read_json(file)
+            if found is not None:
+                return Scores(**found)
+            model = models.load(task.architecture, checkpoint)
+            scores = score(model, tokenizer, task, examples, cache / "features", title)
+            seals.write_json(file, asdict(scores))
+            return scores
 
 
 def logits(

@@ -19,11 +19,11 @@ from filelock import FileLock, Timeout
 
 from pruning import Dense, LayerReport, Plan, Pruner, TrainingLength
 from results import columns
-from runner import baseline, evaluate, models, ranks, tracking
+from runner import baseline, evaluate, models, ranks, seals, tracking
 from runner.config import Experiment, Identity, Origin, identify
 from runner.cost import Cost
 from runner.device import Precision, bf16_speedup, device, keep_freed_memory
-from runner.errors import UserError, disk_error
+from runner.errors import UserError, writing, writing_database
 from runner.interrupts import raise_on_signals
 from runner.tasks import Examples, Scores
 from runner.verify import Verification, verify
@@ -127,6 +127,7 @@ def run(experiment: Experiment, origin: Origin) -> Result:
     with (
         saving(folder),
         alone(folder),
+        writing_database(experiment.tracking.uri),
         tracking.start(experiment.tracking, name, tags, resumes=True) as tracker,
         logged_to(folder / "run.log"),
     ):
@@ -154,7 +155,7 @@ def run(experiment: Experiment, origin: Origin) -> Result:
             baseline.save(model, inputs.tokenizer, folder / "model")
         result = conclude(experiment, origin, inputs, dense_scores, sparse_scores, verification, folder, tracker, cost)
         record(tracker, experiment, result, layers, dense_scores, sparse_scores)
-        write_json(folder / "result.json", asdict(result))
+        seals.write_json(folder / "result.json", asdict(result))
     log.info("%s", summary(result))
     return result
 
@@ -218,8 +219,7 @@ def prepare(
     if experiment.trains:
         assert examples.train is not None
         cache = Path(experiment.cache_dir) / "features"
-        with saving(cache):
-            lesson = Lesson(task, task.features(examples.train, tokenizer, cache, labels=True), tokenizer)
+        lesson = Lesson(task, task.features(examples.train, tokenizer, cache, labels=True), tokenizer)
         if experiment.prune:
             length = lesson.length(experiment.train)
             pruner = new_pruner(experiment, net, length)
@@ -242,15 +242,16 @@ def earlier(experiment: Experiment, name: str) -> list[Path]:
 def finished(results: list[Path], identity: Identity, where: tracking.Tracking) -> Result | None:
     """The result of this very run, if it was finished before and is still there: folder, model and MLflow run."""
     for file in results:
-        try:
-            values = json.loads(file.read_text(encoding="utf-8"))
-            if values["identity"] != identity.run or not (file.parent / "model" / "config.json").is_file():
-                continue
-            counted = values["verification"]
-            done = Result(**values | {"verification": Verification(**counted) if counted else None})
-        except (OSError, ValueError, KeyError, TypeError):  # of another version, or damaged: done again
+        values = seals.read_json(file)
+        if values is None:  # damaged: done again
             continue
-        if tracking.is_finished(where, done.mlflow_run):
+        try:
+            counted = values["verification"]
+            done = Result(**{**values, "verification": Verification(**counted) if counted else None})
+        except (KeyError, TypeError):  # of another version
+            continue
+        same = done.identity == identity.run and tracking.is_finished(where, done.mlflow_run)
+        if same and seals.is_sound(file.parent / "model"):
             return done
     return None
 
@@ -643,21 +644,12 @@ def alone(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-class saving:
+@contextmanager
+def saving(folder: Path) -> Iterator[None]:
     """Around writes below a folder, which is made: a full or read-only disk becomes a UserError."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def __enter__(self) -> None:
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise disk_error(error, self.folder) from error
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, OSError) and error.errno is not None and not isinstance(error, ConnectionError):
-            raise disk_error(error, self.folder) from error
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
 
 
 class logged_to:
@@ -666,6 +658,8 @@ class logged_to:
     def __init__(self, file: Path) -> None:
         self.handler = logging.FileHandler(file, encoding="utf-8")
         self.handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        # What the disk does not take is on stderr all the same; a traceback for each line would bury what is said.
+        self.handler.handleError = lambda record: None
 
     def __enter__(self) -> None:
         logging.getLogger().addHandler(self.handler)

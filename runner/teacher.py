@@ -24,10 +24,10 @@ from filelock import FileLock
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from runner import models
+from runner import models, seals
 from runner.baseline import lock_is_held
 from runner.device import Precision
-from runner.errors import UserError, disk_error
+from runner.errors import UserError, writing
 from runner.evaluate import predictions
 from runner.versions import VERSIONS
 
@@ -125,7 +125,7 @@ def taught(
     """
     name = key(checkpoint, task, features, precision)
     file = cache / f"{name}.safetensors"
-    try:
+    with writing(cache):
         cache.mkdir(parents=True, exist_ok=True)
         lock = FileLock(file.with_suffix(".lock"))
         if lock_is_held(lock):
@@ -140,8 +140,6 @@ def taught(
             else:
                 log.info("the teacher's logits are found in %s", file)
         return found
-    except (OSError, SafetensorError) as error:
-        raise disk_error(error, cache) from error
 
 
 def _compute(
@@ -191,17 +189,17 @@ def _checksum(logits: KeptLogits) -> str:
 def _write(logits: KeptLogits, file: Path) -> None:
     """Whole or not at all."""
     tensors = {"counts": logits.counts, **{f"head.{i}": head for i, head in enumerate(logits.heads)}}
-    partial = file.with_name(f"{file.stem}.tmp-{os.getpid()}")
+    partial = seals.unfinished(file)
     try:
         save_file(tensors, partial, {"heads": str(len(logits.heads)), "crc32": _checksum(logits)})
-        partial.replace(file)
+        seals.put(partial, file)
     finally:
         partial.unlink(missing_ok=True)
 
 
 def _read(file: Path, features: int) -> KeptLogits | None:
     """The logits in a file, or None if there is none or a damaged one."""
-    if not file.is_file():
+    if not os.path.lexists(file):
         return None
     problem = "it is not a safetensors file"
     try:
@@ -209,10 +207,12 @@ def _read(file: Path, features: int) -> KeptLogits | None:
             about = stored.metadata() or {}
             heads = [stored.get_tensor(f"head.{i}") for i in range(int(about["heads"]))]
             found = KeptLogits(heads, stored.get_tensor("counts"))
-        if len(found.counts) == features and _checksum(found) == about["crc32"]:
+        whole = len(found.counts) == features and _checksum(found) == about["crc32"]
+        # The checksum is of the bytes, whatever type the file says they have.
+        if whole and all(head.dtype is torch.float16 for head in heads) and found.counts.dtype is torch.int32:
             return found
         problem = "its contents are not those that were written"
-    except (SafetensorError, KeyError, ValueError):
+    except (OSError, SafetensorError, KeyError, ValueError):
         pass
     log.warning("%s is damaged (%s): the teacher is run again", file, problem)
     return None

@@ -60,6 +60,7 @@ def connect(tracking: Tracking) -> tuple[MlflowClient, str]:
 
     for noisy in ("alembic", "mlflow"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # a traceback of what it raises as well
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 

@@ -14,17 +14,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 import transformers
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch.utils.data import DataLoader
 from transformers import ProgressCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
 from pruning import Distillation, Prediction, Pruner, TrainingLength, label_loss
-from runner import checkpoints, models, ranks
+from runner import checkpoints, models, ranks, seals
 from runner.batches import Batches
 from runner.device import Precision, computing, device, matmul_in
-from runner.errors import UserError, disk_error
+from runner.errors import UserError, disk_error, disk_reason
 from runner.interrupts import Interrupted, postponed
 from runner.tasks import Collate, Dataset
 from runner.teacher import LOGITS, KeptLogits, Taught, joined, spread
@@ -249,9 +249,9 @@ class DistillTrainer(Trainer):
             meter = {"loss_sum": loss_sum, "losses": losses}
             (self.staging / name / METER_FILE).write_text(json.dumps(meter), encoding="utf-8")
             folder = Path(str(self.args.output_dir))
-            checkpoints.seal(self.staging / name, folder / name)
+            seals.seal(self.staging / name, folder / name)
             shutil.rmtree(self.staging, ignore_errors=True)
-            checkpoints.rotate(folder, self.keep)
+            checkpoints.rotate(folder / name, self.keep)
         self.accelerator.wait_for_everyone()
 
     def _get_output_dir(self, trial: Any) -> str:
@@ -427,7 +427,9 @@ def train(
         ranks.check_same(dict(student.named_parameters()))
         if pruner is not None:
             pruner.check_reached()
-    except (OSError, SafetensorError) as error:
+    except Exception as error:
+        if disk_reason(error) is None:
+            raise
         raise disk_error(error, folder) from error
     finally:
         if pruner is not None:

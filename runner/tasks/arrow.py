@@ -1,11 +1,18 @@
-"""Columns of a dataset as whole arrow buffers, where reading row by row would take fifty times as long."""
+"""Datasets as arrow has them: columns as whole buffers, where reading row by row would take fifty times as long, and
+files that are kept."""
 
 from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
+
+from filelock import FileLock
+
+from runner import seals
+from runner.errors import writing
 
 if TYPE_CHECKING:
     import hashlib
@@ -13,6 +20,48 @@ if TYPE_CHECKING:
     import datasets
     import numpy as np
     import pyarrow as pa
+
+
+_FEATURES = "features.arrow"
+
+
+def mapped_once(
+    examples: datasets.Dataset, function: Callable[..., dict[str, list]], name: str, title: str, place: Path | None
+) -> datasets.Dataset:
+    """What `function(batch, indices)` makes of the examples: read from a sealed folder, or made now and kept there.
+
+    Several processes may ask at once: one makes it, the others wait.
+
+    Args:
+        name: of what is made, as datasets' fingerprint.
+        title: for the progress bar.
+        place: the folder; None: nothing is kept.
+
+    Raises:
+        UserError: the disk is full.
+    """
+
+    def mapped(file: Path | None, found: bool) -> datasets.Dataset:
+        return examples.map(
+            function,
+            batched=True,
+            with_indices=True,
+            remove_columns=examples.column_names,
+            cache_file_name=None if file is None else str(file),
+            load_from_cache_file=found,
+            new_fingerprint=name,
+            desc=title,
+        )
+
+    if place is None:
+        return mapped(None, found=False)
+    with writing(place.parent):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(place.with_name(f"{place.name}.lock")):
+            if not seals.is_sound(place):
+                with seals.making(place) as folder:
+                    mapped(folder / _FEATURES, found=False)
+            return mapped(place / _FEATURES, found=True)
 
 
 def table(examples: datasets.Dataset, *names: str) -> pa.Table:

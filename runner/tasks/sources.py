@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from runner import seals
 from runner.errors import UserError
 from runner.hub import explain
 
@@ -18,6 +20,7 @@ Splits = tuple["datasets.Dataset | None", "datasets.Dataset | None", str]
 
 _SUFFIXES = (".json", ".jsonl", ".parquet")
 _EVALUATION = ("dev", "valid", "test")
+_CHECKSUMS = "checksums.prune-distill.json"  # in datasets' cache, beside the files it is of
 
 
 def load(path: str, name: str | None, revision: str | None, squad_json: ReadJson) -> Splits:
@@ -40,11 +43,52 @@ def load(path: str, name: str | None, revision: str | None, squad_json: ReadJson
 
 def _hub(path: str, name: str | None, revision: str | None) -> Splits:
     import datasets
+    from datasets import config
 
     with explain("dataset", "dataset.path", path):
-        loaded = datasets.load_dataset(path, name, revision=revision)
+        try:
+            loaded = datasets.load_dataset(path, name, revision=revision)
+        except Exception as error:
+            if not _may_be_of_the_disk(error):
+                raise
+            cache = Path(config.HF_DATASETS_CACHE) / path.replace("/", "___")
+            raise UserError(
+                f"dataset.path={path}: the dataset cannot be loaded: {str(error) or repr(error)}; if what the datasets "
+                f"library keeps of it is damaged, delete {cache}, and it is made again"
+            ) from error
+    _check_cache(path, {Path(file["filename"]) for split in loaded.values() for file in split.cache_files})
     evaluation = next((loaded[key] for key in ("validation", "test") if key in loaded), None)
     return loaded.get("train"), evaluation, f"{path}" + (f"@{revision}" if revision else "")
+
+
+def _may_be_of_the_disk(error: Exception) -> bool:
+    """Whether an error may come from a file that is not what datasets wrote. Those of the hub have classes of their
+    own."""
+    import pyarrow as pa
+
+    kinds = (pa.ArrowException, json.JSONDecodeError, UnicodeDecodeError, AttributeError, KeyError, TypeError)
+    return isinstance(error, kinds) or type(error) in (OSError, FileNotFoundError, IsADirectoryError, ValueError)
+
+
+def _check_cache(path: str, files: set[Path]) -> None:
+    """Refuse files of datasets' cache that have changed since they were first read: datasets itself does not look.
+
+    Raises:
+        UserError: a file is damaged.
+    """
+    for folder in {file.parent for file in files}:
+        record = folder / _CHECKSUMS
+        known = seals.read_json(record) or {}
+        problem = seals.difference(folder, known)
+        if problem is not None:
+            raise UserError(
+                f"dataset.path={path}: what the datasets library keeps in {folder} is damaged ({problem}); delete this "
+                "folder, and it is made again"
+            )
+        new = [file for file in files if file.parent == folder and file.name not in known]
+        if new:
+            with suppress(OSError):  # others' folder, and read-only: then they answer for it
+                seals.write_json(record, known | seals.checksums(folder, new))
 
 
 def _local(path: Path, squad_json: ReadJson) -> Splits:
@@ -75,10 +119,12 @@ def _local(path: Path, squad_json: ReadJson) -> Splits:
 
 def _file(path: Path, squad_json: ReadJson) -> datasets.Dataset:
     import datasets
+    import pyarrow.parquet
 
     try:
         if path.suffix == ".parquet":
-            return datasets.Dataset.from_parquet(str(path))  # type: ignore[return-value]
+            # Not Dataset.from_parquet: it reads a copy in datasets' cache, which it does not check.
+            return datasets.Dataset(pyarrow.parquet.read_table(path))
         text = path.read_text(encoding="utf-8")
         if path.suffix == ".json" and text.lstrip().startswith("{") and '"data"' in text[:10_000_000]:
             try:

@@ -14,6 +14,7 @@ from pruning import Prediction
 from runner.errors import UserError
 from runner.tasks import Dataset, Examples, Scores, arrow
 from runner.tasks.squad_scores import mean_of_best
+from runner.versions import VERSIONS
 
 if TYPE_CHECKING:
     import datasets
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 COLUMNS = ("id", "context", "question", "answers")
-FEATURES_VERSION = 1  # raise when `features` changes what it makes
 _NOT_CONTEXT = -1  # the offset of tokens that cannot be part of an answer
 _PAIRS_AT_ONCE = 2**20  # start and end tokens that are combined at once: some 20 MB
 
@@ -106,25 +106,15 @@ class Span(Dataset):
     def features(
         self, examples: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, cache: Path | None, labels: bool
     ) -> datasets.Dataset:
-        key = [FEATURES_VERSION, fingerprint(examples), tokenizer_fingerprint(tokenizer), labels]
+        key = [VERSIONS["prepare"], fingerprint(examples), tokenizer_fingerprint(tokenizer), labels]
         key += [self.max_seq_length, self.doc_stride]
         name = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
-        if cache is not None:
-            cache.mkdir(parents=True, exist_ok=True)
 
         def tokenize(batch: dict[str, list], indices: list[int]) -> dict[str, list]:
             return self._windows(batch, indices, tokenizer, labels)
 
-        return examples.map(
-            tokenize,
-            batched=True,
-            with_indices=True,
-            remove_columns=examples.column_names,
-            cache_file_name=None if cache is None else str(cache / f"span-{name}.arrow"),
-            load_from_cache_file=cache is not None,
-            new_fingerprint=name,
-            desc="Tokenising " + ("train" if labels else "evaluation"),
-        )
+        title = "Tokenising " + ("train" if labels else "evaluation")
+        return arrow.mapped_once(examples, tokenize, name, title, None if cache is None else cache / f"span-{name}")
 
     def _windows(
         self, batch: dict[str, list], indices: list[int], tokenizer: PreTrainedTokenizerBase, labels: bool

@@ -63,3 +63,55 @@ def test_a_folder_that_is_not_there_is_told(tmp_path: Path, capsys: pytest.Captu
 )
 def test_sizes_are_for_people(count: int, text: str) -> None:
     assert cache.size(int(count)) == text
+
+
+def test_what_killed_processes_left_is_no_entry_and_goes(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    left = [
+        "dense/abc.tmp-71",
+        "dense/def.tmp-72",
+        "teacher/k.safetensors.tmp-7",
+        "scores/s.tmp",
+        "scores/s.json.tmp-9",
+    ]
+    for name in left:
+        (folder / name).parent.mkdir(exist_ok=True)
+        if name.startswith("dense"):
+            (folder / name).mkdir()
+            (folder / name / "model.safetensors").write_bytes(b"x" * 4000)
+        else:
+            (folder / name).write_bytes(b"x" * 1000)
+    cache.main(["list", "--cache-dir", str(folder)])
+    out = capsys.readouterr().out
+    assert "5 kB  2 of fine-tuned dense models" in out
+    assert "and 2 half written, 8 kB: `clean` removes what no run is making" in out
+    assert "0 of scores" in out
+    with FileLock(folder / "dense" / "abc.lock"):
+        cache.main(["clean", "--cache-dir", str(folder)])
+    out = capsys.readouterr().out
+    assert "7 kB freed" in out
+    assert "abc.tmp-71 is being made by a run" in out
+    assert [(folder / name).exists() for name in left] == [True, False, False, False, False]
+    assert (folder / "dense" / "abc" / "model.safetensors").exists()
+    cache.main(["clean", "dense", "--cache-dir", str(folder)])
+    assert not (folder / left[0]).exists()
+
+
+def test_odd_entries_are_listed_and_go(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    outside = tmp_path / "other"
+    (folder / "scores").write_text("a file where a folder belongs")
+    (folder / "dense" / "nowhere").symlink_to(folder / "gone")
+    (folder / "dense" / "elsewhere").symlink_to(outside)
+    (folder / "dense" / "empty").mkdir()
+    (folder / "teacher" / "folder.safetensors").mkdir()
+    cache.main(["list", "--cache-dir", str(folder)])
+    assert "5 of fine-tuned dense models" in capsys.readouterr().out
+    cache.main(["clean", "all", "--cache-dir", str(folder)])
+    assert [p.name for p in (folder / "dense").iterdir()] == ["abc.lock"]
+    assert [p.name for p in (folder / "teacher").iterdir()] == ["k.lock"]
+    assert (outside / "thing").exists()
+
+
+def test_an_unknown_kind_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cache.main(["clean", "densee", "--cache-dir", str(folder)])
+    assert "unknown kind 'densee': dense, teacher" in capsys.readouterr().err

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from results import columns
-from runner import checkpoints, tracking
+from runner import checkpoints, seals, tracking
 from runner.edge import guarded
 from runner.errors import UserError
 from runner.experiment import alone
@@ -92,7 +92,7 @@ def checkpoint(folder: Path, step: int) -> Path:
     (written / "model.safetensors").write_bytes(bytes(range(256)) * step)
     (written / "deeper" / "state.json").write_text("{}")
     place = folder / f"checkpoint-{step}"
-    checkpoints.seal(written, place)
+    seals.seal(written, place)
     return place
 
 
@@ -102,7 +102,7 @@ def test_a_damaged_checkpoint_is_passed_over(damage: str, tmp_path: Path, caplog
     checkpoint(tmp_path, 9)
     (tmp_path / "saving" / "checkpoint-110").mkdir()  # a kill in the middle of writing leaves this
     (tmp_path / "checkpoint-notes").mkdir()
-    file, seal = last / "model.safetensors", last / checkpoints.SEAL
+    file, seal = last / "model.safetensors", last / seals.SEAL
     data = bytearray(file.read_bytes())
     data[77] ^= 4
     {
@@ -120,7 +120,7 @@ def test_a_damaged_checkpoint_is_passed_over(damage: str, tmp_path: Path, caplog
 
 def test_only_the_newest_are_kept(tmp_path: Path) -> None:
     made = [checkpoint(tmp_path, step) for step in (5, 10, 100)]  # not in the order of their names
-    checkpoints.rotate(tmp_path, 2)
+    checkpoints.rotate(made[-1], 2)
     assert [path.exists() for path in made] == [False, True, True]
     assert checkpoints.newest(tmp_path / "nothing") is None
 
@@ -129,7 +129,7 @@ def test_a_damaged_checkpoint_of_the_same_step_is_replaced(tmp_path: Path) -> No
     place = checkpoint(tmp_path, 5)
     (place / "model.safetensors").unlink()
     assert checkpoint(tmp_path, 5) == place
-    assert checkpoints.fault(place) is None
+    assert seals.fault(place) is None
 
 
 # --- signals ------------------------------------------------------------------------------------------------

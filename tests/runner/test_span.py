@@ -252,17 +252,19 @@ def test_a_question_without_a_valid_span_is_answered_by_nothing() -> None:
 
 def test_features_are_cached_by_their_content(tmp_path: Path) -> None:
     data, task = table(LONG[:4]), Span(path="x", max_seq_length=64, doc_stride=20)
-    first = task.features(data, TOKENIZER, tmp_path / "deep" / "cache", labels=True)
-    files = sorted((tmp_path / "deep" / "cache").iterdir())
-    assert len(files) == 1
-    again = task.features(table(LONG[:4]), TOKENIZER, tmp_path / "deep" / "cache", labels=True)
+    cache = tmp_path / "deep" / "cache"
+    first = task.features(data, TOKENIZER, cache, labels=True)
+    (place,) = cache.glob("span-*/")
+    before = place.stat().st_mtime_ns
+    again = task.features(table(LONG[:4]), TOKENIZER, cache, labels=True)
     assert list(again) == list(first)
-    assert sorted((tmp_path / "deep" / "cache").iterdir()) == files
+    assert again._fingerprint == first._fingerprint == task.features(data, TOKENIZER, None, labels=True)._fingerprint
+    assert place.stat().st_mtime_ns == before
     other = Span(path="x", max_seq_length=48, doc_stride=20)
-    other.features(data, TOKENIZER, tmp_path / "deep" / "cache", labels=True)
-    task.features(data, TOKENIZER, tmp_path / "deep" / "cache", labels=False)
-    task.features(table(LONG[:5]), TOKENIZER, tmp_path / "deep" / "cache", labels=True)
-    assert len(list((tmp_path / "deep" / "cache").iterdir())) == 4
+    other.features(data, TOKENIZER, cache, labels=True)
+    task.features(data, TOKENIZER, cache, labels=False)
+    task.features(table(LONG[:5]), TOKENIZER, cache, labels=True)
+    assert len(list(cache.glob("span-*/"))) == 4
 
 
 # --- SQuAD's own dev set ------------------------------------------------------------------------------------
