@@ -1,36 +1,47 @@
-"""MLflow: the only module that knows it. One run per experiment; names of tags and metrics are in `results.columns`."""
+"""MLflow: the only module that knows it. One run per experiment; names of tags and metrics are in `results.columns`.
+
+Every call to the store is an `Operation`. While the store does not answer, a call is tried again; then the run goes on,
+and its operations are kept in its folder until they can be uploaded.
+"""
 
 from __future__ import annotations
 
+import logging
 import os
-import platform
 import sqlite3
-import subprocess
-import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import quote, urlsplit, urlunsplit
 
+# MLflow reads these when it is imported.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")  # its migration of a fresh database says a lot
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # ours are tracking.patience
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")  # seconds
 
 from filelock import FileLock
 
 from results import columns
-from runner.device import describe
+from runner import pending, seals
 from runner.errors import UserError
+from runner.pending import Header, Operation, Pending
+from runner.provenance import provenance
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+T = TypeVar("T")
+
+log = logging.getLogger(__name__)
+
 PARENT_VARIABLE = "PRUNE_DISTILL_PARENT_RUN"  # MLFLOW_RUN_ID would make every child write into the parent
 _SQLITE = "sqlite:///"
 _ERROR = "error"  # the tag of a run that failed
+_PENDING = "pending"  # the tag of a run that an upload has begun
 _FLUSH_SECONDS = 5.0  # one write to sqlite takes up to 0.1 s: write seldom, in batches
 _BATCH = 900  # MLflow takes at most 1000 metrics and 100 params at once
 _PARAMS = 90
@@ -44,11 +55,85 @@ class Tracking:
     """MLflow tracking URI. If not given: MLFLOW_TRACKING_URI, else sqlite:///mlflow.db in the working folder."""
     experiment: str = "prune-distill"
     """MLflow experiment."""
+    patience: float = 60.0
+    """Seconds for which a server that does not answer is tried again, before a run goes on without it."""
 
     def __post_init__(self) -> None:
+        if self.uri and urlsplit(self.uri).password:
+            raise UserError(
+                f"tracking.uri={_without_password(self.uri)} was given with a password, which would be logged: give the "
+                "whole URI as MLFLOW_TRACKING_URI, or the password as MLFLOW_TRACKING_PASSWORD, in the environment"
+            )
         self.uri = self.uri or os.environ.get("MLFLOW_TRACKING_URI") or f"{_SQLITE}mlflow.db"
         if not self.experiment:
             raise UserError("tracking.experiment is empty: give it a name")
+        if self.patience < 0:
+            raise UserError(f"tracking.patience={self.patience} is out of range: seconds, not negative")
+
+    @property
+    def shown(self) -> str:
+        """The URI, for messages."""
+        return _without_password(str(self.uri))
+
+
+def _without_password(uri: str) -> str:
+    parts = urlsplit(uri)
+    if parts.password is None:
+        return uri
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+
+
+# --- the store ----------------------------------------------------------------------------------------------
+
+
+class Away(Exception):
+    """The store does not answer."""
+
+
+def patiently(tracking: Tracking, call: Callable[[], T], seconds: float | None = None) -> T:
+    """Make a call that may be repeated; again while the store does not answer.
+
+    Args:
+        seconds: for how long; tracking.patience if not given.
+
+    Raises:
+        Away: it still does not.
+    """
+    end, pause = None, 0.5
+    seconds = tracking.patience if seconds is None else seconds
+    while True:
+        try:
+            return call()
+        except Exception as error:
+            if not _is_away(error):
+                raise
+            reason = str(error).splitlines()[0][:200]
+            if end is None:
+                end = time.monotonic() + seconds
+                if seconds:
+                    log.warning("MLflow at %s does not answer; it is tried again for %g s", tracking.shown, seconds)
+            left = end - time.monotonic()
+            if left <= 0:
+                raise Away(f"MLflow at {tracking.shown} does not answer: {reason}") from error
+        time.sleep(min(pause, left))
+        pause = min(2 * pause, 15.0)
+
+
+def _is_away(error: Exception) -> bool:
+    """Whether the store could not be reached, or is overloaded; not whether it refuses what it was asked."""
+    from mlflow.exceptions import MlflowException
+    from requests import RequestException
+
+    if isinstance(error, RequestException):
+        return True
+    if not isinstance(error, MlflowException):
+        return False
+    text = str(error)
+    if "OperationalError" in text or error.__cause__.__class__.__name__ == "OperationalError":
+        return "database is locked" in text
+    return error.error_code in ("TEMPORARILY_UNAVAILABLE", "DEADLINE_EXCEEDED") or (
+        error.error_code == "INTERNAL_ERROR" and text.startswith(("API request to", "INTERNAL_ERROR"))
+    )
 
 
 def connect(tracking: Tracking) -> tuple[MlflowClient, str]:
@@ -56,8 +141,6 @@ def connect(tracking: Tracking) -> tuple[MlflowClient, str]:
 
     A fresh sqlite database is set up by one process at a time: MLflow's own migration fails when several try.
     """
-    import logging
-
     for noisy in ("alembic", "mlflow"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # a traceback of what it raises as well
@@ -78,21 +161,27 @@ def connect(tracking: Tracking) -> tuple[MlflowClient, str]:
         found = client.get_experiment_by_name(tracking.experiment)
         if found is not None and found.lifecycle_stage != "active":
             raise UserError(
-                f"tracking.experiment={tracking.experiment} was deleted from {uri}; restore it, or choose another"
+                f"tracking.experiment={tracking.experiment} was deleted from {_without_password(uri)}; restore it, or choose another"
             )
         id = found.experiment_id if found else client.create_experiment(tracking.experiment, artifact_location=location)
         return client, id
     except MlflowException as error:
-        raise UserError(f"tracking.uri={tracking.uri}: MLflow cannot use it: {str(error).splitlines()[0]}") from error
+        if _is_away(error):
+            raise
+        raise UserError(f"tracking.uri={tracking.shown}: MLflow cannot use it: {str(error).splitlines()[0]}") from error
     except OSError as error:
-        raise UserError(f"tracking.uri={tracking.uri}: {error}") from error
+        if _is_away(error):
+            raise
+        raise UserError(f"tracking.uri={tracking.shown}: {error}") from error
     finally:
         if lock is not None:
             lock.release()
 
 
-def is_finished(tracking: Tracking, run_id: str) -> bool:
-    """Whether the MLflow run is there, not deleted, and ended well."""
+def is_finished(tracking: Tracking, run_id: str | None) -> bool:
+    """Whether the MLflow run is there, not deleted, and ended well. If nobody answers: yes, for what it cost to make."""
+    if run_id is None:
+        return False
     uri = str(tracking.uri)
     if uri.startswith(_SQLITE):
         # MLflow itself takes seconds to import: too long to say that there is nothing to do.
@@ -107,9 +196,12 @@ def is_finished(tracking: Tracking, run_id: str) -> bool:
             pass  # another layout than the one known here: MLflow will tell
     from mlflow.exceptions import MlflowException
 
-    client, _ = connect(tracking)
     try:
-        run = client.get_run(run_id)
+        client, _ = patiently(tracking, lambda: connect(tracking))
+        run = patiently(tracking, lambda: client.get_run(run_id))
+    except Away as away:
+        log.warning("%s; the result is taken as it lies in its folder", away)
+        return True
     except MlflowException:
         return False
     return (run.info.status, run.info.lifecycle_stage) == ("FINISHED", "active")
@@ -128,78 +220,163 @@ def _make_store(file: Path) -> None:
     fresh.rename(file)
 
 
+def _apply(client: MlflowClient, run_id: str, operation: Operation) -> None:
+    """The one place where a run is written to. Done twice it changes nothing: metrics have their time with them."""
+    from mlflow.entities import Metric, Param, RunTag
+
+    values = operation.values
+    match operation.kind:
+        case "params":
+            entries = [Param(key, value) for key, value in values.items()]
+            for i in range(0, len(entries), _PARAMS):
+                client.log_batch(run_id, params=entries[i : i + _PARAMS])
+        case "tags":
+            client.log_batch(run_id, tags=[RunTag(key, value) for key, value in values.items()])
+        case "metrics":
+            client.log_batch(run_id, metrics=[Metric(*entry) for entry in values])
+        case "text":
+            client.log_text(run_id, *values)
+        case "end":
+            client.set_terminated(run_id, *values)
+
+
+# --- a run --------------------------------------------------------------------------------------------------
+
+
+class Logged:
+    """What a run has in the store, or in its file, already: it is not logged again."""
+
+    def __init__(self) -> None:
+        self.params: set[str] = set()
+        self.last: dict[str, int] = {}
+        """Metric -> the last step logged; 0 for metrics of the whole run."""
+
+    def of_run(self, client: MlflowClient, run_id: str) -> None:
+        """Ask the store."""
+        data = client.get_run(run_id).data
+        self.params = set(data.params)
+        for key in data.metrics:
+            self.last[key] = max(metric.step for metric in client.get_metric_history(run_id, key))
+
+    def of_file(self, operations: list[Operation]) -> None:
+        """Look through a file."""
+        for operation in operations:
+            self.note(operation)
+
+    def note(self, operation: Operation) -> None:
+        """An operation is done."""
+        if operation.kind == "params":
+            self.params |= set(operation.values)
+        if operation.kind == "metrics":
+            for key, _, _, step in operation.values:
+                self.last[key] = max(step, self.last.get(key, 0))
+
+    def new(self, operation: Operation) -> Operation:
+        """What of an operation was not logged before."""
+        if operation.kind == "params":  # MLflow does not let them change
+            return Operation("params", {k: v for k, v in operation.values.items() if k not in self.params})
+        if operation.kind == "metrics":
+            values = [entry for entry in operation.values if entry[3] > self.last.get(entry[0], -1)]
+            return Operation("metrics", values)
+        return operation
+
+
 class Tracker:
     """One MLflow run. Metrics by step are buffered and written in batches."""
 
-    def __init__(self, client: MlflowClient, run_id: str) -> None:
-        self.client, self.run_id = client, run_id
-        self._known: set[str] = set()  # params that an interrupted run logged before
-        self._logged: dict[str, int] = {}  # prefix of metrics by step -> the last step that it logged
-        self._final: set[str] = set()  # metrics of the whole run that it logged
+    def __init__(self, tracking: Tracking, header: Header, place: Path | None) -> None:
+        """
+        Args:
+            place: where operations are kept if the store does not answer; None: then that is an error.
+        """
+        self.tracking, self.header, self.place = tracking, header, place
+        self.client: MlflowClient | None = None
+        self.pending: Pending | None = None
+        self.logged = Logged()
         self._buffer: list[Any] = []
         self._flushed = time.monotonic()
+        self._patience = tracking.patience
+
+    @property
+    def run_id(self) -> str | None:
+        """None until a run that was begun without the store is uploaded."""
+        return self.header.run_id
 
     def params(self, values: Mapping[str, Any]) -> None:
-        """Log params once; MLflow does not let them change."""
-        from mlflow.entities import Param
-
-        entries = [Param(key, str(value)[:6000]) for key, value in values.items() if key not in self._known]
-        for i in range(0, len(entries), _PARAMS):
-            self.client.log_batch(self.run_id, params=entries[i : i + _PARAMS])
+        """Log params."""
+        self._do("params", {key: str(value)[:6000] for key, value in values.items()})
 
     def tags(self, values: Mapping[str, Any]) -> None:
         """Set tags."""
-        from mlflow.entities import RunTag
-
-        self.client.log_batch(self.run_id, tags=[RunTag(key, str(value)) for key, value in values.items()])
+        self._do("tags", {key: str(value)[:5000] for key, value in values.items()})
 
     def step(self, prefix: str, step: int, values: Mapping[str, float]) -> None:
-        """Metrics of an optimizer step, as `prefix/name`; not those that an interrupted run logged before."""
-        from mlflow.entities import Metric
-
-        if step <= self._logged.get(prefix, -1):
-            return
-
-        now = int(time.time() * 1000)
-        self._buffer += [Metric(f"{prefix}/{name}", float(value), now, step) for name, value in values.items()]
+        """Metrics of an optimizer step, as `prefix/name`."""
+        now = _now()
+        self._buffer += [[f"{prefix}/{name}", float(value), now, step] for name, value in values.items()]
         if time.monotonic() - self._flushed > _FLUSH_SECONDS or len(self._buffer) > _BATCH - 100:
             self.flush()
 
     def metrics(self, values: Mapping[str, float]) -> None:
-        """Metrics of the whole run; not those that it logged before it was interrupted in its last moment."""
-        from mlflow.entities import Metric
-
-        now = int(time.time() * 1000)
-        self._buffer += [
-            Metric(name, float(value), now, 0) for name, value in values.items() if name not in self._final
-        ]
+        """Metrics of the whole run."""
+        self._buffer += [[name, float(value), _now(), 0] for name, value in values.items()]
         self.flush()
-
-    def flush(self) -> None:
-        """Write what is buffered."""
-        for i in range(0, len(self._buffer), _BATCH):
-            self.client.log_batch(self.run_id, metrics=self._buffer[i : i + _BATCH])
-        self._buffer, self._flushed = [], time.monotonic()
-
-    def resume(self, tags: Mapping[str, Any]) -> None:
-        """Go on with a run that was interrupted: it runs again, and what it logged stays as it is."""
-        run = self.client.get_run(self.run_id)
-        self.client.update_run(self.run_id, status="RUNNING")
-        if _ERROR in run.data.tags:
-            self.client.delete_tag(self.run_id, _ERROR)
-        self.tags(tags)
-        self._known = set(run.data.params)
-        for key in run.data.metrics:
-            prefix, _, name = key.rpartition("/")
-            last = max(metric.step for metric in self.client.get_metric_history(self.run_id, key))
-            if last == 0:
-                self._final.add(key)
-            elif name == "loss":
-                self._logged[prefix] = last
 
     def text(self, text: str, name: str) -> None:
         """Log a text as an artifact."""
-        self.client.log_text(self.run_id, text, name)
+        self._do("text", [text, name])
+
+    def flush(self) -> None:
+        """Write what is buffered."""
+        buffered, self._buffer, self._flushed = self._buffer, [], time.monotonic()
+        for i in range(0, len(buffered), _BATCH):
+            self._do("metrics", buffered[i : i + _BATCH])
+
+    def end(self, status: str, error: BaseException | None = None) -> None:
+        """Write what is left, and how the run ended."""
+        if status == "KILLED":  # whoever asked does not wait long
+            self._patience = 0.0
+        self.flush()
+        if error is not None:
+            self.tags({_ERROR: f"{type(error).__name__}: {error}"})
+        self._do("end", [status, _now()])
+        if self.pending is not None:
+            self._upload()
+
+    def _do(self, kind: str, values: Any) -> None:
+        operation = self.logged.new(Operation(kind, values))
+        if not operation.values:
+            return
+        if self.pending is None:
+            client, run_id = self.client, self.run_id
+            assert client is not None
+            assert run_id is not None
+            try:
+                patiently(self.tracking, lambda: _apply(client, run_id, operation), self._patience)
+                return
+            except Away as away:
+                self.keep(away)
+        assert self.pending is not None
+        self.pending.add(operation)
+
+    def keep(self, away: Away) -> None:
+        """From now on keep operations in the file."""
+        if self.place is None:
+            raise UserError(f"tracking.uri={self.tracking.shown}: {away}") from away
+        self.pending = Pending.of(self.place.parent) or Pending.create(self.place, self.header)
+        log.warning("%s; what is logged from now on is kept in %s", away, self.place)
+
+    def _upload(self) -> None:
+        """Try again at the end."""
+        assert self.pending is not None
+        folder = self.pending.file.parent
+        try:
+            patiently(self.tracking, lambda: upload(self.tracking, folder), self._patience)
+        except Away:
+            log.warning("MLflow at %s is still away. The run is complete and kept; this uploads it later:\n"
+                        "  python -m runner.upload %s", self.tracking.shown, folder)  # fmt: skip
+            return
+        self.pending = None
 
 
 @contextmanager
@@ -209,27 +386,100 @@ def start(tracking: Tracking, name: str, tags: Mapping[str, Any], resumes: bool 
     Args:
         resumes: go on with a run of the same identity and folder that did not end well (a sweep: however it ended), if
             there is one. The caller answers for that no process works on it.
+
+    Raises:
+        UserError: the store cannot be used, or does not answer. In a sweep, whose parent run could be begun, and where
+            the run was begun before, it goes on without.
     """
-    client, experiment_id = connect(tracking)
     parent = os.environ.get(PARENT_VARIABLE)
-    all_tags = {**provenance(), **tags, **({"mlflow.parentRunId": parent} if parent else {})}
-    unfinished = _unfinished(client, experiment_id, tags) if resumes else None
-    if unfinished is not None:
-        tracker = Tracker(client, unfinished)
-        tracker.resume(all_tags)
-    else:
-        run = client.create_run(experiment_id, run_name=name, tags={key: str(value) for key, value in all_tags.items()})
-        tracker = Tracker(client, run.info.run_id)
+    given = {**provenance(), **tags, **({"mlflow.parentRunId": parent} if parent else {})}
+    header = Header(tracking.shown, tracking.experiment, name, {k: str(v) for k, v in given.items()}, None, _now())
+    place = Path(tags[columns.FOLDER]) / pending.NAME if columns.FOLDER in tags else None
+    tracker = Tracker(tracking, header, place)
+    try:
+        patiently(tracking, lambda: _begin(tracker, resumes))
+    except Away as away:
+        kept = Pending.of(place.parent) if place is not None else None
+        if parent is None and kept is None:
+            raise UserError(
+                f"tracking.uri={tracking.shown}: {away}; start the server, or log into a file: "
+                "tracking.uri=sqlite:///mlflow.db"
+            ) from away
+        if kept is not None:
+            tracker.header = kept.header()
+            tracker.logged.of_file(kept.operations())
+        tracker.keep(away)
     try:
         yield tracker
     except BaseException as error:
-        status = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
-        tracker.flush()
-        tracker.tags({_ERROR: f"{type(error).__name__}: {error}"[:5000]})
-        client.set_terminated(tracker.run_id, status)
+        tracker.end("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED", error)
         raise
-    tracker.flush()
-    client.set_terminated(tracker.run_id, "FINISHED")
+    tracker.end("FINISHED")
+
+
+def _begin(tracker: Tracker, resumes: bool) -> None:
+    """Make the run, or find the one that was interrupted."""
+    header = tracker.header
+    client, experiment = connect(tracker.tracking)
+    tracker.client = client
+    if tracker.place is not None and Pending.of(tracker.place.parent) is not None:
+        upload(tracker.tracking, tracker.place.parent)
+    unfinished = _unfinished(client, experiment, header.tags) if resumes else None
+    if unfinished is not None:
+        _reopen(client, unfinished, header.tags)
+        tracker.logged.of_run(client, unfinished)
+    header.run_id = unfinished or _create(client, experiment, header)
+
+
+def _create(client: MlflowClient, experiment: str, header: Header) -> str:
+    run = client.create_run(experiment, run_name=header.name, tags=header.tags, start_time=header.start_ms)
+    return run.info.run_id
+
+
+def _reopen(client: MlflowClient, run_id: str, tags: Mapping[str, str]) -> None:
+    """Let a run that was interrupted run again; what it logged stays as it is."""
+    run = client.get_run(run_id)
+    client.update_run(run_id, status="RUNNING")
+    if _ERROR in run.data.tags:
+        client.delete_tag(run_id, _ERROR)
+    _apply(client, run_id, Operation("tags", dict(tags)))
+
+
+def upload(tracking: Tracking, folder: Path) -> str | None:
+    """Send what a run's folder keeps, each thing once, also if an upload was killed before.
+
+    Returns:
+        The MLflow run; None if there was nothing to send.
+    """
+    kept = Pending.of(folder)
+    if kept is None:
+        return None
+    header = kept.header()
+    client, experiment = connect(Tracking(tracking.uri, header.experiment))
+    tags = {**header.tags, _PENDING: header.id}
+    run_id = header.run_id
+    if run_id is None:
+        begun = client.search_runs([experiment], f"tags.`{_PENDING}` = '{header.id}'")
+        run_id = (
+            begun[0].info.run_id if begun else _create(client, experiment, Header(**{**vars(header), "tags": tags}))
+        )
+    _reopen(client, run_id, tags)
+    logged = Logged()
+    logged.of_run(client, run_id)
+    operations = kept.operations()
+    for operation in operations:
+        new = logged.new(operation)
+        if new.values and (operation.kind != "end" or operation is operations[-1]):
+            _apply(client, run_id, new)
+    result = seals.read_json(folder / "result.json")
+    if result is not None and result["mlflow_run"] is None:
+        seals.write_json(folder / "result.json", {**result, "mlflow_run": run_id})
+    kept.remove()
+    return run_id
+
+
+def _now() -> int:
+    return int(time.time() * 1000)
 
 
 def _unfinished(client: MlflowClient, experiment_id: str, tags: Mapping[str, Any]) -> str | None:
@@ -253,55 +503,9 @@ def sweep(tracking: Tracking, command: str, identity: str, folder: Path) -> Iter
     tags = {columns.KIND: columns.SWEEP, columns.IDENTITY: identity, columns.FOLDER: str(folder),
             "mlflow.note.content": f"`{command}`"}  # fmt: skip
     with start(tracking, "sweep", tags, resumes=True) as tracker:
+        assert tracker.run_id is not None  # without a store it would not have begun
         os.environ[PARENT_VARIABLE] = tracker.run_id
         try:
             yield tracker
         finally:
             del os.environ[PARENT_VARIABLE]
-
-
-def provenance() -> dict[str, str]:
-    """Tags that say by what and where a run was made."""
-    packages = ("torch", "transformers", "datasets", "prune-distill")
-    tags = {f"version.{name}": _version(name) for name in packages}
-    tags |= {"version.python": platform.python_version(), "hardware": describe()}
-    tags |= {"mlflow.source.name": "python -m runner", "mlflow.source.type": "LOCAL", "mlflow.user": _user()}
-    commit = _git("rev-parse", "HEAD")
-    if commit:
-        tags |= {"mlflow.source.git.commit": commit, "git.dirty": str(bool(_git("status", "--porcelain"))).lower()}
-    return tags
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"
-
-
-def _user() -> str:
-    import getpass
-
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # a container without a passwd entry
-        return "unknown"
-
-
-def _git(*arguments: str) -> str:
-    """Output of git in the folder of this code; empty without git, or where it is installed without one."""
-    here = Path(__file__).parent
-    if "site-packages" in here.parts:
-        return ""  # the repository around it, if any, is another project's
-    command = ["git", "-C", str(here), *arguments]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return ""
-
-
-def command_line() -> str:
-    """How this process was started, for a reader to repeat."""
-    import shlex
-
-    return "python -m runner " + shlex.join(sys.argv[1:])

@@ -1,0 +1,58 @@
+"""By what and where a run was made, for MLflow's tags."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from runner.device import describe
+
+
+def provenance() -> dict[str, str]:
+    """Tags that say by what and where a run was made."""
+    packages = ("torch", "transformers", "datasets", "prune-distill")
+    tags = {f"version.{name}": _version(name) for name in packages}
+    tags |= {"version.python": platform.python_version(), "hardware": describe()}
+    tags |= {"mlflow.source.name": "python -m runner", "mlflow.source.type": "LOCAL", "mlflow.user": _user()}
+    commit = _git("rev-parse", "HEAD")
+    if commit:
+        tags |= {"mlflow.source.git.commit": commit, "git.dirty": str(bool(_git("status", "--porcelain"))).lower()}
+    return tags
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _user() -> str:
+    import getpass
+
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container without a passwd entry
+        return "unknown"
+
+
+def _git(*arguments: str) -> str:
+    """Output of git in the folder of this code; empty without git, or where it is installed without one."""
+    here = Path(__file__).parent
+    if "site-packages" in here.parts:
+        return ""  # the repository around it, if any, is another project's
+    command = ["git", "-C", str(here), *arguments]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+
+
+def command_line() -> str:
+    """How this process was started, for a reader to repeat."""
+    import shlex
+
+    return "python -m runner " + shlex.join(sys.argv[1:])

@@ -1,0 +1,60 @@
+"""Upload what runs could not log while the MLflow server was away.
+
+python -m runner.upload FOLDER [FOLDER ...] [--tracking-uri URI]
+
+FOLDER is a run's, or the output_dir of many. Each thing is sent once, also if an upload is interrupted and repeated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from runner import pending
+from runner.errors import UserError
+from runner.experiment import alone, set_up_process
+from runner.pending import Pending
+from runner.tracking import Away, Tracking, patiently, upload
+
+
+def waiting(folder: Path) -> list[Path]:
+    """The folders of runs, here or below, that keep something."""
+    found = [folder, *sorted(folder.glob("*/")), *sorted(folder.glob("sweeps/*/"))]
+    return [place for place in found if (place / pending.NAME).is_file()]
+
+
+def main(arguments: list[str]) -> None:
+    """Upload all of it, or say why not."""
+    parser = argparse.ArgumentParser(prog="python -m runner.upload", description="Upload what runs could not log")
+    parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="of a run, or the output_dir of many")
+    parser.add_argument("--tracking-uri", help="another store than the one that the runs were meant for")
+    options = parser.parse_args(arguments)
+    set_up_process()
+    for folder in options.folders:
+        if not folder.is_dir():
+            raise UserError(f"{folder}: there is no such folder")
+        if not waiting(folder):
+            print(f"{folder}: nothing waits to be uploaded")
+        for place in waiting(folder):
+            _upload(place, options.tracking_uri)
+
+
+def _upload(place: Path, uri: str | None) -> None:
+    with alone(place):
+        kept = Pending.of(place)
+        if kept is None:
+            raise UserError(f"{place / pending.NAME} is damaged: its first line does not name the run")
+        header = kept.header()
+        tracking = Tracking(uri or header.uri, header.experiment)
+        try:
+            run_id = patiently(tracking, lambda: upload(tracking, place))
+        except Away as away:
+            raise UserError(f"{away}; nothing is lost: start it, and give the same command again") from away
+    print(f"{place}: uploaded as MLflow run {run_id}")
+
+
+if __name__ == "__main__":
+    from runner.edge import guarded
+
+    sys.exit(guarded(lambda: main(sys.argv[1:])))
