@@ -56,7 +56,8 @@ class Result:
     identity: str
     group: str
     folder: str
-    mlflow_run: str
+    mlflow_run: str | None
+    """None until it is uploaded, if the MLflow server was away."""
     cost: dict[str, Any]
     """Seconds by stage, tokens, memory: see `runner.cost.Cost`."""
 
@@ -101,7 +102,7 @@ def run(experiment: Experiment, origin: Origin) -> Result:
     experiment = settled(experiment)
     cost = Cost()
     name = run_name(origin.labels, experiment.seed)
-    with cost.stage("prepare"):
+    with cost.stage("prepare"), tracking.failures(experiment.tracking, name, Path(experiment.output_dir)):
         sources = find(experiment)
         candidates = earlier(experiment, name)
         net = None if candidates else check(experiment, sources)
@@ -250,8 +251,9 @@ def finished(results: list[Path], identity: Identity, where: tracking.Tracking) 
             done = Result(**{**values, "verification": Verification(**counted) if counted else None})
         except (KeyError, TypeError):  # of another version
             continue
-        same = done.identity == identity.run and tracking.is_finished(where, done.mlflow_run)
-        if same and seals.is_sound(file.parent / "model"):
+        if done.identity != identity.run or not seals.is_sound(file.parent / "model"):
+            continue
+        if tracking.uploaded(where, file.parent) or tracking.is_finished(where, done.mlflow_run):
             return done
     return None
 
@@ -616,7 +618,13 @@ def summary(result: Result) -> str:
             f"  zeros             {result.verification.linear_ratio:.4f} of all Linear and Conv weights, "
             f"{result.verification.violations} violations of the pattern (counted on the file)",
         ]
-    return "\n".join([*lines, f"  model             {result.folder}/model", f"  MLflow run        {result.mlflow_run}"])
+    return "\n".join(
+        [
+            *lines,
+            f"  model             {result.folder}/model",
+            f"  MLflow run        {result.mlflow_run or 'not uploaded yet'}",
+        ]
+    )
 
 
 def run_name(labels: Mapping[str, str], seed: int) -> str:

@@ -16,7 +16,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
 from runner import config as configuration
-from runner import ranks, tracking
+from runner import provenance, ranks, seals, tracking
 from runner.edge import guarded
 from runner.errors import UserError
 from runner.experiment import set_up_process, settled
@@ -78,15 +78,13 @@ class Sweep(Callback):
             log.info("a sweep of %d runs, all configurations checked", len(self.jobs))
         atexit.register(self._abandon)
         identity = hashlib.sha256(json.dumps(checked).encode()).hexdigest()[:16]
-        folder = Path(experiment.output_dir) / "sweeps"
-        parent = self.open.enter_context(
-            tracking.sweep(experiment.tracking, tracking.command_line(), identity, folder.resolve())
+        self.folder = (Path(experiment.output_dir) / "sweeps" / identity).resolve()
+        self.parent = self.open.enter_context(
+            tracking.sweep(experiment.tracking, provenance.command_line(), identity, self.folder)
         )
-        self.parent = parent
-        self.folder = folder / parent.run_id
         for number in range(len(self.jobs or ())):
             Place(self.folder, number).clear()
-        os.environ[FOLDER_VARIABLE] = str(self.folder.resolve())
+        os.environ[FOLDER_VARIABLE] = str(self.folder)
 
     def _abandon(self) -> None:
         """Tell MLflow of a sweep that a signal ended: then Hydra calls nothing more."""
@@ -129,7 +127,9 @@ def overview(outcomes: list[Outcome]) -> list[str]:
     common = set.intersection(*(set(outcome.overrides) for outcome in outcomes)) if outcomes else set()
     results, names = [], []
     for outcome in outcomes:
-        r = json.loads((Path(str(outcome.folder)) / "result.json").read_text(encoding="utf-8"))
+        r = seals.read_json(Path(str(outcome.folder)) / "result.json")
+        if r is None:
+            continue
         other = [o for o in outcome.overrides if o not in common and o.split("=")[0] not in LABELLED]
         results.append(r)
         names.append(", ".join([f"{r['model']} on {r['dataset']}, {r['pattern']}, seed {r['seed']}", *other]))

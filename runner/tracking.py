@@ -11,8 +11,8 @@ import os
 import sqlite3
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote, urlsplit, urlunsplit
@@ -22,6 +22,7 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")  # its migration of a fresh database says a lot
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # ours are tracking.patience
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")  # seconds
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # at the end of each run
 
 from filelock import FileLock
 
@@ -59,12 +60,13 @@ class Tracking:
     """Seconds for which a server that does not answer is tried again, before a run goes on without it."""
 
     def __post_init__(self) -> None:
-        if self.uri and urlsplit(self.uri).password:
+        environment = os.environ.get("MLFLOW_TRACKING_URI")
+        if self.uri and self.uri != environment and urlsplit(self.uri).password:
             raise UserError(
-                f"tracking.uri={_without_password(self.uri)} was given with a password, which would be logged: give the "
-                "whole URI as MLFLOW_TRACKING_URI, or the password as MLFLOW_TRACKING_PASSWORD, in the environment"
+                f"tracking.uri={_without_password(self.uri)} was given with a password, which would be logged: give it "
+                "as MLFLOW_TRACKING_URI in the environment, or the password alone as MLFLOW_TRACKING_PASSWORD"
             )
-        self.uri = self.uri or os.environ.get("MLFLOW_TRACKING_URI") or f"{_SQLITE}mlflow.db"
+        self.uri = self.uri or environment or f"{_SQLITE}mlflow.db"
         if not self.experiment:
             raise UserError("tracking.experiment is empty: give it a name")
         if self.patience < 0:
@@ -143,6 +145,7 @@ def connect(tracking: Tracking) -> tuple[MlflowClient, str]:
     """
     for noisy in ("alembic", "mlflow"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # it tells of each attempt
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # a traceback of what it raises as well
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
@@ -161,7 +164,8 @@ def connect(tracking: Tracking) -> tuple[MlflowClient, str]:
         found = client.get_experiment_by_name(tracking.experiment)
         if found is not None and found.lifecycle_stage != "active":
             raise UserError(
-                f"tracking.experiment={tracking.experiment} was deleted from {_without_password(uri)}; restore it, or choose another"
+                f"tracking.experiment={tracking.experiment} was deleted from {tracking.shown}; restore it, or choose "
+                "another"
             )
         id = found.experiment_id if found else client.create_experiment(tracking.experiment, artifact_location=location)
         return client, id
@@ -179,7 +183,7 @@ def connect(tracking: Tracking) -> tuple[MlflowClient, str]:
 
 
 def is_finished(tracking: Tracking, run_id: str | None) -> bool:
-    """Whether the MLflow run is there, not deleted, and ended well. If nobody answers: yes, for what it cost to make."""
+    """Whether the MLflow run is there, not deleted, and ended well. If nobody answers: yes, it was costly to make."""
     if run_id is None:
         return False
     uri = str(tracking.uri)
@@ -445,6 +449,31 @@ def _reopen(client: MlflowClient, run_id: str, tags: Mapping[str, str]) -> None:
     _apply(client, run_id, Operation("tags", dict(tags)))
 
 
+@contextmanager
+def failures(tracking: Tracking, name: str, folder: Path) -> Iterator[None]:
+    """In a sweep: a run of MLflow for what fails before its own is begun. Outside of one, the message is enough."""
+    try:
+        yield
+    except Exception as error:
+        tags = {columns.IDENTITY: f"not prepared: {name}", columns.FOLDER: str(folder.resolve() / name)}
+        if PARENT_VARIABLE in os.environ:
+            with suppress(Exception), start(tracking, name, tags, resumes=True):
+                raise error
+        raise
+
+
+def uploaded(tracking: Tracking, folder: Path) -> bool:
+    """Whether a run ended well while the store was away; if so it is uploaded, if the store is back."""
+    kept = Pending.of(folder)
+    if kept is None or kept.status() != "FINISHED":
+        return False
+    try:
+        patiently(tracking, lambda: upload(tracking, folder))
+    except Away as away:
+        log.warning("%s; this uploads the result later: python -m runner.upload %s", away, folder)
+    return True
+
+
 def upload(tracking: Tracking, folder: Path) -> str | None:
     """Send what a run's folder keeps, each thing once, also if an upload was killed before.
 
@@ -460,16 +489,17 @@ def upload(tracking: Tracking, folder: Path) -> str | None:
     run_id = header.run_id
     if run_id is None:
         begun = client.search_runs([experiment], f"tags.`{_PENDING}` = '{header.id}'")
-        run_id = (
-            begun[0].info.run_id if begun else _create(client, experiment, Header(**{**vars(header), "tags": tags}))
-        )
+        run_id = begun[0].info.run_id if begun else _create(client, experiment, replace(header, tags=tags))
     _reopen(client, run_id, tags)
     logged = Logged()
     logged.of_run(client, run_id)
     operations = kept.operations()
     for operation in operations:
         new = logged.new(operation)
-        if new.values and (operation.kind != "end" or operation is operations[-1]):
+        overcome = operation is not operations[-1] and operation.kind == "end"  # an interrupt, after which it went on
+        if operation.kind == "tags" and _ERROR in new.values:
+            overcome = kept.status() == "FINISHED"
+        if new.values and not overcome:
             _apply(client, run_id, new)
     result = seals.read_json(folder / "result.json")
     if result is not None and result["mlflow_run"] is None:

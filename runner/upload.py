@@ -17,6 +17,9 @@ from runner.experiment import alone, set_up_process
 from runner.pending import Pending
 from runner.tracking import Away, Tracking, patiently, upload
 
+PATIENCE = 5.0
+"""Seconds for which a server that does not answer is tried again: here somebody waits."""
+
 
 def waiting(folder: Path) -> list[Path]:
     """The folders of runs, here or below, that keep something."""
@@ -46,7 +49,7 @@ def _upload(place: Path, uri: str | None) -> None:
         if kept is None:
             raise UserError(f"{place / pending.NAME} is damaged: its first line does not name the run")
         header = kept.header()
-        tracking = Tracking(uri or header.uri, header.experiment)
+        tracking = Tracking(uri or header.uri, header.experiment, patience=PATIENCE)
         try:
             run_id = patiently(tracking, lambda: upload(tracking, place))
         except Away as away:
