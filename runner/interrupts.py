@@ -35,9 +35,14 @@ def raise_on_signals() -> None:
 
 def _raise(number: int, frame: Any) -> None:
     if _launched():
-        for each in SIGNALS:
-            signal.signal(each, signal.SIG_IGN)
+        ignore_signals()
     raise Interrupted(number)
+
+
+def ignore_signals() -> None:
+    """From now on, for a process that ends anyway: also while Python itself ends, which handlers do not outlive."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _launched() -> bool:
