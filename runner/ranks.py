@@ -151,9 +151,11 @@ def follow() -> None:
                 work(*arguments)
         except (Exception, Interrupted) as error:
             said = _last_word(line)
-            if said is None and not isinstance(error, Interrupted):
-                raise
-            sys.exit(int(said) if said is not None else error.status)  # type: ignore[union-attr]  # Interrupted
+            if said is not None and int(said):
+                sys.exit(int(said))
+            if isinstance(error, Interrupted):
+                sys.exit(error.status)
+            raise
         finally:
             ignore_signals()
         if int(said):
