@@ -45,8 +45,7 @@ def _raise(number: int, frame: Any) -> None:
     if not _is_new():
         return
     if _launched():
-        for each in SIGNALS:
-            signal.signal(each, signal.SIG_IGN)
+        ignore_signals()
     raise Interrupted(number)
 
 
@@ -55,6 +54,12 @@ def _is_new() -> bool:
     global _last
     before, _last = _last, time.monotonic()
     return _last - before >= SAME_SECONDS
+
+
+def ignore_signals() -> None:
+    """From now on, for a process that ends anyway: also while Python itself ends, which handlers do not outlive."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _launched() -> bool:

@@ -24,7 +24,7 @@ import torch.distributed as dist
 from torch.distributed import PrefixStore, Store, rendezvous  # type: ignore  # documented, but not in its __all__
 
 from runner.errors import UserError
-from runner.interrupts import SIGNALS, Interrupted
+from runner.interrupts import SIGNALS, Interrupted, ignore_signals, raise_on_signals
 
 T = TypeVar("T")
 
@@ -111,6 +111,7 @@ def lead(program: Callable[[], int]) -> int:
     global _line
     if world_size() == 1:
         return program()
+    raise_on_signals()
     with group() as store:
         _line, status = _Line(store), 1
         try:
@@ -119,8 +120,7 @@ def lead(program: Callable[[], int]) -> int:
             status = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
             raise
         finally:
-            for number in SIGNALS:  # the launcher sends one when the first of the others has ended
-                signal.signal(number, signal.SIG_IGN)
+            ignore_signals()  # the launcher sends one when the first of the others has ended
             with suppress(RuntimeError):  # the launcher is gone
                 _line.say(str(status))
         if status == 0:
@@ -151,9 +151,13 @@ def follow() -> None:
                 work(*arguments)
         except (Exception, Interrupted) as error:
             said = _last_word(line)
-            if said is None and not isinstance(error, Interrupted):
-                raise
-            sys.exit(int(said) if said is not None else error.status)  # type: ignore[union-attr]  # Interrupted
+            if said is not None and int(said):
+                sys.exit(int(said))
+            if isinstance(error, Interrupted):
+                sys.exit(error.status)
+            raise
+        finally:
+            ignore_signals()
         if int(said):
             sys.exit(int(said))
         _wait_to_end()
@@ -221,8 +225,14 @@ def group() -> Iterator[Store]:
     # Numbers that ranks exchange between steps stay on the CPU: they are not to wait for the GPU.
     backend = "cpu:gloo,cuda:nccl" if device().type == "cuda" else "gloo"
     dist.init_process_group(backend, store=PrefixStore("group", store), rank=number, world_size=size, timeout=WAIT)
-    yield PrefixStore("line", store)
-    dist.destroy_process_group()
+    well = False
+    try:
+        yield PrefixStore("line", store)
+        well = True
+    finally:
+        # gloo's threads may abort a process that ends with them. NCCL would wait for ranks that wait for this one.
+        if well or backend == "gloo":
+            dist.destroy_process_group()
 
 
 # --- within what is done together ---------------------------------------------------------------------------
