@@ -48,6 +48,8 @@ ARGUMENTS = (
     "train.max_steps=40", "train.per_device_train_batch_size=8", "train.save_steps=6", "train.logging_steps=5",
     "train.save_total_limit=2", "finetune.max_steps=12", "finetune.per_device_train_batch_size=8",
     "finetune.save_steps=4", "finetune.logging_steps=3",
+    # Else it is measured which is quicker, which a busy machine answers now so, now so.
+    "train.precision=float32", "finetune.precision=float32",
 )  # fmt: skip
 POINTS = {
     "tokenising": ["runner.tasks.span:Span._windows"],
