@@ -25,7 +25,7 @@ demo: $(STAMP)  ## prune the embedded model with three patterns on generated que
 test: $(STAMP)  ## run the tests
 	@$(BIN)/python -m pytest -q -n 2
 
-fault-test: $(STAMP)  ## kill a small run at 200 points and start it again (20 minutes)
+fault-test: $(STAMP)  ## kill a small run, damage its files, fill its disk, and start it again (40 minutes)
 	@$(BIN)/python tests/faults/faults.py
 
 bench: $(STAMP)  ## what the pruning engine costs, as ratios (10 minutes; needs 16 GB)

@@ -23,6 +23,7 @@ from filelock import FileLock
 from runner import seals
 from runner.baseline import lock_is_held
 from runner.errors import UserError, disk_error
+from runner.space import text
 
 KINDS = {
     "dense": "fine-tuned dense models",
@@ -103,16 +104,6 @@ def clean(cache: Path, kinds: Sequence[str] = ()) -> tuple[int, list[Path]]:
     return freed, busy
 
 
-def size(count: int) -> str:
-    """Bytes for people."""
-    value = float(count)
-    for unit in ("B", "kB", "MB"):
-        if value < 1000:
-            return f"{value:.0f} {unit}"
-        value /= 1000
-    return f"{value:.1f} GB"
-
-
 def main(arguments: list[str]) -> None:
     """List or clean."""
     parser = argparse.ArgumentParser(prog="python -m runner.cache", description="What runs keep for each other")
@@ -132,16 +123,16 @@ def main(arguments: list[str]) -> None:
         if unknown:
             parser.error(f"unknown kind {unknown[0]!r}: {', '.join(KINDS)} or all")
         freed, busy = clean(options.cache_dir, list(KINDS) if "all" in options.kinds else options.kinds)
-        print(f"{size(freed)} freed in {options.cache_dir}")
+        print(f"{text(freed)} freed in {options.cache_dir}")
         for entry in busy:
             print(f"{entry} is being made by a run, and was left")
         return
     for found in kept(options.cache_dir):
         written = found.newest
         when = "" if written is None else time.strftime(", the newest of %Y-%m-%d %H:%M", time.localtime(written))
-        print(f"{found.kind:<9}{size(found.bytes):>9}  {len(found.entries)} of {KINDS[found.kind]}{when}")
+        print(f"{found.kind:<9}{text(found.bytes):>9}  {len(found.entries)} of {KINDS[found.kind]}{when}")
         if found.unfinished:
-            left = f"{len(found.unfinished)} half written, {size(size_of(found.unfinished))}"
+            left = f"{len(found.unfinished)} half written, {text(size_of(found.unfinished))}"
             print(f"{'':<20}and {left}: `clean` removes what no run is making")
 
 

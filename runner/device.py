@@ -73,24 +73,30 @@ def bf16_speedup(kept: Path | None = None) -> float:
     Measured, for the instructions do not tell: processors with AVX512-BF16 were seen at 2.5 and at 0.5.
 
     Args:
-        kept: a folder in which the measurement is kept for the next process on a CPU of this name.
+        kept: a folder in which an earlier process may have kept it, on a CPU of this name.
     """
     if not (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()):
         return 0.0
-    if kept is None:
-        return _measured_bf16_speedup()
-    name = hashlib.sha256(f"{_cpu()}, torch {torch.__version__}".encode()).hexdigest()[:16]
-    file = kept / f"bf16-{name}.txt"
-    try:
-        return float(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        found = round(_measured_bf16_speedup(), 2)
-    partial = file.with_suffix(f".tmp-{os.getpid()}")
+    if kept is not None:
+        with suppress(OSError, ValueError):
+            return float(_bf16_file(kept).read_text(encoding="utf-8"))
+    return round(_measured_bf16_speedup(), 2)
+
+
+def keep_bf16_speedup(folder: Path) -> None:
+    """Keep the measurement, if one was made, for the next processes that share the folder."""
+    if device().type != "cpu" or not bf16_speedup(folder) or _bf16_file(folder).is_file():
+        return
+    partial = _bf16_file(folder).with_suffix(f".tmp-{os.getpid()}")
     with suppress(OSError):  # a disk that cannot be written to is told where it matters
-        kept.mkdir(parents=True, exist_ok=True)
-        partial.write_text(f"{found}\n", encoding="utf-8")
-        partial.replace(file)
-    return found
+        folder.mkdir(parents=True, exist_ok=True)
+        partial.write_text(f"{bf16_speedup(folder)}\n", encoding="utf-8")
+        partial.replace(_bf16_file(folder))
+
+
+def _bf16_file(folder: Path) -> Path:
+    name = hashlib.sha256(f"{_cpu()}, torch {torch.__version__}".encode()).hexdigest()[:16]
+    return folder / f"bf16-{name}.txt"
 
 
 def _measured_bf16_speedup(rounds: int = 10) -> float:

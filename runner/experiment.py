@@ -19,12 +19,13 @@ from filelock import FileLock, Timeout
 
 from pruning import Dense, LayerReport, Plan, Pruner, TrainingLength
 from results import columns
-from runner import baseline, evaluate, models, ranks, seals, tracking
+from runner import baseline, evaluate, jobs, models, ranks, seals, space, tracking
 from runner.config import Experiment, Identity, Origin, identify
 from runner.cost import Cost
-from runner.device import Precision, bf16_speedup, device, keep_freed_memory
+from runner.device import Precision, bf16_speedup, device, keep_bf16_speedup, keep_freed_memory
 from runner.errors import UserError, writing, writing_database
 from runner.interrupts import raise_on_signals
+from runner.space import Need
 from runner.tasks import Examples, Scores
 from runner.verify import Verification, verify
 
@@ -102,19 +103,28 @@ def run(experiment: Experiment, origin: Origin) -> Result:
     experiment = settled(experiment)
     cost = Cost()
     name = run_name(origin.labels, experiment.seed)
-    with cost.stage("prepare"), tracking.failures(experiment.tracking, name, Path(experiment.output_dir)):
+    outputs = Path(experiment.output_dir)
+    with cost.stage("prepare"), tracking.failures(experiment.tracking, name, outputs):
         sources = find(experiment)
         candidates = earlier(experiment, name)
         net = None if candidates else check(experiment, sources)
         examples = experiment.dataset.read(train=experiment.trains)
         identity = identity_of(experiment, sources, examples)
+        folder = outputs / f"{name}-{identity.run[:8]}"
         if done := finished(candidates, identity, experiment.tracking):
-            log.info("finished before; force=true would do it again\n%s", summary(done))
             return done
-        inputs = prepare(experiment, sources, net or check(experiment, sources), examples, identity)
-    folder = Path(experiment.output_dir) / f"{name}-{identity.run[:8]}"
-    if experiment.force:  # else it would go on from its last step
-        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+        inputs = prepare(experiment, sources, net or check(experiment, sources), examples, identity, folder)
+    with saving(folder), alone(folder) as waited:
+        if waited and (done := finished(earlier(experiment, name), identity, experiment.tracking)):
+            return done
+        if experiment.force:  # else it would go on from its last step
+            shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+        return perform(experiment, origin, inputs, folder, name, cost)
+
+
+def perform(experiment: Experiment, origin: Origin, inputs: Inputs, folder: Path, name: str, cost: Cost) -> Result:
+    """Train, score and log what is prepared."""
+    keep_bf16_speedup(Path(experiment.cache_dir))
     tags = {
         columns.KIND: columns.PRUNED if experiment.prune else columns.DENSE_ONLY,
         columns.IDENTITY: inputs.identity.run,
@@ -126,8 +136,6 @@ def run(experiment: Experiment, origin: Origin) -> Result:
         "recipe": experiment.recipe.name,
     }
     with (
-        saving(folder),
-        alone(folder),
         writing_database(experiment.tracking.uri),
         tracking.start(experiment.tracking, name, tags, resumes=True) as tracker,
         logged_to(folder / "run.log"),
@@ -210,13 +218,18 @@ def check(experiment: Experiment, sources: Sources) -> PreTrainedModel:
 
 
 def prepare(
-    experiment: Experiment, sources: Sources, net: PreTrainedModel, examples: Examples, identity: Identity
+    experiment: Experiment,
+    sources: Sources,
+    net: PreTrainedModel,
+    examples: Examples,
+    identity: Identity,
+    folder: Path,
 ) -> Inputs:
-    """Tokenise, and count the steps: nothing is to be found wrong after hours of training."""
+    """Tokenise, and count steps and bytes: nothing is to be found wrong after hours of training."""
     from runner.train import Lesson
 
     task, tokenizer = experiment.dataset, models.tokenizer(sources.base)
-    lesson, updates = None, {}
+    lesson, updates, units = None, {}, 0
     if experiment.trains:
         assert examples.train is not None
         cache = Path(experiment.cache_dir) / "features"
@@ -225,7 +238,38 @@ def prepare(
             length = lesson.length(experiment.train)
             pruner = new_pruner(experiment, net, length)
             updates = {s: experiment.schedule.sparsity(p, experiment.pattern.target) for s, p in pruner.updates.items()}
+            units = sum(sum(group.units.values()) for group in pruner.plan.groups)
+        space.check(needs(experiment, lesson, net.num_parameters(), units, identity, folder))
     return Inputs(examples, sources.base, tokenizer, sources.teacher, sources.sparse, lesson, updates, identity)
+
+
+def needs(
+    experiment: Experiment, lesson: Lesson, parameters: int, units: int, identity: Identity, folder: Path
+) -> list[Need]:
+    """The disk space that a training run takes.
+
+    Args:
+        parameters: of the model.
+        units: of the pattern, in all layers; each has at most two scores of four bytes and a mask of two.
+    """
+    from runner import teacher
+
+    cache = Path(experiment.cache_dir)
+    found = [Need(folder / "model", "the model", space.of_model(parameters))]
+    if experiment.model.finetuned is None:
+        dense, kept = cache / "dense" / identity.dense, experiment.finetune.save_total_limit
+        found.append(Need(dense, "the dense model", space.of_model(parameters)))
+        if not dense.is_dir():
+            work = dense.with_name(f"{dense.name}.work")
+            found.append(Need(work, "checkpoints of the fine-tuning", space.of_training(parameters, kept)))
+    if experiment.prune:
+        kept = experiment.train.save_total_limit
+        found.append(Need(folder / "checkpoints", "checkpoints", space.of_training(parameters, kept, 10 * units)))
+        if experiment.distill.needs_teacher and experiment.distill.weight and keeps_logits(experiment, lesson):
+            most = teacher.most_bytes(experiment.dataset, lesson.features)
+            found.append(Need(cache / "teacher", "the teacher's logits", most))
+    log.info("disk space, at most: %s", space.told(found))
+    return found
 
 
 def identity_of(experiment: Experiment, sources: Sources, examples: Examples) -> Identity:
@@ -254,6 +298,7 @@ def finished(results: list[Path], identity: Identity, where: tracking.Tracking) 
         if done.identity != identity.run or not seals.is_sound(file.parent / "model"):
             continue
         if tracking.uploaded(where, file.parent) or tracking.is_finished(where, done.mlflow_run):
+            log.info("finished before; force=true would do it again\n%s", summary(done))
             return done
     return None
 
@@ -637,17 +682,26 @@ def run_name(labels: Mapping[str, str], seed: int) -> str:
 
 
 @contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Refuse to write into the folder of a run that another process runs at this moment."""
-    lock = FileLock(folder / ".lock")
+def alone(folder: Path) -> Iterator[bool]:
+    """Refuse to write into the folder of a run that another process runs at this moment. A job of a sweep waits: what
+    the other one does, an earlier sweep's job perhaps, need not be done again.
+
+    Yields:
+        Whether it waited.
+    """
+    lock, waits = FileLock(folder / ".lock"), False
     try:
         lock.acquire(blocking=False)
     except Timeout as error:
-        raise UserError(
-            f"{folder}: another process runs this very run at this moment; wait for it, or give another output_dir"
-        ) from error
+        if jobs.FOLDER_VARIABLE not in os.environ:
+            raise UserError(
+                f"{folder}: another process runs this very run at this moment; wait for it, or give another output_dir"
+            ) from error
+        log.info("waiting for another process that runs this very run (%s)", folder)
+        waits = True
+        lock.acquire()
     try:
-        yield
+        yield waits
     finally:
         lock.release()
 

@@ -356,4 +356,6 @@ def _need(package: str, option: str, extra: str) -> None:
 
     if importlib.util.find_spec(package) is None:
         name = f"submitit_{option}" if package == "submitit" else option
-        raise UserError(f"hydra/launcher={name} needs the package {package}: pip install 'prune-distill[{extra}]'")
+        raise UserError(
+            f"hydra/launcher={name} needs the package {package}: install it, or the extra {extra} of this one"
+        )

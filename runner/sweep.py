@@ -17,6 +17,7 @@ from omegaconf import DictConfig
 
 from runner import config as configuration
 from runner import provenance, ranks, seals, tracking
+from runner.device import keep_bf16_speedup
 from runner.edge import guarded
 from runner.errors import UserError
 from runner.experiment import set_up_process, settled
@@ -76,6 +77,7 @@ class Sweep(Callback):
                 )
         if self.jobs is not None:
             log.info("a sweep of %d runs, all configurations checked", len(self.jobs))
+        keep_bf16_speedup(Path(experiment.cache_dir))
         atexit.register(self._abandon)
         identity = hashlib.sha256(json.dumps(checked).encode()).hexdigest()[:16]
         self.folder = (Path(experiment.output_dir) / "sweeps" / identity).resolve()

@@ -11,7 +11,6 @@ import hashlib
 import json
 import logging
 import os
-import shutil
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ from runner.baseline import lock_is_held
 from runner.device import Precision
 from runner.errors import UserError, writing
 from runner.evaluate import predictions
+from runner.space import text
 from runner.versions import VERSIONS
 
 if TYPE_CHECKING:
@@ -133,7 +133,9 @@ def taught(
         with lock:
             found = _read(file, len(features))
             if found is None:
-                _check_space(task, features, cache)
+                most = text(most_bytes(task, features))
+                log.info("the teacher runs once over %d features; its logits take at most %s in %s",
+                         len(features), most, cache)  # fmt: skip
                 model = models.load(task.architecture, checkpoint)
                 found = _compute(model, tokenizer, task, features, precision)
                 _write(found, file)
@@ -165,18 +167,9 @@ def _compute(
     return KeptLogits(joined_heads, counts)
 
 
-def _check_space(task: Dataset, features: datasets.Dataset, cache: Path) -> None:
-    """Refuse to start a pass over the features whose result would not fit on the disk."""
-    widest = int(np.sum(features["length"])) * 2  # a choice per token, two bytes; fewer if choices are classes
-    needed = widest * len(task.label_names)
-    free = shutil.disk_usage(cache).free
-    if needed > free:
-        raise UserError(
-            f"the teacher's logits may take {needed / 1e6:.0f} MB in {cache}, where {free / 1e6:.0f} MB are free; free "
-            "space, choose another cache_dir, or set distill.cache=false"
-        )
-    log.info("the teacher runs once over %d features; its logits take at most %.0f MB in %s", len(features),
-             needed / 1e6, cache)  # fmt: skip
+def most_bytes(task: Dataset, features: datasets.Dataset) -> int:
+    """What the logits may take: a choice per token, in two bytes; less if choices are classes."""
+    return 2 * int(np.sum(features["length"])) * len(task.label_names)
 
 
 def _checksum(logits: KeptLogits) -> str:

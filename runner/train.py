@@ -408,7 +408,8 @@ def train(
     for default in (ProgressCallback, PrinterCallback):  # ours shows the same, without a line per log
         trainer.remove_callback(default)
     trainer.add_callback(Epochs(batches))
-    trainer.add_callback(Progress(title, log, pruner, trainer.mean_loss))
+    progress = Progress(title, log, pruner, trainer.mean_loss)
+    trainer.add_callback(progress)
     if pruner is not None:
         trainer.add_callback(PruningCallback(pruner, last))
     if ranks.rank():  # else all would drop the same units in their parts of a batch; rank 0 draws as a single process
@@ -432,6 +433,8 @@ def train(
             raise
         raise disk_error(error, folder) from error
     finally:
+        if progress.training_bar is not None:
+            progress.training_bar.close()  # else what is said next stands in its line
         if pruner is not None:
             pruner.detach()  # else optimizer and pruner hold each other, and a sweep's next run finds less memory
     updating = pruner.update_seconds if pruner is not None else 0.0

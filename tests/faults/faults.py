@@ -1,10 +1,19 @@
-"""Kill a small real run at many points, give the same command again, and compare what it ends with.
+"""Harm a small real run at many points, give the same command again, and compare what it ends with.
 
-    python tests/faults/faults.py [--points 200] [--seed 0] [--keep DIR]
+    python tests/faults/faults.py [--points 200] [--damage 40] [--full 40] [--seed 0] [--keep DIR]
 
-Each trial runs the real command line twice in processes of its own: the first is killed (SIGKILL), from outside after
-a random time or inside at a random call of one of `POINTS`; the second must end well, with the weights, the scores and
-the logged steps of a run that was never interrupted. Not collected by pytest; `make fault-test` runs it.
+Each trial runs the real command line in processes of its own. There are three kinds:
+
+* points: the first process is killed (SIGKILL), from outside after a random time or inside at a random call of one of
+  `POINTS`; the second must end well, with the weights, the scores and the logged steps of a run that was never
+  interrupted.
+* damage: of a run that has ended a random file of the cache or of a checkpoint is damaged, and result.json removed; it
+  must end with the same weights and scores again.
+* full: at a random call of one of `POINTS` all but a few kB of the disk are taken; the run must end with one line that
+  names the place, or go on without that space. With the space given back, the same command must end as in the first
+  kind. Output, cache and MLflow's database lie on a small tmpfs, which only root can mount: else these are skipped.
+
+Not collected by pytest; `make fault-test` runs it, and tests/runner/test_faults.py a handful of trials.
 """
 
 from __future__ import annotations
@@ -17,12 +26,14 @@ import random
 import shutil
 import signal
 import sqlite3
+import subprocess
 import sys
 import tempfile
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,17 +48,22 @@ ARGUMENTS = (
     "train.max_steps=40", "train.per_device_train_batch_size=8", "train.save_steps=6", "train.logging_steps=5",
     "train.save_total_limit=2", "finetune.max_steps=12", "finetune.per_device_train_batch_size=8",
     "finetune.save_steps=4", "finetune.logging_steps=3",
+    # Else it is measured which is quicker, which a busy machine answers now so, now so.
+    "train.precision=float32", "finetune.precision=float32",
 )  # fmt: skip
 POINTS = {
     "tokenising": ["runner.tasks.span:Span._windows"],
     "training": ["runner.train:DistillTrainer.compute_loss", "torch.optim.lr_scheduler:LRScheduler.step"],
     "checkpoint": [
-        "runner.train:DistillTrainer._save_checkpoint", "runner.train:save_file", "runner.checkpoints:seal",
-        "runner.checkpoints:_crc32", "runner.checkpoints:_flush", "runner.checkpoints:rotate",
+        "runner.train:DistillTrainer._save_checkpoint", "runner.train:save_file", "runner.seals:seal",
+        "runner.seals:_crc32", "runner.seals:_flush", "runner.checkpoints:rotate",
         "transformers.trainer:Trainer._save_rng_state", "transformers.trainer:Trainer._save_optimizer_and_scheduler",
     ],
     "mask update": ["pruning.pruner:Pruner.prune", "pruning.pruner:Pruner._set_mask", "pruning.pruner:Pruner._enforce"],
-    "cache": ["runner.baseline:save", "runner.teacher:_write", "runner.teacher:_compute", "runner.evaluate:score"],
+    "cache": [
+        "runner.baseline:save", "runner.teacher:_write", "runner.teacher:_compute", "runner.evaluate:score",
+        "runner.tasks.arrow:mapped_once", "runner.seals:write_json", "runner.seals:unfinished", "runner.seals:remove",
+    ],
     "verify": ["runner.experiment:verify", "runner.experiment:describe_pruning"],
     "evaluate": ["runner.evaluate:predictions", "runner.tasks.span:Span.answers"],
     "logging": [
@@ -55,11 +71,12 @@ POINTS = {
         "runner.tracking:Tracker.text", "runner.experiment:record", "runner.experiment:write_json",
     ],
 }  # fmt: skip
-"""Phase -> functions at whose calls, before or after, a process is killed."""
+"""Phase -> functions at whose calls, before or after, a process is harmed."""
+DAMAGES = ("cut to half", "emptied", "one bit flipped", "removed", "replaced by a folder", "replaced by other JSON")
 
 
 @dataclass
-class Trial:
+class Kill:
     """Where the first process is killed."""
 
     phase: str
@@ -73,6 +90,116 @@ class Trial:
         if not self.target:
             return f"outside, after {self.delay:.2f} s"
         return f"{self.phase}: {'after' if self.after else 'before'} call {self.call} of {self.target}"
+
+    def attempt(self, folder: Path, model: Path, whole: Outcome) -> str | None:
+        """Kill, run again, compare. What went wrong, or None."""
+        arguments = command(folder, model)
+        folder.mkdir(parents=True)
+
+        def first() -> int:
+            if self.target:
+                harmed_at(self, lambda: os.kill(os.getpid(), signal.SIGKILL))
+            return run(arguments)
+
+        status, _ = in_child(first, folder / "log.txt", None if self.target else self.delay)
+        if self.target and status != -signal.SIGKILL:
+            return f"it was not killed, but ended with {status}"
+        status, _ = in_child(lambda: run(arguments), folder / "log.txt")
+        return f"started again, it ended with {status}" if status else difference(outcome(folder), whole)
+
+
+@dataclass
+class Full:
+    """Where the first process finds the disk full."""
+
+    point: Kill
+    left: int
+    """Bytes that are left on the disk."""
+
+    def __str__(self) -> str:
+        return f"{self.left} bytes left {self.point}"
+
+    phase = "full"
+
+    def attempt(self, folder: Path, model: Path, whole: Outcome) -> str | None:
+        """Fill the disk, give the space back, run again, compare. What went wrong, or None."""
+        arguments = command(folder, model)
+        folder.mkdir(parents=True)
+        filler, log = folder / "filler", model.parent / "full.txt"
+        log.unlink(missing_ok=True)
+
+        def first() -> int:
+            harmed_at(self.point, lambda: fill(filler, self.left))
+            return run(arguments)
+
+        status, _ = in_child(first, log)
+        told = log.read_text()
+        if not filler.exists():
+            return f"the disk was not filled, and it ended with {status}"
+        filler.unlink()
+        errors = [line for line in told.splitlines() if line.startswith("error: ")]
+        if status not in (0, 1):
+            return f"it ended with {status}"
+        if "Traceback" in told or len(errors) != status or not all(str(folder) in line for line in errors):
+            return f"it ended with {status}, and said {errors or told[-300:]}"
+        status, _ = in_child(lambda: run(arguments), log)
+        return f"started again, it ended with {status}" if status else difference(outcome(folder), whole)
+
+
+@dataclass
+class Damage:
+    """What of a run that has ended is damaged."""
+
+    place: int
+    """Of the file among all that there are, in the order of their names."""
+    kind: str
+
+    def __str__(self) -> str:
+        return f"file {self.place} {self.kind}"
+
+    phase = "damage"
+
+    def attempt(self, folder: Path, model: Path, whole: Outcome) -> str | None:
+        """Damage a file, run again, compare. What went wrong, or None."""
+        shutil.copytree(folder.with_name("whole"), folder)
+        (result,) = (folder / "outputs").glob("*/result.json")
+        result.unlink()
+        file = damageable(folder)[self.place]
+        {
+            "cut to half": lambda: file.write_bytes(file.read_bytes()[: file.stat().st_size // 2]),
+            "emptied": lambda: file.write_bytes(b""),
+            "one bit flipped": lambda: flip(file),
+            "removed": file.unlink,
+            "replaced by a folder": lambda: (file.unlink(), file.mkdir()),
+            "replaced by other JSON": lambda: file.write_text("{}"),
+        }[self.kind]()
+        status, _ = in_child(lambda: run(command(folder, model)), folder / "log.txt")
+        name = file.relative_to(folder)
+        if status:
+            return f"{name}: started again, it ended with {status}"
+        found = outcome(folder)
+        same = found.weights == whole.weights and found.scores == whole.scores
+        return None if same else f"{name}: the weights or scores differ"
+
+
+def damageable(folder: Path) -> list[Path]:
+    """The files of the cache and of the checkpoints."""
+    (checkpoints,) = (folder / "outputs").glob("*/checkpoints")
+    files = [file for place in (folder / "cache", checkpoints) for file in place.rglob("*") if file.is_file()]
+    return sorted(file for file in files if file.suffix != ".lock")
+
+
+def flip(file: Path) -> None:
+    """Another bit in the middle."""
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+
+
+def fill(filler: Path, left: int) -> None:
+    """Take all of a disk but so many bytes."""
+    with filler.open("wb") as stream:
+        os.posix_fallocate(stream.fileno(), 0, shutil.disk_usage(filler).free - left)
 
 
 @dataclass
@@ -108,6 +235,8 @@ def in_child(work: Callable[[], int], log: Path, delay: float | None = None) -> 
                 os.dup2(lines.fileno(), 1)
                 os.dup2(lines.fileno(), 2)
                 status = work()
+        except SystemExit as end:
+            status = int(end.code or 0)
         except BaseException:
             traceback.print_exc()
         finally:
@@ -130,19 +259,20 @@ def run(arguments: list[str]) -> int:
     return main()
 
 
-def killed_at(trial: Trial) -> None:
-    """Let this process be killed at the trial's call."""
-    holder, name = resolve(trial.target)
+def harmed_at(point: Kill, harm: Callable[[], None]) -> None:
+    """Let something happen at the point's call in this process."""
+    holder, name = resolve(point.target)
     original, calls = getattr(holder, name), 0
 
     def counted(*given: Any, **named: Any) -> Any:
         nonlocal calls
         calls += 1
-        if calls == trial.call and not trial.after:
-            os.kill(os.getpid(), signal.SIGKILL)
+        mine = calls
+        if mine == point.call and not point.after:
+            harm()
         result = original(*given, **named)
-        if calls == trial.call:
-            os.kill(os.getpid(), signal.SIGKILL)
+        if mine == point.call and point.after:
+            harm()
         return result
 
     setattr(holder, name, counted)
@@ -187,7 +317,7 @@ def outcome(folder: Path) -> Outcome:
     """Read what a run left."""
     (place,) = (folder / "outputs").glob("*/result.json")
     result = json.loads(place.read_text())
-    with sqlite3.connect(folder / "mlflow.db") as database:
+    with closing(sqlite3.connect(folder / "mlflow.db")) as database:
         statuses = [status for (status,) in database.execute("select status from runs")]
         rows = database.execute("select key, step, value from metrics where step > 0 order by key, step").fetchall()
     steps: dict[str, list[tuple[int, float]]] = {}
@@ -211,38 +341,49 @@ def difference(mine: Outcome, whole: Outcome) -> str | None:
     return None
 
 
-def attempt(trial: Trial, folder: Path, model: Path, whole: Outcome) -> str | None:
-    """Kill, run again, compare. What went wrong, or None."""
-    arguments = command(folder, model)
-    folder.mkdir(parents=True)
-
-    def first() -> int:
-        if trial.target:
-            killed_at(trial)
-        return run(arguments)
-
-    status, _ = in_child(first, folder / "log.txt", None if trial.target else trial.delay)
-    if trial.target and status != -signal.SIGKILL:
-        return f"it was not killed, but ended with {status}"
-    status, _ = in_child(lambda: run(arguments), folder / "log.txt")
-    return f"started again, it ended with {status}" if status else difference(outcome(folder), whole)
-
-
-def trials(count: int, calls: dict[str, int], seconds: float, chance: random.Random) -> list[Trial]:
+def kills(count: int, calls: dict[str, int], seconds: float, chance: random.Random) -> list[Kill]:
     """A quarter from outside, the others over all phases in turn."""
-    outside = max(1, count // 4)
-    chosen = [Trial("outside", delay=chance.uniform(0, seconds)) for _ in range(outside)]
-    phases = list(POINTS)
-    for i in range(count - outside):
+    outside = [Kill("outside", delay=chance.uniform(0, seconds)) for _ in range(count // 4)]
+    return outside + points(count - len(outside), calls, chance)
+
+
+def points(count: int, calls: dict[str, int], chance: random.Random) -> list[Kill]:
+    """Random calls, over all phases in turn."""
+    chosen, phases = [], list(POINTS)
+    for i in range(count):
         phase = phases[i % len(phases)]
         target = POINTS[phase][i // len(phases) % len(POINTS[phase])]
-        chosen.append(Trial(phase, target, chance.randint(1, calls[target]), chance.random() < 0.5))
+        chosen.append(Kill(phase, target, chance.randint(1, calls[target]), chance.random() < 0.5))
     return chosen
+
+
+def damages(count: int, files: int, chance: random.Random) -> list[Damage]:
+    """Random files, over all kinds of damage in turn."""
+    return [Damage(chance.randrange(files), DAMAGES[i % len(DAMAGES)]) for i in range(count)]
+
+
+@contextmanager
+def small_disk(folder: Path, size: int) -> Iterator[str | None]:
+    """Mount a tmpfs of `size` bytes; yields why that cannot be, or None."""
+    folder.mkdir()
+    try:
+        call = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+        done = subprocess.run(call, capture_output=True, text=True, check=False)
+        why = done.stderr.strip() or None
+    except FileNotFoundError as error:
+        why = str(error)
+    try:
+        yield why
+    finally:
+        if why is None:
+            subprocess.run(["umount", str(folder)], check=True)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--points", type=int, default=200)
+    parser.add_argument("--points", type=int, default=200, help="trials in which it is killed")
+    parser.add_argument("--damage", type=int, default=40, help="trials in which a file is damaged")
+    parser.add_argument("--full", type=int, default=40, help="trials in which the disk is full")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--keep", type=Path, help="a new folder that keeps what lost trials left")
     options = parser.parse_args()
@@ -265,18 +406,39 @@ def main() -> int:
         silent = [target for targets in POINTS.values() for target in targets if not calls.get(target)]
         if silent:
             raise SystemExit(f"never called: {', '.join(silent)}")
-        lost = 0
-        chosen = trials(options.points, calls, seconds, random.Random(options.seed))
-        for i, trial in enumerate(chosen):
-            place = folder / f"trial-{i}"
-            problem = attempt(trial, place, model, whole)
-            print(f"{i + 1:4} of {len(chosen)}  {trial}: {problem or 'nothing lost'}", flush=True)
-            if problem is None:
-                shutil.rmtree(place)
-            lost += problem is not None
+        chance = random.Random(options.seed)
+        chosen: list[Kill | Damage | Full] = [*kills(options.points, calls, seconds, chance)]
+        chosen += damages(options.damage, len(damageable(folder / "whole")), chance)
+        space = 4 * sum(file.stat().st_size for file in (folder / "whole").rglob("*") if file.is_file())
+        with small_disk(folder / "small", space) as why:
+            if why is None:
+                chosen += [Full(point, chance.randrange(2**14)) for point in points(options.full, calls, chance)]
+            elif options.full:
+                print(f"no trial with a full disk, for a small one cannot be mounted: {why}")
+            lost = tried(chosen, folder, model, whole)
     phases = Counter(trial.phase for trial in chosen)
-    print(f"points tried: {len(chosen)} ({', '.join(f'{n} {phase}' for phase, n in phases.items())}); lost: {lost}")
+    print(f"tried: {len(chosen)} ({', '.join(f'{n} {phase}' for phase, n in phases.items())}); lost: {lost}")
     return 1 if lost else 0
+
+
+def tried(chosen: Sequence[Kill | Damage | Full], folder: Path, model: Path, whole: Outcome) -> int:
+    """Make all trials, and say how each ended.
+
+    Returns:
+        How many lost something; what they left is kept in `folder`.
+    """
+    lost = 0
+    for i, trial in enumerate(chosen):
+        place = folder / ("small" if isinstance(trial, Full) else "") / f"trial-{i}"
+        problem = trial.attempt(place, model, whole)
+        print(f"{i + 1:4} of {len(chosen)}  {trial}: {problem or 'nothing lost'}", flush=True)
+        if problem is not None and place.parent != folder:
+            shutil.copytree(place, folder / place.name)
+            shutil.copy(folder / "full.txt", folder / place.name / "log.txt")
+        if problem is None or place.parent != folder:
+            shutil.rmtree(place)
+        lost += problem is not None
+    return lost
 
 
 if __name__ == "__main__":

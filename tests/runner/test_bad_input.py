@@ -281,7 +281,7 @@ def test_settings_that_do_not_go_together_are_told_before_training(refused: Refu
     experiment, _ = compose_experiment([*arguments, "criterion=fisher"])  # all is well with these
     sources, examples = stages.find(experiment), experiment.dataset.read()
     net, identity = stages.check(experiment, sources), stages.identity_of(experiment, sources, examples)
-    updates = stages.prepare(experiment, sources, net, examples, identity).updates
+    updates = stages.prepare(experiment, sources, net, examples, identity, tmp_path).updates
     assert updates[max(updates)] == 0.8
     for overrides, words in (
         (["schedule.initial=0.9"], ["schedule.initial=0.9", "0.8", "85%"]),

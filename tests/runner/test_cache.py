@@ -58,13 +58,6 @@ def test_a_folder_that_is_not_there_is_told(tmp_path: Path, capsys: pytest.Captu
     assert "error:" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ("count", "text"), [(0, "0 B"), (999, "999 B"), (1500, "2 kB"), (58e6, "58 MB"), (4e9, "4.0 GB")]
-)
-def test_sizes_are_for_people(count: int, text: str) -> None:
-    assert cache.size(int(count)) == text
-
-
 def test_what_killed_processes_left_is_no_entry_and_goes(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     left = [
         "dense/abc.tmp-71",

@@ -152,14 +152,20 @@ def test_a_dense_model_is_found_again(
     monkeypatch.setattr("runner.train.train", lambda *given: trained.append(1))
     monkeypatch.setattr(workplace.experiment, "cache_dir", str(tmp_path))
     place = tmp_path / "dense" / "key"
-    for spoil in (lambda: None, lambda: None, lambda: shutil.rmtree(place), place.touch, lambda: None):
-        spoil()
+
+    def again() -> int:
         baseline.fine_tuned(
             workplace.experiment, workplace.base, "key", workplace.lesson, lambda step, values: None, lambda: None
         )
-        if len(trained) == 2:  # a file in the folder's place next
-            shutil.rmtree(place)
-    assert len(trained) == 3
+        return len(trained)
+
+    assert [again(), again()] == [1, 1]
+    shutil.rmtree(place)
+    assert again() == 2
+    assert "is damaged" not in caplog.text
+    shutil.rmtree(place)
+    place.touch()
+    assert [again(), again()] == [3, 3]
     assert seals.fault(place) is None
 
 

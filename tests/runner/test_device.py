@@ -55,6 +55,8 @@ def test_the_rate_of_bf16_is_measured(tmp_path: Path, monkeypatch: pytest.Monkey
     assert device.bf16_speedup() > 0
     # Once for all processes that share a folder: they must not choose differently because one was disturbed.
     measured = device.bf16_speedup(tmp_path / "cache")
+    assert not (tmp_path / "cache").exists()
+    device.keep_bf16_speedup(tmp_path / "cache")
     assert measured > 0
     device.bf16_speedup.cache_clear()
     monkeypatch.setattr(device, "_measured_bf16_speedup", lambda: measured + 1)

@@ -190,7 +190,7 @@ def test_an_mlflow_run_goes_on_where_it_was(tmp_path: Path) -> None:
 
     def interrupt() -> None:
         with tracking.start(where, "run", {**mine, "a": 1}, resumes=True) as tracker:
-            begun.append(tracker.run_id)
+            begun.append(str(tracker.run_id))
             tracker.params({"kept": 1, "changed": 1})
             for step in range(1, 11):
                 tracker.step("train", step, {"loss": step})

@@ -5,9 +5,12 @@ from types import SimpleNamespace
 
 import pytest
 
+from runner import experiment as stages
 from runner import space
+from runner.config import compose_experiment
 from runner.errors import UserError
 from runner.space import Need
+from tests.conftest import save_small_model
 
 GB = 10**9
 
@@ -63,6 +66,24 @@ def test_the_bytes_of_a_training_are_those_that_it_writes(tmp_path: Path) -> Non
     count = sum(p.numel() for p in model.parameters())
     assert space.of_training(count, kept=2) == pytest.approx(space.size_of(tmp_path), rel=0.01)
     assert space.of_model(count) == pytest.approx((tmp_path / "0.safetensors").stat().st_size, rel=0.01)
+
+
+def test_a_run_is_refused_before_it_trains(disk, tmp_path: Path) -> None:
+    folder = save_small_model(tmp_path / "m")
+    experiment, _ = compose_experiment([
+        "model=hub", f"model.path={folder}", "dataset=demo", "dataset.train_examples=40", "dataset.eval_examples=4",
+        "schedule=short", "train.max_steps=20", f"cache_dir={tmp_path}/cache", "train.save_total_limit=2",
+    ])  # fmt: skip
+    sources, examples = stages.find(experiment), experiment.dataset.read()
+    net, identity = stages.check(experiment, sources), stages.identity_of(experiment, sources, examples)
+    disk(10**9)
+    stages.prepare(experiment, sources, net, examples, identity, tmp_path / "run")
+    disk(10**6)
+    with pytest.raises(UserError) as caught:
+        stages.prepare(experiment, sources, net, examples, identity, tmp_path / "run")
+    for words in ("the model", "the dense model", "checkpoints of the fine-tuning", "the teacher's logits",
+                  f"in {tmp_path}/run/checkpoints", f"in {tmp_path}/cache/teacher", "save_total_limit"):  # fmt: skip
+        assert words in str(caught.value)
 
 
 @pytest.mark.parametrize(("count", "words"), [

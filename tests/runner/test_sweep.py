@@ -214,9 +214,9 @@ def test_wrong_settings_of_a_launcher_are_refused(wrong: dict[str, int]) -> None
 
 def test_a_launcher_without_its_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"hydra/launcher=submitit_slurm needs .*pip install 'prune-distill\[slurm\]'"):
+    with pytest.raises(UserError, match=r"hydra/launcher=submitit_slurm needs the package submitit"):
         launchers.SubmititSlurm(1, 1)
-    with pytest.raises(UserError, match=r"hydra/launcher=ray needs .*pip install 'prune-distill\[ray\]'"):
+    with pytest.raises(UserError, match=r"hydra/launcher=ray needs the package ray"):
         launchers.Ray(OmegaConf.create({"init": {}, "remote": {}}), 1, 1)
 
 

@@ -1,6 +1,5 @@
 """The teacher's logits, run once and kept: the same losses as from the live teacher, and never a wrong file."""
 
-import shutil
 from pathlib import Path
 
 import pytest
@@ -140,17 +139,6 @@ def test_a_damaged_file_is_made_again(
     caplog.clear()
     taught(found, lesson, cache)
     assert "is damaged" not in caplog.text
-
-
-def test_the_disk_is_measured_before_the_teacher_runs(
-    tmp_path: Path, lesson: Lesson, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    found = checkpoint(tmp_path / "model")
-    usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
-    monkeypatch.setattr(teacher, "_compute", lambda *given: pytest.fail("the teacher ran"))
-    with pytest.raises(UserError, match=r"may take .* MB .* free space, .* distill.cache=false"):
-        taught(found, lesson, tmp_path / "cache")
 
 
 def test_logits_too_large_for_float16_are_refused(tmp_path: Path, lesson: Lesson) -> None:
