@@ -17,10 +17,12 @@ def test_every_command_of_the_runner_composes() -> None:
     assert len(runs) >= 5
     jobs = 0
     for arguments in runs:
-        sweep = arguments[0] == "-m"
-        if "hydra/sweeper=optuna" in arguments:  # an extra; what its trials have in common
-            arguments = ["-m", *(a for a in arguments[1:] if "sweeper" not in a and "interval" not in a)]
-        for overrides in expand(arguments[1:]) if sweep else [arguments]:
+        sweep, chooses = arguments[0] == "-m", "hydra/sweeper=optuna" in arguments
+        if chooses:  # an extra: what its trials have in common
+            jobs_of = [[a for a in arguments[1:] if "sweeper" not in a and "interval" not in a]]
+        else:
+            jobs_of = expand(arguments[1:]) if sweep else [arguments]
+        for overrides in jobs_of:
             compose_experiment(overrides)
             jobs += 1
     assert jobs >= 22  # the sweep alone is 2 x 3 x 3
