@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 import traceback
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from runner import provenance, ranks, seals, tracking
 from runner.device import keep_bf16_speedup
 from runner.edge import guarded
 from runner.errors import UserError
-from runner.experiment import set_up_process, settled
+from runner.experiment import alone, saving, set_up_process, settled
 from runner.jobs import FOLDER_VARIABLE, Outcome, Place, command_line
 
 log = logging.getLogger(__name__)
@@ -44,14 +45,7 @@ class Sweep(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Compose and convert all jobs; a mistake in any stops the sweep before job 0."""
-        # Hydra makes a warning of what a callback raises, and goes on. Not of SystemExit; and no job runs yet.
-        try:
-            status = guarded(lambda: self._begin(config))
-        except Exception:
-            traceback.print_exc()
-            status = 1
-        if status:
-            sys.exit(status)
+        _ending(lambda: self._begin(config))
 
     def _begin(self, config: DictConfig) -> None:
         if ranks.world_size() > 1:
@@ -81,10 +75,12 @@ class Sweep(Callback):
         atexit.register(self._abandon)
         identity = hashlib.sha256(json.dumps(checked).encode()).hexdigest()[:16]
         self.folder = (Path(experiment.output_dir) / "sweeps" / identity).resolve()
+        self.open.enter_context(saving(self.folder))
+        self.open.enter_context(alone(self.folder))
         self.parent = self.open.enter_context(
             tracking.sweep(experiment.tracking, provenance.command_line(), identity, self.folder)
         )
-        for number in range(len(self.jobs or ())):
+        for number in self._numbers():
             Place(self.folder, number).clear()
         os.environ[FOLDER_VARIABLE] = str(self.folder)
 
@@ -95,6 +91,9 @@ class Sweep(Callback):
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Say what came out and what is missing, and close the parent run."""
+        _ending(self._end)
+
+    def _end(self) -> None:
         outcomes = self._outcomes()
         done = [outcome for outcome in outcomes if outcome.folder is not None]
         failed = [outcome for outcome in outcomes if outcome.error is not None]
@@ -105,8 +104,10 @@ class Sweep(Callback):
             each = "".join(f"\n  {command_line(o.overrides)}\n    {o.error}" for o in failed)
             log.error("%d of %d runs failed:%s", len(failed), len(outcomes), each)
             log.error("These commands repeat them one by one; the sweep's own command runs all that is missing.")
-        self.parent.text("\n".join([*lines, *(f"failed: {' '.join(o.overrides)}: {o.error}" for o in failed)]) + "\n",
-                         "summary.txt")  # fmt: skip
+        lines += [f"failed: {' '.join(outcome.overrides)}: {outcome.error}" for outcome in failed]
+        told = "\n".join(lines)
+        self.parent.text(f"{told}\n", "summary.txt")
+        self.parent.tags({"mlflow.note.content": f"`{provenance.command_line()}`\n```\n{told}\n```"})
         if not failed:
             self.open.close()
             return
@@ -117,11 +118,26 @@ class Sweep(Callback):
 
     def _outcomes(self) -> list[Outcome]:
         """Of all jobs, in their order."""
-        numbers = sorted(int(file.stem) for file in self.folder.glob("*.json") if file.stem.isdigit())
-        found = {number: Place(self.folder, number).read() for number in numbers}
+        found = {number: Place(self.folder, number).read() for number in self._numbers()}
         if self.jobs is None:
             return [outcome for outcome in found.values() if outcome is not None]
         return [found.get(i) or Outcome(job, "nothing is known of it") for i, job in enumerate(self.jobs)]
+
+    def _numbers(self) -> list[int]:
+        """Of jobs whose outcome or log is there."""
+        return sorted({int(file.stem) for file in self.folder.glob("*.*") if file.stem.isdigit()})
+
+
+def _ending(work: Callable[[], None]) -> None:
+    """Let what goes wrong end the process: of what a callback raises Hydra makes a warning, and goes on; not of
+    SystemExit."""
+    try:
+        status = guarded(work)
+    except Exception:
+        traceback.print_exc()
+        status = 1
+    if status:
+        sys.exit(status)
 
 
 def overview(outcomes: list[Outcome]) -> list[str]:

@@ -56,7 +56,13 @@ def test_a_failing_job_fails_alone_and_the_sweep_says_so(cli: Cli, small_model: 
     (log,) = tmp_path.glob("outputs/sweeps/*/*.log")
     assert log.name == "1.log"
     assert "Traceback" in log.read_text()
-    assert runs(tmp_path / "mlflow.db")["sweep"] == "FAILED"
+    statuses = runs(tmp_path / "mlflow.db")
+    (unprepared,) = statuses.keys() - {"sweep", "small-model-demo-4x1-s0"}  # named by the whole path
+    assert statuses == {"sweep": "FAILED", "small-model-demo-4x1-s0": "FINISHED", unprepared: "FAILED"}
+    with sqlite3.connect(tmp_path / "mlflow.db") as database:
+        errors = dict(database.execute("select name, value from runs join tags using (run_uuid) where key = 'error'"))
+    assert "there is no such folder" in errors[unprepared]
+    assert errors["sweep"] == "JobsFailed: 1 of 2 runs failed"
     # Given again, with what was missing put there: only that is done, under the same parent.
     small_model.rename(tmp_path / "missing")
     small_model.symlink_to(tmp_path / "missing")
@@ -65,6 +71,7 @@ def test_a_failing_job_fails_alone_and_the_sweep_says_so(cli: Cli, small_model: 
     assert done.stderr.count("finished before") == 1
     assert runs(tmp_path / "mlflow.db") == {
         "sweep": "FINISHED", "small-model-demo-4x1-s0": "FINISHED", "missing-demo-4x1-s0": "FINISHED",
+        unprepared: "FAILED",
     }  # fmt: skip
 
 
