@@ -8,13 +8,10 @@ python -m runner.cache clean [--cache-dir cache]                    # only what 
 from __future__ import annotations
 
 import argparse
-import os
 import re
-import stat
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,7 +20,7 @@ from filelock import FileLock
 from runner import seals
 from runner.baseline import lock_is_held
 from runner.errors import UserError, disk_error
-from runner.space import text
+from runner.space import files, size_of, text
 
 KINDS = {
     "dense": "fine-tuned dense models",
@@ -48,26 +45,12 @@ class Kept:
     @property
     def bytes(self) -> int:
         """What the entries take on the disk."""
-        return size_of(self.entries)
+        return size_of(*self.entries)
 
     @property
     def newest(self) -> float | None:
         """When the newest was written, in seconds since 1970."""
-        return max((about.st_mtime for about in _files(self.entries)), default=None)
-
-
-def _files(entries: Iterable[Path]) -> Iterator[os.stat_result]:
-    for entry in entries:
-        for path in (entry, *entry.rglob("*")):
-            with suppress(OSError):  # a link to nowhere, or removed meanwhile
-                about = path.stat()
-                if stat.S_ISREG(about.st_mode):
-                    yield about
-
-
-def size_of(entries: Iterable[Path]) -> int:
-    """Bytes of all files of these entries."""
-    return sum(about.st_size for about in _files(entries))
+        return max((about.st_mtime for about in files(self.entries)), default=None)
 
 
 def kept(cache: Path) -> list[Kept]:
@@ -96,7 +79,7 @@ def clean(cache: Path, kinds: Sequence[str] = ()) -> tuple[int, list[Path]]:
             if lock.is_file() and lock_is_held(FileLock(lock)):
                 busy.append(entry)
                 continue
-            freed += size_of([entry])
+            freed += size_of(entry)
             try:
                 seals.remove(entry)
             except OSError as error:
@@ -132,7 +115,7 @@ def main(arguments: list[str]) -> None:
         when = "" if written is None else time.strftime(", the newest of %Y-%m-%d %H:%M", time.localtime(written))
         print(f"{found.kind:<9}{text(found.bytes):>9}  {len(found.entries)} of {KINDS[found.kind]}{when}")
         if found.unfinished:
-            left = f"{len(found.unfinished)} half written, {text(size_of(found.unfinished))}"
+            left = f"{len(found.unfinished)} half written, {text(size_of(*found.unfinished))}"
             print(f"{'':<20}and {left}: `clean` removes what no run is making")
 
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,16 +72,20 @@ def text(count: float) -> str:
     return f"{count:.1f} GB"
 
 
-def size_of(folder: Path) -> int:
-    """Bytes of all files below a folder; 0 if there is none."""
-    found = 0
-    for place, _, names in os.walk(folder):
-        for name in names:
-            try:
-                found += (Path(place) / name).lstat().st_size
-            except FileNotFoundError:  # another process has just removed it
-                continue
-    return found
+def files(entries: Iterable[Path]) -> Iterator[os.stat_result]:
+    """All files of these files and folders."""
+    for entry in entries:
+        below = [Path(folder) / name for folder, _, names in os.walk(entry) for name in names]
+        for path in (entry, *below):
+            with suppress(OSError):  # a link to nowhere, or removed meanwhile
+                about = path.stat()
+                if stat.S_ISREG(about.st_mode):
+                    yield about
+
+
+def size_of(*entries: Path) -> int:
+    """Bytes of all files of these files and folders; 0 for what is not there."""
+    return sum(about.st_size for about in files(entries))
 
 
 def _existing(folder: Path) -> Path:

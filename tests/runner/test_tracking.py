@@ -210,7 +210,7 @@ def test_a_run_is_not_begun_without_its_server(cli: Cli, small_model: Path, tmp_
     assert f"error: tracking.uri={uri}" in done.stderr
     assert "tracking.uri=sqlite:///mlflow.db" in done.stderr
     assert "Traceback" not in done.stderr
-    assert "fine-tuning" not in done.stderr
+    assert "fine-tuning the dense model" not in done.stderr
 
 
 def test_the_server_stops_in_the_middle_of_a_run(server: Server, cli: Cli, small_model: Path, tmp_path: Path) -> None:
