@@ -24,7 +24,7 @@ from pruning.distillation import Distillation, Logits, NoDistillation, Predictio
 from pruning.errors import PruningError
 from pruning.patterns import Block, Dense, Locked, NofM, Pattern, parse
 from pruning.plan import Plan, as_matrix, matrix_weights
-from pruning.pruner import LayerReport, Pruner
+from pruning.pruner import LayerReport, MaskUpdate, Pruner
 from pruning.regularizers import GroupLasso, Regularizer
 from pruning.schedules import Gradual, OneShot, Schedule, TrainingLength
 
@@ -44,6 +44,7 @@ __all__ = [
     "Locked",
     "Logits",
     "Magnitude",
+    "MaskUpdate",
     "Movement",
     "NoDistillation",
     "NofM",

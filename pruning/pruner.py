@@ -6,7 +6,7 @@ import math
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
@@ -60,6 +60,20 @@ class LayerReport:
         return self.zeros / math.prod(self.shape)
 
 
+@dataclass
+class MaskUpdate:
+    """What one mask update changed."""
+
+    step: int
+    """Optimizer steps taken before it."""
+    sparsity: float
+    """Of the layers that have the main pattern, after it."""
+    removed: dict[str, int]
+    """Weights that were kept before and are not now, by parameter name, where there are any."""
+    returned: dict[str, int]
+    """Weights that were pruned and are kept now: only where `allocation.regrow`."""
+
+
 class Pruner:
     """Prunes parameters while an optimizer trains them.
 
@@ -102,6 +116,8 @@ class Pruner:
         """Optimizer steps taken before an update -> progress of the schedule."""
         self.plan.check(schedule, self.regularizer)
         self.steps_taken = 0
+        self.history: list[MaskUpdate] = []
+        """What each mask update changed."""
         self.skipped_observations = 0
         """Steps whose gradients were not finite."""
         self.update_seconds = 0.0
@@ -295,11 +311,25 @@ class Pruner:
         wanted = [(group, self._fraction(group, progress)) for group in self.plan.groups if group.pattern.prunes]
         wanted = [(group, fraction) for group, fraction in wanted if fraction > 0]
         chosen = [self._choose(group, fraction) for group, fraction in wanted]
+        update = MaskUpdate(self.steps_taken, self.sparsity, {}, {})
         for masks in chosen:
             for name, mask in masks.items():
+                self._note(update, name, mask)
                 self._set_mask(name, mask)
         self._enforce()
+        if any(chosen):
+            self.history.append(update)
         return not wanted or any(chosen)
+
+    def _note(self, update: MaskUpdate, name: str, mask: Tensor) -> None:
+        """Count the weights that a new mask takes and gives back."""
+        before = self._masks.get(name)
+        weights = self.parameters[name].numel() // mask.numel()  # behind each entry of the mask
+        taken = ~mask if before is None else before & ~mask
+        if removed := int(taken.count_nonzero()):
+            update.removed[name] = removed * weights
+        if before is not None and self.allocation.regrow and (returned := int((mask & ~before).count_nonzero())):
+            update.returned[name] = returned * weights
 
     def _fraction(self, group: Group, progress: float) -> float:
         """The fraction of a group's units that is to go."""
@@ -468,6 +498,7 @@ class Pruner:
             "steps_taken": str(self.steps_taken),
             "last_update": str(self._last_update),
             "fractions": json.dumps(self._fractions),
+            "history": json.dumps([asdict(update) for update in self.history]),
             "tensors": json.dumps(sorted(tensors)),
         }
         return tensors, self._identity() | progress
@@ -481,7 +512,7 @@ class Pruner:
         for key, mine in self._identity().items():
             if values.get(key) != mine:
                 raise PruningError(f"the saved pruner differs in its {key}: {_difference(key, values.get(key), mine)}")
-        for key in ("steps_taken", "last_update", "fractions", "tensors"):
+        for key in ("steps_taken", "last_update", "fractions", "history", "tensors"):
             if key not in values:
                 raise PruningError(f"the saved pruner lacks {key}")
         missing = [key for key in json.loads(values["tensors"]) if key not in tensors]
@@ -504,6 +535,7 @@ class Pruner:
             self._set_mask(name, mask)
         self.steps_taken, self._last_update = int(values["steps_taken"]), int(values["last_update"])
         self._fractions = json.loads(values["fractions"])
+        self.history = [MaskUpdate(**update) for update in json.loads(values["history"])]
 
     def _pooled_shape(self, name: str) -> torch.Size:
         matrix = torch.empty(matrix_shape(self.parameters[name].shape), device="meta")

@@ -10,6 +10,14 @@ FOLDER = "folder"  # where the run writes, on the machine that made it
 GROUP = "prune_distill.group"  # the same without the seed: runs of one group are pooled
 METRIC = "prune_distill.metric"  # the dataset's main metric, such as "f1"
 VERIFIED = "prune_distill.verified"  # "true" once the saved model was read back and recounted
+DENSE_MODEL = "prune_distill.dense"  # hash of what made the dense model: equal in runs that pruned the same one
+CONTROL = (
+    "prune_distill.control"  # hash of data, dense model, distillation and steps, without the seed: of a run and of
+)
+# its same-budget dense control alike
+BUDGET = "prune_distill.budget"  # the same without the distillation
+TRAIN_EXAMPLES, EVALUATION_EXAMPLES = "examples.train", "examples.evaluation"  # how many the run used
+OFFICIAL_TRAIN, OFFICIAL_EVALUATION = "official.train", "official.evaluation"  # how many the official splits have
 
 # Values of KIND.
 PRUNED = "pruned"  # dense and sparse scored: a row of the table
@@ -32,7 +40,33 @@ TARGET = "sparsity/target"  # of the weights that the pattern prunes
 VIOLATIONS = "pattern/violations"  # counted on the saved file; 0 in a verified run, but for a mix that was asked for
 PADDING = "padding"  # of the tokens that the training computed
 THROUGHPUT = "tokens_per_second"  # real tokens that the training took in
+BYTES = "size/bytes"  # of the saved weights; those of the dense model take as many
+COMPRESSED = "size/compressed_bytes"  # of the same file after gzip
+MACS_DENSE = "macs/dense"  # multiply-accumulates of the dense model for one example of the longest length
+MACS_SPARSE = "macs/sparse"  # the same without those with a weight that was pruned
 MEMORY = "peak_memory_bytes"  # of the process, or of the GPU that it used
+
+
+# Metrics by step, of the pruning; those of the fine-tuning are under "finetune/".
+LOSS = "train/loss"
+SPARSITY = "train/sparsity"
+LEARNING_RATE = "train/learning_rate"
+
+# Artifacts.
+CONFIG = "config.yaml"  # the whole configuration, resolved
+OVERRIDES = "overrides.txt"  # the command line's, one a line
+LAYERS = (
+    "layers.json"  # list, by weight: name, shape, pattern, units, pruned_units, zeros, violations, skipped, sparsity
+)
+UPDATES = "updates.json"  # list, by mask update: step, sparsity, and weights removed and returned by name of the layer
+PREDICTIONS = "predictions.json"  # of the sparse model: example id -> answer
+DENSE_PREDICTIONS = "dense_predictions.json"  # of the dense model
+SCORES = "scores.json"  # the main metric of each example: {"id": [...], "dense": [...], "sparse": [...]}, fractions
+
+
+def stage(name: str) -> str:
+    """The tag that holds a hash of what a stage made: `stage("prune")` is "prune_distill.stage.prune"."""
+    return f"prune_distill.stage.{name}"
 
 
 def seconds(stage: str) -> str:

@@ -229,6 +229,10 @@ class Identity:
     """All but the seed."""
     dense: str
     """What determines the dense model, seed included."""
+    control: str
+    """All but the seed and what is pruned, and how: equal in a run and its same-budget dense control."""
+    budget: str
+    """The same without the distillation."""
 
 
 def identify(experiment: Experiment, model: str, data: str, teacher: str | None, sparse: str | None = None) -> Identity:
@@ -266,8 +270,14 @@ def identify(experiment: Experiment, model: str, data: str, teacher: str | None,
                 "regularizer": _typed(experiment.regularizer),
             }
     seed = experiment.seed
+    control = {key: run[key] for key in (*dense, "distill", "train") if key in run}
+    budget = {key: value for key, value in control.items() if key != "distill"}
     return Identity(
-        _hash([run, seed]), _hash(run), _hash([dense, seed if experiment.model.finetuned is None else None])
+        run=_hash([run, seed]),
+        group=_hash(run),
+        dense=_hash([dense, seed if experiment.model.finetuned is None else None]),
+        control=_hash(control),
+        budget=_hash(budget),
     )
 
 

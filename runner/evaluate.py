@@ -10,7 +10,7 @@ import json
 import logging
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,6 +63,7 @@ def score_once(
         fingerprint: of the examples.
     """
     made_of = [VERSIONS["prepare"], VERSIONS["evaluate"], checkpoint.fingerprint, fingerprint, task.settings()]
+    made_of += [field.name for field in fields(Scores)]
     key = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:16]
     file = cache / "scores" / f"{key}.json"
     with writing(file.parent):

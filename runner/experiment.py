@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import hashlib
 import json
 import logging
 import os
@@ -11,19 +12,20 @@ import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
-from pruning import Dense, LayerReport, Plan, Pruner, TrainingLength
+from pruning import Dense, LayerReport, MaskUpdate, Plan, Pruner, TrainingLength
 from results import columns
 from runner import baseline, evaluate, jobs, models, ranks, seals, space, tracking
 from runner.config import Experiment, Identity, Origin, identify
 from runner.cost import Cost
 from runner.device import Precision, bf16_speedup, device, keep_bf16_speedup, keep_freed_memory
 from runner.errors import UserError, writing, writing_database
+from runner.footprint import Footprint, footprint
 from runner.interrupts import raise_on_signals
 from runner.space import Need
 from runner.tasks import Examples, Scores
@@ -61,6 +63,10 @@ class Result:
     """None until it is uploaded, if the MLflow server was away."""
     cost: dict[str, Any]
     """Seconds by stage, tokens, memory: see `runner.cost.Cost`."""
+    footprint: Footprint | None = None
+    """What the pruned model weighs; None with prune=false."""
+    stages: dict[str, str] = field(default_factory=dict)
+    """A hash of what each stage made, in the order of the stages: where a repetition first differs."""
 
 
 @dataclass
@@ -92,6 +98,18 @@ class Inputs:
     updates: dict[int, float]
     """Optimizer steps -> sparsity."""
     identity: Identity
+    digest: str
+    """Hash of examples and features."""
+
+
+@dataclass
+class Pruned:
+    """What the pruning says of itself. The model is in the run's folder."""
+
+    layers: list[LayerReport]
+    updates: list[MaskUpdate]
+    made: dict[str, str]
+    """Hashes of what its stages made."""
 
 
 def run(experiment: Experiment, origin: Origin) -> Result:
@@ -130,10 +148,14 @@ def perform(experiment: Experiment, origin: Origin, inputs: Inputs, folder: Path
         columns.IDENTITY: inputs.identity.run,
         columns.FOLDER: str(folder.resolve()),
         columns.GROUP: inputs.identity.group,
+        columns.DENSE_MODEL: inputs.identity.dense,
+        columns.CONTROL: inputs.identity.control,
+        columns.BUDGET: inputs.identity.budget,
         columns.METRIC: experiment.dataset.metric,
         "ranks": str(ranks.world_size()),
         "dataset.source": inputs.examples.source,
         "recipe": experiment.recipe.name,
+        **counts(experiment, origin, inputs.examples),
     }
     with (
         writing_database(experiment.tracking.uri),
@@ -142,28 +164,36 @@ def perform(experiment: Experiment, origin: Origin, inputs: Inputs, folder: Path
     ):
         (folder / "config.yaml").write_text(origin.yaml, encoding="utf-8")
         announce(experiment, origin, inputs, folder)
-        tracker.params(params(experiment, origin))
-        tracker.text(origin.yaml, "config.yaml")
-        tracker.text("\n".join(origin.overrides) + "\n", "overrides.txt")
+        tracker.params(params(experiment, origin, inputs.base))
+        tracker.text(origin.yaml, columns.CONFIG)
+        tracker.text("\n".join(origin.overrides) + "\n", columns.OVERRIDES)
+        log_inputs(tracker, experiment, origin, inputs.examples)
 
         with cost.stage("finetune"):
             dense = dense_model(experiment, inputs, tracker)
         with cost.stage("evaluate_dense"):
             dense_scores = score_dense(experiment, inputs, dense)
-        sparse_scores, verification, layers = None, None, []
+        made = {"prepare": inputs.digest, "finetune": dense.weights, "evaluate_dense": digest(dense_scores)}
+        write_json(folder / columns.DENSE_PREDICTIONS, dense_scores.predictions)
         if experiment.prune:
-            layers = prune(experiment, inputs, dense, folder, tracker, cost)
+            pruned = prune(experiment, inputs, dense, folder, tracker, cost)
             with cost.stage("save"):
-                verification = verify(folder / "model", experiment.dataset.architecture, layers)
+                verification = verify(folder / "model", experiment.dataset.architecture, pruned.layers)
             with cost.stage("evaluate"):
                 sparse_scores = score_saved(experiment, inputs, folder / "model")
-            write_json(folder / "predictions.json", sparse_scores.predictions)
-            describe_pruning(folder / "model", experiment, inputs, layers, dense_scores, sparse_scores, verification)
+            made |= {**pruned.made, "evaluate": digest(sparse_scores)}
+            write_json(folder / columns.PREDICTIONS, sparse_scores.predictions)
+            describe_pruning(
+                folder / "model", experiment, inputs, pruned.layers, dense_scores, sparse_scores, verification
+            )
         else:
+            pruned, verification, sparse_scores = None, None, None
             model = models.load(experiment.dataset.architecture, dense)
             baseline.save(model, inputs.tokenizer, folder / "model")
-        result = conclude(experiment, origin, inputs, dense_scores, sparse_scores, verification, folder, tracker, cost)
-        record(tracker, experiment, result, layers, dense_scores, sparse_scores)
+        result = conclude(
+            experiment, origin, inputs, dense_scores, sparse_scores, verification, folder, tracker, cost, made
+        )
+        record(tracker, experiment, result, pruned, dense_scores, sparse_scores)
         seals.write_json(folder / "result.json", asdict(result))
     log.info("%s", summary(result))
     return result
@@ -240,7 +270,10 @@ def prepare(
             updates = {s: experiment.schedule.sparsity(p, experiment.pattern.target) for s, p in pruner.updates.items()}
             units = sum(sum(group.units.values()) for group in pruner.plan.groups)
         space.check(needs(experiment, lesson, net.num_parameters(), units, identity, folder))
-    return Inputs(examples, sources.base, tokenizer, sources.teacher, sources.sparse, lesson, updates, identity)
+    made_of = [examples.train_fingerprint, examples.evaluation_fingerprint]
+    made_of += [task.digest(lesson.features)] if lesson is not None else []
+    digest = hashlib.sha256("".join(made_of).encode()).hexdigest()
+    return Inputs(examples, sources.base, tokenizer, sources.teacher, sources.sparse, lesson, updates, identity, digest)
 
 
 def needs(
@@ -393,7 +426,7 @@ def prune(
     folder: Path,
     tracker: tracking.Tracker,
     cost: Cost,
-) -> list[LayerReport]:
+) -> Pruned:
     """Prune a copy of the dense model while distilling, and save it as `folder/model`."""
     assert inputs.lesson is not None
     teacher, start = inputs.teacher or dense, inputs.sparse or dense
@@ -407,7 +440,9 @@ def prune(
     cost.trained(work)
     with cost.stage("save"):
         baseline.save(student, inputs.tokenizer, folder / "model")
-    return pruner.report()
+    made = {"teacher": teaching.logits.checksum()} if teaching.logits is not None else {}
+    made["prune"] = models.find(str(folder / "model"), "the saved model", experiment.model).weights
+    return Pruned(pruner.report(), pruner.history, made)
 
 
 def trained(
@@ -499,8 +534,13 @@ def conclude(
     folder: Path,
     tracker: tracking.Tracker,
     cost: Cost,
+    made: dict[str, str],
 ) -> Result:
     """Put the result together."""
+    weighed = None
+    if sparse is not None:
+        with cost.stage("save"):
+            weighed = footprint(folder / "model", experiment.dataset.architecture, experiment.dataset.max_seq_length)
     metric = experiment.dataset.metric
     drop = None
     if sparse is not None and dense.metrics[metric]:
@@ -518,13 +558,35 @@ def conclude(
         folder=str(folder),
         mlflow_run=tracker.run_id,
         cost=cost.plain(),
+        footprint=weighed,
+        stages=made,
     )
 
 
 # --- records ------------------------------------------------------------------------------------------------
 
 
-def params(experiment: Experiment, origin: Origin) -> dict[str, Any]:
+def counts(experiment: Experiment, origin: Origin, examples: Examples) -> dict[str, str]:
+    """Tags that say how many examples the run uses, and how many the official splits have."""
+    found = {columns.TRAIN_EXAMPLES: len(examples.train) if examples.train is not None else None,
+             columns.EVALUATION_EXAMPLES: len(examples.evaluation)}  # fmt: skip
+    if origin.labels["dataset"] == origin.choices["dataset"]:  # else it is other data than the option's
+        task = experiment.dataset
+        found |= {columns.OFFICIAL_TRAIN: task.official_train, columns.OFFICIAL_EVALUATION: task.official_evaluation}
+    return {key: str(count) for key, count in found.items() if count is not None}
+
+
+def log_inputs(tracker: tracking.Tracker, experiment: Experiment, origin: Origin, examples: Examples) -> None:
+    """The datasets, as MLflow's inputs of the run."""
+    if examples.train is not None:
+        tracker.input(origin.labels["dataset"], examples.train_fingerprint, examples.source, "training",
+                      len(examples.train))  # fmt: skip
+    split = "choosing" if experiment.dataset.holdout else "evaluation"
+    tracker.input(origin.labels["dataset"], examples.evaluation_fingerprint, examples.source, split,
+                  len(examples.evaluation))  # fmt: skip
+
+
+def params(experiment: Experiment, origin: Origin, base: models.Checkpoint) -> dict[str, Any]:
     """The few dozen params that people compare by, and whatever differs from recipe or default."""
     train = experiment.train if experiment.prune else experiment.finetune
     section = "train" if experiment.prune else "finetune"
@@ -537,6 +599,8 @@ def params(experiment: Experiment, origin: Origin) -> dict[str, Any]:
         out["pattern.target_sparsity"] = experiment.pattern.target
         out |= {f"distill.{k}": v for k, v in asdict(experiment.distill).items()}
         out |= {f"schedule.{k}": v for k, v in asdict(experiment.schedule).items() if k != "warmup_steps"}
+    out["model.hidden_dropout"] = models.hidden_dropout(base.config)
+    out["model.attention_dropout"] = models.attention_dropout(base.config)
     for key in ("max_train_samples", "max_eval_samples", "holdout"):
         out[f"dataset.{key}"] = getattr(experiment.dataset, key)
     return out | {k: v for k, v in origin.changed.items() if k not in out}
@@ -546,13 +610,14 @@ def record(
     tracker: tracking.Tracker,
     experiment: Experiment,
     result: Result,
-    layers: list[LayerReport],
+    pruned: Pruned | None,
     dense: Scores,
     sparse: Scores | None,
 ) -> None:
     """Metrics, tags and artifacts of a finished run."""
     values = {columns.dense(name): value for name, value in dense.metrics.items()}
-    if sparse is not None and result.verification is not None:
+    tracker.text(json.dumps(dense.predictions, indent=0), columns.DENSE_PREDICTIONS)
+    if sparse is not None and pruned is not None and result.verification is not None:
         values |= {columns.sparse(name): value for name, value in sparse.metrics.items()}
         values[columns.RATIO] = result.verification.linear_ratio
         values[columns.OVERALL_RATIO] = result.verification.overall_ratio
@@ -560,9 +625,23 @@ def record(
         values[columns.VIOLATIONS] = result.verification.violations
         if result.relative_drop is not None:
             values[columns.RELATIVE_DROP] = result.relative_drop
-        tracker.text(json.dumps([layer_row(layer) for layer in layers], indent=1), "layers.json")
-        tracker.text(json.dumps(sparse.predictions, indent=0), "predictions.json")
+        if result.footprint is not None:
+            weighed = result.footprint
+            values |= {columns.BYTES: weighed.bytes, columns.COMPRESSED: weighed.compressed_bytes}
+            values |= {columns.MACS_DENSE: weighed.macs_dense, columns.MACS_SPARSE: weighed.macs_sparse}
+        tracker.text(json.dumps([layer_row(layer) for layer in pruned.layers], indent=1), columns.LAYERS)
+        tracker.text(json.dumps([asdict(update) for update in pruned.updates], indent=1), columns.UPDATES)
+        tracker.text(json.dumps(sparse.predictions, indent=0), columns.PREDICTIONS)
+        if dense.by_example:
+            ids = list(dense.by_example)
+            paired = {
+                "id": ids,
+                "dense": list(dense.by_example.values()),
+                "sparse": [sparse.by_example[i] for i in ids],
+            }
+            tracker.text(json.dumps(paired), columns.SCORES)
         tracker.tags({columns.VERIFIED: "true"})
+    tracker.tags({columns.stage(stage): made for stage, made in result.stages.items()})
     values |= costs(result.cost)
     tracker.metrics(values)
     tracker.tags({"mlflow.note.content": f"```\n{summary(result)}\n```"})
@@ -729,6 +808,11 @@ class logged_to:
     def __exit__(self, *exception: object) -> None:
         logging.getLogger().removeHandler(self.handler)
         self.handler.close()
+
+
+def digest(scores: Scores) -> str:
+    """Hash of what a model answered, and of its scores."""
+    return hashlib.sha256(json.dumps(asdict(scores), sort_keys=True).encode()).hexdigest()
 
 
 def write_json(file: Path, value: Any) -> None:

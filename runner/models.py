@@ -90,11 +90,18 @@ class Checkpoint:
     @property
     def fingerprint(self) -> str:
         """What identifies the model: the hub's commit, or a hash of a folder's weights, configuration and tokenizer."""
+        return self._hash((*_WEIGHT_FILES, *_TOKENIZER_FILES, "config.json"))
+
+    @property
+    def weights(self) -> str:
+        """The same of the weights alone."""
+        return self._hash(_WEIGHT_FILES)
+
+    def _hash(self, names: Iterable[str]) -> str:
         folder = Path(self.path)
         if not folder.is_dir():
             return f"{self.path}@{self.config._commit_hash}"
         digest = hashlib.sha256()
-        names = (*_WEIGHT_FILES, *_TOKENIZER_FILES, "config.json")
         for file in sorted({file for name in names for file in folder.glob(name)}):
             digest.update(file.name.encode())
             with file.open("rb") as stream:
@@ -157,6 +164,11 @@ def dropout(config: PretrainedConfig) -> float:
     """The highest dropout probability that the configuration names."""
     values = [value for name, value in config.to_dict().items() if "dropout" in name]
     return max((value for value in values if isinstance(value, (int, float))), default=0.0)
+
+
+def hidden_dropout(config: PretrainedConfig) -> float:
+    """The dropout probability of hidden states."""
+    return next((float(getattr(config, name)) for name in _HIDDEN_DROPOUT if hasattr(config, name)), 0.0)
 
 
 def attention_dropout(config: PretrainedConfig) -> float:

@@ -37,10 +37,10 @@ class Operation:
     """One call to MLflow, as it was made."""
 
     kind: str
-    """params, tags, metrics, text or end."""
+    """params, tags, metrics, text, input or end."""
     values: Any
-    """params, tags: a mapping; metrics: a list of [key, value, milliseconds since 1970, step]; text: [text, name];
-    end: [status, milliseconds since 1970]."""
+    """params, tags, input: a mapping; metrics: a list of [key, value, milliseconds since 1970, step]; text:
+    [text, name]; end: [status, milliseconds since 1970]."""
 
 
 class Pending:

@@ -61,6 +61,13 @@ class KeptLogits:
         start = stop - int(self.counts[feature])
         return tuple(head[start:stop] for head in self.heads)
 
+    def checksum(self) -> str:
+        """CRC-32 of all numbers."""
+        value = 0
+        for tensor in (self.counts, *self.heads):
+            value = zlib.crc32(tensor.numpy().tobytes(), value)
+        return f"{value:08x}"
+
 
 class Taught(torch.utils.data.Dataset):
     """Training features with the teacher's logits beside them."""
@@ -172,19 +179,12 @@ def most_bytes(task: Dataset, features: datasets.Dataset) -> int:
     return 2 * int(np.sum(features["length"])) * len(task.label_names)
 
 
-def _checksum(logits: KeptLogits) -> str:
-    value = 0
-    for tensor in (logits.counts, *logits.heads):
-        value = zlib.crc32(tensor.numpy().tobytes(), value)
-    return f"{value:08x}"
-
-
 def _write(logits: KeptLogits, file: Path) -> None:
     """Whole or not at all."""
     tensors = {"counts": logits.counts, **{f"head.{i}": head for i, head in enumerate(logits.heads)}}
     partial = seals.unfinished(file)
     try:
-        save_file(tensors, partial, {"heads": str(len(logits.heads)), "crc32": _checksum(logits)})
+        save_file(tensors, partial, {"heads": str(len(logits.heads)), "crc32": logits.checksum()})
         seals.put(partial, file)
     finally:
         partial.unlink(missing_ok=True)
@@ -200,7 +200,7 @@ def _read(file: Path, features: int) -> KeptLogits | None:
             about = stored.metadata() or {}
             heads = [stored.get_tensor(f"head.{i}") for i in range(int(about["heads"]))]
             found = KeptLogits(heads, stored.get_tensor("counts"))
-        whole = len(found.counts) == features and _checksum(found) == about["crc32"]
+        whole = len(found.counts) == features and found.checksum() == about["crc32"]
         # The checksum is of the bytes, whatever type the file says they have.
         if whole and all(head.dtype is torch.float16 for head in heads) and found.counts.dtype is torch.int32:
             return found

@@ -6,6 +6,7 @@ and its operations are kept in its folder until they can be uploaded.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import sqlite3
@@ -211,6 +212,26 @@ def is_finished(tracking: Tracking, run_id: str | None) -> bool:
     return (run.info.status, run.info.lifecycle_stage) == ("FINISHED", "active")
 
 
+def tags_of(tracking: Tracking, run_id: str) -> dict[str, str]:
+    """The tags of a run.
+
+    Raises:
+        UserError: there is no such run, or the store does not answer.
+    """
+    from mlflow.exceptions import MlflowException
+
+    uri = str(tracking.uri)
+    if uri.startswith(_SQLITE) and not Path(uri.removeprefix(_SQLITE)).expanduser().is_file():
+        raise UserError(f"tracking.uri={tracking.shown}: there is no such database")
+    try:
+        client, _ = patiently(tracking, lambda: connect(tracking))
+        return dict(patiently(tracking, lambda: client.get_run(run_id)).data.tags)
+    except Away as away:
+        raise UserError(f"tracking.uri={tracking.shown}: {away}") from away
+    except MlflowException as error:
+        raise UserError(f"tracking.uri={tracking.shown} has no run {run_id}") from error
+
+
 def _make_store(file: Path) -> None:
     """Make a fresh database, whole or not at all: MLflow cannot use one whose migrations were interrupted."""
     if file.exists():
@@ -240,8 +261,17 @@ def _apply(client: MlflowClient, run_id: str, operation: Operation) -> None:
             client.log_batch(run_id, metrics=[Metric(*entry) for entry in values])
         case "text":
             client.log_text(run_id, *values)
+        case "input":
+            client.log_inputs(run_id, [_dataset_input(**values)])
         case "end":
             client.set_terminated(run_id, *values)
+
+
+def _dataset_input(name: str, digest: str, source: str, context: str, profile: Mapping[str, Any]) -> Any:
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    made = Dataset(name, digest, "local", json.dumps({"uri": source}), profile=json.dumps(profile))
+    return DatasetInput(made, [InputTag("mlflow.data.context", context)])
 
 
 # --- a run --------------------------------------------------------------------------------------------------
@@ -325,6 +355,16 @@ class Tracker:
         """Metrics of the whole run."""
         self._buffer += [[name, float(value), _now(), 0] for name, value in values.items()]
         self.flush()
+
+    def input(self, name: str, digest: str, source: str, context: str, examples: int) -> None:
+        """Log a dataset that the run uses.
+
+        Args:
+            digest: hash of its contents.
+            context: what for: training, evaluation, ...
+        """
+        self._do("input", {"name": name, "digest": digest[:8], "source": source, "context": context,
+                           "profile": {"num_rows": examples, "sha256": digest}})  # fmt: skip
 
     def text(self, text: str, name: str) -> None:
         """Log a text as an artifact."""

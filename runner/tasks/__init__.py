@@ -45,6 +45,8 @@ class Scores:
     """Fractions in [0, 1] by metric name."""
     predictions: dict[str, Any] = field(default_factory=dict)
     """Example id -> what the model answered."""
+    by_example: dict[str, float] = field(default_factory=dict)
+    """Example id -> the main metric, whose mean over the examples is the score; empty for metrics that are no mean."""
 
 
 @dataclass
@@ -67,6 +69,10 @@ class Dataset:
     """Fraction of train to choose on: scores are then taken on it, and the evaluation split is left alone."""
     data_seed: int = 0
     """Seed of the subsets and of the hold-out."""
+    official_train: int | None = None
+    """Examples of the whole official training split, where there is one: the table tells who used fewer."""
+    official_evaluation: int | None = None
+    """Examples of the whole official evaluation split."""
 
     metric: ClassVar[str]
     """The main metric, which names the columns of the table."""
@@ -78,7 +84,8 @@ class Dataset:
     """Fields that define what the dataset is: overriding one makes the group's choice a wrong label."""
 
     selecting: ClassVar[tuple[str, ...]] = (
-        "path", "name", "revision", "max_train_samples", "max_eval_samples", "holdout", "data_seed"
+        "path", "name", "revision", "max_train_samples", "max_eval_samples", "holdout", "data_seed",
+        "official_train", "official_evaluation",
     )  # fmt: skip
     """Fields that only say which examples there are: a hash of their contents says it better."""
 
@@ -95,6 +102,12 @@ class Dataset:
     ) -> datasets.Dataset:
         """Tokenise. Columns: the model's inputs, and either the labels or what `score` needs; cached below `cache`."""
         raise NotImplementedError
+
+    def digest(self, features: datasets.Dataset) -> str:
+        """Hash of the features' contents."""
+        from runner.tasks import arrow
+
+        return arrow.digest(features)
 
     def prediction(self, outputs: Any, inputs: Mapping[str, torch.Tensor]) -> Prediction:
         """A model's outputs for a batch, in the form that distillation and scoring need."""

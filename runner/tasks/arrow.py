@@ -3,6 +3,7 @@ files that are kept."""
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 from collections.abc import Callable, Iterator
@@ -15,8 +16,6 @@ from runner import seals
 from runner.errors import writing
 
 if TYPE_CHECKING:
-    import hashlib
-
     import datasets
     import numpy as np
     import pyarrow as pa
@@ -88,6 +87,15 @@ def lists(column: pa.ChunkedArray) -> Iterator[list[Any]]:
     ends = itertools.accumulate(lengths.to_pylist(), initial=0)
     for begin, end in itertools.pairwise(ends):
         yield values[begin:end]
+
+
+def digest(examples: datasets.Dataset) -> str:
+    """Hash of the contents of all columns."""
+    found = hashlib.sha256()
+    for name, column in zip(examples.column_names, table(examples, *examples.column_names).columns, strict=True):
+        found.update(f"{name}:".encode())
+        feed(found, column)
+    return found.hexdigest()
 
 
 def feed(digest: hashlib._Hash, column: pa.ChunkedArray) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pruning import Prediction
 from runner.errors import UserError
 from runner.tasks import Dataset, Examples, Scores, arrow
-from runner.tasks.squad_scores import mean_of_best
+from runner.tasks.squad_scores import best_of, means
 from runner.versions import VERSIONS
 
 if TYPE_CHECKING:
@@ -168,8 +168,9 @@ class Span(Dataset):
         answers = self.answers(examples, features, logits)
         given = arrow.table(examples, "id", "answers")
         references = zip(given["id"].to_pylist(), arrow.lists(arrow.field(given["answers"], "text")), strict=True)
-        computed = mean_of_best((answers[id], texts) for id, texts in references)
-        return Scores({name: value / 100 for name, value in computed.items()}, answers)
+        best = {id: best_of(answers[id], texts) for id, texts in references}
+        scores = {name: value / 100 for name, value in means(best.values()).items()}
+        return Scores(scores, answers, {id: f1 for id, (_, f1) in best.items()})
 
     def answers(
         self, examples: datasets.Dataset, features: datasets.Dataset, logits: list[np.ndarray]

@@ -40,15 +40,24 @@ def mean_of_best(questions: Iterable[tuple[str, Collection[str]]]) -> dict[str, 
     Args:
         questions: a prediction and its possible answers for each.
     """
+    return means(best_of(prediction, answers) for prediction, answers in questions)
+
+
+def means(questions: Iterable[tuple[float, float]]) -> dict[str, float]:
+    """`exact_match` and `f1`, 0 to 100, of what `best_of` gives for each question."""
     count, exact, words = 0, 0.0, 0.0
-    for prediction, answers in questions:
-        predicted = normalize(prediction)
-        expected = {normalize(answer) for answer in set(answers)}  # annotators agree often
+    for exact_of_one, words_of_one in questions:
         count += 1
-        exact += predicted in expected
-        if predicted in expected:
-            words += float(bool(predicted))
-        else:
-            bag = predicted.split()
-            words += max(_f1_of_words(bag, answer.split()) for answer in expected)
+        exact += exact_of_one
+        words += words_of_one
     return {"exact_match": 100 * exact / count, "f1": 100 * words / count}
+
+
+def best_of(prediction: str, answers: Collection[str]) -> tuple[float, float]:
+    """`exact_match` and `f1` of a question, in [0, 1]: the best over its answers."""
+    predicted = normalize(prediction)
+    expected = {normalize(answer) for answer in set(answers)}  # annotators agree often
+    if predicted in expected:
+        return 1.0, float(bool(predicted))
+    bag = predicted.split()
+    return 0.0, max(_f1_of_words(bag, answer.split()) for answer in expected)
