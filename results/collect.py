@@ -94,6 +94,13 @@ def fetch(client: MlflowClient, experiment: str | None = None, page_size: int = 
     return list({run.info.run_id: run for run in pages(search)}.values())
 
 
+def fetch_children(client: MlflowClient, parent: str) -> list[LoggedRun]:
+    """Every run of kind PRUNED of a sweep, whatever its status."""
+    of_parent = f"tags.`{columns.KIND}` = '{columns.PRUNED}' and tags.`mlflow.parentRunId` = '{parent}'"
+    experiment = client.get_run(parent).info.experiment_id
+    return list(pages(partial(client.search_runs, [experiment], filter_string=of_parent)))
+
+
 def pages(search: Callable[..., PagedList]) -> Iterator:
     """The entries of all pages of an MLflow search."""
     token = None

@@ -264,7 +264,25 @@ def _apply(client: MlflowClient, run_id: str, operation: Operation) -> None:
         case "input":
             client.log_inputs(run_id, [_dataset_input(**values)])
         case "end":
+            _draw(client, run_id, values[0])
             client.set_terminated(run_id, *values)
+
+
+def _draw(client: MlflowClient, run_id: str, status: str) -> None:
+    """Log the pictures of a run that is about to end: of all that it logged, before an interruption too."""
+    kind = client.get_run(run_id).data.tags.get(columns.KIND)
+    if not ((kind == columns.PRUNED and status == "FINISHED") or (kind == columns.SWEEP and status != "KILLED")):
+        return
+    from results import pictures
+
+    try:
+        drawn = pictures.of_run(client, run_id) if kind == columns.PRUNED else pictures.of_sweep(client, run_id)
+        for name, figure in drawn.items():
+            client.log_figure(run_id, figure, f"pictures/{name}.png", save_kwargs={"dpi": 150})
+    except Exception as error:  # no reason to lose a run that is complete
+        if _is_away(error):
+            raise
+        log.warning("the pictures of this run could not be drawn: %s: %s", type(error).__name__, error)
 
 
 def _dataset_input(name: str, digest: str, source: str, context: str, profile: Mapping[str, Any]) -> Any:

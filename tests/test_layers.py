@@ -95,11 +95,12 @@ def test_results_imports_neither_runner_nor_pruning() -> None:
     assert "mlflow" in seen  # it does import things
 
 
-def test_runner_imports_of_results_the_columns_only() -> None:
+def test_runner_imports_of_results_the_columns_and_pictures_only() -> None:
     found = knowing("runner", "results", type_checking=True)
     assert "runner/tracking.py" in found
-    names = {name for names in found.values() for name in names}
-    assert {".".join(name.split(".")[:2]) for name in names} == {"results.columns"}
+    names = {(path, ".".join(name.split(".")[:2])) for path, names in found.items() for name in names}
+    assert {name for _, name in names} == {"results.columns", "results.pictures"}
+    assert {path for path, name in names if name == "results.pictures"} == {"runner/tracking.py"}
 
 
 def test_nothing_imports_the_configuration_package() -> None:
