@@ -204,7 +204,7 @@ def of_sweep(client: MlflowClient, run_id: str) -> dict[str, Figure]:
 def comparisons(runs: Iterable[Run]) -> dict[tuple[str, str, str], list[Run]]:
     """The runs by what may stand in one picture: model, dataset and metric."""
     found: defaultdict[tuple[str, str, str], list[Run]] = defaultdict(list)
-    for run in runs:
+    for run in sorted(runs, key=lambda run: (run.seed, run.run_id)):
         found[run.model, run.dataset, run.metric].append(run)
     return {key: found[key] for key in sorted(found, key=lambda key: [natural(part) for part in key])}
 
