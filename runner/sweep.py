@@ -55,13 +55,14 @@ class Sweep(Callback):
             )
         set_up_process()
         overrides = list(config.hydra.overrides.task)
+        parsed = OverridesParser.create().parse_overrides(overrides)
+        varied = [o.input_line or "" for o in parsed if o.is_sweep_override()]
         if config.hydra.sweeper._target_ == BASIC:
             swept = config.hydra.sweeper.get("params") or {}
             self.jobs = expand([*(f"{key}={value}" for key, value in swept.items()), *overrides])
             checked = self.jobs
         else:  # it will choose the jobs on the way: what they have in common is checked
-            checked = [[o.input_line or "" for o in OverridesParser.create().parse_overrides(overrides)
-                        if not o.is_sweep_override()]]  # fmt: skip
+            checked = [[o.input_line or "" for o in parsed if not o.is_sweep_override()]]
         for job in checked:
             experiment = settled(configuration.compose_experiment(job)[0])
             if self.jobs is None and not experiment.dataset.holdout:
@@ -78,7 +79,7 @@ class Sweep(Callback):
         self.open.enter_context(saving(self.folder))
         self.open.enter_context(alone(self.folder))
         self.parent = self.open.enter_context(
-            tracking.sweep(experiment.tracking, provenance.command_line(), identity, self.folder)
+            tracking.sweep(experiment.tracking, " ".join(varied), provenance.command_line(), identity, self.folder)
         )
         for number in self._numbers():
             Place(self.folder, number).clear()

@@ -168,8 +168,7 @@ def connect(tracking: Tracking) -> tuple[MlflowClient, str]:
                 f"tracking.experiment={tracking.experiment} was deleted from {tracking.shown}; restore it, or choose "
                 "another"
             )
-        id = found.experiment_id if found else client.create_experiment(tracking.experiment, artifact_location=location)
-        return client, id
+        return client, found.experiment_id if found else _create_experiment(client, tracking.experiment, location)
     except MlflowException as error:
         if _is_away(error):
             raise
@@ -181,6 +180,18 @@ def connect(tracking: Tracking) -> tuple[MlflowClient, str]:
     finally:
         if lock is not None:
             lock.release()
+
+
+def _create_experiment(client: MlflowClient, name: str, location: str | None) -> str:
+    from mlflow.exceptions import MlflowException
+
+    try:  # of the kind whose pages in MLflow's UI are about training: not, as by default, about language models
+        return client.create_experiment(name, location, tags={"mlflow.experimentKind": "custom_model_development"})
+    except MlflowException:
+        found = client.get_experiment_by_name(name)  # made by another process meanwhile
+        if found is None:
+            raise
+        return found.experiment_id
 
 
 def is_finished(tracking: Tracking, run_id: str | None) -> bool:
@@ -581,16 +592,18 @@ def _unfinished(client: MlflowClient, experiment_id: str, tags: Mapping[str, Any
 
 
 @contextmanager
-def sweep(tracking: Tracking, command: str, identity: str, folder: Path) -> Iterator[Tracker]:
+def sweep(tracking: Tracking, swept: str, command: str, identity: str, folder: Path) -> Iterator[Tracker]:
     """A parent run for the runs of a sweep that this process, or one that it starts, makes meanwhile.
 
     Args:
+        swept: the overrides that tell its runs from each other.
         identity: hash of the jobs. The same sweep given again goes on in the same run.
         folder: where its jobs' outcomes are kept.
     """
     tags = {columns.KIND: columns.SWEEP, columns.IDENTITY: identity, columns.FOLDER: str(folder),
             "mlflow.note.content": f"`{command}`"}  # fmt: skip
-    with start(tracking, "sweep", tags, resumes=True) as tracker:
+    name = f"sweep {swept}"
+    with start(tracking, name if len(name) < 100 else f"{name[:96]}...", tags, resumes=True) as tracker:
         assert tracker.run_id is not None  # without a store it would not have begun
         os.environ[PARENT_VARIABLE] = tracker.run_id
         try:
