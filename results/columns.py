@@ -47,6 +47,9 @@ MACS_SPARSE = "macs/sparse"  # the same without those with a weight that was pru
 MEMORY = "peak_memory_bytes"  # of the process, or of the GPU that it used
 
 
+# A tag of the experiment: columns for its list of runs in MLflow's UI, at the address ...?viewStateShareKey=results.
+VIEW = "mlflow.sharedViewState.results"
+
 # Metrics by step, of the pruning; those of the fine-tuning are under "finetune/".
 LOSS = "train/loss"
 SPARSITY = "train/sparsity"

@@ -47,6 +47,17 @@ _PENDING = "pending"  # the tag of a run that an upload has begun
 _FLUSH_SECONDS = 5.0  # one write to sqlite takes up to 0.1 s: write seldom, in batches
 _BATCH = 900  # MLflow takes at most 1000 metrics and 100 params at once
 _PARAMS = 90
+_VIEW = {
+    "orderByKey": "attributes.start_time",
+    "orderByAsc": False,
+    "searchFilter": "",
+    "startTime": "ALL",
+    "lifecycleFilter": "Active",
+    "datasetsFilter": [],
+    "runsExpanded": {},
+    "runsPinned": [],
+    "runsHidden": [],
+}
 
 
 @dataclass
@@ -497,11 +508,25 @@ def _begin(tracker: Tracker, resumes: bool) -> None:
     tracker.client = client
     if tracker.place is not None and Pending.of(tracker.place.parent) is not None:
         upload(tracker.tracking, tracker.place.parent)
+    if columns.METRIC in header.tags:
+        _show(client, experiment, header.tags[columns.METRIC])
     unfinished = _unfinished(client, experiment, header.tags) if resumes else None
     if unfinished is not None:
         _reopen(client, unfinished, header.tags)
         tracker.logged.of_run(client, unfinished)
     header.run_id = unfinished or _create(client, experiment, header)
+
+
+def _show(client: MlflowClient, experiment: str, metric: str) -> None:
+    """Let MLflow's UI list the runs with what a table of results has, instead of names and times alone."""
+    wanted = [columns.dense(metric), columns.sparse(metric), columns.RELATIVE_DROP, columns.RATIO]
+    view = client.get_experiment(experiment).tags.get(columns.VIEW)
+    shown = (
+        json.loads(view)["selectedColumns"] if view else [f"params.`{key}`" for key in (*columns.LABELS, columns.SEED)]
+    )
+    new = [column for column in (f"metrics.`{key}`" for key in wanted) if column not in shown]
+    if new:
+        client.set_experiment_tag(experiment, columns.VIEW, json.dumps({**_VIEW, "selectedColumns": shown + new}))
 
 
 def _create(client: MlflowClient, experiment: str, header: Header) -> str:
