@@ -501,3 +501,29 @@ def test_once_detached_optimizer_and_pruner_do_not_hold_each_other():
     finally:
         gc.enable()
     assert [row.sparsity > 0 for row in pruner.report()] == [True, True]
+
+
+@pytest.mark.parametrize("pattern_name", PATTERNS)
+@pytest.mark.parametrize("regrow", [False, True])
+def test_the_history_says_what_each_update_changed(regrow, pattern_name):
+    pattern, model = PATTERNS[pattern_name](), network()
+    optimizer = OPTIMIZERS["adamw-foreach"](model.parameters())
+    pruner = build(model, pattern, Gradient(), Global(regrow=regrow))
+    pruner.attach(optimizer)
+    expected, before = [], {name: torch.zeros(p.shape, dtype=torch.bool) for name, p in matrix_weights(model).items()}
+
+    def note(step):
+        pruned = {name: ~pattern.expand(mask, before[name].shape) for name, mask in masks_of(pruner).items()}
+        if len(pruner.history) > len(expected):
+            removed = {name: int((now & ~before[name]).sum()) for name, now in pruned.items()}
+            returned = {name: int((before[name] & ~now).sum()) for name, now in pruned.items()}
+            expected.append(
+                (step + 1, {n: c for n, c in removed.items() if c}, {n: c for n, c in returned.items() if c})
+            )
+        before.update(pruned)
+
+    train(model, optimizer, range(STEPS), note)
+    assert [(update.step, update.removed, update.returned) for update in pruner.history] == expected
+    assert [update.step for update in pruner.history] == [4, 6, 8]  # at step 2 nothing is to be pruned yet
+    assert bool(any(update.returned for update in pruner.history)) <= regrow
+    assert [update.sparsity for update in pruner.history] == [sparsity_after(pattern, step) for step in (4, 6, 8)]

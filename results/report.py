@@ -1,0 +1,184 @@
+"""The report page: one HTML file with the table, the pictures and what was run, for readers without access to MLflow.
+
+`python -m results report` writes it. It needs no network: pictures and style are inside, and nothing in it is a script.
+"""
+
+from __future__ import annotations
+
+import base64
+import shlex
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from html import escape
+from typing import TYPE_CHECKING
+
+from results import columns, pictures, table
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from mlflow import MlflowClient
+
+    from results.collect import Row, Run
+
+SECONDS = columns.seconds("")
+TITLES = {"training": "Training", "layers": "Sparsity by layer", "updates": "What each mask update removed"}
+VERSION = "version."  # the tags of package versions
+STYLE = """
+:root { color-scheme: light; }
+body { font: 15px/1.5 system-ui, sans-serif; color: #1b1b1b; background: #fff; margin: 0 auto; max-width: 75rem;
+       padding: 1rem; }
+h1 { font-size: 1.5rem; } h2 { font-size: 1.2rem; margin-top: 2.5rem; } h3 { font-size: 1rem; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; font-size: .87rem; font-variant-numeric: tabular-nums; }
+th, td { padding: .3rem .6rem; border-bottom: 1px solid #ddd; text-align: left; vertical-align: top; }
+thead th { border-bottom: 2px solid #888; } td.number, th.number { text-align: right; white-space: nowrap; }
+figure { margin: 0 0 1rem; } figcaption { font-weight: 600; } img { max-width: 100%; height: auto; }
+.pictures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); gap: 1rem; }
+details { border: 1px solid #ddd; border-radius: .3rem; padding: .4rem .8rem; margin: .5rem 0; }
+summary { cursor: pointer; overflow-wrap: anywhere; } code, pre { font-size: .82rem; }
+pre { overflow-x: auto; background: #f6f6f6; padding: .6rem; }
+dl { display: grid; grid-template-columns: max-content 1fr; gap: .1rem 1rem; } dt { color: #555; }
+dd { margin: 0; overflow-wrap: anywhere; }
+@media (max-width: 40rem) { dl { grid-template-columns: 1fr; } dd { margin-bottom: .4rem; } }
+"""
+
+
+@dataclass
+class Details:
+    """What of a run only the report shows."""
+
+    name: str
+    address: str | None
+    """Of its page in MLflow's UI, where the store is a server."""
+    began: datetime
+    command: str
+    """How a person repeats it."""
+    yaml: str
+    tags: Mapping[str, str]
+    seconds: dict[str, float]
+    """Wall-clock time by stage."""
+    pictures: dict[str, Figure]
+
+
+def details(client: MlflowClient, run: Run) -> Details:
+    """Read what the report shows of a run."""
+    logged = client.get_run(run.run_id)
+    names = {entry.path for entry in client.list_artifacts(run.run_id)}
+    text = {
+        name: _text(client, run.run_id, name) if name in names else "" for name in (columns.CONFIG, columns.OVERRIDES)
+    }
+    overrides = shlex.join(text[columns.OVERRIDES].split("\n")[:-1])
+    uri = str(client.tracking_uri)
+    page = f"{uri.rstrip('/')}/#/experiments/{logged.info.experiment_id}/runs/{run.run_id}"
+    return Details(
+        name=logged.info.run_name or run.run_id,
+        address=page if uri.startswith(("http://", "https://")) else None,
+        began=datetime.fromtimestamp(logged.info.start_time / 1000, UTC),
+        command=f"python -m runner {overrides}".strip(),
+        yaml=text[columns.CONFIG],
+        tags=logged.data.tags,
+        seconds={k.removeprefix(SECONDS): v for k, v in logged.data.metrics.items() if k.startswith(SECONDS)},
+        pictures=pictures.of_run(client, run.run_id),
+    )
+
+
+def _text(client: MlflowClient, run_id: str, name: str) -> str:
+    with open(client.download_artifacts(run_id, name), encoding="utf-8") as text:
+        return text.read()
+
+
+def page(rows: list[Row], runs: list[Run], found: Mapping[str, Details], notes: Iterable[str], title: str) -> str:
+    """The whole page.
+
+    Args:
+        runs: those that the rows pool.
+        found: run id -> details.
+        notes: what the table's reader must know.
+        title: what is shown, such as the experiment's name.
+    """
+    compared = [
+        _figure(" on ".join(key[:2]), pictures.score_against_sparsity(group))
+        for key, group in pictures.comparisons(runs).items()
+        if any(run.pattern != "dense" for run in group)
+    ]
+    parts = [
+        f"<h1>{escape(title)}</h1>",
+        f'<div class="wide">{table.html_table(rows)}</div>',
+        "".join(f"<p>{escape(note)}</p>" for note in notes),
+        f'<h2>Score against sparsity</h2><div class="pictures">{"".join(compared)}</div>' if compared else "",
+        "<h2>What was run</h2>",
+        _compute(found.values()),
+        *(_row(row, [run for run in runs if run.run_id in row.runs], found) for row in rows),
+    ]
+    policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+    return (
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(title)}</title><style>{STYLE}</style></head><body>\n" + "\n".join(parts) + "\n</body></html>\n"
+    )
+
+
+def _figure(caption: str, figure: Figure) -> str:
+    # As an image: a label in it can then be no markup of this page.
+    data = base64.b64encode(pictures.svg(figure).encode()).decode()
+    caption, source = escape(caption), f"data:image/svg+xml;base64,{data}"
+    return f'<figure><img alt="{caption}" src="{source}"><figcaption>{caption}</figcaption></figure>'
+
+
+def _compute(found: Iterable[Details]) -> str:
+    """Hours by hardware: what the energy used goes with."""
+    hours: dict[str, float] = {}
+    runs: dict[str, int] = {}
+    for details in found:
+        where = f"{details.tags.get('hardware', 'hardware not known')}, {details.tags.get('ranks', '1')} rank(s)"
+        hours[where] = hours.get(where, 0.0) + sum(details.seconds.values()) / 3600
+        runs[where] = runs.get(where, 0) + 1
+    lines = "".join(
+        f'<tr><td>{escape(where)}</td><td class="number">{runs[where]}</td><td class="number">{total:.2f}</td></tr>'
+        for where, total in hours.items()
+    )
+    head = '<thead><tr><th>Hardware</th><th class="number">Runs</th><th class="number">Hours</th></tr></thead>'
+    told = (
+        "Wall-clock time of all stages of these runs. What an interrupted run did before, and what was found in the "
+        "cache (dense models that another run made, say), is not in it."
+    )
+    return f'<div class="wide"><table>{head}<tbody>{lines}</tbody></table></div><p>{told}</p>'
+
+
+def _row(row: Row, runs: list[Run], found: Mapping[str, Details]) -> str:
+    name = f"{row.model} on {row.dataset}, {row.pattern}"
+    inside = "".join(_run(run, found[run.run_id]) for run in runs)
+    return f'<h3 id="{anchor(row)}">{escape(name)}</h3>{inside}'
+
+
+def anchor(row: Row) -> str:
+    """The name of a row's place on the page, for links."""
+    return f"row-{row.runs[0]}"
+
+
+def _run(run: Run, details: Details) -> str:
+    tags = details.tags
+    commit = tags.get("mlflow.source.git.commit", "not known")
+    dirty = ", with changes that were not committed" if tags.get("git.dirty") == "true" else ""
+    versions = ", ".join(f"{k.removeprefix(VERSION)} {v}" for k, v in sorted(tags.items()) if k.startswith(VERSION))
+    link = f'<a href="{escape(details.address)}">{run.run_id}</a>' if details.address else run.run_id
+    stages = ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in details.seconds.items())
+    facts = {
+        "MLflow run": link,
+        "began": f"{details.began:%Y-%m-%d %H:%M} UTC",
+        "command": f"<code>{escape(details.command)}</code>",
+        "commit": escape(commit + dirty),
+        "versions": escape(versions),
+        "hardware": escape(tags.get("hardware", "not known")),
+        "data": escape(tags.get("dataset.source", "not known")),
+        "seconds": escape(stages),
+    }
+    listed = "".join(f"<dt>{key}</dt><dd>{value}</dd>" for key, value in facts.items())
+    drawn = "".join(_figure(TITLES[key], figure) for key, figure in details.pictures.items())
+    return (
+        f"<details><summary>{escape(details.name)}: dense {run.dense:.4f}, sparse {run.sparse:.4f}</summary>"
+        f'<dl>{listed}</dl><div class="pictures">{drawn}</div>'
+        f"<details><summary>Configuration</summary><pre>{escape(details.yaml)}</pre></details></details>"
+    )
