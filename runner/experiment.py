@@ -324,8 +324,9 @@ def finished(results: list[Path], identity: Identity, where: tracking.Tracking) 
         if values is None:  # damaged: done again
             continue
         try:
-            counted = values["verification"]
-            done = Result(**{**values, "verification": Verification(**counted) if counted else None})
+            counted, weighed = values["verification"], values.get("footprint")
+            values["verification"] = Verification(**counted) if counted else None
+            done = Result(**{**values, "footprint": Footprint(**weighed) if weighed else None})
         except (KeyError, TypeError):  # of another version
             continue
         if done.identity != identity.run or not seals.is_sound(file.parent / "model"):

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 from omegaconf import DictConfig, OmegaConf
+from transformers import BertConfig
 
 import conf
 from pruning import (
@@ -38,6 +39,7 @@ from pruning import (
 from runner.config import GROUPS, N_OF_M, Experiment, Identity, Origin, compose, compose_experiment, identify, register
 from runner.errors import UserError
 from runner.experiment import params
+from runner.models import Checkpoint
 from runner.training import Course
 
 CONF = Path(conf.__file__).parent
@@ -340,6 +342,7 @@ def test_other_groups_by_name_are_their_objects() -> None:
 
 # --- exceptions by layer ------------------------------------------------------------------------------------
 
+BERT = Checkpoint("somewhere", None, BertConfig(), "model.path")
 LAYERS = "+allocation.layers={*.query:{target:0.3},*.key:{frozen:true}}"
 
 
@@ -389,7 +392,7 @@ def test_mlflow_takes_the_name_of_every_param(overrides: list[str]) -> None:
     from mlflow.utils.validation import MAX_ENTITY_KEY_LENGTH, _validate_param_name
 
     experiment, origin = compose_experiment(overrides)
-    logged = params(experiment, origin)
+    logged = params(experiment, origin, BERT)
     assert len(logged) >= 14
     for name in logged:
         _validate_param_name(name)
@@ -397,13 +400,14 @@ def test_mlflow_takes_the_name_of_every_param(overrides: list[str]) -> None:
 
 
 def test_params_show_what_was_chosen_and_changed() -> None:
-    logged = params(*compose_experiment([LAYERS, "regularizer=group_lasso", "regularizer.weight=0.01", "seed=2"]))
+    logged = params(*compose_experiment([LAYERS, "regularizer=group_lasso", "regularizer.weight=0.01", "seed=2"]), BERT)
     assert (logged["criterion"], logged["regularizer"], logged["seed"]) == ("snip_momentum", "group_lasso", 2)
     assert logged["regularizer.weight"] == "0.01"
     assert logged["schedule.initial"] == "0"
+    assert (logged["model.hidden_dropout"], logged["model.attention_dropout"]) == (0.1, 0.1)
     shown = str(logged["allocation.layers"])
     assert all(text in shown for text in ("*.query", "0.3", "*.key", "frozen"))
-    assert "allocation.layers" not in params(*both())
+    assert "allocation.layers" not in params(*both(), BERT)
 
 
 # --- precedence ---------------------------------------------------------------------------------------------
@@ -670,6 +674,26 @@ def test_dense_control_does_not_depend_on_what_only_pruning_reads() -> None:
         assert identity("pattern=dense", same) == control, same
     assert identity("pattern=dense", "+allocation.layers={*.query:{pattern:2:4}}") != control
     assert identity("pattern=dense", "schedule=short") != control  # its warm-up is the training's
+
+
+def test_a_run_and_its_same_budget_control_are_known_by_a_hash() -> None:
+    control = identity("pattern=dense").control
+    for same in ("pattern=2:4", "criterion=magnitude", "allocation=uniform", "schedule.decay=cubic", "seed=3",
+                 "model.excluded=[*query]", "regularizer=group_lasso"):  # fmt: skip
+        assert identity(same).control == control, same
+    for other in ("train.num_train_epochs=1", "distill.temperature=1", "distill=none", "model.hidden_dropout=0.2",
+                  "finetune.learning_rate=1e-5", "dataset.doc_stride=64", "train.precision=bf16"):  # fmt: skip
+        assert identity(other).control != control, other
+    assert identity(data="other").control != control
+    assert identity(teacher="other").control != control
+
+
+def test_the_budget_is_the_control_whatever_the_distillation() -> None:
+    budget = identity("pattern=dense", "distill=none").budget
+    for same in ("distill.temperature=1", "distill=simkd", "pattern=2:4"):
+        assert identity(same).budget == budget, same
+    for other in ("train.num_train_epochs=1", "train.learning_rate=1e-3", "model.hidden_dropout=0.2"):
+        assert identity(other).budget != budget, other
 
 
 def test_run_without_pruning_does_not_depend_on_pruning() -> None:

@@ -22,6 +22,7 @@ from runner.device import Precision
 from runner.edge import message
 from runner.errors import UserError, database_reason, disk_reason, writing, writing_database
 from runner.experiment import Result, finished
+from runner.footprint import Footprint
 from runner.models import Model
 from runner.pretrain_tiny import build_tokenizer
 from runner.tasks.demo import Demo
@@ -281,11 +282,11 @@ def test_a_finished_run(
     (folder / "model" / "pruning.json").write_text("{}")  # written after the seal
     scores = {"f1": 0.5}
     result = Result("m", "d", "4x1", 0, "f1", scores, scores, 0.0, Verification(0.8, 0.4, 0.8, 0), "identity", "group",
-                    str(folder), "finished", {"seconds": {}})  # fmt: skip
+                    str(folder), "finished", {"seconds": {}}, Footprint(4, 3, 2, 1), {"prune": "hash"})  # fmt: skip
     seals.write_json(folder / "result.json", asdict(result))
 
     def found() -> Result | None:
-        return finished([folder / "result.json"], Identity("identity", "", ""), tracking.Tracking())
+        return finished([folder / "result.json"], Identity("identity", "", "", "", ""), tracking.Tracking())
 
     assert found() == result
     assert "is damaged" not in caplog.text

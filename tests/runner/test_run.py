@@ -139,7 +139,7 @@ def test_what_counts_as_finished(tmp_path: Path) -> None:
     seals.write_json(file, asdict(result))
 
     def found(identity: str = "identity") -> Result | None:
-        return finished([file], Identity(identity, "", ""), where)
+        return finished([file], Identity(identity, "", "", "", ""), where)
 
     assert found() == result
     assert found("another") is None
