@@ -65,8 +65,10 @@ def fraction(value: float | None) -> str:
     return UNDEFINED if value is None else f"{value:.4f}"
 
 
-def mean_max(mean: float, maximum: float) -> str:
+def mean_max(mean: float | None, maximum: float | None) -> str:
     """ "0.7662/0.7687", or one number where 4 decimals show no difference, as in the published table."""
+    if mean is None:
+        return fraction(maximum)
     return fraction(maximum) if fraction(mean) == fraction(maximum) else f"{fraction(mean)}/{fraction(maximum)}"
 
 

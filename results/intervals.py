@@ -1,0 +1,76 @@
+"""Intervals of the drops of rows, from the scores by example that their runs logged."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+from mlflow import MlflowClient
+
+from results import columns, scores
+from results.bootstrap import Sample, interval
+from results.collect import Control, Row
+from results.scores import Scores, Unreadable
+
+_TOLERANCE = 1e-6  # between a logged score and the mean over its examples
+
+
+def add(client: MlflowClient, rows: list[Row]) -> list[Row]:
+    """The rows with their intervals. A row whose scores by example cannot be used has a note instead, no error."""
+    wanted = [run for row in rows for group in (row, row.control, row.plain) if group for run in group.runs]
+    read = scores.read(client, wanted)
+    return [_with_intervals(row, read) for row in rows]
+
+
+def _with_intervals(row: Row, read: Mapping[str, Scores | Unreadable]) -> Row:
+    if not row.runs:
+        return row
+    try:
+        ids, dense, sparse = _samples(row, read)
+        _check(dense, row.dense_mean)
+        _check(sparse, row.sparse_mean)
+    except Unreadable as error:
+        return replace(row, notes=[*row.notes, f"no interval: {error}"])
+    row = replace(row, drop_interval=interval(dense, sparse))
+    for name in ("control", "plain"):
+        rival: Control | None = getattr(row, name)
+        if rival is None:
+            continue
+        try:
+            row = replace(row, **{name: replace(rival, interval=_against(rival, ids, sparse, read))})
+        except Unreadable as error:
+            row = replace(row, notes=[*row.notes, f"no interval against the control: {error}"])
+    return row
+
+
+def _against(
+    rival: Control, ids: list[str], sparse: Sample, read: Mapping[str, Scores | Unreadable]
+) -> list[float] | None:
+    their_ids, _, theirs = _samples(rival, read)
+    if their_ids != ids:
+        raise Unreadable("it was scored on other examples")
+    _check(theirs, rival.mean)
+    return interval(theirs, sparse)
+
+
+def _samples(group: Row | Control, read: Mapping[str, Scores | Unreadable]) -> tuple[list[str], Sample, Sample]:
+    """Ids in their order, and the samples of the dense and the sparse models. Raises Unreadable."""
+    found: list[Scores] = []
+    for run in group.runs:
+        each = read[run]
+        if isinstance(each, Unreadable):
+            raise each
+        found.append(each)
+    ids = sorted(found[0].ids)
+    if any(sorted(each.ids) != ids for each in found):
+        raise Unreadable("its seeds were scored on different examples")
+    orders = [np.argsort(np.array(each.ids, dtype=object)) for each in found]
+    dense = np.stack([each.dense[order] for each, order in zip(found, orders, strict=True)])
+    sparse = np.stack([each.sparse[order] for each, order in zip(found, orders, strict=True)])
+    return ids, Sample(group.seeds, dense), Sample(group.seeds, sparse)
+
+
+def _check(sample: Sample, mean: float | None) -> None:
+    if mean is None or abs(float(sample.scores.mean()) - mean) > _TOLERANCE:
+        raise Unreadable(f"{columns.SCORES} and the logged scores do not agree")
