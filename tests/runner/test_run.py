@@ -1,5 +1,7 @@
 """The whole path through the real command line: YAML to a verified model, MLflow and the table."""
 
+import gzip
+import hashlib
 import json
 import sqlite3
 import subprocess
@@ -74,12 +76,38 @@ def test_one_run_leaves_a_checked_model_and_a_row(
 
     # What MLflow holds, and where: beside the database, not in ./mlruns.
     assert not (tmp_path / "mlruns").exists()
-    artifacts = {p.name for p in (tmp_path / "mlartifacts").rglob("*") if p.is_file()}
-    assert {"config.yaml", "overrides.txt", "layers.json", "predictions.json"} <= artifacts
+    artifacts = {p.name: p for p in (tmp_path / "mlartifacts").rglob("*") if p.is_file()}
+    assert artifacts.keys() == {
+        "config.yaml", "overrides.txt", "layers.json", "updates.json", "predictions.json", "dense_predictions.json",
+        "scores.json", "training.png", "layers.png", "updates.png",
+    }  # fmt: skip
+    scores = json.loads(artifacts["scores.json"].read_text())
+    assert len(set(scores["id"])) == 40
+    for kind in ("dense", "sparse"):
+        assert sum(scores[kind]) / 40 == pytest.approx(result[kind]["f1"])
+    updates = json.loads(artifacts["updates.json"].read_text())
+    assert sum(sum(update["removed"].values()) for update in updates) == zeros
+    assert not any(update["returned"] for update in updates)
     with sqlite3.connect(tmp_path / "mlflow.db") as store:
         params = dict(store.execute("select key, value from params"))
         logged = {key for (key,) in store.execute("select distinct key from metrics")}
         steps = [s for (s,) in store.execute("select step from metrics where key='train/sparsity' order by step")]
+        once = dict(store.execute("select key, value from latest_metrics where step = 0"))
+        tags = dict(store.execute("select key, value from tags"))
+        data = store.execute("select name, digest, dataset_profile from datasets").fetchall()
+        (view,) = store.execute("select value from experiment_tags where key = 'mlflow.sharedViewState.results'")
+    file = folder / "model" / "model.safetensors"
+    assert once["size/bytes"] == file.stat().st_size
+    assert once["size/compressed_bytes"] == pytest.approx(len(gzip.compress(file.read_bytes(), 6)), rel=0.001)
+    assert once["macs/dense"] - once["macs/sparse"] == 128 * zeros  # for each token of the longest example
+    assert (tags["examples.train"], tags["examples.evaluation"]) == ("96", "40")
+    assert "official.train" not in tags  # there is no official split
+    assert tags["prune_distill.stage.prune"] == hashlib.sha256(
+        file.name.encode() + hashlib.sha256(file.read_bytes()).digest()).hexdigest()  # fmt: skip
+    assert list(result["stages"]) == ["prepare", "finetune", "evaluate_dense", "teacher", "prune", "evaluate"]
+    assert sorted(json.loads(profile)["num_rows"] for _, _, profile in data) == [40, 96]
+    assert {name for name, _, _ in data} == {"demo"}
+    assert "metrics.`sparse/f1`" in json.loads(view[0])["selectedColumns"]
     assert {"train/loss", "train/sparsity", "train/learning_rate", "finetune/loss", "dense/f1", "sparse/f1",
             "relative_drop", "sparsity/linear", "sparsity/target", "pattern/violations",
             "seconds/prepare", "seconds/teacher", "seconds/train", "seconds/update", "seconds/evaluate",
