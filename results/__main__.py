@@ -1,6 +1,7 @@
-"""Prints the table of what was logged: `python -m results [--experiment NAME] [--format markdown]`.
+"""Prints the table of what was logged: `python -m results [--model bert-mini] [--pattern 2:4,4x1] [--format markdown]`.
 
-Exit status 0 also when there is nothing to show, 1 when the store cannot be read, 2 for a wrong option.
+Exit status 0 also when there is nothing to show, 1 when the store cannot be read or the filters match nothing, 2 for a
+wrong option.
 """
 
 import argparse
@@ -17,10 +18,13 @@ from pathlib import Path
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")  # seconds
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 from mlflow import MlflowClient
 
 from results import collect, table
+from results.filters import Filters
+from results.gather import NothingMatches, gather
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -28,37 +32,73 @@ def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
     if fault := sqlite_fault(options.tracking_uri):
         return fail(fault)
+    filters = Filters(options.model, options.dataset, options.pattern, options.tag, options.sweep)
     try:
-        logged = collect.fetch(MlflowClient(tracking_uri=options.tracking_uri), options.experiment)
-    except collect.UnknownExperiment as error:
+        client = MlflowClient(tracking_uri=options.tracking_uri)
+        rows, left_out = gather(client, options.experiment, filters, options.intervals, options.compare is not None)
+    except (collect.UnknownExperiment, NothingMatches) as error:
         return fail(f"{error} (in {options.tracking_uri})")
     except Exception as error:  # MLflow lets through whatever its stores and drivers raise
         return fail(f"cannot read {options.tracking_uri}: {type(error).__name__}: {' '.join(str(error).split())}")
-    runs, left_out = collect.select(logged)
-    rows = collect.pool(runs)
-    notes = "\n".join(table.footnotes(rows, left_out))
-    by_people = options.format in table.READ_BY_PEOPLE
-    if options.format == "table" and sys.stdout.isatty():
-        text = table.terminal(rows, shutil.get_terminal_size().columns)
+    show(rows, table.footnotes(rows, left_out), options.format, options.wide)
+    return 0
+
+
+def show(rows: list[collect.Row], notes: list[str], form: str, wide: bool) -> None:
+    """Prints the table, and its notes where the form has a place for them; else they go to stderr."""
+    if form == "html":
+        print(table.html(rows, notes))
+        return
+    by_people = form in table.READ_BY_PEOPLE
+    if form == "table":
+        width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+        text = table.terminal(rows, width, wide)
     else:
-        text = table.FORMATS[options.format](rows)
+        text = table.FORMATS[form](rows)
     if rows or not by_people:
         print(text)
+    if form == "markdown":
+        notes = [f"- {table.in_markdown(note)}" for note in notes]
     if notes:
         separator = "\n" if rows and by_people else ""
-        print(separator + notes, file=sys.stdout if by_people else sys.stderr)
-    return 0
+        print(separator + "\n".join(notes), file=sys.stdout if by_people else sys.stderr)
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """The options of the command line."""
-    parser = argparse.ArgumentParser(prog="python -m results", description="Print the table of the runs in MLflow.")
+    parser = argparse.ArgumentParser(
+        prog="python -m results",
+        description="Print the table of the runs in MLflow: each row pools the seeds of runs that are alike otherwise.",
+        epilog="A terminal narrower than the table gets it in blocks, one below the other. The relative drop is of the "
+        "maxima, as in the published table; intervals are of drops of means, by a bootstrap over examples and seeds. "
+        "Controls are the rows pattern=dense, and pattern=dense distill=none, of as many steps on the same data.",
+    )
     uri = os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
     where = "where the runs are; if left out, $MLFLOW_TRACKING_URI or else sqlite:///mlflow.db"
     parser.add_argument("--tracking-uri", metavar="URI", default=uri, help=where)
     parser.add_argument("--experiment", metavar="NAME", help="one experiment; all active ones if left out")
     parser.add_argument("--format", choices=table.FORMATS, default="table", help="(%(default)s)")
+    wide = "with sizes and multiply-accumulates in --format table, too; the other formats always have them"
+    parser.add_argument("--wide", action="store_true", help=wide)
+    intervals = "leave the intervals out, which take an artifact of every run"
+    parser.add_argument("--no-intervals", dest="intervals", action="store_false", help=intervals)
+    compare = "set the published rows beside ours, and list those that we have no runs of"
+    parser.add_argument("--compare", choices=["published"], help=compare)
+    only = parser.add_argument_group("only some runs", "PATTERNS are shell patterns separated by commas: '2:4,*x1'.")
+    for name in ("model", "dataset", "pattern"):
+        only.add_argument(f"--{name}", metavar="PATTERNS", help=f"runs with this {name}")
+    tag = "runs with this MLflow tag; may be given more than once, and then all must match"
+    only.add_argument("--tag", metavar="KEY=VALUE", type=key_value, action="append", default=[], help=tag)
+    only.add_argument("--sweep", metavar="RUN_ID", help="the runs of one sweep, by the id of its parent run")
     return parser.parse_args(arguments)
+
+
+def key_value(text: str) -> tuple[str, str]:
+    """KEY=VALUE taken apart."""
+    key, equals, value = text.partition("=")
+    if not key or not equals:
+        raise argparse.ArgumentTypeError(f"{text!r} is not KEY=VALUE")
+    return key, value
 
 
 def sqlite_fault(uri: str) -> str | None:

@@ -1,6 +1,7 @@
 """One MLflow store for all tests of `results`: its tables take seconds to make, so each test gets an experiment."""
 
 import itertools
+import json
 
 import pytest
 from mlflow import MlflowClient
@@ -18,26 +19,41 @@ class Experiment:
         self.uri, self.client, self.name = uri, client, f"experiment-{next(self.numbers)}"
         self.id = client.create_experiment(self.name, artifact_location=(folder / self.name).as_uri())
 
-    def log(self, *, dense=0.8, sparse=0.7, status="FINISHED", parent=None, end_time=None, params=None, **other):
+    def log(self, *, dense=0.8, sparse=0.7, status="FINISHED", parent=None, end_time=None, params=None, metrics=None,
+            scores=None, counts=None, **other):  # fmt: skip
         """One run; `other` holds labels, seed, ratio, metric and the tags by the last word of their name. None leaves
-        a value out. Returns the run's id."""
+        a value out. `metrics` are others than the main ones, `counts` the tags "examples.train" and the like, `scores`
+        the artifact: (dense, sparse), each a list by example, which are the main metric as well; or text, logged as it
+        is. Returns the run's id."""
         given = {
             **{"model": "bert-mini", "dataset": "squad", "pattern": "4x1", "seed": 0, "ratio": 0.8, "metric": "f1"},
             **{"kind": columns.PRUNED, "group": "g", "verified": "true"},
+            **{"control": None, "budget": None, "dense_model": None},
             **other,
         }
         given.setdefault("identity", f"{given['group']}-{given['seed']}")
-        tags = {f"prune_distill.{key}": given[key] for key in ("kind", "identity", "group", "metric", "verified")}
-        tags["mlflow.parentRunId"] = parent
+        named = ("kind", "identity", "group", "metric", "verified", "control", "budget")
+        tags = {f"prune_distill.{key}": given[key] for key in named} | {
+            key: str(n) for key, n in (counts or {}).items()
+        }
+        tags |= {columns.DENSE_MODEL: given["dense_model"], "mlflow.parentRunId": parent}
         labels = {key: given[key] for key in ("model", "dataset", "pattern", "seed")}
-        scores = {f"dense/{given['metric']}": dense, f"sparse/{given['metric']}": sparse, columns.RATIO: given["ratio"]}
+        text = scores
+        if isinstance(scores, tuple):
+            dense, sparse = (sum(each) / len(each) for each in scores)
+            ids = [f"q{at}" for at in range(len(scores[0]))]
+            text = json.dumps({"id": ids, "dense": scores[0], "sparse": scores[1]})
+        main = {f"dense/{given['metric']}": dense, f"sparse/{given['metric']}": sparse, columns.RATIO: given["ratio"]}
+        logged = main | (metrics or {})
         run = self.client.create_run(self.id, tags={key: value for key, value in tags.items() if value is not None})
         self.client.log_batch(
             run.info.run_id,
-            metrics=[Metric(key, value, 0, 0) for key, value in scores.items() if value is not None],
+            metrics=[Metric(key, value, 0, 0) for key, value in logged.items() if value is not None],
             params=[Param(k, str(v)) for k, v in (labels | (params or {})).items() if v is not None],
             tags=[RunTag("mlflow.source.name", "test")],
         )
+        if text is not None:
+            self.client.log_text(run.info.run_id, text, columns.SCORES)
         if status != "RUNNING":
             self.client.set_terminated(run.info.run_id, status, end_time=end_time)
         return run.info.run_id
@@ -54,6 +70,14 @@ def store(tmp_path_factory):
 @pytest.fixture
 def experiment(store):
     """A fresh experiment, deleted afterwards so that no test sees another's runs."""
+    made = Experiment(*store)
+    yield made
+    made.client.delete_experiment(made.id)
+
+
+@pytest.fixture(scope="module")
+def shared_experiment(store):
+    """One for tests that change nothing of what it holds."""
     made = Experiment(*store)
     yield made
     made.client.delete_experiment(made.id)

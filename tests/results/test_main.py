@@ -9,9 +9,15 @@ from pathlib import Path
 
 import pytest
 
+from results import columns
 from results.__main__ import main
 
 ROOT = Path(__file__).parents[2]
+# The fixture `published` is runs as older versions logged them.
+NOTES = [
+    "a: no interval: scores.json is missing or cannot be fetched (bert-mini squad 4x1).",
+    "b: no same-budget dense control: pattern=dense, and all else as here (bert-mini squad 4x1).",
+]
 
 
 def command(folder, *arguments, **environment):
@@ -32,11 +38,13 @@ def test_command_prints_the_table_and_nothing_else(published, tmp_path):
     published.log(seed=2, status="FAILED")
     done = command(tmp_path, "--experiment", published.name, MLFLOW_TRACKING_URI=published.uri)
     assert (done.returncode, done.stderr) == (0, "")
-    header, _, row, blank, note = done.stdout.splitlines()
+    header, _, row, blank, *notes = done.stdout.splitlines()
     assert "Dense F1 (mean/max)" in header
     assert "Relative drop of means" in header
-    assert all(cell in row for cell in ("0.7993", "0.7662/0.7687", "0.7617/0.7627", "-0.78%", "-0.59%", "0, 1"))
-    assert (blank, note) == ("", "1 failed run is not shown.")
+    assert all(
+        cell in row for cell in ("0.7993", "0.7662/0.7687", "0.7617/0.7627", "-0.78%", "-0.59%", "2 (0-1)", "a, b")
+    )
+    assert (blank, notes) == ("", [*NOTES, "1 failed run is not shown."])
     assert list(tmp_path.iterdir()) == []
 
 
@@ -100,7 +108,7 @@ def test_unknown_store(capsys):
 
 def test_unknown_format(capsys):
     with pytest.raises(SystemExit) as stop:
-        main(["--format", "html"])
+        main(["--format", "word"])
     assert stop.value.code == 2
     assert "latex" in capsys.readouterr().err
 
@@ -110,7 +118,7 @@ def test_footnotes_of_formats_for_programs_go_to_stderr(published, capsys, form)
     published.log(seed=2, status="RUNNING")
     assert main(["--tracking-uri", published.uri, "--experiment", published.name, "--format", form]) == 0
     captured = capsys.readouterr()
-    assert captured.err == "1 unfinished run is not shown.\n"
+    assert captured.err.splitlines() == [*NOTES, "1 unfinished run is not shown."]
     if form == "csv":
         (row,) = csv.DictReader(io.StringIO(captured.out))
         assert float(row["drop_max"]) == pytest.approx(-0.0060 / 0.7687)
@@ -125,20 +133,26 @@ def test_footnotes_of_formats_for_programs_go_to_stderr(published, capsys, form)
 def test_markdown_ends_in_its_footnotes(published, capsys):
     published.log(seed=0)
     assert main(["--tracking-uri", published.uri, "--experiment", published.name, "--format", "markdown"]) == 0
-    *table, blank, note = capsys.readouterr().out.splitlines()
+    *table, blank, first, second, third = capsys.readouterr().out.splitlines()
     assert [line[0] for line in table] == ["|"] * 3
-    assert (blank, note) == ("", "1 repeat was left out: the newest run counts.")
+    notes = [*NOTES, "1 repeat was left out: the newest run counts."]
+    assert [blank, first, second, third] == ["", *(f"- {note}" for note in notes)]
 
 
-@pytest.mark.parametrize("form", ["table", "markdown", "csv", "json", "latex"])
+@pytest.mark.parametrize("form", ["table", "markdown", "csv", "json", "latex", "html"])
 def test_nothing_to_show(experiment, capsys, form):
     experiment.log(seed=0, status="RUNNING")
     experiment.log(seed=1, verified="false")
     assert main(["--tracking-uri", experiment.uri, "--experiment", experiment.name, "--format", form]) == 0
     captured = capsys.readouterr()
+    if form == "html":
+        assert "<p>Nothing to show" in captured.out
+        assert "<table>" not in captured.out
+        return
     said = captured.out if form in ("table", "markdown") else captured.err
-    assert said.splitlines()[0].startswith("Nothing to show")
-    assert said.splitlines()[1:] == ["1 unfinished and 1 unverified runs are not shown."]
+    first, second = (line.removeprefix("- ") for line in said.splitlines())
+    assert first.startswith("Nothing to show")
+    assert second == "1 unfinished and 1 unverified runs are not shown."
     if form == "json":
         assert captured.out == "[]\n"
     if form == "csv":
@@ -153,3 +167,85 @@ def test_a_terminal_gets_a_table_of_its_width(published, monkeypatch, capsys):
     assert "Dense F1 (mean/max)" not in output
     assert "0.7662/0.7687" in output
     assert max(map(len, output.splitlines())) <= 110
+
+
+def arguments(experiment, *others):
+    return ["--tracking-uri", experiment.uri, "--experiment", experiment.name, *others]
+
+
+def test_intervals_may_be_left_out(published, capsys):
+    published.log(group="other", pattern="2:4", scores=([0.5, 0.5], [0.4, 0.4]), seed=3)
+    assert main(arguments(published, "--format", "json", "--pattern", "2:4")) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert row["drop_interval"] == pytest.approx([-0.2, -0.2])
+    assert "one seed: its intervals are over examples alone" in row["notes"]
+    assert main(arguments(published, "--format", "json", "--no-intervals")) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["drop_interval"] for row in rows] == [None, None]
+    assert not [note for row in rows for note in row["notes"] if "interval" in note]
+
+
+def test_a_filter_that_matches_nothing_says_what_there_is(published, capsys):
+    assert main(arguments(published, "--model", "bert-huge,roberta*")) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("error: no run matches --model bert-huge,roberta*; there are: bert-mini (in sqlite")
+
+
+def test_a_filter_and_a_store_without_runs(experiment, capsys):
+    assert main(arguments(experiment, "--model", "bert-huge")) == 0
+    assert capsys.readouterr().out.startswith("Nothing to show")
+
+
+@pytest.mark.parametrize("text", ["commit", "=x", ""])
+def test_a_tag_without_a_value(capsys, text):
+    with pytest.raises(SystemExit) as stop:
+        main(["--tag", text])
+    assert stop.value.code == 2
+    assert "is not KEY=VALUE" in capsys.readouterr().err
+
+
+def test_published_rows_are_set_beside_ours(published, capsys):
+    assert main(arguments(published, "--compare", "published", "--dataset", "squad", "--format", "markdown")) == 0
+    lines = capsys.readouterr().out.splitlines()
+    rows = [line for line in lines if line.startswith("| ")]
+    assert len(rows) == 2 + 8
+    (ours,) = [line for line in rows if "2 (0-1)" in line]
+    assert ours.count("0.7662/0.7687") == ours.count("0.7617/0.7627") == ours.count("-0.78%") == 2
+    (large,) = [line for line in rows if line.startswith("| bert-large | squad | 2:4 |")]
+    assert "| - | - | - | - | - | - | 0.5002 | 0.9123 | 0.9167 | +0.48% |" in large
+    assert lines[-1].startswith("- Published by Intel Neural Compressor: question-answering examples.")
+    assert "not stated" in lines[-1]
+
+
+def test_published_rows_alone(published, capsys):
+    assert main(arguments(published, "--compare", "published", "--model", "bert-large", "--format", "csv")) == 0
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert [(row["model"], row["pattern"], row["seeds"], row["sparse_max"]) for row in rows] == [
+        ("bert-large", "2:4", "", ""),
+        ("bert-large", "4x1", "", ""),
+    ]
+    assert [row["published_sparse_max"] for row in rows] == ["0.9167", "0.9091"]
+    assert [row["published_sparse_mean"] for row in rows] == ["", ""]
+
+
+def test_html_is_a_page_with_its_notes(published, capsys):
+    assert main(arguments(published, "--format", "html")) == 0
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    assert captured.out.startswith("<!doctype html>")
+    assert captured.out.index("</table>") < captured.out.index(f"<p>{NOTES[0]}</p>")
+
+
+def test_a_narrow_terminal_gets_blocks(published, monkeypatch, capsys):
+    published.log(group="c", control="x", seed=0, scores=([0.5, 0.7], [0.4, 0.6]), metrics={columns.BYTES: 2e6})
+    published.log(group="d", control="x", pattern="dense", seed=0, scores=([0.5, 0.7], [0.5, 0.8]))
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(arguments(published)) == 0
+    narrow = capsys.readouterr().out
+    assert max(map(len, narrow.split("\n\na: ")[0].splitlines())) <= 80
+    assert narrow.count("Model") == narrow.count("bert-mini  squad    dense") > 1
+    assert "2.0 MB" not in narrow
+    assert main(arguments(published, "--wide")) == 0
+    assert "2.0 MB" in capsys.readouterr().out

@@ -3,11 +3,12 @@ import io
 import json
 import re
 from dataclasses import replace
+from html.parser import HTMLParser
 
 import pytest
 
 from results import table
-from results.collect import Row
+from results.collect import Control, Published, Row
 
 PUBLISHED = Row(
     **{"model": "bert-mini", "dataset": "squad", "pattern": "4x1", "seeds": [0, 1], "ratio": 0.7993},
@@ -26,8 +27,8 @@ HEADERS = [
     *["Sparse F1 (mean/max)", "Relative drop", "Relative drop of means", "Seeds"],
 ]
 CELLS = [
-    ["bert-mini", "squad", "4x1", "0.7993", "0.7662/0.7687", "0.7617/0.7627", "-0.78%", "-0.59%", "0, 1"],
-    ["distilbert", "squad", "2:4", "0.5000", "0.8690", "0.8731/0.8750", "+0.69%", "+0.47%", "7"],
+    ["bert-mini", "squad", "4x1", "0.7993", "0.7662/0.7687", "0.7617/0.7627", "-0.78%", "-0.59%", "2 (0-1)"],
+    ["distilbert", "squad", "2:4", "0.5000", "0.8690", "0.8731/0.8750", "+0.69%", "+0.47%", "1 (7)"],
 ]
 NASTY = replace(PUBLISHED, model="a|b\\|c & 100%_#$ {x} ~^ <y> `z` *", differs={"lr": "1|2", "glob": "[a-z]"})
 FIELDS = [
@@ -40,7 +41,7 @@ def markdown_cells(line):
     """The cells of a line of a Markdown table, as GitHub splits and unescapes it."""
     cells = re.split(r"(?<!\\)(?:\\\\)*\|", line)
     assert cells[0] == cells[-1] == ""
-    return [re.sub(r"\\([\\|*`<])", r"\1", cell.strip()) for cell in cells[1:-1]]
+    return [re.sub(r"\\([\\|*`<&\[_])", r"\1", cell.strip()) for cell in cells[1:-1]]
 
 
 def test_markdown_is_the_published_table():
@@ -94,7 +95,8 @@ def test_csv_reads_back():
     text = table.comma_separated([NASTY, replace(GAIN, drop_max=None, ratio=None)])
     reader = csv.DictReader(io.StringIO(text))
     first, second = reader
-    assert reader.fieldnames == FIELDS
+    assert reader.fieldnames is not None
+    assert list(reader.fieldnames)[: len(FIELDS)] == FIELDS
     assert first["model"] == NASTY.model
     assert first["seeds"] == "0 1"
     assert first["differs"] == "lr=1|2, glob=[a-z]"
@@ -105,7 +107,7 @@ def test_csv_reads_back():
 
 def test_json_reads_back():
     first, second = json.loads(table.as_json([NASTY, replace(GAIN, drop_max=None)]))
-    assert list(first) == [*FIELDS, "runs"]
+    assert list(first)[: len(FIELDS) + 1] == [*FIELDS, "runs"]
     assert Row(**first) == NASTY
     assert second["drop_max"] is None
     assert table.as_json([]) == "[]"
@@ -203,5 +205,171 @@ def test_footnote_on_rows_that_nothing_tells_apart():
 
 
 def test_no_format_fails_on_no_rows():
-    assert len(table.FORMATS) == 5
+    assert len(table.FORMATS) == 6
     assert all(isinstance(form([]), str) for form in table.FORMATS.values())
+
+
+CONTROL = Control(0.8, 0.81, -0.05, -0.04, [-0.06, -0.02], [0, 1], ["c0", "c1"])
+FULL = replace(
+    PUBLISHED,
+    **{"drop_interval": [-0.0120, 0.00034], "control": CONTROL, "plain": replace(CONTROL, mean=0.79, interval=None)},
+    **{"sparse_others": {"exact_match": 0.68}, "dense_others": {"exact_match": 0.7}},
+    **{"size_bytes": 44.73e6, "compressed_bytes": 12e6, "macs_dense": 200.0, "macs_sparse": 83.0},
+    **{"published": Published("f1", 0.7993, None, 0.7687, 0.7617, 0.7627, -0.0078, "A & B")},
+    **{"notes": ["first", "second"]},
+)
+MORE = {
+    "95% interval of it": "-1.20% to +0.03%",
+    "Published ratio": "0.7993",
+    "Published dense F1 (mean/max)": "0.7687",
+    "Published sparse F1 (mean/max)": "0.7617/0.7627",
+    "Published relative drop": "-0.78%",
+    "Same-budget dense F1 (mean/max)": "0.8000/0.8100",
+    "Drop of means against control": "-4.00%",
+    "95% interval against control": "-6.00% to -2.00%",
+    "Same-budget dense F1 without distillation (mean/max)": "0.7900/0.8100",
+    "Drop of means against undistilled control": "-4.00%",
+    "Sparse exact match (mean)": "0.6800",
+    "Size on disk": "44.7 MB",
+    "Sparse, compressed": "12.0 MB",
+    "Multiply-accumulates left": "41.5%",
+    "Notes": "a, b",
+}
+
+
+def test_columns_beside_the_published_ones():
+    header, _, full, bare = table.markdown([FULL, PUBLISHED]).splitlines()
+    assert markdown_cells(header)[:8] == HEADERS[:8]
+    found = dict(zip(markdown_cells(header), markdown_cells(full), strict=True))
+    assert {name: found.get(name) for name in MORE} == MORE
+    assert list(found) == [*HEADERS[:8], "95% interval of it", "Seeds", *list(MORE)[1:]]
+    cells = dict(zip(markdown_cells(header), markdown_cells(bare), strict=True))
+    assert {cells[name] for name in list(MORE)[:-1]} == {"-"}
+    assert cells["Notes"] == ""
+
+
+def test_the_terminal_leaves_sizes_out_unless_asked():
+    narrow, wide = table.terminal([FULL], wide=False), table.terminal([FULL])
+    assert "44.7 MB" in wide
+    assert "44.7 MB" not in narrow
+    assert "-6.00% to -2.00%" in narrow
+    assert "0.6800" in narrow
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 140])
+def test_blocks_hold_every_cell_once(width):
+    text = table.terminal([FULL, GAIN], width)
+    assert max(map(len, text.splitlines())) <= width
+    for cell in MORE.values():
+        assert cell in text
+    blocks = text.split("\n\n")
+    assert len(blocks) > 1
+    assert text.count("bert-mini") == text.count("distilbert") == len(blocks)
+
+
+def test_marks():
+    assert [table.mark(at) for at in (0, 1, 25, 26, 27, 51, 52, 701, 702)] == [
+        *["a", "b", "z", "aa", "ab", "az", "ba", "zz", "aaa"]
+    ]
+
+
+def test_notes_are_told_once_with_the_rows_they_concern():
+    rows = [FULL, replace(GAIN, notes=["second", "third"]), replace(GAIN, dataset="mrpc", notes=["second"])]
+    *notes, source = table.footnotes(rows, {"failed": 1})
+    assert notes == [
+        "a: first (bert-mini squad 4x1).",
+        "b: second (all rows).",
+        "c: third (distilbert squad 2:4).",
+        "1 failed run is not shown.",
+    ]
+    assert source.startswith("Published by A & B.")
+    assert [markdown_cells(line)[-1] for line in table.markdown(rows).splitlines()[2:]] == ["a, b", "b, c", "b"]
+
+
+@pytest.mark.parametrize(
+    ("seeds", "text"),
+    [
+        ([], "-"),
+        ([7], "1 (7)"),
+        ([0, 1, 2], "3 (0-2)"),
+        ([0, 1, 2, 7, 9, 10], "6 (0-2, 7, 9-10)"),
+        ([-1, 0], "2 (-1-0)"),
+    ],
+)
+def test_seeds_are_counted_and_named(seeds, text):
+    assert table.seeds(seeds) == text
+
+
+def test_csv_has_all_of_what_is_known():
+    text = table.comma_separated([FULL, PUBLISHED])
+    full, bare = csv.DictReader(io.StringIO(text))
+    assert (full["drop_interval_low"], full["drop_interval_high"]) == ("-0.012", "0.00034")
+    assert (full["control_mean"], full["control_interval_low"], full["control_seeds"]) == ("0.8", "-0.06", "0 1")
+    assert (full["plain_mean"], full["plain_interval_low"]) == ("0.79", "")
+    assert (full["sparse/exact_match"], full["dense/exact_match"]) == ("0.68", "0.7")
+    assert (full["published_dense_mean"], full["published_source"]) == ("", "A & B")
+    assert full["notes"] == "first; second"
+    assert not [name for name in full if "runs" in name]
+    assert not any(bare[name] for name in full if name not in [*FIELDS, "notes"])
+
+
+def test_json_has_notes_and_records():
+    (row,) = json.loads(table.as_json([FULL]))
+    assert row["notes"] == ["first", "second"]
+    assert row["control"]["runs"] == ["c0", "c1"]
+    assert row["published"]["source"] == "A & B"
+
+
+class Page(HTMLParser):
+    """Reads a table back: tags that came, and the text of each cell by line."""
+
+    def __init__(self):
+        super().__init__()
+        self.tags, self.lines, self.opened = set(), [], False
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.add(tag)
+        self.opened = tag in ("td", "th")
+        if tag == "tr":
+            self.lines.append([])
+        if self.opened:
+            self.lines[-1].append("")
+
+    def handle_endtag(self, tag):
+        self.opened = False
+
+    def handle_data(self, data):
+        if self.opened:
+            self.lines[-1][-1] += data
+
+
+HOSTILE = ["<script>alert(1)</script>", "</td></table><img src=x onerror=y>", "&amp;", "'\"><b>", "a|b\\", "x\ny"]
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_html_escapes(text):
+    row = replace(FULL, model=text, dataset=text, pattern=text, differs={text: text}, sparse_others={text: 0.5})
+    page = Page()
+    page.feed(table.html_table([row]))
+    assert page.tags == {"table", "thead", "tbody", "tr", "th", "td"}
+    header, cells = page.lines
+    assert len(header) == len(cells)
+    assert cells[:3] == [text] * 3
+    assert cells[-2] == f"{text}={text}"
+    whole = Page()
+    whole.feed(table.html([replace(row, notes=[text])], [text]))
+    assert whole.tags == page.tags | {"html", "head", "meta", "title", "style", "body", "p"}
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_markdown_escapes_headers_and_cells(text):
+    row = replace(FULL, model=text, sparse_others={text: 0.5}, metric=f"x{text}")
+    lines = table.markdown([row]).splitlines()
+    assert len(lines) == 3
+    assert len({len(markdown_cells(line)) for line in lines}) == 1
+    assert not [line for line in lines if re.search(r"(?<!\\)<", line)]
+
+
+def test_latex_has_no_line_that_begins_with_an_option():
+    lines = table.latex([replace(PUBLISHED, model="[x]"), replace(PUBLISHED, model="*"), NASTY]).splitlines()
+    assert [line.split(" & ")[0] for line in lines[5:7]] == ["{[}x{]}", "{*}"]

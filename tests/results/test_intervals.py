@@ -1,0 +1,240 @@
+"""The rows with their intervals, recomputed from what MLflow returns by code that shares nothing with `results`."""
+
+import json
+import random
+from statistics import fmean
+
+import pytest
+
+from results import columns, intervals, scores
+from results.filters import Filters
+from results.gather import gather
+
+DENSE = {seed: [random.Random(seed).uniform(0.5, 1) for _ in range(40)] for seed in (0, 1, 2)}
+SPARSE = {
+    seed: [random.Random(seed * 7 + at).uniform(0.7, 1) * s for at, s in enumerate(DENSE[seed])] for seed in DENSE
+}
+CONTROL = {seed: [min(1, 1.02 * score + 0.01 * seed) for score in DENSE[seed]] for seed in DENSE}
+
+
+def raw(client, run_id):
+    """The scores by example, as they lie in the store: {id: (dense, sparse)}."""
+    folder = client.get_run(run_id).info.artifact_uri.removeprefix("file://")
+    with open(f"{folder}/scores.json", encoding="utf-8") as file:
+        content = json.load(file)
+    return {key: pair for key, *pair in zip(content["id"], content["dense"], content["sparse"], strict=True)}
+
+
+def by_hand(below, above, paired, resamples=3000):
+    """95 % interval of the drop from `below` to `above`, lists by seed of scores by id, in a naive loop."""
+    generator, ids, drops = random.Random(11), list(below[0]), []
+    for _ in range(resamples):
+        drawn = generator.choices(ids, k=len(ids))
+        over = generator.choices(range(len(above)), k=len(above))
+        under = over if paired else generator.choices(range(len(below)), k=len(below))
+        low = fmean(below[seed][key] for seed in under for key in drawn)
+        drops.append(fmean(above[seed][key] for seed in over for key in drawn) / low - 1)
+    drops.sort()
+    return [drops[round(0.025 * resamples)], drops[round(0.975 * resamples) - 1]]
+
+
+def near(interval):
+    return pytest.approx(interval, abs=0.1 * (interval[1] - interval[0]))
+
+
+def find(experiment, pattern="4x1", **options):
+    rows, _ = gather(experiment.client, experiment.name, **options)
+    (row,) = [row for row in rows if row.pattern == pattern]
+    return row
+
+
+def test_rows_are_what_the_store_says(experiment):
+    for seed in DENSE:
+        experiment.log(seed=seed, control="c", budget="b", scores=(DENSE[seed], SPARSE[seed]))
+    for seed in (0, 1, 2):
+        experiment.log(seed=seed, group="d", pattern="dense", control="c", budget="b",
+                       scores=(DENSE[seed], CONTROL[seed]))  # fmt: skip
+    for seed in (1, 2):
+        experiment.log(seed=seed, group="p", pattern="dense", control="p", budget="b", params={"distill": "none"},
+                       scores=(DENSE[seed], DENSE[seed]))  # fmt: skip
+    row = find(experiment)
+    assert (row.control, row.plain) != (None, None)
+    client = experiment.client
+    ours = [raw(client, run) for run in row.runs]
+    dense, sparse = ([{key: pair[at] for key, pair in each.items()} for each in ours] for at in (0, 1))
+    logged = [client.get_run(run).data.metrics for run in row.runs]
+    means = [fmean(each[name] for each in logged) for name in ("dense/f1", "sparse/f1")]
+    maxima = [max(each[name] for each in logged) for name in ("dense/f1", "sparse/f1")]
+    assert [row.dense_mean, row.sparse_mean, row.dense_max, row.sparse_max] == pytest.approx([*means, *maxima])
+    assert row.drop_mean == pytest.approx(means[1] / means[0] - 1)
+    assert row.drop_max == pytest.approx(maxima[1] / maxima[0] - 1)
+    assert row.drop_interval == near(by_hand(dense, sparse, paired=True))
+    for control, seeds, paired in ((row.control, [0, 1, 2], True), (row.plain, [1, 2], False)):
+        assert control is not None
+        assert control.seeds == seeds
+        rival = [{key: pair[1] for key, pair in raw(client, run).items()} for run in control.runs]
+        scored = [client.get_run(run).data.metrics["sparse/f1"] for run in control.runs]
+        assert (control.mean, control.max) == pytest.approx((fmean(scored), max(scored)))
+        assert control.drop_mean == pytest.approx(means[1] / fmean(scored) - 1)
+        assert control.drop_max == pytest.approx(maxima[1] / max(scored) - 1)
+        assert control.interval == near(by_hand(rival, sparse, paired))
+
+
+def test_identical_scores(experiment):
+    for seed in DENSE:
+        experiment.log(seed=seed, control="c", scores=(DENSE[seed], DENSE[seed]))
+        experiment.log(seed=seed, group="d", pattern="dense", control="c", scores=(DENSE[seed], DENSE[seed]))
+    row = find(experiment)
+    assert row.control is not None
+    assert row.drop_interval == row.control.interval == [0.0, 0.0]
+
+
+def test_the_order_of_the_examples_does_not_matter(experiment):
+    for seed in (0, 1):
+        turned = {"id": list("cab"), "dense": [0.9, 0.5, 0.7], "sparse": [0.8, 0.6, 0.4]}
+        straight = {"id": list("abc"), "dense": [0.5, 0.7, 0.9], "sparse": [0.6, 0.4, 0.8]}
+        for group, second in (("t", turned), ("s", straight)):
+            content = json.dumps(second if seed else straight)
+            experiment.log(seed=seed, group=group, dense=0.7, sparse=0.6, pattern=group, scores=content)
+    first, second = find(experiment, "t"), find(experiment, "s")
+    assert first.drop_interval == second.drop_interval
+    assert first.drop_interval is not None
+
+
+def test_controls_are_found_behind_a_filter(experiment):
+    experiment.log(control="c")
+    dense = experiment.log(control="c", group="d", pattern="dense", sparse=0.75)
+    (row,), _ = gather(experiment.client, experiment.name, Filters(pattern="4x1"))
+    assert row.control is not None
+    assert (row.control.mean, row.control.runs) == (0.75, [dense])
+
+
+@pytest.mark.parametrize("change", [{"control": "other"}, {"control": None}, {"metric": "accuracy"}, {"pattern": "2:4"},
+                                    {"status": "FAILED"}, {"verified": "false"}])  # fmt: skip
+def test_what_is_no_control(experiment, change):
+    experiment.log(control="c")
+    experiment.log(**{"control": "c", "group": "d", "pattern": "dense", **change})
+    (row,) = [row for row in gather(experiment.client, experiment.name)[0] if row.pattern == "4x1"]
+    assert row.control is None
+    assert "no same-budget dense control: pattern=dense, and all else as here" in row.notes
+
+
+def test_controls_have_no_controls(experiment):
+    experiment.log(control="c", budget="b", group="d", pattern="dense", params={"distill": "logits"})
+    experiment.log(control="p", budget="b", group="p", pattern="dense", params={"distill": "none"})
+    rows, _ = gather(experiment.client, experiment.name)
+    assert [(row.control, row.plain) for row in rows] == [(None, None)] * 2
+    assert not [note for row in rows for note in row.notes if "control" in note]
+
+
+def test_a_row_without_distillation_has_one_control(experiment):
+    experiment.log(control="c", budget="b", params={"distill": "none"})
+    experiment.log(control="c", budget="b", group="d", pattern="dense", params={"distill": "none"})
+    row = find(experiment)
+    assert row.control is not None
+    assert row.plain is None
+
+
+def test_the_rival_with_most_seeds_is_taken(experiment):
+    experiment.log(control="c")
+    few = experiment.log(control="c", group="z", pattern="dense")
+    most = [experiment.log(control="c", group="a", pattern="dense", seed=seed) for seed in (0, 1)]
+    row = find(experiment)
+    assert row.control is not None
+    assert (row.control.runs, row.control.rivals) == (most, 2)
+    assert few not in row.control.runs
+    assert "several groups of runs could be a control: the one with most seeds is" in row.notes
+
+
+GOOD = {"id": ["a", "b"], "dense": [0.9, 0.7], "sparse": [0.8, 0.6]}
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (None, "scores.json is missing or cannot be fetched"),
+        ("", "damaged"),
+        ("[1, 2", "damaged"),
+        ("[" * 100_000, "damaged"),
+        ("[]", "damaged"),
+        (json.dumps({**GOOD, "sparse": [0.8]}), "damaged"),
+        (json.dumps({**GOOD, "sparse": [0.8, None]}), "damaged"),
+        (json.dumps({**GOOD, "sparse": [0.8, True]}), "damaged"),
+        (json.dumps({**GOOD, "sparse": [0.8, float("nan")]}), "damaged"),
+        (json.dumps({**GOOD, "sparse": [80, 60]}), "damaged"),
+        (json.dumps({**GOOD, "id": ["a", "a"]}), "damaged"),
+        (json.dumps({"id": [], "dense": [], "sparse": []}), "damaged"),
+        (json.dumps({**GOOD, "sparse": [0.8, 0.5]}), "scores.json and the logged scores do not agree"),
+    ],
+)
+def test_scores_that_cannot_be_used(experiment, content, reason):
+    run = experiment.log(dense=0.8, sparse=0.7, scores=content)
+    row = find(experiment)
+    assert row.drop_interval is None
+    (note,) = [note for note in row.notes if note.startswith("no interval: ")]
+    assert reason in note
+    if reason == "damaged":
+        assert run[:8] in note
+    assert row.drop_mean == pytest.approx(-0.125)
+
+
+def test_a_damaged_control_costs_its_own_interval(experiment):
+    experiment.log(control="c", dense=0.8, sparse=0.7, scores=json.dumps(GOOD))
+    experiment.log(control="c", dense=0.8, sparse=0.8, group="d", pattern="dense", scores="{}")
+    row = find(experiment)
+    assert row.drop_interval is not None
+    assert row.control is not None
+    assert row.control.interval is None
+    (note,) = [note for note in row.notes if note.startswith("no interval")]
+    assert note.startswith("no interval against the control: scores.json of run ")
+
+
+def test_other_examples_are_not_paired(experiment):
+    experiment.log(control="c", dense=0.8, sparse=0.7, scores=json.dumps(GOOD))
+    other = json.dumps({**GOOD, "id": ["a", "c"]})
+    experiment.log(control="c", dense=0.8, sparse=0.7, group="d", pattern="dense", scores=other)
+    experiment.log(seed=1, group="e", pattern="2:4", dense=0.8, sparse=0.7, scores=json.dumps(GOOD))
+    experiment.log(seed=2, group="e", pattern="2:4", dense=0.8, sparse=0.7, scores=other)
+    assert "no interval against the control: it was scored on other examples" in find(experiment).notes
+    assert "no interval: its seeds were scored on different examples" in find(experiment, "2:4").notes
+
+
+def test_only_what_is_shown_is_read(experiment, monkeypatch):
+    shown = experiment.log(control="c", dense=0.8, sparse=0.7, scores=json.dumps(GOOD))
+    experiment.log(group="e", pattern="2:4", dense=0.8, sparse=0.7, scores=json.dumps(GOOD))
+    asked = []
+    read = scores.read
+    monkeypatch.setattr(scores, "read", lambda client, runs: asked.extend(runs) or read(client, asked))
+    gather(experiment.client, experiment.name, Filters(pattern="4x1"))
+    assert asked == [shown]
+    gather(experiment.client, experiment.name, with_intervals=False)
+    assert asked == [shown]
+
+
+def test_rows_without_runs_are_left_alone(experiment):
+    rows, _ = gather(experiment.client, experiment.name, compare=True)
+    assert rows
+    assert intervals.add(experiment.client, rows) == rows
+
+
+def test_sizes_and_counts_are_pooled(experiment):
+    counts = {columns.TRAIN_EXAMPLES: 10, columns.OFFICIAL_TRAIN: 20}
+    sizes = {columns.BYTES: 100, columns.MACS_DENSE: 50}
+    for seed in (0, 1):
+        experiment.log(seed=seed, dense_model=f"m{seed // 2}", counts=counts,
+                       metrics={**sizes, columns.COMPRESSED: 40 + 20 * seed, "sparse/exact_match": 0.5 + 0.1 * seed,
+                                "dense/exact_match": 0.7, "dense/only_once": 1.0 if seed else None},
+                       params={"train.precision": ["bf16", "float32"][seed]})  # fmt: skip
+    row = find(experiment)
+    assert (row.size_bytes, row.compressed_bytes, row.macs_dense, row.macs_sparse) == (100, 50, 50, None)
+    assert (row.train_examples, row.evaluation_examples, row.official_train) == (10, None, 20)
+    assert (row.dense_models, row.precision, row.hidden_dropout) == (1, "bf16|float32", None)
+    assert row.sparse_others == pytest.approx({"exact_match": 0.55})
+    assert row.dense_others == pytest.approx({"exact_match": 0.7})
+
+
+def test_runs_of_older_versions_are_shown(published):
+    (row,) = gather(published.client, published.name)[0]
+    lacking = ("control", "plain", "size_bytes", "macs_sparse", "dense_models", "official_train", "drop_interval")
+    assert [getattr(row, name) for name in lacking] == [None] * len(lacking)
+    assert (row.sparse_others, row.dense_others) == ({}, {})
