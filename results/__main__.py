@@ -1,4 +1,5 @@
 """Prints the table of what was logged: `python -m results [--model bert-mini] [--pattern 2:4,4x1] [--format markdown]`.
+`python -m results report` writes it with pictures and all that was run into an HTML page.
 
 Exit status 0 also when there is nothing to show, 1 when the store cannot be read or the filters match nothing, 2 for a
 wrong option.
@@ -40,7 +41,27 @@ def main(arguments: list[str] | None = None) -> int:
         return fail(f"{error} (in {options.tracking_uri})")
     except Exception as error:  # MLflow lets through whatever its stores and drivers raise
         return fail(f"cannot read {options.tracking_uri}: {type(error).__name__}: {' '.join(str(error).split())}")
-    show(rows, table.footnotes(rows, left_out), options.format, options.wide)
+    notes = table.footnotes(rows, left_out)
+    if options.command == "report":
+        return write_report(client, rows, notes, options)
+    show(rows, notes, options.format, options.wide)
+    return 0
+
+
+def write_report(client: MlflowClient, rows: list[collect.Row], notes: list[str], options: argparse.Namespace) -> int:
+    """Writes the report page and says where, whole or not at all."""
+    if not any(row.runs for row in rows):
+        return fail("there is nothing to report: no pruned run is finished, verified and scored")
+    from results import report
+
+    text = report.page(client, rows, notes, options.experiment or "What sparsity costs")
+    partial = options.output.with_name(f"{options.output.name}.tmp")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(options.output)
+    except OSError as error:
+        return fail(f"--output {options.output}: {error.strerror}")
+    print(f"{options.output}: {len(rows)} rows, {len(text) / 1e6:.1f} MB, nothing in it needs a network")
     return 0
 
 
@@ -73,6 +94,10 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         "maxima, as in the published table; intervals are of drops of means, by a bootstrap over examples and seeds. "
         "Controls are the rows pattern=dense, and pattern=dense distill=none, of as many steps on the same data.",
     )
+    what = "table: print it; report: write one HTML page with table, pictures and what was run (%(default)s)"
+    parser.add_argument("command", nargs="?", choices=["table", "report"], default="table", help=what)
+    output = "the report's file (%(default)s)"
+    parser.add_argument("--output", metavar="FILE", type=Path, default=Path("report.html"), help=output)
     uri = os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
     where = "where the runs are; if left out, $MLFLOW_TRACKING_URI or else sqlite:///mlflow.db"
     parser.add_argument("--tracking-uri", metavar="URI", default=uri, help=where)

@@ -30,7 +30,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#9
 MARKERS = "os^Dv<>"
 HATCHES = ("", "//", "..", "xx", "\\\\", "oo", "--")
 OTHER = "other"
-STYLE: dict[str, Any] = {
+STYLE: Any = {
     "font.size": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -40,6 +40,7 @@ STYLE: dict[str, Any] = {
     "axes.axisbelow": True,
     "legend.frameon": False,
     "hatch.linewidth": 0.5,
+    "svg.fonttype": "none",  # text as text: a tenth of the bytes
     "svg.hashsalt": "prune-distill",  # the same picture has the same bytes
     "text.parse_math": False,  # labels are people's own
 }
@@ -107,6 +108,7 @@ def training(history: History) -> Figure:
             if key == columns.SPARSITY:
                 at.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         axes[0].set_yscale("log" if all(value > 0 for _, value in history.get(columns.LOSS, [(0, 0.0)])) else "linear")
+        axes[0].set_title("Training", fontsize=10)
         axes[-1].set_xlabel("optimizer step")
     return figure
 
@@ -133,6 +135,7 @@ def sparsity_by_layer(layers: Sequence[Mapping[str, Any]]) -> Figure:
                         ha="right", rotation_mode="anchor")  # fmt: skip
         axes.set_yticks(range(len(rows)), [row or "-" for row in rows])
         axes.set_ylabel("layer")
+        axes.set_title("Sparsity by layer and kind of matrix", fontsize=10)
         for y, line in enumerate(values):
             for x, value in enumerate(line):
                 if value == value:  # not where a layer has no such matrix
@@ -169,8 +172,9 @@ def mask_updates(updates: Sequence[Mapping[str, Any]], layers: Sequence[Mapping[
         axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=1))
         shown = [at for at in MaxNLocator(8, integer=True).tick_values(0, len(updates) - 1) if 0 <= at < len(updates)]
         axes.set_xticks(shown, [str(updates[int(at)]["step"]) for at in shown])
+        axes.set_title("What each mask update removed", fontsize=10)
         axes.set_xlabel("optimizer step of the mask update")
-        axes.set_ylabel("removed, of all prunable weights")
+        axes.set_ylabel("of all prunable weights")
         axes.legend(fontsize=7, ncols=2)
     return figure
 

@@ -7,19 +7,22 @@ from __future__ import annotations
 
 import base64
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from html import escape
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from results import columns, pictures, table
+from results.collect import Run, read
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from mlflow import MlflowClient
 
-    from results.collect import Row, Run
+    from results.collect import Row
 
 SECONDS = columns.seconds("")
 TITLES = {"training": "Training", "layers": "Sparsity by layer", "updates": "What each mask update removed"}
@@ -29,11 +32,12 @@ STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #1b1b1b; background: #fff; margin: 0 auto; max-width: 75rem;
        padding: 1rem; }
 h1 { font-size: 1.5rem; } h2 { font-size: 1.2rem; margin-top: 2.5rem; } h3 { font-size: 1rem; }
-.wide { overflow-x: auto; }
+.wide { overflow-x: auto; } .notes { padding-left: 1.2rem; color: #444; font-size: .9rem; }
 table { border-collapse: collapse; font-size: .87rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .3rem .6rem; border-bottom: 1px solid #ddd; text-align: left; vertical-align: top; }
-thead th { border-bottom: 2px solid #888; } td.number, th.number { text-align: right; white-space: nowrap; }
-figure { margin: 0 0 1rem; } figcaption { font-weight: 600; } img { max-width: 100%; height: auto; }
+thead th { border-bottom: 2px solid #888; } .number { text-align: right; } td.number { white-space: nowrap; }
+th { max-width: 7.5rem; vertical-align: bottom; }
+figure { margin: 0 0 1rem; } img { max-width: 100%; height: auto; }
 .pictures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); gap: 1rem; }
 details { border: 1px solid #ddd; border-radius: .3rem; padding: .4rem .8rem; margin: .5rem 0; }
 summary { cursor: pointer; overflow-wrap: anywhere; } code, pre { font-size: .82rem; }
@@ -46,8 +50,9 @@ dd { margin: 0; overflow-wrap: anywhere; }
 
 @dataclass
 class Details:
-    """What of a run only the report shows."""
+    """What the report shows of a run beside the table."""
 
+    run: Run
     name: str
     address: str | None
     """Of its page in MLflow's UI, where the store is a server."""
@@ -55,61 +60,60 @@ class Details:
     command: str
     """How a person repeats it."""
     yaml: str
-    tags: Mapping[str, str]
     seconds: dict[str, float]
     """Wall-clock time by stage."""
     pictures: dict[str, Figure]
 
 
-def details(client: MlflowClient, run: Run) -> Details:
-    """Read what the report shows of a run."""
-    logged = client.get_run(run.run_id)
-    names = {entry.path for entry in client.list_artifacts(run.run_id)}
-    text = {
-        name: _text(client, run.run_id, name) if name in names else "" for name in (columns.CONFIG, columns.OVERRIDES)
-    }
-    overrides = shlex.join(text[columns.OVERRIDES].split("\n")[:-1])
+def details(client: MlflowClient, run_id: str) -> Details:
+    """Read them from the store."""
+    logged = client.get_run(run_id)
+    run = read(logged)
+    assert isinstance(run, Run)  # it is in a row
     uri = str(client.tracking_uri)
-    page = f"{uri.rstrip('/')}/#/experiments/{logged.info.experiment_id}/runs/{run.run_id}"
+    page = f"{uri.rstrip('/')}/#/experiments/{logged.info.experiment_id}/runs/{run_id}"
+    overrides = shlex.join((_text(client, run_id, columns.OVERRIDES) or "").splitlines())
     return Details(
-        name=logged.info.run_name or run.run_id,
+        run=run,
+        name=logged.info.run_name or run_id,
         address=page if uri.startswith(("http://", "https://")) else None,
         began=datetime.fromtimestamp(logged.info.start_time / 1000, UTC),
         command=f"python -m runner {overrides}".strip(),
-        yaml=text[columns.CONFIG],
-        tags=logged.data.tags,
+        yaml=_text(client, run_id, columns.CONFIG) or "not logged",
         seconds={k.removeprefix(SECONDS): v for k, v in logged.data.metrics.items() if k.startswith(SECONDS)},
-        pictures=pictures.of_run(client, run.run_id),
+        pictures=pictures.of_run(client, run_id),
     )
 
 
-def _text(client: MlflowClient, run_id: str, name: str) -> str:
-    with open(client.download_artifacts(run_id, name), encoding="utf-8") as text:
-        return text.read()
+def _text(client: MlflowClient, run_id: str, name: str) -> str | None:
+    if name not in {entry.path for entry in client.list_artifacts(run_id)}:
+        return None
+    with TemporaryDirectory() as folder:
+        return Path(client.download_artifacts(run_id, name, folder)).read_text(encoding="utf-8")
 
 
-def page(rows: list[Row], runs: list[Run], found: Mapping[str, Details], notes: Iterable[str], title: str) -> str:
+def page(client: MlflowClient, rows: list[Row], notes: Iterable[str], title: str) -> str:
     """The whole page.
 
     Args:
-        runs: those that the rows pool.
-        found: run id -> details.
         notes: what the table's reader must know.
         title: what is shown, such as the experiment's name.
     """
+    found = {run_id: details(client, run_id) for row in rows for run_id in row.runs}
     compared = [
         _figure(" on ".join(key[:2]), pictures.score_against_sparsity(group))
-        for key, group in pictures.comparisons(runs).items()
+        for key, group in pictures.comparisons(each.run for each in found.values()).items()
         if any(run.pattern != "dense" for run in group)
     ]
+    listed = table.html_table(rows, lambda row: f"#{anchor(row)}" if row.runs else None)
     parts = [
         f"<h1>{escape(title)}</h1>",
-        f'<div class="wide">{table.html_table(rows)}</div>',
-        "".join(f"<p>{escape(note)}</p>" for note in notes),
+        f'<div class="wide">{listed}</div>',
+        f'<ul class="notes">{"".join(f"<li>{escape(note)}</li>" for note in notes)}</ul>',
         f'<h2>Score against sparsity</h2><div class="pictures">{"".join(compared)}</div>' if compared else "",
         "<h2>What was run</h2>",
         _compute(found.values()),
-        *(_row(row, [run for run in runs if run.run_id in row.runs], found) for row in rows),
+        *(_row(row, [found[run_id] for run_id in row.runs]) for row in rows if row.runs),
     ]
     policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
     return (
@@ -123,8 +127,7 @@ def page(rows: list[Row], runs: list[Run], found: Mapping[str, Details], notes: 
 def _figure(caption: str, figure: Figure) -> str:
     # As an image: a label in it can then be no markup of this page.
     data = base64.b64encode(pictures.svg(figure).encode()).decode()
-    caption, source = escape(caption), f"data:image/svg+xml;base64,{data}"
-    return f'<figure><img alt="{caption}" src="{source}"><figcaption>{caption}</figcaption></figure>'
+    return f'<figure><img alt="{escape(caption)}" src="data:image/svg+xml;base64,{data}"></figure>'
 
 
 def _compute(found: Iterable[Details]) -> str:
@@ -132,7 +135,10 @@ def _compute(found: Iterable[Details]) -> str:
     hours: dict[str, float] = {}
     runs: dict[str, int] = {}
     for details in found:
-        where = f"{details.tags.get('hardware', 'hardware not known')}, {details.tags.get('ranks', '1')} rank(s)"
+        tags = details.run.tags
+        where = tags.get("hardware", "hardware not known")
+        if tags.get("ranks", "1") != "1":
+            where += f", {tags['ranks']} ranks"
         hours[where] = hours.get(where, 0.0) + sum(details.seconds.values()) / 3600
         runs[where] = runs.get(where, 0) + 1
     lines = "".join(
@@ -147,10 +153,9 @@ def _compute(found: Iterable[Details]) -> str:
     return f'<div class="wide"><table>{head}<tbody>{lines}</tbody></table></div><p>{told}</p>'
 
 
-def _row(row: Row, runs: list[Run], found: Mapping[str, Details]) -> str:
+def _row(row: Row, found: list[Details]) -> str:
     name = f"{row.model} on {row.dataset}, {row.pattern}"
-    inside = "".join(_run(run, found[run.run_id]) for run in runs)
-    return f'<h3 id="{anchor(row)}">{escape(name)}</h3>{inside}'
+    return f'<h3 id="{anchor(row)}">{escape(name)}</h3>{"".join(map(_run, found))}'
 
 
 def anchor(row: Row) -> str:
@@ -158,8 +163,8 @@ def anchor(row: Row) -> str:
     return f"row-{row.runs[0]}"
 
 
-def _run(run: Run, details: Details) -> str:
-    tags = details.tags
+def _run(details: Details) -> str:
+    run, tags = details.run, details.run.tags
     commit = tags.get("mlflow.source.git.commit", "not known")
     dirty = ", with changes that were not committed" if tags.get("git.dirty") == "true" else ""
     versions = ", ".join(f"{k.removeprefix(VERSION)} {v}" for k, v in sorted(tags.items()) if k.startswith(VERSION))

@@ -303,16 +303,28 @@ def latex(rows: list[Row]) -> str:
     return "\n".join([*opening, header, r"\midrule", *body, r"\bottomrule", r"\end{tabular}"])
 
 
-def html_table(rows: list[Row]) -> str:
-    """A `<table>` element for a page, everything in it escaped."""
+def html_table(rows: list[Row], address: Callable[[Row], str | None] = lambda row: None) -> str:
+    """A `<table>` element for a page, everything in it escaped.
+
+    Args:
+        address: what the first cell of a row leads to.
+    """
 
     def line(tag: str, cells: list[str]) -> str:
         kinds = [' class="number"' if column.numeric else "" for column in columns]
         return "".join(f"<{tag}{kind}>{escape(cell)}</{tag}>" for kind, cell in zip(kinds, cells, strict=True))
 
+    def linked(cells: str, to: str | None) -> str:
+        if to is None:
+            return cells
+        first, rest = cells.removeprefix("<td>").split("</td>", 1)
+        return f'<td><a href="{escape(to)}">{first}</a></td>{rest}'
+
     columns = layout(rows)
     header = line("th", [column.header for column in columns])
-    body = "".join(f"<tr>{line('td', [column.cell(row) for column in columns])}</tr>\n" for row in rows)
+    body = "".join(
+        f"<tr>{linked(line('td', [column.cell(row) for column in columns]), address(row))}</tr>\n" for row in rows
+    )
     return f"<table>\n<thead><tr>{header}</tr></thead>\n<tbody>\n{body}</tbody>\n</table>"
 
 

@@ -165,7 +165,7 @@ def describe() -> str:
     """The hardware in a few words, for the record."""
     if device().type == "cuda":
         return torch.cuda.get_device_name()
-    return f"{_cpu()}, {torch.get_num_threads()} threads"
+    return f"{_cpu()}, {torch.get_num_threads()} thread{'s' * (torch.get_num_threads() > 1)}"
 
 
 def _cpu() -> str:
