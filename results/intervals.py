@@ -11,7 +11,7 @@ from mlflow import MlflowClient
 from results import columns, scores
 from results.bootstrap import Sample, interval
 from results.collect import Control, Row
-from results.scores import Scores, Unreadable
+from results.scores import Scores, Unusable
 
 _TOLERANCE = 1e-6  # between a logged score and the mean over its examples
 
@@ -23,48 +23,53 @@ def add(client: MlflowClient, rows: list[Row]) -> list[Row]:
     return [_with_intervals(row, read) for row in rows]
 
 
-def _with_intervals(row: Row, read: Mapping[str, Scores | Unreadable]) -> Row:
+def _with_intervals(row: Row, read: Mapping[str, Scores | Unusable]) -> Row:
     if not row.runs:
         return row
     try:
         ids, dense, sparse = _samples(row, read)
         _check(dense, row.dense_mean)
         _check(sparse, row.sparse_mean)
-    except Unreadable as error:
+        row = replace(row, drop_interval=_interval(dense, sparse))
+    except Unusable as error:
         return replace(row, notes=[*row.notes, f"no interval: {error}"])
-    row = replace(row, drop_interval=interval(dense, sparse))
     for name in ("control", "plain"):
         rival: Control | None = getattr(row, name)
         if rival is None:
             continue
         try:
             row = replace(row, **{name: replace(rival, interval=_against(rival, ids, sparse, read))})
-        except Unreadable as error:
+        except Unusable as error:
             row = replace(row, notes=[*row.notes, f"no interval against the control: {error}"])
     return row
 
 
-def _against(
-    rival: Control, ids: list[str], sparse: Sample, read: Mapping[str, Scores | Unreadable]
-) -> list[float] | None:
+def _against(rival: Control, ids: list[str], sparse: Sample, read: Mapping[str, Scores | Unusable]) -> list[float]:
     their_ids, _, theirs = _samples(rival, read)
     if their_ids != ids:
-        raise Unreadable("it was scored on other examples")
+        raise Unusable("it was scored on other examples")
     _check(theirs, rival.mean)
-    return interval(theirs, sparse)
+    return _interval(theirs, sparse)
 
 
-def _samples(group: Row | Control, read: Mapping[str, Scores | Unreadable]) -> tuple[list[str], Sample, Sample]:
-    """Ids in their order, and the samples of the dense and the sparse models. Raises Unreadable."""
+def _interval(dense: Sample, sparse: Sample) -> list[float]:
+    found = interval(dense, sparse)
+    if found is None:
+        raise Unusable("the score that it is relative to may be 0")
+    return found
+
+
+def _samples(group: Row | Control, read: Mapping[str, Scores | Unusable]) -> tuple[list[str], Sample, Sample]:
+    """Ids in their order, and the samples of the dense and the sparse models. Raises Unusable."""
     found: list[Scores] = []
     for run in group.runs:
         each = read[run]
-        if isinstance(each, Unreadable):
+        if isinstance(each, Unusable):
             raise each
         found.append(each)
     ids = sorted(found[0].ids)
     if any(sorted(each.ids) != ids for each in found):
-        raise Unreadable("its seeds were scored on different examples")
+        raise Unusable("its seeds were scored on different examples")
     orders = [np.argsort(np.array(each.ids, dtype=object)) for each in found]
     dense = np.stack([each.dense[order] for each, order in zip(found, orders, strict=True)])
     sparse = np.stack([each.sparse[order] for each, order in zip(found, orders, strict=True)])
@@ -73,4 +78,4 @@ def _samples(group: Row | Control, read: Mapping[str, Scores | Unreadable]) -> t
 
 def _check(sample: Sample, mean: float | None) -> None:
     if mean is None or abs(float(sample.scores.mean()) - mean) > _TOLERANCE:
-        raise Unreadable(f"{columns.SCORES} and the logged scores do not agree")
+        raise Unusable(f"{columns.SCORES} and the logged scores do not agree")

@@ -18,8 +18,8 @@ from results import columns
 _AT_ONCE = 4  # requests
 
 
-class Unreadable(Exception):
-    """Why a run has no scores by example, in a few words."""
+class Unusable(Exception):
+    """Why the scores by example of a run give no interval, in a few words."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,23 +33,23 @@ class Scores:
     """float64[examples]"""
 
 
-def read(client: MlflowClient, runs: Iterable[str]) -> dict[str, Scores | Unreadable]:
+def read(client: MlflowClient, runs: Iterable[str]) -> dict[str, Scores | Unusable]:
     """What each of these runs logged as `columns.SCORES`; an error stands in for what is missing or damaged."""
     wanted = list(dict.fromkeys(runs))
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         return dict(zip(wanted, pool.map(lambda run_id: _attempt(client, run_id), wanted), strict=True))
 
 
-def _attempt(client: MlflowClient, run_id: str) -> Scores | Unreadable:
+def _attempt(client: MlflowClient, run_id: str) -> Scores | Unusable:
     with tempfile.TemporaryDirectory() as folder:
         try:
             text = Path(client.download_artifacts(run_id, columns.SCORES, folder)).read_bytes()
         except Exception:  # MLflow lets through whatever its stores and drivers raise, also where nothing was logged
-            return Unreadable(f"{columns.SCORES} is missing or cannot be fetched")
+            return Unusable(f"{columns.SCORES} is missing or cannot be fetched")
     try:
         return parse(json.loads(text))
     except (ValueError, RecursionError):
-        return Unreadable(f"{columns.SCORES} of run {run_id[:8]} is damaged")
+        return Unusable(f"{columns.SCORES} of run {run_id[:8]} is damaged")
 
 
 def parse(content: Any) -> Scores:

@@ -178,6 +178,13 @@ def test_scores_that_cannot_be_used(experiment, content, reason):
     assert row.drop_mean == pytest.approx(-0.125)
 
 
+def test_a_drop_that_may_be_undefined(experiment):
+    experiment.log(scores=([0, 1], [0.5, 0.5]))
+    row = find(experiment)
+    assert (row.drop_mean, row.drop_interval) == (0, None)
+    assert "no interval: the score that it is relative to may be 0" in row.notes
+
+
 def test_a_damaged_control_costs_its_own_interval(experiment):
     experiment.log(control="c", dense=0.8, sparse=0.7, scores=json.dumps(GOOD))
     experiment.log(control="c", dense=0.8, sparse=0.8, group="d", pattern="dense", scores="{}")
