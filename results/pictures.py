@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import MaxNLocator, NullFormatter, PercentFormatter
 
 from results import columns
 from results.collect import Run, fetch_children, natural, select
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 # Okabe and Ito (2008): told apart by colour-blind readers too.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999")
 MARKERS = "os^Dv<>"
-HATCHES = ("", "//", "..", "xx", "\\\\", "oo", "--")
+HATCHES = ("", "//", "--", "\\\\", "||", "xx", "++")  # of lines: circles would take ten times the bytes
 OTHER = "other"
 STYLE: Any = {
     "font.size": 9,
@@ -107,7 +107,11 @@ def training(history: History) -> Figure:
             at.set_ylabel(label)
             if key == columns.SPARSITY:
                 at.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-        axes[0].set_yscale("log" if all(value > 0 for _, value in history.get(columns.LOSS, [(0, 0.0)])) else "linear")
+        losses = [value for _, value in history.get(columns.LOSS, [])]
+        if losses and min(losses) > 0 and max(losses) > 20 * min(losses):
+            axes[0].set_yscale("log")
+            axes[0].yaxis.set_major_formatter("{x:g}")  # not 10^-2: labels are no mathematics here
+            axes[0].yaxis.set_minor_formatter(NullFormatter())
         axes[0].set_title("Training", fontsize=10)
         axes[-1].set_xlabel("optimizer step")
     return figure
