@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 
 from pruning import Dense, LayerReport, MaskUpdate, Plan, Pruner, TrainingLength
 from results import columns
-from runner import baseline, evaluate, jobs, models, ranks, seals, space, tracking
+from runner import baseline, card, evaluate, jobs, models, ranks, seals, space, tracking
 from runner.config import Experiment, Identity, Origin, identify
 from runner.cost import Cost
 from runner.device import Precision, bf16_speedup, device, keep_bf16_speedup, keep_freed_memory
@@ -193,6 +193,7 @@ def perform(experiment: Experiment, origin: Origin, inputs: Inputs, folder: Path
         result = conclude(
             experiment, origin, inputs, dense_scores, sparse_scores, verification, folder, tracker, cost, made
         )
+        card.write(folder / "model", experiment, origin, inputs.examples, result)
         record(tracker, experiment, result, pruned, dense_scores, sparse_scores)
         seals.write_json(folder / "result.json", asdict(result))
     log.info("%s", summary(result))

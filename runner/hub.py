@@ -31,6 +31,62 @@ def explain(what: str, key: str, value: str) -> Iterator[None]:
 
 
 @contextmanager
+def explain_upload(repo_id: str, token: str) -> Iterator[None]:
+    """Turn the many errors of a failed upload into one message, which does not hold the token.
+
+    Raises:
+        UserError: the hub cannot be reached, or refuses.
+    """
+    from huggingface_hub import constants
+
+    if constants.is_offline_mode():
+        raise UserError(f"{repo_id}: HF_HUB_OFFLINE=1 forbids to reach the hub: unset it to share")
+    if not _listens(constants.ENDPOINT):
+        raise UserError(f"{repo_id}: {_unreachable(constants.ENDPOINT)}")
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        said = _refused(repo_id, constants.ENDPOINT, error)
+        if said is None:
+            raise
+        raise UserError(said.replace(token, "(token)")) from error
+
+
+def _unreachable(endpoint: str) -> str:
+    return f"the hub at {endpoint} cannot be reached; see to the connection, or set HF_ENDPOINT to another hub"
+
+
+def _refused(repo_id: str, endpoint: str, error: Exception) -> str | None:
+    """Why the hub did not take an upload; None if the error is none of the hub's."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    if isinstance(error, HfHubHTTPError):
+        status = error.response.status_code
+        answers = {
+            401: "it does not know the token: log in again by `hf auth login`, or set HF_TOKEN to one that is valid",
+            403: f"the token may not write there: take one with the right to write to {repo_id.split('/')[0]}",
+            404: "there is no such repository, or the token may not see it",
+            409: "another upload is going on, or a repository of this name is in the way; try again later",
+            412: "it was changed by somebody else during this upload: look at it, and then share again",
+            413: "it takes no files of this size",
+            429: "too many requests: wait a little, then share again",
+        }
+        told = answers.get(status, f"status {status}, {_first_line(error)}")
+        return f"{repo_id}: the hub at {endpoint} refuses: {told}"
+    if any(kind.__module__.split(".")[0] in ("httpx", "httpx2") for kind in type(error).__mro__):
+        return f"{repo_id}: the connection to the hub at {endpoint} failed ({_first_line(error)}): share again"
+    if isinstance(error, (OSError, ValueError, RuntimeError)):
+        return f"{repo_id}: the upload to {endpoint} failed: {' '.join(str(error).split()) or repr(error)}"
+    return None
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), repr(error))
+
+
+@contextmanager
 def _offline_if_silent(value: str) -> Iterator[None]:
     """Where nothing listens at the hub's address only the cache can help: ask it at once, without the minute of
     retries and warnings that huggingface_hub has for a hub in trouble."""

@@ -72,6 +72,11 @@ def fault(place: Path) -> str | None:
         return f"{SEAL} cannot be read: {error}"
 
 
+def names(place: Path) -> list[str]:
+    """The files that were sealed, of a folder that is sound."""
+    return sorted(json.loads((place / SEAL).read_text(encoding="utf-8")))
+
+
 def checksums(folder: Path, files: Iterable[Path]) -> dict[str, list[int]]:
     """Size and CRC-32 of files by their names below a folder."""
     return {file.relative_to(folder).as_posix(): [file.stat().st_size, _crc32(file)] for file in files}

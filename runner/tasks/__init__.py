@@ -73,11 +73,15 @@ class Dataset:
     """Examples of the whole official training split, where there is one: the table tells who used fewer."""
     official_evaluation: int | None = None
     """Examples of the whole official evaluation split."""
+    licence: str | None = None
+    """Of the data, by the hub's name for it, such as cc-by-sa-4.0: told in the model card. None: not known."""
 
     metric: ClassVar[str]
     """The main metric, which names the columns of the table."""
     architecture: ClassVar[str]
     """The transformers auto class with the task's head."""
+    pipeline_tag: ClassVar[str]
+    """The hub's name of the task."""
     label_names: ClassVar[tuple[str, ...]]
     """The features' columns that are labels, one for each head of `prediction`."""
     defining: ClassVar[tuple[str, ...]] = ("path", "name", "revision")
@@ -85,9 +89,14 @@ class Dataset:
 
     selecting: ClassVar[tuple[str, ...]] = (
         "path", "name", "revision", "max_train_samples", "max_eval_samples", "holdout", "data_seed",
-        "official_train", "official_evaluation",
+        "official_train", "official_evaluation", "licence",
     )  # fmt: skip
     """Fields that only say which examples there are: a hash of their contents says it better."""
+
+    @property
+    def hub_id(self) -> str | None:
+        """The dataset's id on the hub; None for what lies on this machine."""
+        return None if Path(self.path).expanduser().exists() else self.path
 
     def settings(self) -> dict[str, Any]:
         """The fields that say what is done with the examples."""

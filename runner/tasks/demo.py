@@ -18,12 +18,17 @@ class Demo(Span):
     path: str = "generated"
     max_seq_length: int = 128
     doc_stride: int = 32
+    licence: str | None = "apache-2.0"
     train_examples: int = 4000
     """Questions generated for training."""
     eval_examples: int = 1000
     """Questions generated for evaluation, from another seed."""
 
     selecting: ClassVar[tuple[str, ...]] = (*Span.selecting, "train_examples", "eval_examples")
+
+    @property
+    def hub_id(self) -> str | None:
+        return None
 
     def splits(self) -> tuple[datasets.Dataset | None, datasets.Dataset | None, str]:
         import datasets

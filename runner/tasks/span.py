@@ -46,6 +46,7 @@ class Span(Dataset):
 
     metric: ClassVar[str] = "f1"
     architecture: ClassVar[str] = "AutoModelForQuestionAnswering"
+    pipeline_tag: ClassVar[str] = "question-answering"
     label_names: ClassVar[tuple[str, ...]] = ("start_positions", "end_positions")
 
     def __post_init__(self) -> None:

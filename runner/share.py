@@ -1,0 +1,211 @@
+"""Upload a run's model and its card to the hub. Nothing is shared but by this command.
+
+python -m runner.share RUN --repo-id OWNER/NAME [--private] [--update] [--message TEXT] [--dry-run] [--tracking-uri URI]
+
+RUN is a run's folder, or its id in MLflow. The model is checked once more against its seal, the pattern that it claims
+and what the run counted, before anything is sent. All files go up in one commit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from runner import card, models, runs, seals
+from runner.errors import UserError
+from runner.experiment import set_up_process
+from runner.hub import explain_upload
+from runner.inspect import inspect
+from runner.runs import Run
+from runner.tracking import Tracking
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi, ModelInfo
+
+PRUNING = "pruning.json"
+_OF_THE_HUB = {".gitattributes"}  # which it makes by itself
+
+
+def check_id(repo_id: str) -> None:
+    """Refuse what is no id of a repository under an owner."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise UserError(f"--repo-id={repo_id}: {error}") from error
+    if "/" not in repo_id:
+        raise UserError(f"--repo-id={repo_id}: name the owner too, as in OWNER/{repo_id}")
+
+
+def check(run: Run) -> None:
+    """Refuse a model that is not, bit for bit and zero for zero, what its run made and scored."""
+    model = run.folder / "model"
+    problem = seals.fault(model)
+    if problem is not None:
+        raise UserError(f"{model} is not what the run wrote ({problem}): run it again with force=true, and share that")
+    if run.result["sparse"] is None:
+        return
+    if run.result["verification"] is None:
+        raise UserError(f"{run.folder}: its model was not verified: run it again with force=true, and share that")
+    check_pruning(model / PRUNING, run.result)
+    with models.quiet_loading():
+        found = inspect(model)
+    if found.broken_claims:
+        raise UserError(f"{model}: the weights are not as {PRUNING} says: {found.broken_claims[0]}")
+
+
+def check_pruning(file: Path, result: Mapping[str, Any]) -> None:
+    """Refuse a pruning.json that is not the run's: it was written after the model was sealed."""
+    try:
+        told = json.loads(file.read_text(encoding="utf-8"))
+        counted = {key: told[key] for key in result["verification"]}
+        same = (told["dense"], told["sparse"], counted) == (result["dense"], result["sparse"], result["verification"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{file} is missing or damaged: run it again with force=true, and share that") from error
+    if not same:
+        raise UserError(f"{file} does not tell the run's own numbers: run it again with force=true, and share that")
+
+
+def files_of(run: Run, repo_id: str) -> dict[str, Path | bytes]:
+    """What is uploaded, by name: the sealed files, what was done to them, and the card with the id to load them by."""
+    model = run.folder / "model"
+    files: dict[str, Path | bytes] = {name: model / name for name in seals.names(model)}
+    if run.result["sparse"] is not None:
+        files[PRUNING] = model / PRUNING
+    return files | {card.NAME: card_for(model / card.NAME, repo_id).encode()}
+
+
+def card_for(file: Path, repo_id: str) -> str:
+    """The card, with the hub's id for the place to load the model from."""
+    import yaml
+    from huggingface_hub import ModelCard
+
+    if not file.is_file():
+        raise UserError(
+            f"{file} is missing: a model is not shared without its card; write one (metadata in YAML between two lines "
+            "of ---, then Markdown), or run the run again with force=true"
+        )
+    try:
+        text = file.read_text(encoding="utf-8")
+        if not ModelCard(text).data.to_dict():
+            raise ValueError("it has none")
+    except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{file}: its metadata, YAML between two lines of ---, cannot be read: {reason}") from error
+    return text.replace(card.HERE, repo_id)
+
+
+def size_of(content: Path | bytes) -> int:
+    """Bytes."""
+    return len(content) if isinstance(content, bytes) else content.stat().st_size
+
+
+def announce(files: Mapping[str, Path | bytes], repo_id: str, private: bool) -> None:
+    """Say what goes where."""
+    print(f"for {repo_id}{' (private)' if private else ''}:")
+    for name, content in files.items():
+        print(f"  {name:<24}{size_of(content):>14,} bytes")
+    print(f"  {'in all':<24}{sum(map(size_of, files.values())):>14,} bytes")
+
+
+def there(api: HfApi, repo_id: str) -> ModelInfo | None:
+    """The repository as it is, or None."""
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    try:
+        return api.model_info(repo_id)
+    except RepositoryNotFoundError:
+        return None
+
+
+def check_target(found: ModelInfo | None, repo_id: str, private: bool, update: bool) -> None:
+    """Refuse to change what others may rely on, and to show what was to be private."""
+    if found is None:
+        return
+    if private and not found.private:
+        raise UserError(
+            f"--private: {repo_id} exists and is public, which an upload does not change: change it on the hub, or "
+            "give another --repo-id"
+        )
+    names = sorted({sibling.rfilename for sibling in found.siblings or []} - _OF_THE_HUB)
+    if names and not update:
+        more = ", ..." if len(names) > 3 else ""
+        raise UserError(
+            f"{repo_id} exists and holds {len(names)} files ({', '.join(names[:3])}{more}): --update puts this model "
+            "over it, and leaves files of other names; or give another --repo-id"
+        )
+
+
+def upload(
+    files: Mapping[str, Path | bytes], repo_id: str, private: bool, update: bool, message: str, token: str
+) -> str:
+    """Upload in one commit, to a repository that is made if there is none.
+
+    Returns:
+        The model's address.
+    """
+    from huggingface_hub import CommitOperationAdd, HfApi
+
+    api = HfApi(token=token)
+    with explain_upload(repo_id, token):
+        found = there(api, repo_id)
+        check_target(found, repo_id, private, update)
+        url = api.create_repo(repo_id, private=private or None, exist_ok=True)
+        adding = [CommitOperationAdd(name, content) for name, content in files.items()]
+        api.create_commit(repo_id, adding, commit_message=message, parent_commit=found.sha if found else None)
+    return str(url)
+
+
+def main(arguments: list[str]) -> None:
+    """Share the run of the command line, or say why not."""
+    parser = argparse.ArgumentParser(prog="python -m runner.share", description="Upload a run's model to the hub")
+    parser.add_argument("run", metavar="RUN", help="a run's folder, or its id in MLflow")
+    parser.add_argument("--repo-id", required=True, metavar="OWNER/NAME", help="where on the hub (HF_ENDPOINT)")
+    parser.add_argument("--private", action="store_true", help="make the repository private")
+    parser.add_argument("--update", action="store_true", help="write over what the repository holds")
+    parser.add_argument("--message", help="of the commit")
+    parser.add_argument("--dry-run", action="store_true", help="check, and say what would be uploaded; no hub is asked")
+    parser.add_argument("--tracking-uri", help="the MLflow store, where RUN is an id")
+    options = parser.parse_args(arguments)
+    set_up_process()
+    check_id(options.repo_id)
+    token = "" if options.dry_run else given_token()
+    run = runs.find(options.run, Tracking(uri=options.tracking_uri))
+    check(run)
+    files = files_of(run, options.repo_id)
+    announce(files, options.repo_id, options.private)
+    if options.dry_run:
+        print("nothing was uploaded (--dry-run)")
+        return
+    message = options.message or described(run)
+    print(upload(files, options.repo_id, options.private, options.update, message, token))
+
+
+def described(run: Run) -> str:
+    """A run in one line."""
+    result = run.result
+    return card.line(f"{result['model']} on {result['dataset']}, {result['pattern']}, seed {result['seed']}")
+
+
+def given_token() -> str:
+    """The user's token for the hub. Raises UserError if there is none."""
+    from huggingface_hub import get_token
+
+    token = get_token()
+    if not token:
+        raise UserError(
+            "there is no token for the hub: log in by `hf auth login`, or set HF_TOKEN to one that may write"
+        )
+    return token
+
+
+if __name__ == "__main__":
+    from runner.edge import guarded
+
+    sys.exit(guarded(lambda: main(sys.argv[1:])))
