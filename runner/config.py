@@ -279,7 +279,7 @@ def restore(yaml: str, chosen: Mapping[str, str], changes: Mapping[str, str | No
 def candidates(yaml: str) -> Iterator[dict[str, str]]:
     """All that the classes of a resolved configuration can have been: those with just these fields."""
     tasks.import_all()
-    given = OmegaConf.create(yaml)
+    given: Any = OmegaConf.create(yaml)
     fitting = []
     for group, base in GROUPS.items():
         having = [cls for cls in _with_subclasses(base) if {f.name for f in fields(cls)} == set(given[group])]

@@ -148,12 +148,12 @@ def begin(place: Path, now: MadeBy, again: bool) -> None:
     if before is not None:
         others = list(differences(MadeBy(**before), now))
         if again or others:
-            log.info("the reproduction in %s begins anew%s", place, "".join(f"\n  {line}" for line in others))
+            print("The one that was begun there is not gone on with.", *others, sep="\n  ", flush=True)
             for path in place.iterdir():
                 if path.name != ".lock":  # held by this process
                     seals.remove(path)
         else:
-            log.info("the reproduction in %s goes on; --again would begin anew", place)
+            print("It goes on from what lies there; --again would begin anew.", flush=True)
     seals.write_json(file, asdict(now))
 
 
@@ -302,8 +302,8 @@ def main(arguments: list[str]) -> int:
     from runner import experiment
     from runner.experiment import alone, saving, set_up_process
 
-    set_up_process()
     run = runs.find(options.run, Tracking(options.tracking_uri))
+    set_up_process()
     place = place_of(run, options.output_dir, options.keep_cache)
     again = prepared(run, options, place)
     print(f"{run.folder} is run again in {again.experiment.output_dir}", flush=True)
@@ -311,8 +311,11 @@ def main(arguments: list[str]) -> int:
     print(*(f"  {line}\n" for line in again.circumstances), sep="", end="", flush=True)
     if options.keep_cache:
         print(f"What lies in {again.experiment.cache_dir} is not computed again.", flush=True)
-    with saving(place), alone(place):
-        begin(place, again.made_by, options.again)
+    with saving(place):
+        pass  # it is made
+    with alone(place):
+        with saving(place):
+            begin(place, again.made_by, options.again)
         now = experiment.run(again.experiment, again.origin)
     found = compare(run, now, again.circumstances, options.tolerance)
     show(found)

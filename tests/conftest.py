@@ -29,14 +29,13 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-@pytest.fixture
-def cli(tmp_path: Path) -> Cli:
-    """`cli("-m", "runner", "model=tiny")` runs Python in `tmp_path` as a user would, offline unless `env` says else."""
+def cli_in(folder: Path) -> Cli:
+    """As the fixture `cli`, in another folder."""
 
     def run(*arguments: str, env: dict[str, str] | None = None, timeout: int = 300) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, *arguments],
-            cwd=tmp_path,
+            cwd=folder,
             env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "NO_COLOR": "1", **(env or {})},
             capture_output=True,
             text=True,
@@ -46,6 +45,12 @@ def cli(tmp_path: Path) -> Cli:
         )
 
     return run
+
+
+@pytest.fixture
+def cli(tmp_path: Path) -> Cli:
+    """`cli("-m", "runner", "model=tiny")` runs Python in `tmp_path` as a user would, offline unless `env` says else."""
+    return cli_in(tmp_path)
 
 
 @pytest.fixture

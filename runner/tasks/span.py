@@ -227,8 +227,8 @@ _AROUND = 100  # characters of a paragraph on either side of an answer
 def question_word(question: str) -> str:
     """The first word of a question that asks: "In what year" asks what; "how many" and "how much" are one."""
     words = re.findall(r"\w+", question.lower())
-    for word, following in zip(words, [*words[1:], ""], strict=True):
-        if word == "how" and following in ("many", "much"):
+    for at, word in enumerate(words):
+        if word == "how" and words[at + 1 : at + 2] in (["many"], ["much"]):
             return "how many"
         if word in _QUESTION_WORDS or word in _OF_WHO:
             return "who" if word in _OF_WHO else word
