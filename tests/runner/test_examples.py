@@ -104,7 +104,7 @@ def test_each_kind_has_the_mean_of_its_members(original: Path) -> None:
         assert sum(kind.part for kind in members) == pytest.approx(found.change)
     naive: dict[str, list[tuple[float, float]]] = defaultdict(list)
     for row in generated(EVALUATED, seed=1):
-        question = row["question"].lower().rstrip("?").replace("whom", "who").split()
+        question = row["question"].lower().rstrip("?").replace("whom", "who").replace("whose", "who").split()
         asking = [word for word in question if word in ("how", "what", "when", "where", "which", "who")]
         naive[asking[0]].append(both[row["id"]])
     words = found.kinds["Question word"]
