@@ -4,7 +4,7 @@ The only module of `results` that `runner` imports. A name that changes here cha
 """
 
 # Tags of an MLflow run.
-KIND = "prune_distill.kind"  # one of the four below
+KIND = "prune_distill.kind"  # one of the five below
 IDENTITY = "prune_distill.identity"  # hash of all that determines the result, seed included
 FOLDER = "folder"  # where the run writes, on the machine that made it
 GROUP = "prune_distill.group"  # the same without the seed: runs of one group are pooled
@@ -16,6 +16,8 @@ CONTROL = (
 )
 # its same-budget dense control alike
 BUDGET = "prune_distill.budget"  # the same without the distillation
+REPRODUCES = "prune_distill.reproduces"  # of a reproduction: the MLflow run that it repeats, or that one's folder
+REPRODUCED = "prune_distill.reproduced"  # of a reproduction: "bit for bit", or the stage that differs first
 TRAIN_EXAMPLES, EVALUATION_EXAMPLES = "examples.train", "examples.evaluation"  # how many the run used
 OFFICIAL_TRAIN, OFFICIAL_EVALUATION = "official.train", "official.evaluation"  # how many the official splits have
 
@@ -24,6 +26,7 @@ PRUNED = "pruned"  # dense and sparse scored: a row of the table
 DENSE_ONLY = "dense"  # prune=false: nothing was pruned
 SWEEP = "sweep"  # the parent of a sweep's runs
 EVALUATION = "evaluation"  # a model scored without training
+REPRODUCTION = "reproduction"  # a run done again to see whether the same comes out: no row, and no further seed
 
 # Params that label a run. The others are whatever people compare by; see `runner.tracking`.
 MODEL = "model"
@@ -65,6 +68,8 @@ UPDATES = "updates.json"  # list, by mask update: step, sparsity, and weights re
 PREDICTIONS = "predictions.json"  # of the sparse model: example id -> answer
 DENSE_PREDICTIONS = "dense_predictions.json"  # of the dense model
 SCORES = "scores.json"  # the main metric of each example: {"id": [...], "dense": [...], "sparse": [...]}, fractions
+EXAMPLES_HTML, EXAMPLES_JSON = "examples.html", "examples.json"  # which questions were lost and won, and of which kind
+COMPARISON = "reproduction.json"  # of a reproduction: how it compares with the run that it repeats
 
 
 def stage(name: str) -> str:

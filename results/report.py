@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import base64
+import re
 import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -70,19 +71,24 @@ def details(client: MlflowClient, run_id: str) -> Details:
     logged = client.get_run(run_id)
     run = read(logged)
     assert isinstance(run, Run)  # it is in a row
-    uri = str(client.tracking_uri)
-    page = f"{uri.rstrip('/')}/#/experiments/{logged.info.experiment_id}/runs/{run_id}"
     overrides = shlex.join((_text(client, run_id, columns.OVERRIDES) or "").splitlines())
     return Details(
         run=run,
         name=logged.info.run_name or run_id,
-        address=page if uri.startswith(("http://", "https://")) else None,
+        address=address(str(client.tracking_uri), logged.info.experiment_id, run_id),
         began=datetime.fromtimestamp(logged.info.start_time / 1000, UTC),
         command=f"python -m runner {overrides}".strip(),
         yaml=_text(client, run_id, columns.CONFIG) or "not logged",
         seconds={k.removeprefix(SECONDS): v for k, v in logged.data.metrics.items() if k.startswith(SECONDS)},
         pictures=pictures.of_run(client, run_id),
     )
+
+
+def address(uri: str, experiment_id: str, run_id: str) -> str | None:
+    """Of a run's page in MLflow's UI; None where the store is no server."""
+    if not uri.startswith(("http://", "https://")):
+        return None
+    return f"{re.sub('//[^/@]*@', '//', uri).rstrip('/')}/#/experiments/{experiment_id}/runs/{run_id}"
 
 
 def _text(client: MlflowClient, run_id: str, name: str) -> str | None:

@@ -57,13 +57,13 @@ def layout(rows: list[Row], wide: bool = True) -> list[Column]:
         Column("Sparsity pattern", lambda row: row.pattern, label=True),
         *metric,
         *ours(score),
+        Column("Notes", lambda row: ", ".join(marked[note] for note in row.notes), wraps=True),
         *published(score),
         *against(f"Same-budget dense {score}", "control", lambda row: row.control),
         *against(f"Same-budget dense {score} without distillation", "undistilled control", lambda row: row.plain),
         *others(rows),
         *footprint(),
         Column("Differs", lambda row: pairs(row.differs), wraps=True),
-        Column("Notes", lambda row: ", ".join(marked[note] for note in row.notes), wraps=True),
     ]
     shown = (column for column in columns if wide or not column.wide)
     return [column for column in shown if column.label or column.always or has_values(column, rows)]

@@ -7,14 +7,16 @@ its schema in its defaults list and fills the fields. No list to edit: every sub
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
 
 from pruning import (
     Allocation,
@@ -22,6 +24,7 @@ from pruning import (
     Distillation,
     NofM,
     Pattern,
+    PruningError,
     Regularizer,
     Schedule,
 )
@@ -98,6 +101,8 @@ class Origin:
     """The command line."""
     yaml: str
     """The whole configuration, resolved."""
+    repeats: str | None = None
+    """The run that this one reproduces; None: it is a run of its own."""
 
 
 def register() -> None:
@@ -219,6 +224,88 @@ def _flat(config: DictConfig) -> dict[str, str]:
     return out
 
 
+# --- the way back -------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Restored:
+    """A configuration that was kept, as objects again."""
+
+    experiment: Experiment
+    yaml: str
+    """As it is now, with what was changed."""
+    added: list[str]
+    """Keys that it did not have, for they are newer than it: these have the values of today's dataclasses."""
+
+
+def classes(experiment: Experiment) -> dict[str, str]:
+    """The class of each group: with them the resolved YAML, which does not say it, is exact."""
+    return {group: type(getattr(experiment, group)).__name__ for group in GROUPS}
+
+
+def restore(yaml: str, chosen: Mapping[str, str], changes: Mapping[str, str | None]) -> Restored:
+    """The experiment of a resolved configuration: no YAML file is read, so nothing depends on what those say today.
+
+    Args:
+        yaml: `Origin.yaml`.
+        chosen: `classes` of the experiment that it was made of.
+        changes: dotted keys that get other values.
+
+    Raises:
+        UserError: this version does not know a class or a key, or refuses a value.
+    """
+    tasks.import_all()
+    given = OmegaConf.create(yaml)
+    config = OmegaConf.structured(Experiment)
+    try:
+        for group, name in chosen.items():
+            config[group] = OmegaConf.structured(_class(group, name))
+        config = OmegaConf.merge(config, given)
+        for key, value in changes.items():
+            OmegaConf.update(config, key, value)
+        experiment = OmegaConf.to_object(config)
+    except OmegaConfBaseException as error:
+        for cause in (error.__cause__, error):
+            if isinstance(cause, (UserError, PruningError)):
+                raise cause from error
+        raise UserError(
+            f"config.yaml is not one of this version: {str(error).splitlines()[0]}; take the version that made the run"
+        ) from error
+    assert isinstance(experiment, Experiment)
+    added = list(_added(OmegaConf.to_container(given), OmegaConf.to_container(config)))
+    return Restored(experiment, OmegaConf.to_yaml(config, resolve=True), added)
+
+
+def candidates(yaml: str) -> Iterator[dict[str, str]]:
+    """All that the classes of a resolved configuration can have been: those with just these fields."""
+    tasks.import_all()
+    given: Any = OmegaConf.create(yaml)
+    fitting = []
+    for group, base in GROUPS.items():
+        having = [cls for cls in _with_subclasses(base) if {f.name for f in fields(cls)} == set(given[group])]
+        fitting.append([cls.__name__ for cls in sorted(having, key=lambda cls: len(cls.__subclasses__()))])
+    for names in itertools.product(*fitting):
+        yield dict(zip(GROUPS, names, strict=True))
+
+
+def _class(group: str, name: str) -> type:
+    for cls in _with_subclasses(GROUPS[group]):
+        if cls.__name__ == name:
+            return cls
+    raise UserError(f"this version has no {group} of the class {name}; take the version that made the run")
+
+
+def _added(before: Any, after: Any, prefix: str = "") -> Iterator[str]:
+    for key, value in after.items():
+        if key not in before:
+            yield f"{prefix}{key}"
+        elif isinstance(value, dict) and isinstance(before[key], dict):
+            yield from _added(before[key], value, f"{prefix}{key}.")
+
+
+# --- identity -----------------------------------------------------------------------------------------------
+
+
 @dataclass
 class Identity:
     """Hashes of all that determines a result."""
@@ -290,4 +377,17 @@ def _hash(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, default=str).encode()).hexdigest()[:16]
 
 
-__all__ = ["Experiment", "Identity", "Origin", "chosen_options", "compose_experiment", "identify", "load", "register"]
+__all__ = [
+    "Experiment",
+    "Identity",
+    "Origin",
+    "Restored",
+    "candidates",
+    "chosen_options",
+    "classes",
+    "compose_experiment",
+    "identify",
+    "load",
+    "register",
+    "restore",
+]

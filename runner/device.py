@@ -164,8 +164,18 @@ def peak_memory() -> int | None:
 def describe() -> str:
     """The hardware in a few words, for the record."""
     if device().type == "cuda":
-        return torch.cuda.get_device_name()
-    return f"{_cpu()}, {torch.get_num_threads()} thread{'s' * (torch.get_num_threads() > 1)}"
+        return hardware()
+    return f"{hardware()}, {torch.get_num_threads()} thread{'s' * (torch.get_num_threads() > 1)}"
+
+
+def hardware() -> str:
+    """The name of what is computed on."""
+    return torch.cuda.get_device_name() if device().type == "cuda" else _cpu()
+
+
+def instructions() -> str:
+    """The instructions that torch uses on this CPU, on which the order of sums depends: AVX2, AVX512 and the like."""
+    return torch.backends.cpu.get_cpu_capability()
 
 
 def _cpu() -> str:

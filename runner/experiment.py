@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 
 from pruning import Dense, LayerReport, MaskUpdate, Plan, Pruner, TrainingLength
 from results import columns
-from runner import baseline, card, evaluate, jobs, models, ranks, seals, space, tracking
+from runner import baseline, card, evaluate, jobs, models, ranks, runs, seals, space, tracking
 from runner.config import Experiment, Identity, Origin, identify
 from runner.cost import Cost
 from runner.device import Precision, bf16_speedup, device, keep_bf16_speedup, keep_freed_memory
@@ -67,6 +67,8 @@ class Result:
     """What the pruned model weighs; None with prune=false."""
     stages: dict[str, str] = field(default_factory=dict)
     """A hash of what each stage made, in the order of the stages: where a repetition first differs."""
+    made_by: dict[str, Any] = field(default_factory=dict)
+    """What a repetition needs: see `runner.runs.MadeBy`."""
 
 
 @dataclass
@@ -144,7 +146,7 @@ def perform(experiment: Experiment, origin: Origin, inputs: Inputs, folder: Path
     """Train, score and log what is prepared."""
     keep_bf16_speedup(Path(experiment.cache_dir))
     tags = {
-        columns.KIND: columns.PRUNED if experiment.prune else columns.DENSE_ONLY,
+        **kind(experiment, origin),
         columns.IDENTITY: inputs.identity.run,
         columns.FOLDER: str(folder.resolve()),
         columns.GROUP: inputs.identity.group,
@@ -183,6 +185,7 @@ def perform(experiment: Experiment, origin: Origin, inputs: Inputs, folder: Path
                 sparse_scores = score_saved(experiment, inputs, folder / "model")
             made |= {**pruned.made, "evaluate": digest(sparse_scores)}
             write_json(folder / columns.PREDICTIONS, sparse_scores.predictions)
+            write_json(folder / columns.SCORES, paired(dense_scores, sparse_scores))
             describe_pruning(
                 folder / "model", experiment, inputs, pruned.layers, dense_scores, sparse_scores, verification
             )
@@ -562,10 +565,18 @@ def conclude(
         cost=cost.plain(),
         footprint=weighed,
         stages=made,
+        made_by=asdict(runs.made_by(experiment, origin, (inputs.base, inputs.teacher, inputs.sparse), inputs.examples)),
     )
 
 
 # --- records ------------------------------------------------------------------------------------------------
+
+
+def kind(experiment: Experiment, origin: Origin) -> dict[str, str]:
+    """Tags that say what the run is to the table: a reproduction is no further seed."""
+    if origin.repeats is not None:
+        return {columns.KIND: columns.REPRODUCTION, columns.REPRODUCES: origin.repeats}
+    return {columns.KIND: columns.PRUNED if experiment.prune else columns.DENSE_ONLY}
 
 
 def counts(experiment: Experiment, origin: Origin, examples: Examples) -> dict[str, str]:
@@ -635,18 +646,18 @@ def record(
         tracker.text(json.dumps([asdict(update) for update in pruned.updates], indent=1), columns.UPDATES)
         tracker.text(json.dumps(sparse.predictions, indent=0), columns.PREDICTIONS)
         if dense.by_example:
-            ids = list(dense.by_example)
-            paired = {
-                "id": ids,
-                "dense": list(dense.by_example.values()),
-                "sparse": [sparse.by_example[i] for i in ids],
-            }
-            tracker.text(json.dumps(paired), columns.SCORES)
+            tracker.text(json.dumps(paired(dense, sparse)), columns.SCORES)
         tracker.tags({columns.VERIFIED: "true"})
     tracker.tags({columns.stage(stage): made for stage, made in result.stages.items()})
     values |= costs(result.cost)
     tracker.metrics(values)
     tracker.tags({"mlflow.note.content": f"```\n{summary(result)}\n```"})
+
+
+def paired(dense: Scores, sparse: Scores) -> dict[str, list[Any]]:
+    """The scores of each example beside each other; no example where the main metric is no mean over them."""
+    both = dense.by_example, sparse.by_example
+    return {"id": list(both[0]), "dense": list(both[0].values()), "sparse": [both[1][i] for i in both[0]]}
 
 
 def costs(cost: Mapping[str, Any]) -> dict[str, float]:

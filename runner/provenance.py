@@ -1,4 +1,4 @@
-"""By what and where a run was made, for MLflow's tags."""
+"""By what and where a run was made: for MLflow's tags, and for whoever repeats it."""
 
 from __future__ import annotations
 
@@ -10,17 +10,29 @@ from pathlib import Path
 
 from runner.device import describe
 
+PACKAGES = ("torch", "transformers", "tokenizers", "accelerate", "datasets", "numpy", "prune-distill")
+"""Those that results depend on."""
+
 
 def provenance() -> dict[str, str]:
     """Tags that say by what and where a run was made."""
-    packages = ("torch", "transformers", "datasets", "prune-distill")
-    tags = {f"version.{name}": _version(name) for name in packages}
-    tags |= {"version.python": platform.python_version(), "hardware": describe()}
+    tags = {f"version.{name}": found for name, found in versions().items()} | {"hardware": describe()}
     tags |= {"mlflow.source.name": "python -m runner", "mlflow.source.type": "LOCAL", "mlflow.user": _user()}
     commit = _git("rev-parse", "HEAD")
     if commit:
         tags |= {"mlflow.source.git.commit": commit, "git.dirty": str(bool(_git("status", "--porcelain"))).lower()}
     return tags
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages on which results depend."""
+    return {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}}
+
+
+def code() -> str:
+    """The commit of this code, with what was changed since; empty where nobody knows."""
+    commit = _git("rev-parse", "HEAD")
+    return f"{commit}, with changes" if commit and _git("status", "--porcelain") else commit
 
 
 def _version(package: str) -> str:

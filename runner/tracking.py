@@ -241,6 +241,27 @@ def tags_of(tracking: Tracking, run_id: str) -> dict[str, str]:
     Raises:
         UserError: there is no such run, or the store does not answer.
     """
+    with _asking(tracking, run_id) as client:
+        return dict(patiently(tracking, lambda: client.get_run(run_id)).data.tags)
+
+
+def add(tracking: Tracking, run_id: str, texts: Mapping[str, str], tags: Mapping[str, str]) -> None:
+    """Add artifacts, by name, and tags to a run that has ended.
+
+    Raises:
+        UserError: there is no such run, or the store does not answer.
+    """
+    operations = [Operation("text", [text, name]) for name, text in texts.items()]
+    operations += [Operation("tags", dict(tags))] if tags else []
+    with _asking(tracking, run_id) as client:
+        patiently(tracking, lambda: client.get_run(run_id))
+        for operation in operations:
+            patiently(tracking, lambda operation=operation: _apply(client, run_id, operation))
+
+
+@contextmanager
+def _asking(tracking: Tracking, run_id: str) -> Iterator[MlflowClient]:
+    """A client for what concerns one run; what goes wrong becomes a UserError. No store is made."""
     from mlflow.exceptions import MlflowException
 
     uri = str(tracking.uri)
@@ -248,7 +269,7 @@ def tags_of(tracking: Tracking, run_id: str) -> dict[str, str]:
         raise UserError(f"tracking.uri={tracking.shown}: there is no such database")
     try:
         client, _ = patiently(tracking, lambda: connect(tracking))
-        return dict(patiently(tracking, lambda: client.get_run(run_id)).data.tags)
+        yield client
     except Away as away:
         raise UserError(f"tracking.uri={tracking.shown}: {away}") from away
     except MlflowException as error:

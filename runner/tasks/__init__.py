@@ -126,6 +126,14 @@ class Dataset:
         """Score logits: [features, choices] per head, in the order of `prediction`, padded with the lowest float."""
         raise NotImplementedError
 
+    def shown(self, example: Mapping[str, Any]) -> dict[str, str]:
+        """An evaluation example for a person to read: titles of columns and texts, without the models' answers."""
+        return {key.capitalize(): str(value) for key, value in example.items() if key != "id"}
+
+    def kinds(self, example: Mapping[str, Any]) -> dict[str, str]:
+        """Of which kind an example is, by what may explain that it is hard: titles and kinds, few of each."""
+        return {}
+
 
 Collate = Callable[[list[Mapping[str, Any]]], dict[str, Any]]
 

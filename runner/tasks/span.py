@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -198,6 +199,62 @@ class Span(Dataset):
         pairs = zip(asked["id"].to_pylist(), asked["context"].to_pylist(), strict=True)
         # A question without any valid span (possible only for n_best very small) is answered by nothing.
         return {id: context[slice(*best[i][1:])] if i in best else "" for i, (id, context) in enumerate(pairs)}
+
+    # --- for people -----------------------------------------------------------------------------------------
+
+    def shown(self, example: Mapping[str, Any]) -> dict[str, str]:
+        gold = list(dict.fromkeys(example["answers"]["text"]))
+        start = example["answers"]["answer_start"][0]
+        return {
+            "Question": example["question"].strip(),
+            "Paragraph": excerpt(example["context"], start, start + len(gold[0])),
+            "Gold answers": " | ".join(gold),
+        }
+
+    def kinds(self, example: Mapping[str, Any]) -> dict[str, str]:
+        answer, paragraph = (len(text.split()) for text in (example["answers"]["text"][0], example["context"]))
+        return {
+            "Question word": question_word(example["question"]),
+            "Length of the answer": length(answer, (1, 2, 4)),
+            "Length of the paragraph": length(paragraph, (50, 100, 150, 200)),
+        }
+
+
+_QUESTION_WORDS = ("what", "who", "when", "where", "which", "why", "how")
+_OF_WHO = ("whom", "whose")
+_AROUND = 100  # characters of a paragraph on either side of an answer
+
+
+def question_word(question: str) -> str:
+    """The first word of a question that asks: "In what year" asks what; "how many" and "how much" are one."""
+    words = re.findall(r"\w+", question.lower())
+    for at, word in enumerate(words):
+        if word == "how" and words[at + 1 : at + 2] in (["many"], ["much"]):
+            return "how many"
+        if word in _QUESTION_WORDS or word in _OF_WHO:
+            return "who" if word in _OF_WHO else word
+    return "other"
+
+
+def length(words: int, limits: Sequence[int]) -> str:
+    """A number of words as one of the ranges that end at `limits`, rising, or are above the last."""
+    low = 1
+    for high in limits:
+        if words <= high:
+            return f"{low} to {high} words" if low < high else f"{high} word{'s' if high > 1 else ''}"
+        low = high + 1
+    return f"{low} words or more"
+
+
+def excerpt(text: str, start: int, stop: int) -> str:
+    """The part of a text around its characters from `start` to `stop`, in whole words, on one line."""
+    first, last = max(0, start - _AROUND), min(len(text), stop + _AROUND)
+    while 0 < first < start and not text[first - 1].isspace():
+        first += 1
+    while stop < last < len(text) and not text[last].isspace():
+        last -= 1
+    part = " ".join(text[first:last].split())
+    return ("… " if first else "") + part + (" …" if last < len(text) else "")
 
 
 def best_spans(

@@ -1,0 +1,121 @@
+"""The report page, parsed as a browser would: what it says, that it needs nothing else, and that labels stay text."""
+
+import base64
+import json
+from html.parser import HTMLParser
+
+import pytest
+from mlflow.entities import Metric
+
+from results import columns, gather, report, table
+from results.__main__ import main
+
+HOSTILE = "<script>alert(1)</script>&amp;\"'"
+
+
+class Page(HTMLParser):
+    """Collects elements with their attributes, and the text outside of style."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.elements, self.texts, self.inside = [], [], None
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+        self.inside = tag
+
+    def handle_data(self, data):
+        if self.inside != "style":
+            self.texts.append(data)
+
+    def of(self, tag):
+        return [attributes for found, attributes in self.elements if found == tag]
+
+
+def log(experiment, **given):
+    run = experiment.log(**given)
+    experiment.client.log_text(run, f"seed: {given.get('seed', 0)}\nname: {HOSTILE}\n", columns.CONFIG)
+    experiment.client.log_text(run, f"pattern=4x1\nmodel.path={HOSTILE} x\n", columns.OVERRIDES)
+    layer = {"name": f"layer.0.{HOSTILE}.weight", "shape": [4, 4], "zeros": 8, "skipped": None, "sparsity": 0.5}
+    experiment.client.log_text(run, json.dumps([layer]), columns.LAYERS)
+    experiment.client.log_batch(run, [Metric(columns.seconds("train"), 1800.0, 0, 0)])
+    return run
+
+
+@pytest.fixture
+def page(experiment):
+    for seed in (0, 1):
+        log(experiment, seed=seed, model=HOSTILE, sparse=0.7 + seed / 100)
+    rows, left_out = gather.gather(experiment.client, experiment.name)
+    return rows, Page(report.page(experiment.client, rows, table.footnotes(rows, left_out), HOSTILE))
+
+
+def test_it_needs_nothing_else_and_runs_nothing(page):
+    _, found = page
+    assert not {tag for tag, _ in found.elements} & {"script", "link", "iframe", "object", "form", "b"}
+    assert all(image["src"].startswith("data:image/svg+xml;base64,") for image in found.of("img"))
+    assert not any(name.startswith("on") for _, attributes in found.elements for name in attributes)
+    assert {"http-equiv": "Content-Security-Policy",
+            "content": "default-src 'none'; img-src data:; style-src 'unsafe-inline'"} in found.of("meta")  # fmt: skip
+
+
+def test_what_comes_from_runs_is_shown_as_it_is(page):
+    _, found = page
+    text = "\n".join(found.texts)
+    assert text.count(f"name: {HOSTILE}") == 2  # the configurations
+    assert HOSTILE in text.split("name:")[0]  # title and table
+    assert "python -m runner pattern=4x1 " in text
+    for image in found.of("img"):
+        assert "<script" not in base64.b64decode(image["src"].split(",")[1]).decode()
+    assert len(found.of("img")) == 3  # one comparison, and each run's layers
+
+
+def test_each_row_leads_to_its_runs(page, experiment):
+    rows, found = page
+    (row,) = rows
+    targets = [attributes["id"] for _, attributes in found.elements if "id" in attributes]
+    assert [link["href"] for link in found.of("a")] == [f"#{targets[0]}"]
+    assert len(targets) == 1
+    for run_id in row.runs:
+        assert run_id in found.texts
+    summaries = [text for text in found.texts if ": dense 0.8000, sparse 0.7" in text]
+    assert [text[-6:] for text in summaries] == ["0.7000", "0.7100"]
+    assert "1.00" in found.texts  # hours of two runs of half an hour
+
+
+def test_runs_of_a_server_are_linked():
+    assert report.address("sqlite:///runs.db", "7", "abc") is None
+    linked = "http://127.0.0.1:5000/#/experiments/7/runs/abc"
+    assert report.address("http://127.0.0.1:5000/", "7", "abc") == linked
+    assert report.address("http://me:secret@127.0.0.1:5000", "7", "abc") == linked
+
+
+def test_runs_without_artifacts_are_reported_too(experiment):
+    experiment.log()
+    rows, left_out = gather.gather(experiment.client, experiment.name)
+    found = Page(report.page(experiment.client, rows, table.footnotes(rows, left_out), "title"))
+    assert "not logged" in found.texts
+    assert "python -m runner" in found.texts
+
+
+def test_the_command_line_writes_it_whole_or_not_at_all(experiment, tmp_path, capsys):
+    log(experiment)
+    out = tmp_path / "page.html"
+    given = ["report", "--tracking-uri", experiment.uri, "--experiment", experiment.name, "--output"]
+    assert main([*given, str(out)]) == 0
+    assert capsys.readouterr().out.startswith(f"{out}: 1 rows, ")
+    assert out.read_text().startswith("<!DOCTYPE html>")
+    assert list(tmp_path.iterdir()) == [out]
+    assert main([*given, str(tmp_path / "none" / "page.html")]) == 1
+    assert f"--output {tmp_path}/none/page.html: No such file" in capsys.readouterr().err
+
+
+def test_there_is_no_report_of_nothing(experiment, tmp_path, capsys):
+    experiment.log(status="FAILED")
+    out = tmp_path / "page.html"
+    assert (
+        main(["report", "--tracking-uri", experiment.uri, "--experiment", experiment.name, "--output", str(out)]) == 1
+    )
+    assert "there is nothing to report" in capsys.readouterr().err
+    assert not out.exists()
