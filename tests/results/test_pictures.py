@@ -2,6 +2,7 @@
 
 import json
 import math
+from typing import Any
 
 import pytest
 from mlflow.entities import Metric
@@ -20,6 +21,11 @@ UPDATES = [
 ]
 
 
+def axes_of(figure) -> Any:
+    """The first of a picture, whose methods matplotlib's types do not all know."""
+    return figure.axes[0]
+
+
 def log(experiment, run_id, artifacts=(), steps=()):
     for name, values in artifacts:
         experiment.client.log_text(run_id, json.dumps(values), name)
@@ -34,7 +40,8 @@ def test_a_run_gets_the_pictures_that_it_has_data_for(experiment):
     log(experiment, run, [(columns.LAYERS, LAYERS), (columns.UPDATES, UPDATES)], curve)
     found = pictures.of_run(experiment.client, run)
     assert list(found) == ["training", "layers", "updates"]
-    loss, sparsity = found["training"].axes
+    axes: Any = found["training"].axes
+    loss, sparsity = axes
     assert loss.lines[0].get_xydata().tolist() == [[1, 1.0], [2, 0.5], [3, 1 / 3]]
     assert sparsity.lines[0].get_xydata().tolist() == [[2, 0.5]]
     assert sparsity.get_shared_x_axes().joined(loss, sparsity)
@@ -47,12 +54,12 @@ def test_the_heat_map_has_layers_in_their_order_and_says_the_numbers():
     assert [label.get_text() for label in axes.get_yticklabels()] == ["-", "0", "2", "10"]
     cells = {(int(text.get_position()[1]), int(text.get_position()[0])): text.get_text() for text in axes.texts}
     assert cells == {(0, 2): "dense", (1, 0): "25%", (1, 1): "50%", (2, 0): "0%", (3, 1): "100%"}
-    values = axes.images[0].get_array()
+    values: Any = axes.images[0].get_array()
     assert math.isnan(values.filled(math.nan)[3, 0])  # no query in layer 10
 
 
 def test_the_bars_of_an_update_add_up_to_what_it_removed():
-    axes = pictures.mask_updates(UPDATES, LAYERS).axes[0]
+    axes = axes_of(pictures.mask_updates(UPDATES, LAYERS))
     by_step = {0: [0.0, 0.0], 1: [0.0, 0.0]}
     for bar in axes.patches:
         by_step[round(bar.get_x() + bar.get_width() / 2)][int(bar.get_height() < 0)] += bar.get_height()
@@ -63,7 +70,7 @@ def test_the_bars_of_an_update_add_up_to_what_it_removed():
 def test_many_kinds_of_matrix_are_drawn_as_others():
     updates = [{"step": 1, "sparsity": 0.1, "removed": {f"layer.0.kind{i}.weight": 20 - i for i in range(20)},
                 "returned": {}}]  # fmt: skip
-    axes = pictures.mask_updates(updates, [{"shape": [300], "skipped": None}]).axes[0]
+    axes = axes_of(pictures.mask_updates(updates, [{"shape": [300], "skipped": None}]))
     labels = [text.get_text() for text in axes.get_legend().get_texts()]
     assert labels == [*(f"kind{i}" for i in range(len(pictures.COLOURS) - 1)), pictures.OTHER]
     assert sum(bar.get_height() for bar in axes.patches) == pytest.approx(210 / 300)
@@ -85,7 +92,7 @@ def test_scores_against_sparsity_show_each_seed_and_their_spread(experiment):
         experiment.log(seed=seed, dense=0.8, sparse=control, ratio=0.0, pattern="dense", group="c")
     runs, _ = collect.select(collect.fetch(experiment.client, experiment.name))
     (compared,) = pictures.comparisons(runs).values()
-    axes = pictures.score_against_sparsity(compared).axes[0]
+    axes = axes_of(pictures.score_against_sparsity(compared))
     levels = {line.get_label(): line.get_ydata()[0] for line in axes.lines if len(set(line.get_ydata())) == 1}
     assert levels["dense"] == 0.8
     assert levels["dense, same budget"] == pytest.approx(0.83)

@@ -2,6 +2,7 @@
 
 import gzip
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -49,7 +50,7 @@ def test_what_is_zero_remains_neither_as_bytes_nor_as_multiply_accumulates(tmp_p
     file = folder / "model.safetensors"
     assert whole.bytes == file.stat().st_size
     assert whole.compressed_bytes == pytest.approx(len(gzip.compress(file.read_bytes(), 6)), rel=0.001)
-    model = models.load(ARCHITECTURE, models.find(str(folder), "model", models.Model(path=str(folder))))
+    model: Any = models.load(ARCHITECTURE, models.find(str(folder), "model", models.Model(path=str(folder))))
     with torch.no_grad():
         model.bert.encoder.layer[0].output.dense.weight[:, :60] = 0
     model.save_pretrained(folder)
