@@ -6,6 +6,7 @@ Each run writes it beside its weights; `python -m runner.share` uploads it with 
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 from collections.abc import Iterable, Mapping
@@ -426,7 +427,7 @@ def repeatable(overrides: Iterable[str]) -> list[str]:
 def _elsewhere(value: str) -> str:
     """A value, or `path/to/NAME` if it is a place on this machine."""
     bare = value.strip("'\"")
-    here = Path(bare).expanduser()
+    here = Path(os.path.expanduser(bare))  # Path's own raises for a user whom nobody knows
     if not re.search(r"[/\\]|^~", bare) or (_HUB_ID.fullmatch(bare) and not here.exists()):
         return value
     return "path/to/" + re.split(r"[/\\]", bare.rstrip("/\\"))[-1]

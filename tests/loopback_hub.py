@@ -123,8 +123,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _validate(self, asked: dict[str, str]) -> None:
         try:
             metadata = yaml.safe_load(asked["content"].split("---\n")[1])
-            errors = [] if isinstance(metadata, dict) else ["metadata is not a mapping"]
-        except (yaml.YAMLError, IndexError) as error:
+            errors = [] if isinstance(metadata.get("license", ""), str) else ['"license" must be a string']
+        except (yaml.YAMLError, IndexError, AttributeError) as error:
             errors = [str(error)]
         self._json({"errors": [{"message": said} for said in errors], "warnings": []}, 400 if errors else 200)
 
