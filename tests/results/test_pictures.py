@@ -48,13 +48,12 @@ def test_a_run_gets_the_pictures_that_it_has_data_for(experiment):
 
 
 def test_the_heat_map_has_layers_in_their_order_and_says_the_numbers():
-    axes = pictures.sparsity_by_layer([*LAYERS, {**LAYERS[3], "name": "outside.weight", "skipped": "odd shape"}]).axes[
-        0
-    ]
+    outside = {**LAYERS[3], "name": "outside.weight", "skipped": "odd shape"}
+    axes = axes_of(pictures.sparsity_by_layer([*LAYERS, outside]))
     assert [label.get_text() for label in axes.get_yticklabels()] == ["-", "0", "2", "10"]
     cells = {(int(text.get_position()[1]), int(text.get_position()[0])): text.get_text() for text in axes.texts}
     assert cells == {(0, 2): "dense", (1, 0): "25%", (1, 1): "50%", (2, 0): "0%", (3, 1): "100%"}
-    values: Any = axes.images[0].get_array()
+    values = axes.images[0].get_array()
     assert math.isnan(values.filled(math.nan)[3, 0])  # no query in layer 10
 
 
