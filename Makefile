@@ -42,6 +42,7 @@ type: $(STAMP)  ## pyright
 	@$(BIN)/pyright
 
 ui: $(STAMP)  ## the MLflow UI on http://127.0.0.1:5000
+	@echo "With scores: http://127.0.0.1:5000/#/experiments/1/runs?workflowType=machine_learning&viewStateShareKey=results"
 	@$(BIN)/mlflow ui --backend-store-uri $${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db} --host 127.0.0.1
 
 table: $(STAMP)  ## the results table

@@ -59,6 +59,7 @@ SPARSITY = "train/sparsity"
 LEARNING_RATE = "train/learning_rate"
 
 # Artifacts.
+CARD = "model_card.md"  # as it lies beside the weights
 CONFIG = "config.yaml"  # the whole configuration, resolved
 OVERRIDES = "overrides.txt"  # the command line's, one a line
 LAYERS = (

@@ -100,15 +100,16 @@ class Facts:
         return [self.sparse, self.dense] if self.sparse is not None else [self.dense]
 
 
-def write(folder: Path, experiment: Experiment, origin: Origin, examples: Examples, result: Result) -> None:
-    """Write the card of a saved model into its folder, whole or not at all."""
+def write(folder: Path, experiment: Experiment, origin: Origin, examples: Examples, result: Result) -> str:
+    """Write the card of a saved model into its folder, whole or not at all. Returns it."""
     file = folder / NAME
-    written = seals.unfinished(file)
+    made, written = text(gather(folder, experiment, origin, examples, result)), seals.unfinished(file)
     try:
-        written.write_text(text(gather(folder, experiment, origin, examples, result)), encoding="utf-8")
+        written.write_text(made, encoding="utf-8")
         seals.put(written, file)
     finally:
         written.unlink(missing_ok=True)
+    return made
 
 
 # --- what there is to tell ----------------------------------------------------------------------------------

@@ -159,9 +159,10 @@ def perform(experiment: Experiment, origin: Origin, inputs: Inputs, folder: Path
         "recipe": experiment.recipe.name,
         **counts(experiment, origin, inputs.examples),
     }
+    shown = name if origin.repeats is None else f"{name} (reproduction)"
     with (
         writing_database(experiment.tracking.uri),
-        tracking.start(experiment.tracking, name, tags, resumes=True) as tracker,
+        tracking.start(experiment.tracking, shown, tags, resumes=True) as tracker,
         logged_to(folder / "run.log"),
     ):
         (folder / "config.yaml").write_text(origin.yaml, encoding="utf-8")
@@ -196,7 +197,7 @@ def perform(experiment: Experiment, origin: Origin, inputs: Inputs, folder: Path
         result = conclude(
             experiment, origin, inputs, dense_scores, sparse_scores, verification, folder, tracker, cost, made
         )
-        card.write(folder / "model", experiment, origin, inputs.examples, result)
+        tracker.text(card.write(folder / "model", experiment, origin, inputs.examples, result), columns.CARD)
         record(tracker, experiment, result, pruned, dense_scores, sparse_scores)
         seals.write_json(folder / "result.json", asdict(result))
     log.info("%s", summary(result))

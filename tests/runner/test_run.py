@@ -79,7 +79,7 @@ def test_one_run_leaves_a_checked_model_and_a_row(
     artifacts = {p.name: p for p in (tmp_path / "mlartifacts").rglob("*") if p.is_file()}
     assert artifacts.keys() == {
         "config.yaml", "overrides.txt", "layers.json", "updates.json", "predictions.json", "dense_predictions.json",
-        "scores.json", "training.png", "layers.png", "updates.png",
+        "scores.json", "model_card.md", "training.png", "layers.png", "updates.png",
     }  # fmt: skip
     scores = json.loads(artifacts["scores.json"].read_text())
     assert len(set(scores["id"])) == 40
