@@ -205,7 +205,7 @@ def test_a_sweep_shares_the_dense_model_and_pools_seeds(
     assert table["2:4"]["sparse_mean"] == pytest.approx(sum(mine) / 2)
     with sqlite3.connect(tmp_path / "mlflow.db") as store:
         parents = list(store.execute("select count(*) from tags where key='mlflow.parentRunId' group by value"))
-        (parent,) = store.execute("select run_uuid, status from runs where name='sweep'")
+        (parent,) = store.execute("select run_uuid, status from runs where name='sweep pattern=dense,2:4 seed=0,1'")
     assert parents == [(4,)]
     assert parent[1] == "FINISHED"
 
