@@ -1,0 +1,181 @@
+"""The reference of every configuration key, made from what stands under the fields of the dataclasses.
+
+python -m runner.reference > docs/reference.md
+
+A test compares the two.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import inspect
+import itertools
+import textwrap
+from collections.abc import Collection, Iterator
+from dataclasses import MISSING as NO_DEFAULT
+from dataclasses import dataclass, fields
+from enum import Enum
+from importlib.resources import files
+from typing import Any
+
+from omegaconf import MISSING
+
+from runner import config
+from runner.config import GROUPS, N_OF_M, Experiment
+from runner.recipe import FinetuneRecipe
+from runner.tracking import Tracking
+from runner.training import Training
+
+SECTIONS = {"train": Training, "finetune": Training, "tracking": Tracking}
+"""Keys of the experiment that are no group, but have keys of their own."""
+
+
+@dataclass
+class Key:
+    """A field of a dataclass, as people read it."""
+
+    name: str
+    kind: str
+    default: str
+    meaning: str
+
+
+def keys(cls: type, without: Collection[str] = ()) -> list[Key]:
+    """The fields of a dataclass in their order, with the text under each.
+
+    Args:
+        without: fields to leave out.
+
+    Raises:
+        ValueError: a field has none.
+    """
+    told = dict(entry for base in reversed(cls.__mro__) for entry in _texts(base))
+    wanted = [field for field in fields(cls) if field.name not in without]
+    silent = [field.name for field in wanted if field.name not in told]
+    if silent:
+        raise ValueError(f"{cls.__name__}: nothing stands under {', '.join(silent)}")
+    return [Key(f.name, _kind(f.type), _default(f), " ".join(told[f.name].split())) for f in wanted]
+
+
+def _texts(cls: type) -> Iterator[tuple[str, str]]:
+    """Of the fields that a class declares itself."""
+    if not dataclasses.is_dataclass(cls):
+        return
+    tree = ast.parse(textwrap.dedent(inspect.getsource(cls)))
+    assert isinstance(tree.body[0], ast.ClassDef)
+    for node, after in itertools.pairwise(tree.body[0].body):
+        if not (isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)):
+            continue
+        if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant) and isinstance(after.value.value, str):
+            yield node.target.id, after.value.value
+
+
+def _kind(annotation: Any) -> str:
+    text = annotation if isinstance(annotation, str) else getattr(annotation, "__name__", str(annotation))
+    if isinstance(annotation, type) and issubclass(annotation, Enum):
+        return " or ".join(f"`{member.name}`" for member in annotation)
+    return f"`{text}`"
+
+
+def _default(field: dataclasses.Field[Any]) -> str:
+    value = field.default_factory() if field.default_factory is not NO_DEFAULT else field.default
+    if value is NO_DEFAULT or value == MISSING:
+        return ""
+    if isinstance(value, Enum):
+        return f"`{value.name}`"
+    if value is None or dataclasses.is_dataclass(value):  # the fields of the second have lines of their own
+        return ""
+    return f"`{str(value).lower() if isinstance(value, bool) else value}`"
+
+
+# --- the groups ---------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Option:
+    """A YAML file of a group, or one that is stored from code."""
+
+    name: str
+    schema: str
+    """The dataclass that it fills."""
+    about: str
+    """The comment that it opens with."""
+
+
+def options(group: str) -> list[Option]:
+    """The options of a group, by name."""
+    found = []
+    for file in files("conf").joinpath(group).iterdir():
+        if file.name.endswith(".yaml"):
+            lines = file.read_text(encoding="utf-8").splitlines()
+            about = " ".join(line.lstrip("# ") for line in lines if line.startswith("#"))
+            schema = next(line.rsplit("/", 1)[1] for line in lines if f"/schema/{group}/" in line)
+            found.append(Option(file.name.removesuffix(".yaml"), schema, about))
+    if group == "pattern":
+        found += [Option(f"{n}:{m}", "NofM", "") for n, m in N_OF_M]
+    return sorted(found, key=lambda option: option.name)
+
+
+def page() -> str:
+    """The whole reference, in Markdown."""
+    config.register()
+    parts = [HEAD, "## The run\n", _table(keys(Experiment, {*GROUPS, *SECTIONS}))]
+    for group, base in GROUPS.items():
+        parts += [f"## `{group}`\n", *_group(group, base)]
+    training = keys(Training)
+    parts += ["## `train` and `finetune`\n", _sentence(Training), _table(training)]
+    parts += ["## `tracking`\n", _sentence(Tracking), _table(keys(Tracking))]
+    return "\n".join(parts)
+
+
+def _group(group: str, base: type) -> Iterator[str]:
+    classes = [base, *_below(base)]
+    by_class = {cls.__name__: cls for cls in classes}
+    for cls in classes:
+        of_class = [option for option in options(group) if option.schema == cls.__name__]
+        if not of_class:
+            continue
+        if len(by_class) > 1:
+            yield f"### {', '.join(f'`{option.name}`' for option in of_class)}\n"
+        yield _sentence(cls)
+        yield "".join(f"* `{group}={option.name}`: {option.about}\n" for option in of_class if option.about)
+        found = keys(cls)
+        if found:
+            yield _table(found, f"{group}.")
+    if group == "recipe":
+        yield "### `recipe.finetune`\n"
+        yield _sentence(FinetuneRecipe)
+        yield _table(keys(FinetuneRecipe), f"{group}.finetune.")
+    assert by_class.keys() >= {option.schema for option in options(group)}
+
+
+def _below(cls: type) -> Iterator[type]:
+    for sub in cls.__subclasses__():
+        if sub.__module__.split(".")[0] in ("runner", "pruning"):  # not of a test or of somebody's own
+            yield sub
+            yield from _below(sub)
+
+
+def _sentence(cls: type) -> str:
+    return " ".join((inspect.getdoc(cls) or "").split("\n\n")[0].split()) + "\n"
+
+
+def _table(entries: list[Key], prefix: str = "") -> str:
+    lines = ["| key | type | default | meaning |", "|---|---|---|---|"]
+    for key in entries:
+        cells = (f"`{prefix}{key.name}`", key.kind, key.default, key.meaning)
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+HEAD = """# Every key
+
+Made by `python -m runner.reference` from the fields of the dataclasses; a test compares. A value stands on the command
+line as `key=value`, or in YAML. A default is that of the dataclass: an option of the group or a recipe may say
+otherwise, as `python -m runner --cfg job --resolve` shows.
+"""
+
+
+if __name__ == "__main__":
+    print(page(), end="")

@@ -1,0 +1,60 @@
+"""docs/reference.md is what the dataclasses and YAML files say, all of it."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from runner import reference
+from runner.config import GROUPS, N_OF_M, compose
+
+ROOT = Path(__file__).parents[2]
+TEXT = (ROOT / "docs" / "reference.md").read_text(encoding="utf-8")
+
+
+def test_the_file_is_what_would_be_made_now() -> None:
+    assert reference.page() == TEXT, "run: python -m runner.reference > docs/reference.md"
+
+
+def test_every_key_of_a_run_is_in_it() -> None:
+    config = OmegaConf.to_container(compose([]))
+    assert isinstance(config, dict)
+    found = 0
+    for group, values in config.items():
+        names = [f"{group}.{key}" for key in values] if group in GROUPS else [group]
+        if group in ("train", "finetune", "tracking"):
+            names = list(values)
+        for name in names:
+            assert f"| `{name}` |" in TEXT, name
+            found += 1
+    assert found > 90
+
+
+def test_every_option_of_every_group_is_in_it() -> None:
+    count = 0
+    for group in GROUPS:
+        names = {file.stem for file in (ROOT / "conf" / group).glob("*.yaml")}
+        if group == "pattern":
+            names |= {f"{n}:{m}" for n, m in N_OF_M}
+        assert {option.name for option in reference.options(group)} == names
+        section = TEXT.split(f"\n## `{group}`\n")[1].split("\n## ")[0]
+        for name in names:
+            listed = re.search(rf"`({group}=)?{re.escape(name)}`", section)
+            assert listed or len(names) == 1 or group == "recipe", (group, name)
+            count += 1
+    assert count >= 50
+
+
+def test_a_field_without_a_text_is_an_error() -> None:
+    @dataclass
+    class Silent:
+        told: int = 0
+        """It is."""
+        silent: str | None = None
+
+    with pytest.raises(ValueError, match="Silent: nothing stands under silent"):
+        reference.keys(Silent)
+    (key,) = reference.keys(Silent, without={"silent"})
+    assert (key.name, key.default, key.meaning) == ("told", "`0`", "It is.")
