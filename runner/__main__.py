@@ -34,6 +34,13 @@ def job(composed: DictConfig) -> float | None:
         choices = config.chosen_options(hydra_config.runtime.choices)
         return run(*config.load(OmegaConf.create(composed), choices, overrides))
 
+    def looked_at() -> None:
+        from runner.preview import show
+
+        show(*config.load(OmegaConf.create(composed), config.chosen_options(hydra_config.runtime.choices), overrides))
+
+    if composed.dry_run:
+        sys.exit(guarded(looked_at))
     here = hydra_config.mode is RunMode.MULTIRUN
     place = jobs.place(hydra_config.job.num if here else None)
     if place is None:

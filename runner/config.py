@@ -74,6 +74,8 @@ class Experiment:
     """false: only make, score, save and log the dense model."""
     force: bool = False
     """Run again although the same run was finished before."""
+    dry_run: bool = False
+    """Say what the run would do (layers, units, target, steps, mask updates, memory, time), and train nothing."""
     seed: int = 0
     """Seed of the head's weights, the data order and dropout."""
     output_dir: str = "outputs"
@@ -218,7 +220,7 @@ def _flat(config: DictConfig) -> dict[str, str]:
 
     values = OmegaConf.to_container(config, resolve=True)
     assert isinstance(values, dict)
-    for key in ("recipe", "tracking", "output_dir", "cache_dir", "force", "seed"):
+    for key in ("recipe", "tracking", "output_dir", "cache_dir", "force", "dry_run", "seed"):
         values.pop(key, None)
     walk(values, "")
     return out

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 import hashlib
 import os
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -174,6 +175,11 @@ def hidden_dropout(config: PretrainedConfig) -> float:
 def attention_dropout(config: PretrainedConfig) -> float:
     """The dropout probability of attention weights."""
     return next((float(getattr(config, name)) for name in _ATTENTION_DROPOUT if hasattr(config, name)), 0.0)
+
+
+def kind_of(name: str) -> str:
+    """The kind of matrix that a weight is: its name without the number of its layer and what stands before it."""
+    return re.sub(r"^.*\.\d+\.", "", name).removesuffix(".weight")
 
 
 def load(architecture: str, checkpoint: Checkpoint) -> PreTrainedModel:

@@ -65,6 +65,8 @@ class Sweep(Callback):
             checked = [[o.input_line or "" for o in parsed if not o.is_sweep_override()]]
         for job in checked:
             experiment = settled(configuration.compose_experiment(job)[0])
+            if experiment.dry_run:
+                raise UserError("dry_run=true looks at one run: leave -m out, and name one value for each key")
             if self.jobs is None and not experiment.dataset.holdout:
                 raise UserError(
                     "this sweeper chooses by the score, and dataset.holdout=0 takes it on the set that the table "
