@@ -594,7 +594,8 @@ DETERMINING = [
     "finetune.num_train_epochs=1", "finetune.learning_rate=1e-5",
 ]
 IRRELEVANT = [
-    "output_dir=elsewhere", "cache_dir=elsewhere", "tracking.uri=sqlite:///other.db", "tracking.experiment=other",
+    "dry_run=true", "output_dir=elsewhere", "cache_dir=elsewhere", "tracking.uri=sqlite:///other.db",
+    "tracking.experiment=other",
     "train.logging_steps=3", "train.save_steps=77", "train.save_total_limit=2", "train.dataloader_num_workers=2",
     "finetune.logging_steps=3",
     # These say which examples there are, and the hash of their contents says it too.
