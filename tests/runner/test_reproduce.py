@@ -26,6 +26,8 @@ from runner.runs import MadeBy, Run
 from runner.tracking import Tracking
 from tests.conftest import ROOT, cli_in, save_small_model
 
+pytestmark = pytest.mark.usefixtures("one_thread")  # as many as the command line's processes have
+
 SHORT = (
     "dataset=demo", "dataset.train_examples=64", "dataset.eval_examples=24", "schedule=short",
     "train.max_steps=20", "train.per_device_train_batch_size=8", "train.learning_rate=1e-2", "train.warmup_steps=2",
