@@ -307,9 +307,10 @@ def test_a_finished_run(
 @pytest.fixture(scope="module")
 def trained(workplace: Workplace, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a training with checkpoints at steps 3, 6 and 7, and its weights."""
+    before, folder = torch.get_num_threads(), tmp_path_factory.mktemp("trained")
     torch.set_num_threads(1)  # as in what is compared with it
-    folder = tmp_path_factory.mktemp("trained")
     save_file(prune_while_training(workplace, folder / "run", lambda step, values: None), folder / "weights")
+    torch.set_num_threads(before)
     return folder
 
 
