@@ -20,7 +20,7 @@ from pruning.criteria import (
     Snip,
     SnipMomentum,
 )
-from pruning.distillation import Distillation, Logits, NoDistillation, Prediction, SimKD, label_loss
+from pruning.distillation import IGNORED, Distillation, Logits, NoDistillation, Prediction, SimKD, label_loss
 from pruning.errors import PruningError
 from pruning.patterns import Block, Dense, Locked, NofM, Pattern, parse
 from pruning.plan import Plan, as_matrix, matrix_weights
@@ -29,6 +29,7 @@ from pruning.regularizers import GroupLasso, Regularizer
 from pruning.schedules import Gradual, OneShot, Schedule, TrainingLength
 
 __all__ = [
+    "IGNORED",
     "Allocation",
     "Block",
     "Criterion",

@@ -10,33 +10,67 @@ from torch.nn import functional as F
 from pruning.errors import PruningError
 
 
+IGNORED = -100
+"""The label of a token that has none."""
+_NEVER = -1e30  # divided by a temperature it is still a float
+
+
 @dataclass
 class Prediction:
     """What a model says about a batch, in the form that distillation needs."""
 
     logits: tuple[Tensor, ...]
-    """One [batch, choices] tensor per head; for span extraction start and end, [batch, tokens] each."""
+    """One tensor per head: [batch, choices] where it answers once an example, such as a class, or the start of a span
+    among the tokens; [batch, tokens, choices] where it answers at each token."""
     choices: Tensor | None
     """Bool [batch, choices]: which choices are real. None if all are. For span extraction: not padding."""
     tokens: Tensor
     """Bool [batch, tokens]: which tokens are not padding."""
-    hidden: Tensor | None = None
-    """[batch, tokens, width]: the last hidden states, if asked for."""
+    hidden: tuple[Tensor, ...] = ()
+    """[batch, tokens, width] each, if asked for: what the embeddings give, then what each layer gives."""
+    attentions: tuple[Tensor, ...] = ()
+    """[batch, heads, tokens, tokens] each, if asked for: the attention weights of each layer."""
+    numbers: bool = False
+    """The heads give numbers, [batch, 1], and no logits: regression."""
 
+    @property
+    def real(self) -> Tensor | None:
+        """Bool, which of a head's logits are real, in their shape; None if all are."""
+        if self.logits[0].dim() == 3:
+            return self.tokens[..., None].expand_as(self.logits[0])
+        return self.choices
 
-def masked(logits: Tensor, choices: Tensor | None) -> Tensor:
-    """float32 logits of which only the real choices count in a softmax.
+    def answers(self) -> tuple[Tensor, ...]:
+        """Per head float32 [answers, choices], an answer for each example or for each token that is not padding.
 
-    Filled with the lowest float, not -inf, for 0 * inf would be NaN: it too gives probability 0 exactly.
-    """
-    logits = logits.float()
-    return logits if choices is None else logits.masked_fill(~choices, torch.finfo(torch.float32).min)
+        Choices that are not real are _NEVER, not -inf, for 0 * inf would be NaN: it too gives probability 0 exactly in a
+        softmax.
+        """
+        return tuple(self._answers(logits.float()) for logits in self.logits)
+
+    def _answers(self, logits: Tensor) -> Tensor:
+        if logits.dim() == 3:
+            return logits[self.tokens]
+        return logits if self.choices is None else logits.masked_fill(~self.choices, _NEVER)
 
 
 def label_loss(student: Prediction, labels: tuple[Tensor, ...]) -> Tensor:
-    """Mean over the heads of the cross entropy with one [batch] tensor of labels each, over the real choices only."""
-    heads = zip(student.logits, labels, strict=True)
-    return torch.stack([F.cross_entropy(masked(logits, student.choices), label) for logits, label in heads]).mean()
+    """Mean over the heads of the loss against the labels: cross entropy over the real choices only, or the mean squared
+    error of numbers.
+
+    Args:
+        labels: for each head [batch], or [batch, tokens] where it answers at each token, IGNORED where none is asked.
+    """
+    heads = zip(student.answers(), labels, strict=True)
+    return torch.stack([_label_loss(answers, label, student) for answers, label in heads]).mean()
+
+
+def _label_loss(answers: Tensor, label: Tensor, student: Prediction) -> Tensor:
+    if student.numbers:
+        return F.mse_loss(answers.squeeze(-1), label.float())
+    if label.dim() == 2:
+        label = label[student.tokens]
+    return F.cross_entropy(answers, label, ignore_index=IGNORED)
 
 
 @dataclass
@@ -71,14 +105,15 @@ class Distillation:
 
 @dataclass
 class Logits(Distillation):
-    """KL divergence to the teacher's softened outputs (Hinton et al. 2015, arXiv 1503.02531), times T^2.
+    """KL divergence to the teacher's softened outputs (Hinton et al. 2015, arXiv 1503.02531), times T^2; of numbers
+    (regression), which are no distribution, the mean squared error.
 
     The mean over the heads; each softmax runs over the real choices only, so that the loss of an example does not
-    depend on how far its batch was padded.
+    depend on how far its batch was padded. Where a head answers at each token: over all tokens but padding.
     """
 
     temperature: float = 2.0
-    """Both distributions are softened by this."""
+    """Both distributions are softened by this; without effect on numbers."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -86,12 +121,14 @@ class Logits(Distillation):
             raise PruningError(f"distill.temperature={self.temperature}: must be above 0")
 
     def loss(self, student: Prediction, teacher: Prediction) -> Tensor:
-        heads = [self._kl(s, t, student.choices) for s, t in zip(student.logits, teacher.logits, strict=True)]
-        return torch.stack(heads).mean() * self.temperature**2
+        pairs = zip(student.answers(), teacher.answers(), strict=True)
+        if student.numbers:
+            return torch.stack([F.mse_loss(s, t) for s, t in pairs]).mean()
+        return torch.stack([self._kl(s, t) for s, t in pairs]).mean() * self.temperature**2
 
-    def _kl(self, student: Tensor, teacher: Tensor, choices: Tensor | None) -> Tensor:
-        of_student = masked(student.float() / self.temperature, choices).log_softmax(-1)
-        of_teacher = masked(teacher.float() / self.temperature, choices).log_softmax(-1)
+    def _kl(self, student: Tensor, teacher: Tensor) -> Tensor:
+        of_student = (student / self.temperature).log_softmax(-1)
+        of_teacher = (teacher / self.temperature).log_softmax(-1)
         return F.kl_div(of_student, of_teacher, reduction="batchmean", log_target=True)
 
 
@@ -107,9 +144,7 @@ class SimKD(Distillation):
     shares_head: ClassVar[bool] = True
 
     def loss(self, student: Prediction, teacher: Prediction) -> Tensor:
-        assert student.hidden is not None
-        assert teacher.hidden is not None
-        error = (student.hidden.float() - teacher.hidden.float()).square().mean(-1)  # [batch, tokens]
+        error = (student.hidden[-1].float() - teacher.hidden[-1].float()).square().mean(-1)  # [batch, tokens]
         return (error * student.tokens).sum() / student.tokens.sum()
 
 

@@ -1,7 +1,7 @@
 """The teacher is run once: its logits over the training features, kept in a file that every epoch, seed, pattern and
 process shares.
 
-Kept are the logits of the real choices only, one feature after the other, in float16: 58 MB for SQuAD's 88,000 features
+Kept are the real logits only, one feature after the other, in float16: 58 MB for SQuAD's 88,000 features
 and two heads. The file is memory-mapped; what several processes read lies in memory once.
 """
 
@@ -48,15 +48,15 @@ class KeptLogits:
     """The teacher's logits over a set of features."""
 
     heads: list[torch.Tensor]
-    """One float16 tensor per head: the logits of the real choices, feature after feature."""
+    """One float16 tensor per head: the real logits, feature after feature."""
     counts: torch.Tensor
-    """int32 [features]: how many choices each feature has."""
+    """int32 [features]: how many logits each feature has."""
 
     def __post_init__(self) -> None:
         self._ends = np.cumsum(self.counts.numpy(), dtype=np.int64)
 
     def of(self, feature: int) -> tuple[torch.Tensor, ...]:
-        """A feature's logits: one [choices] tensor per head."""
+        """A feature's logits: one flat tensor per head."""
         stop = int(self._ends[feature])
         start = stop - int(self.counts[feature])
         return tuple(head[start:stop] for head in self.heads)
@@ -88,24 +88,24 @@ class Taught(torch.utils.data.Dataset):
 
 
 def joined(rows: Sequence[Mapping[str, Any]]) -> tuple[torch.Tensor, ...]:
-    """A batch's logits: for each head one tensor with the rows' choices one after the other."""
+    """A batch's logits: for each head one tensor with those of the rows one after the other."""
     return tuple(torch.cat(parts) for parts in zip(*(row[LOGITS] for row in rows), strict=True))
 
 
 def spread(
-    joined: Sequence[torch.Tensor], like: torch.Tensor, choices: torch.Tensor | None
+    joined: Sequence[torch.Tensor], like: torch.Tensor, real: torch.Tensor | None
 ) -> tuple[torch.Tensor, ...]:
-    """Put each head's joined logits back where a padded batch has its choices.
+    """Put each head's joined logits back where a padded batch has its own.
 
     Args:
-        like: [batch, choices], whose shape and device are wanted.
-        choices: bool [batch, choices], which of them are real; None if all are.
+        like: a head's logits, whose shape and device are wanted.
+        real: bool, in that shape: which of them are real; None if all are.
     """
     heads = [flat.to(like.device, torch.float32) for flat in joined]
-    if choices is None:
+    if real is None:
         return tuple(head.view(like.shape) for head in heads)
     empty = torch.zeros(like.shape, device=like.device)
-    return tuple(empty.masked_scatter(choices, head) for head in heads)
+    return tuple(empty.masked_scatter(real, head) for head in heads)
 
 
 def key(checkpoint: models.Checkpoint, task: Dataset, features: datasets.Dataset, precision: Precision) -> str:
@@ -161,9 +161,9 @@ def _compute(
     found: list[tuple[torch.Tensor, ...]] = [()] * len(features)
     for rows, prediction in predictions(model, tokenizer, task, features, "Running the teacher", precision):
         heads = [head.half().cpu() for head in prediction.logits]
-        choices = None if prediction.choices is None else prediction.choices.cpu()
+        real = None if prediction.real is None else prediction.real.cpu()
         for i, row in enumerate(rows.tolist()):
-            found[row] = tuple(head[i] if choices is None else head[i][choices[i]] for head in heads)
+            found[row] = tuple(head[i] if real is None else head[i][real[i]] for head in heads)
     counts = torch.tensor([len(heads[0]) for heads in found], dtype=torch.int32)
     joined_heads = [torch.cat(parts) for parts in zip(*found, strict=True)]
     if not all(bool(head.isfinite().all()) for head in joined_heads):
@@ -175,8 +175,8 @@ def _compute(
 
 
 def most_bytes(task: Dataset, features: datasets.Dataset) -> int:
-    """What the logits may take: a choice per token, in two bytes; less if choices are classes."""
-    return 2 * int(np.sum(features["length"])) * len(task.label_names)
+    """What the logits may take, in two bytes each."""
+    return 2 * task.logits_of(features)
 
 
 def _write(logits: KeptLogits, file: Path) -> None:

@@ -204,7 +204,8 @@ class DistillTrainer(Trainer):
     ) -> Prediction:
         """What the teacher says about a batch, from its kept logits if there are any."""
         if kept is not None:
-            return Prediction(spread(kept, student.logits[0], student.choices), student.choices, student.tokens)
+            logits = spread(kept, student.logits[0], student.real)
+            return Prediction(logits, student.choices, student.tokens, numbers=student.numbers)
         live = self.teaching.teacher
         assert live is not None
         with torch.no_grad(), computing(self.precision):

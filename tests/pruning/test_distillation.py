@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pruning import Distillation, Logits, NoDistillation, Prediction, PruningError, SimKD, label_loss
+from pruning import IGNORED, Distillation, Logits, NoDistillation, Prediction, PruningError, SimKD, label_loss
 
 PROPERTY = settings(deadline=None, derandomize=True, max_examples=40)
 
@@ -29,7 +29,7 @@ def span_batches(draw):
             tuple(torch.randn(len(lengths), width, generator=random) * spread for _ in range(2)),
             choices=tokens,
             tokens=tokens,
-            hidden=torch.randn(len(lengths), width, 5, generator=random),
+            hidden=(torch.randn(len(lengths), width, 5, generator=random),),
         )
         for _ in range(2)
     )
@@ -74,9 +74,8 @@ def test_losses_do_not_depend_on_padding(batch, more, junk):
         rows, width = prediction.tokens.shape
         tokens = real_tokens(lengths, width + more)
         logits = tuple(torch.cat([x, torch.full((rows, more), value)], 1) for x in prediction.logits)
-        assert prediction.hidden is not None
-        hidden = torch.cat([prediction.hidden, torch.full((rows, more, 5), value)], 1)
-        return Prediction(logits, choices=tokens, tokens=tokens, hidden=hidden)
+        hidden = torch.cat([prediction.hidden[-1], torch.full((rows, more, 5), value)], 1)
+        return Prediction(logits, choices=tokens, tokens=tokens, hidden=(hidden,))
 
     for distillation in (Logits(), SimKD()):
         short = distillation.loss(student, teacher)
@@ -102,17 +101,16 @@ def test_an_example_has_the_same_loss_alone_and_in_a_batch(batch):
 @given(batch=span_batches())
 def test_gradients_are_finite_and_zero_on_padding(batch):
     student, teacher, _ = batch
-    assert student.hidden is not None
-    for logits in student.logits:
+    hidden = student.hidden[-1]
+    for logits in (*student.logits, hidden):
         logits.requires_grad_()
-    student.hidden.requires_grad_()
     (Logits().loss(student, teacher) + SimKD().loss(student, teacher)).backward()
-    for leaf, padding in (*((x, ~student.tokens) for x in student.logits), (student.hidden, ~student.tokens)):
+    for leaf, padding in (*((x, ~student.tokens) for x in student.logits), (hidden, ~student.tokens)):
         assert leaf.grad is not None
         assert bool(leaf.grad.isfinite().all())
         assert not bool(leaf.grad[padding].any())
-    assert student.hidden.grad is not None
-    assert bool(student.hidden.grad[student.tokens].any())
+    assert hidden.grad is not None
+    assert bool(hidden.grad[student.tokens].any())
 
 
 def test_the_gradient_pulls_the_student_to_the_teacher():
@@ -183,12 +181,66 @@ def test_a_teacher_with_another_number_of_heads_is_refused():
         Logits().loss(two, one)
 
 
+@st.composite
+def tagged_batches(draw):
+    """Student, teacher, lengths: [batch, tokens, classes] logits, some of it padding."""
+    lengths = draw(st.lists(st.integers(1, 5), min_size=1, max_size=4))
+    width, classes = max(lengths) + draw(st.integers(0, 3)), draw(st.integers(2, 4))
+    random = torch.Generator().manual_seed(draw(st.integers(0, 1000)))
+    tokens = real_tokens(lengths, width)
+    student, teacher = (
+        Prediction((3 * torch.randn(len(lengths), width, classes, generator=random),), None, tokens) for _ in range(2)
+    )
+    return student, teacher, lengths
+
+
+@PROPERTY
+@given(batch=tagged_batches())
+def test_a_head_that_answers_at_each_token_is_compared_at_the_real_ones(batch):
+    student, teacher, lengths = batch
+    each = [
+        kl(student.logits[0][row, at].double().tolist(), teacher.logits[0][row, at].double().tolist(), 2.0) * 4
+        for row, length in enumerate(lengths)
+        for at in range(length)
+    ]
+    assert Logits().loss(student, teacher).item() == pytest.approx(sum(each) / len(each), rel=1e-4, abs=1e-5)
+    assert student.real is not None
+    assert student.real.sum().item() == sum(lengths) * student.logits[0].shape[-1]
+
+
+@PROPERTY
+@given(batch=tagged_batches(), data=st.data())
+def test_the_label_loss_of_tokens_leaves_out_those_without_a_label(batch, data):
+    student, _, lengths = batch
+    classes = student.logits[0].shape[-1]
+    labels = torch.full(student.tokens.shape, IGNORED)
+    each = []
+    for row, length in enumerate(lengths):
+        for at in range(length):
+            label = data.draw(st.sampled_from([IGNORED, *range(classes)])) if row or at else 0
+            labels[row, at] = label
+            if label != IGNORED:
+                each.append(-math.log(softened(student.logits[0][row, at].double().tolist(), 1.0)[label]))
+    assert label_loss(student, (labels,)).item() == pytest.approx(sum(each) / len(each), rel=1e-4, abs=1e-5)
+
+
+def test_numbers_are_compared_by_their_squared_error():
+    everything = torch.ones(3, 4, dtype=torch.bool)
+    student, teacher = (
+        Prediction((torch.tensor(values)[:, None],), None, everything, numbers=True)
+        for values in ([1.0, 2.0, 5.0], [1.0, 4.0, 2.0])
+    )
+    expected = (0 + 4 + 9) / 3
+    assert Logits(temperature=3.0).loss(student, teacher).item() == pytest.approx(expected)
+    assert label_loss(student, (torch.tensor([1.0, 4.0, 2.0]),)).item() == pytest.approx(expected)
+
+
 @PROPERTY
 @given(batch=span_batches())
 def test_simkd_is_the_mean_squared_error_over_real_tokens(batch):
     student, teacher, lengths = batch
     errors = [
-        (float(student.hidden[row, token, k]) - float(teacher.hidden[row, token, k])) ** 2
+        (float(student.hidden[-1][row, token, k]) - float(teacher.hidden[-1][row, token, k])) ** 2
         for row, length in enumerate(lengths)
         for token in range(length)
         for k in range(5)
