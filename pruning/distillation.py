@@ -9,7 +9,6 @@ from torch.nn import functional as F
 
 from pruning.errors import PruningError
 
-
 IGNORED = -100
 """The label of a token that has none."""
 _NEVER = -1e30  # divided by a temperature it is still a float
@@ -43,8 +42,7 @@ class Prediction:
     def answers(self) -> tuple[Tensor, ...]:
         """Per head float32 [answers, choices], an answer for each example or for each token that is not padding.
 
-        Choices that are not real are _NEVER, not -inf, for 0 * inf would be NaN: it too gives probability 0 exactly in a
-        softmax.
+        Choices that are not real are _NEVER, not -inf, for 0 * inf would be NaN: it too gives probability 0 exactly.
         """
         return tuple(self._answers(logits.float()) for logits in self.logits)
 

@@ -68,7 +68,10 @@ LAYERS = (
 UPDATES = "updates.json"  # list, by mask update: step, sparsity, and weights removed and returned by name of the layer
 PREDICTIONS = "predictions.json"  # of the sparse model: example id -> answer
 DENSE_PREDICTIONS = "dense_predictions.json"  # of the dense model
-SCORES = "scores.json"  # the main metric of each example: {"id": [...], "dense": [...], "sparse": [...]}, fractions
+# By example: {"id": [...], "dense": [...], "sparse": [...]}, fractions: the main metric where that is their mean, else
+# whether the answer is right (or empty lists). Then there is also "statistics": {"name": NAME, "dense": [[...], ...],
+# "sparse": ...}, from whose means over the examples `results.statistics.OF[NAME]` computes the main metric.
+SCORES = "scores.json"
 EXAMPLES_HTML, EXAMPLES_JSON = "examples.html", "examples.json"  # which questions were lost and won, and of which kind
 COMPARISON = "reproduction.json"  # of a reproduction: how it compares with the run that it repeats
 

@@ -81,14 +81,15 @@ def score_once(
 def logits(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: Dataset, features: datasets.Dataset, title: str
 ) -> list[np.ndarray]:
-    """[features, choices] per head, in the order of the features, padded with the lowest float; in float32."""
+    """[features, choices] or [features, tokens, choices] per head, in the order of the features, padded with the lowest
+    float; in float32."""
     import numpy as np
 
     heads: list[np.ndarray] = []
     for rows, found in predictions(model, tokenizer, task, features, title, Precision.float32):
         if not heads:  # the longest come first
             lowest = np.finfo(np.float32).min
-            heads = [np.full((len(features), head.shape[1]), lowest, np.float32) for head in found.logits]
+            heads = [np.full((len(features), *head.shape[1:]), lowest, np.float32) for head in found.logits]
         for head, values in zip(heads, found.logits, strict=True):
             head[rows, : values.shape[1]] = values.float().cpu().numpy()
     return heads
@@ -141,6 +142,7 @@ def main(arguments: list[str]) -> dict[str, Any]:
     set_up_process()
     checkpoint = models.find(experiment.model.path, "model", experiment.model, experiment.model.revision)
     examples = experiment.dataset.read(train=False)
+    experiment.dataset.configure(checkpoint.config, examples.evaluation, f"model {checkpoint.path}")
     tokenizer = models.tokenizer(checkpoint)
     model = models.load(experiment.dataset.architecture, checkpoint)
     cache = Path(experiment.cache_dir) / "features"

@@ -120,7 +120,7 @@ def diagnose(run: Run, task: Dataset, lost: int, won: int) -> Diagnosis:
             f"dataset.path={task.path}: these are not the examples that the run was scored on; add "
             "dataset.path=PLACE to this command to name a place where they are"
         )
-    rows = {str(row["id"]): row for row in examples.evaluation.to_list()}
+    rows = {str(row["id"]): row for row in task.rows(examples.evaluation)}
     every = compared(run, task, rows)
     metric, count = run.result["metric"], len(every)
     dense, sparse = (fsum(getattr(example, of) for example in every) / count for of in ("dense", "sparse"))

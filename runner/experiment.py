@@ -129,6 +129,7 @@ def run(experiment: Experiment, origin: Origin) -> Result:
         candidates = earlier(experiment, name)
         net = None if candidates else check(experiment, sources)
         examples = experiment.dataset.read(train=experiment.trains)
+        fit(experiment, sources, examples)
         identity = identity_of(experiment, sources, examples)
         folder = outputs / f"{name}-{identity.run[:8]}"
         if done := finished(candidates, identity, experiment.tracking):
@@ -223,10 +224,18 @@ def find(experiment: Experiment) -> Sources:
     if model.finetuned:
         base = models.find(model.finetuned, "model.finetuned", model, model.finetuned_revision)
     else:
-        base = models.find(model.path, "model.path", model, model.revision)
+        base = models.find(model.path, models.PRETRAINED, model, model.revision)
     path = experiment.distill.teacher
     teacher = models.find(path, "distill.teacher", model) if experiment.prune and path else None
     return Sources(base, teacher, models.find(model.sparse, "model.sparse", model) if model.sparse else None)
+
+
+def fit(experiment: Experiment, sources: Sources, examples: Examples) -> None:
+    """Tell the checkpoints what there is to answer. Raises UserError if a trained head does not fit."""
+    for checkpoint in (sources.base, sources.teacher, sources.sparse):
+        if checkpoint is not None:
+            trained = None if checkpoint.key == models.PRETRAINED else f"{checkpoint.key}={checkpoint.path}"
+            experiment.dataset.configure(checkpoint.config, examples.evaluation, trained)
 
 
 def check(experiment: Experiment, sources: Sources) -> PreTrainedModel:
@@ -274,7 +283,7 @@ def prepare(
             pruner = new_pruner(experiment, net, length)
             updates = {s: experiment.schedule.sparsity(p, experiment.pattern.target) for s, p in pruner.updates.items()}
             units = sum(sum(group.units.values()) for group in pruner.plan.groups)
-        space.check(needs(experiment, lesson, net.num_parameters(), units, identity, folder))
+        space.check(needs(experiment, lesson, sources.base, net.num_parameters(), units, identity, folder))
     made_of = [examples.train_fingerprint, examples.evaluation_fingerprint]
     made_of += [task.digest(lesson.features)] if lesson is not None else []
     digest = hashlib.sha256("".join(made_of).encode()).hexdigest()
@@ -282,7 +291,13 @@ def prepare(
 
 
 def needs(
-    experiment: Experiment, lesson: Lesson, parameters: int, units: int, identity: Identity, folder: Path
+    experiment: Experiment,
+    lesson: Lesson,
+    base: models.Checkpoint,
+    parameters: int,
+    units: int,
+    identity: Identity,
+    folder: Path,
 ) -> list[Need]:
     """The disk space that a training run takes.
 
@@ -304,7 +319,7 @@ def needs(
         kept = experiment.train.save_total_limit
         found.append(Need(folder / "checkpoints", "checkpoints", space.of_training(parameters, kept, 10 * units)))
         if experiment.distill.needs_teacher and experiment.distill.weight and keeps_logits(experiment, lesson):
-            most = teacher.most_bytes(experiment.dataset, lesson.features)
+            most = teacher.most_bytes(experiment.dataset, lesson.features, base)
             found.append(Need(cache / "teacher", "the teacher's logits", most))
     log.info("disk space, at most: %s", space.told(found))
     return found
@@ -373,7 +388,7 @@ def check_sparse(
     if sparse is None:
         return
     theirs, ours = (
-        {name: tuple(p.shape) for name, p in of.named_parameters()}
+        {name: tuple(p.shape) for name, p in of.base_model.named_parameters()}  # the head's shape is the task's
         for of in (models.skeleton(architecture, sparse.config), net)
     )
     differs = sorted(name for name in theirs.keys() | ours.keys() if theirs.get(name) != ours.get(name))
@@ -646,7 +661,7 @@ def record(
         tracker.text(json.dumps([layer_row(layer) for layer in pruned.layers], indent=1), columns.LAYERS)
         tracker.text(json.dumps([asdict(update) for update in pruned.updates], indent=1), columns.UPDATES)
         tracker.text(json.dumps(sparse.predictions, indent=0), columns.PREDICTIONS)
-        if dense.by_example:
+        if dense.by_example or dense.statistics:
             tracker.text(json.dumps(paired(dense, sparse)), columns.SCORES)
         tracker.tags({columns.VERIFIED: "true"})
     tracker.tags({columns.stage(stage): made for stage, made in result.stages.items()})
@@ -655,10 +670,16 @@ def record(
     tracker.tags({"mlflow.note.content": f"```\n{summary(result)}\n```"})
 
 
-def paired(dense: Scores, sparse: Scores) -> dict[str, list[Any]]:
-    """The scores of each example beside each other; no example where the main metric is no mean over them."""
-    both = dense.by_example, sparse.by_example
-    return {"id": list(both[0]), "dense": list(both[0].values()), "sparse": [both[1][i] for i in both[0]]}
+def paired(dense: Scores, sparse: Scores) -> dict[str, Any]:
+    """What the two models made of each example, beside each other: see `columns.SCORES`."""
+    found: dict[str, Any] = {"id": list(dense.statistics or dense.by_example)}
+    for name, scores in (("dense", dense), ("sparse", sparse)):
+        found[name] = [scores.by_example[id] for id in found["id"]] if scores.by_example else []
+    if dense.statistics:
+        both = {"dense": dense, "sparse": sparse}
+        numbers = {name: [scores.statistics[id] for id in found["id"]] for name, scores in both.items()}
+        found["statistics"] = {"name": dense.statistic, **numbers}
+    return found
 
 
 def costs(cost: Mapping[str, Any]) -> dict[str, float]:

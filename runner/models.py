@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 EMBEDDED = "embedded:"
+PRETRAINED = "model.path"
+"""The key that names a checkpoint without a head for the task."""
 _WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin", "pytorch_model.bin.index.json")
 _TOKENIZER_FILES = (
     "tokenizer*.json",
@@ -183,15 +185,31 @@ def kind_of(name: str) -> str:
 
 
 def load(architecture: str, checkpoint: Checkpoint) -> PreTrainedModel:
-    """The model in float32, whatever it was saved in. Parameters that the checkpoint lacks are drawn at random."""
+    """The model in float32, whatever it was saved in. Parameters that a pretrained checkpoint lacks, those of the head,
+    are drawn at random.
+
+    Raises:
+        UserError: it cannot be loaded, or lacks parameters although it was fine-tuned.
+    """
     import transformers
 
     os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "1"  # no thread that asks the hub to convert a .bin
     auto = getattr(transformers, architecture)
     with explain("model", checkpoint.key, checkpoint.path), quiet_loading():
-        return auto.from_pretrained(
-            checkpoint.path, revision=checkpoint.revision, config=checkpoint.config, dtype=torch.float32
+        model, info = auto.from_pretrained(
+            checkpoint.path,
+            revision=checkpoint.revision,
+            config=checkpoint.config,
+            dtype=torch.float32,
+            output_loading_info=True,
         )
+    lacking = sorted(info["missing_keys"])
+    if lacking and checkpoint.key != PRETRAINED:
+        raise UserError(
+            f"{checkpoint.key}={checkpoint.path}: it has no weights for {', '.join(lacking[:3])}: it was not "
+            f"fine-tuned for this kind of task ({architecture.removeprefix('AutoModelFor')})"
+        )
+    return model
 
 
 def skeleton(architecture: str, config: PretrainedConfig) -> PreTrainedModel:

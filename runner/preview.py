@@ -22,6 +22,7 @@ from runner.experiment import (
     announce,
     check,
     find,
+    fit,
     identity_of,
     keeps_logits,
     prepare,
@@ -56,6 +57,7 @@ def show(experiment: Experiment, origin: Origin) -> None:
     sources = find(experiment)
     net = check(experiment, sources)
     examples = experiment.dataset.read(train=experiment.trains)
+    fit(experiment, sources, examples)
     identity = identity_of(experiment, sources, examples)
     folder = Path(experiment.output_dir) / f"{run_name(origin.labels, experiment.seed)}-{identity.run[:8]}"
     inputs = prepare(experiment, sources, net, examples, identity, folder)

@@ -92,9 +92,7 @@ def joined(rows: Sequence[Mapping[str, Any]]) -> tuple[torch.Tensor, ...]:
     return tuple(torch.cat(parts) for parts in zip(*(row[LOGITS] for row in rows), strict=True))
 
 
-def spread(
-    joined: Sequence[torch.Tensor], like: torch.Tensor, real: torch.Tensor | None
-) -> tuple[torch.Tensor, ...]:
+def spread(joined: Sequence[torch.Tensor], like: torch.Tensor, real: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
     """Put each head's joined logits back where a padded batch has its own.
 
     Args:
@@ -140,7 +138,7 @@ def taught(
         with lock:
             found = _read(file, len(features))
             if found is None:
-                most = text(most_bytes(task, features))
+                most = text(most_bytes(task, features, checkpoint))
                 log.info("the teacher runs once over %d features; its logits take at most %s in %s",
                          len(features), most, cache)  # fmt: skip
                 model = models.load(task.architecture, checkpoint)
@@ -174,9 +172,9 @@ def _compute(
     return KeptLogits(joined_heads, counts)
 
 
-def most_bytes(task: Dataset, features: datasets.Dataset) -> int:
-    """What the logits may take, in two bytes each."""
-    return 2 * task.logits_of(features)
+def most_bytes(task: Dataset, features: datasets.Dataset, checkpoint: models.Checkpoint) -> int:
+    """What a teacher's logits take at most, in two bytes each."""
+    return 2 * task.logits_of(features, checkpoint.config.num_labels)
 
 
 def _write(logits: KeptLogits, file: Path) -> None:

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 from transformers import ProgressCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
-from pruning import Distillation, Prediction, Pruner, TrainingLength, label_loss
+from pruning import IGNORED, Distillation, Prediction, Pruner, TrainingLength, label_loss
 from runner import checkpoints, models, ranks, seals
 from runner.batches import Batches
 from runner.device import Precision, computing, device, matmul_in
@@ -130,12 +130,22 @@ def collate(tokenizer: PreTrainedTokenizerBase, label_names: tuple[str, ...], mu
     def batch(rows: list[Mapping[str, Any]]) -> dict[str, Any]:
         inputs = [{name: value for name, value in row.items() if name in names} for row in rows]
         out = dict(tokenizer.pad(inputs, padding=True, pad_to_multiple_of=multiple, return_tensors="pt"))
-        out |= {name: torch.tensor([row[name] for row in rows]) for name in label_names if name in rows[0]}
+        out |= {name: _labels([row[name] for row in rows], out["input_ids"]) for name in label_names if name in rows[0]}
         if LOGITS in rows[0]:
             out[LOGITS] = joined(rows)
         return out
 
     return batch
+
+
+def _labels(values: list[Any], inputs: torch.Tensor) -> torch.Tensor:
+    """[batch], or [batch, tokens] of labels by token, of which padding has none."""
+    if not isinstance(values[0], list):
+        return torch.tensor(values)
+    out = torch.full(inputs.shape, IGNORED)
+    for row, labels in zip(out, values, strict=True):
+        row[: len(labels)] = torch.tensor(labels)
+    return out
 
 
 class DistillTrainer(Trainer):

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from runner.tasks.span import Span
-
-if TYPE_CHECKING:
-    import datasets
+from runner.tasks.splits import Part, Splits
 
 
 @dataclass
@@ -30,13 +28,15 @@ class Demo(Span):
     def hub_id(self) -> str | None:
         return None
 
-    def splits(self) -> tuple[datasets.Dataset | None, datasets.Dataset | None, str]:
+    def splits(self) -> Splits:
+        return Splits(
+            self._part(self.train_examples, 0), {"validation": self._part(self.eval_examples, 1)}, "generated"
+        )
+
+    def _part(self, count: int, which: int) -> Part:
         import datasets
 
         from runner.tasks.demo_text import examples
 
-        train = datasets.Dataset.from_list([dict(e) for e in examples(self.train_examples, seed=2 * self.data_seed)])
-        evaluation = datasets.Dataset.from_list(
-            [dict(e) for e in examples(self.eval_examples, seed=2 * self.data_seed + 1)]
-        )
-        return train, evaluation, "generated"
+        made = [dict(example) for example in examples(count, seed=2 * self.data_seed + which)]
+        return Part(datasets.Dataset.from_list(made), [("generated", count)])

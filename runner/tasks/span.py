@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import random
+import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pruning import Prediction
 from runner.errors import UserError
-from runner.tasks import Dataset, Examples, Scores, arrow
+from runner.tasks import Dataset, Scores, arrow, sources, told_length
+from runner.tasks.splits import Part, Splits
 from runner.tasks.squad_scores import best_of, means
-from runner.versions import VERSIONS
 
 if TYPE_CHECKING:
     import datasets
@@ -32,10 +32,21 @@ _PAIRS_AT_ONCE = 2**20  # start and end tokens that are combined at once: some 2
 class Span(Dataset):
     """A dataset of the SQuAD v1.1 kind: columns id, context, question, answers {text, answer_start}.
 
-    `path` is a hub id, a SQuAD JSON or JSON-lines or parquet file, or a folder of such files, told apart by "train"
-    and "dev" or "valid" in their names.
+    Beside the files that all kinds of task read, a SQuAD JSON file is read.
     """
 
+    id: str = "id"
+    """Column of the question's id."""
+    context: str = "context"
+    """Column of the paragraph."""
+    question: str = "question"
+    """Column of the question."""
+    answers: str = "answers"
+    """Column of the answers: records of `text` and `answer_start`, two lists of the same length."""
+    answer_text: str | None = None
+    """Instead of `answers`, for files with one answer in each row: column of its text."""
+    answer_start: str | None = None
+    """Together with `answer_text`: column of the character where it begins in the paragraph."""
     doc_stride: int = 128
     """Tokens that two neighbouring windows of a long paragraph share."""
     n_best: int = 20
@@ -44,19 +55,24 @@ class Span(Dataset):
     """Tokens in an answer, at most."""
     drop_misaligned: bool = False
     """Leave out questions whose answer does not occur at its offset, instead of refusing the data."""
+    metric: str = "f1"
+    """The main metric, which names the columns of the table: f1 or exact_match."""
 
-    metric: ClassVar[str] = "f1"
     architecture: ClassVar[str] = "AutoModelForQuestionAnswering"
     pipeline_tag: ClassVar[str] = "question-answering"
     label_names: ClassVar[tuple[str, ...]] = ("start_positions", "end_positions")
+    metrics: ClassVar[tuple[str, ...]] = ("f1", "exact_match")
+    selecting: ClassVar[tuple[str, ...]] = (
+        *Dataset.selecting, "id", "context", "question", "answers", "answer_text", "answer_start",
+    )  # fmt: skip
 
     def __post_init__(self) -> None:
-        if not 0 <= self.holdout < 1:
-            raise UserError(f"dataset.holdout={self.holdout} is out of range: a fraction of train, from 0 to below 1")
-        for key in ("max_train_samples", "max_eval_samples", "n_best", "max_answer_length"):
-            value = getattr(self, key)
-            if value is not None and value < 1:
-                raise UserError(f"dataset.{key}={value} is out of range: at least 1")
+        super().__post_init__()
+        for key in ("n_best", "max_answer_length"):
+            if getattr(self, key) < 1:
+                raise UserError(f"dataset.{key}={getattr(self, key)} is out of range: at least 1")
+        if (self.answer_text is None) != (self.answer_start is None):
+            raise UserError("dataset.answer_text and dataset.answer_start name columns together, or neither is given")
         # A window holds [CLS] question [SEP] part of the paragraph [SEP]; the stride must be less than that part.
         if not 0 < self.doc_stride < self.max_seq_length - 8:
             raise UserError(
@@ -66,59 +82,44 @@ class Span(Dataset):
 
     # --- reading --------------------------------------------------------------------------------------------
 
-    def splits(self) -> tuple[datasets.Dataset | None, datasets.Dataset | None, str]:
-        """Train, evaluation (None where the source has no such split), and a description of the source."""
-        from runner.tasks import sources
-
-        return sources.load(self.path, self.name, self.revision, squad_json=read_squad_json)
-
-    def read(self, train: bool = True) -> Examples:
-        training, evaluation, source = self.splits()
-        for split, examples in (("train", training), ("evaluation", evaluation)):
-            if examples is not None:
-                _check_columns(examples, f"{source}, {split} split")
-        if self.holdout:
-            if training is None:
-                raise UserError(f"dataset.holdout={self.holdout} needs a train split, and {source} has none")
-            training, evaluation = split_by_context(training, self.holdout, self.data_seed)
-        if train and training is None:
-            raise UserError(f"{source} has no train split: name a file train* in dataset.path")
-        if evaluation is None:
-            raise UserError(
-                f"{source} has no evaluation split: name a file dev* or validation* in dataset.path, or set "
-                "dataset.holdout to score on a part of train"
+    def splits(self) -> Splits:
+        texts = [self.id, self.context, self.question, *([self.answer_text] if self.answer_text else [])]
+        return sources.load(
+            sources.Source(
+                self.path, self.name, self.revision, self.train_split, self.evaluation_splits, texts,
+                {".json": read_squad_json},
             )
-        training = self._ready(training, self.max_train_samples, f"{source}, train split") if train else None
-        evaluation = self._ready(evaluation, self.max_eval_samples, f"{source}, evaluation split")
-        of_train = fingerprint(training) if training is not None else ""
-        return Examples(training, evaluation, of_train, fingerprint(evaluation), source)
+        )  # fmt: skip
 
-    def _ready(self, examples: datasets.Dataset | None, limit: int | None, where: str) -> datasets.Dataset:
-        assert examples is not None
-        if limit is not None and limit < len(examples):
-            chosen = random.Random(self.data_seed).sample(range(len(examples)), limit)
-            examples = examples.select(sorted(chosen))
-        examples = check_answers(examples.select_columns(list(COLUMNS)), where, self.drop_misaligned)
-        if not len(examples):
-            raise UserError(f"{where}: there are no examples")
-        return examples
+    def named(self, splits: Splits) -> tuple[Part | None, dict[str, Part]]:
+        evaluation = {name: self._named(part) for name, part in splits.evaluation.items()}
+        return (self._named(splits.train) if splits.train is not None else None), evaluation
+
+    def _named(self, part: Part) -> Part:
+        given = {"id": self.id, "context": self.context, "question": self.question}
+        if self.answer_text is None or self.answer_start is None:
+            given["answers"] = self.answers
+            found = sources.renamed(part, given)
+            _check_answers_column(found)
+            return found
+        found = sources.renamed(part, {**given, "text": self.answer_text, "answer_start": self.answer_start})
+        return found.holding(_with_single_answers(found.examples))
+
+    def groups(self, examples: datasets.Dataset) -> Sequence[str]:
+        return arrow.table(examples, "context")["context"].to_pylist()
+
+    def checked(self, part: Part) -> Part:
+        return check_answers(part, self.drop_misaligned)
+
+    def fingerprint(self, examples: datasets.Dataset) -> str:
+        return fingerprint(examples)
 
     # --- features -------------------------------------------------------------------------------------------
 
-    def features(
-        self, examples: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, cache: Path | None, labels: bool
-    ) -> datasets.Dataset:
-        key = [VERSIONS["prepare"], fingerprint(examples), tokenizer_fingerprint(tokenizer), labels]
-        key += [self.max_seq_length, self.doc_stride]
-        name = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
+    def tokenising(self) -> list[Any]:
+        return [self.max_seq_length, self.doc_stride]
 
-        def tokenize(batch: dict[str, list], indices: list[int]) -> dict[str, list]:
-            return self._windows(batch, indices, tokenizer, labels)
-
-        title = "Tokenising " + ("train" if labels else "evaluation")
-        return arrow.mapped_once(examples, tokenize, name, title, None if cache is None else cache / f"span-{name}")
-
-    def _windows(
+    def tokenized(
         self, batch: dict[str, list], indices: list[int], tokenizer: PreTrainedTokenizerBase, labels: bool
     ) -> dict[str, list]:
         try:
@@ -142,7 +143,6 @@ class Span(Dataset):
         offsets = encoded.pop("offset_mapping")
         context = [[part == 1 for part in encoded.sequence_ids(i)] for i in range(len(rows))]
         columns: dict[str, list] = {name: encoded[name] for name in encoded}
-        columns["length"] = [len(tokens) for tokens in columns["input_ids"]]
         if labels:
             spans = [
                 answer_tokens(batch["answers"][row], offset, inside)
@@ -161,20 +161,22 @@ class Span(Dataset):
 
     # --- outputs --------------------------------------------------------------------------------------------
 
-    def prediction(self, outputs: Any, inputs: Mapping[str, torch.Tensor]) -> Prediction:
-        tokens = inputs["attention_mask"].bool()
-        hidden = outputs.hidden_states[-1] if outputs.hidden_states is not None else None
-        return Prediction((outputs.start_logits, outputs.end_logits), choices=tokens, tokens=tokens, hidden=hidden)
+    def heads(self, outputs: Any, tokens: torch.Tensor) -> Prediction:
+        return Prediction((outputs.start_logits, outputs.end_logits), choices=tokens, tokens=tokens)
+
+    def logits_of(self, features: datasets.Dataset, classes: int) -> int:
+        return 2 * sum(features["length"])
 
     def score(self, examples: datasets.Dataset, features: datasets.Dataset, logits: list[np.ndarray]) -> Scores:
-        answers = self.answers(examples, features, logits)
+        answers = self.best_answers(examples, features, logits)
         given = arrow.table(examples, "id", "answers")
         references = zip(given["id"].to_pylist(), arrow.lists(arrow.field(given["answers"], "text")), strict=True)
         best = {id: best_of(answers[id], texts) for id, texts in references}
         scores = {name: value / 100 for name, value in means(best.values()).items()}
-        return Scores(scores, answers, {id: f1 for id, (_, f1) in best.items()})
+        main = ("exact_match", "f1").index(self.metric)
+        return Scores(scores, answers, {id: found[main] for id, found in best.items()})
 
-    def answers(
+    def best_answers(
         self, examples: datasets.Dataset, features: datasets.Dataset, logits: list[np.ndarray]
     ) -> dict[str, str]:
         """Question id -> the text of the best span over all windows of its paragraph."""
@@ -215,8 +217,8 @@ class Span(Dataset):
         answer, paragraph = (len(text.split()) for text in (example["answers"]["text"][0], example["context"]))
         return {
             "Question word": question_word(example["question"]),
-            "Length of the answer": length(answer, (1, 2, 4)),
-            "Length of the paragraph": length(paragraph, (50, 100, 150, 200)),
+            "Length of the answer": told_length(answer, (1, 2, 4)),
+            "Length of the paragraph": told_length(paragraph, (50, 100, 150, 200)),
         }
 
 
@@ -234,16 +236,6 @@ def question_word(question: str) -> str:
         if word in _QUESTION_WORDS or word in _OF_WHO:
             return "who" if word in _OF_WHO else word
     return "other"
-
-
-def length(words: int, limits: Sequence[int]) -> str:
-    """A number of words as one of the ranges that end at `limits`, rising, or are above the last."""
-    low = 1
-    for high in limits:
-        if words <= high:
-            return f"{low} to {high} words" if low < high else f"{high} word{'s' if high > 1 else ''}"
-        low = high + 1
-    return f"{low} words or more"
 
 
 def excerpt(text: str, start: int, stop: int) -> str:
@@ -355,61 +347,41 @@ def fingerprint(examples: datasets.Dataset) -> str:
     return digest.hexdigest()
 
 
-def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Hash of all that a fast tokenizer does, but for what its last call left in it: how to cut and to pad."""
-    state = json.loads(tokenizer.backend_tokenizer.to_str())  # type: ignore[attr-defined]
-    return hashlib.sha256(json.dumps({**state, "truncation": None, "padding": None}).encode()).hexdigest()
-
-
-def split_by_context(
-    examples: datasets.Dataset, fraction: float, seed: int
-) -> tuple[datasets.Dataset, datasets.Dataset]:
-    """(rest, hold-out): whole paragraphs, drawn by seed, until the hold-out has `fraction` of the questions."""
-    by_context: dict[str, list[int]] = {}
-    for i, context in enumerate(arrow.table(examples, "context")["context"].to_pylist()):
-        by_context.setdefault(context, []).append(i)
-    contexts = sorted(by_context)
-    random.Random(seed).shuffle(contexts)
-    held: list[int] = []
-    while len(held) < fraction * len(examples):
-        held += by_context[contexts.pop()]
-    rest = sorted(set(range(len(examples))) - set(held))
-    return examples.select(rest), examples.select(sorted(held))
-
-
-def _check_columns(examples: datasets.Dataset, where: str) -> None:
-    missing = [name for name in COLUMNS if name not in examples.column_names]
-    if missing:
-        raise UserError(
-            f"{where}: the columns {', '.join(missing)} are missing; it has {', '.join(examples.column_names)}. "
-            "SQuAD's format is needed: id, context, question, answers with text and answer_start"
-        )
-    answers = examples.features["answers"]
+def _check_answers_column(part: Part) -> None:
+    answers = part.examples.features["answers"]
     fields = set(answers) if isinstance(answers, dict) else set()
     if not {"text", "answer_start"} <= fields:
-        raise UserError(f"{where}: the column answers needs the fields text and answer_start, it is {answers}")
+        raise UserError(f"{part.name}: the column answers needs the fields text and answer_start, it is {answers}")
 
 
-def check_answers(examples: datasets.Dataset, where: str, drop: bool) -> datasets.Dataset:
+def _with_single_answers(examples: datasets.Dataset) -> datasets.Dataset:
+    """Columns text and answer_start as the lists of one answer each that SQuAD has."""
+    answers = [
+        {"text": [] if text is None else [text], "answer_start": [] if start is None else [start]}
+        for text, start in zip(examples["text"], examples["answer_start"], strict=True)
+    ]
+    return examples.select_columns(["id", "context", "question"]).add_column("answers", answers)  # type: ignore[call-arg]
+
+
+def check_answers(part: Part, drop: bool) -> Part:
     """Refuse, or drop if asked, questions without an answer or with one that is not at its offset."""
-    columns = arrow.table(examples, "context", "answers")
+    columns = arrow.table(part.examples, "context", "answers")
     texts, starts = (arrow.lists(arrow.field(columns["answers"], name)) for name in ("text", "answer_start"))
     rows = zip(columns["context"].to_pylist(), texts, starts, strict=True)
     bad = [i for i, row in enumerate(rows) if not _aligned(*row)]
     if not bad:
-        return examples
-    ids = examples["id"]
+        return part
+    ids = part.examples["id"]
     named = ", ".join(str(ids[i]) for i in bad[:5]) + (", ..." if len(bad) > 5 else "")
     if not drop:
         raise UserError(
-            f"{where}: {len(bad)} of {len(examples)} questions have no answer, or one that does not occur at its "
-            f"answer_start (ids {named}); correct them, or leave them out with dataset.drop_misaligned=true"
+            f"{part.where(bad[0])}: {len(bad)} of {len(part.examples)} questions have no answer, or one that does not "
+            f"occur at its answer_start (ids {named}); correct them, or leave them out with "
+            "dataset.drop_misaligned=true"
         )
-    import logging
-
-    logging.getLogger(__name__).warning("%s: %d questions left out, misaligned: %s", where, len(bad), named)
+    logging.getLogger(__name__).warning("%s: %d questions left out, misaligned: %s", part.name, len(bad), named)
     wrong = set(bad)
-    return examples.select([i for i in range(len(examples)) if i not in wrong])
+    return part.select([i for i in range(len(part.examples)) if i not in wrong])
 
 
 def _aligned(context: str | None, texts: list[str | None], starts: list[int | None]) -> bool:
@@ -422,20 +394,35 @@ def _aligned(context: str | None, texts: list[str | None], starts: list[int | No
     )
 
 
-def read_squad_json(articles: Any, where: str) -> Iterator[dict[str, Any]]:
-    """The questions of an official SQuAD JSON file, flat. Raises UserError if it is none."""
+def read_squad_json(file: Path) -> list[dict[str, Any]] | None:
+    """The questions of an official SQuAD JSON file, flat; None if it is another kind of JSON.
+
+    Raises:
+        UserError: it has "data", and no questions below it.
+    """
+    text = file.read_text(encoding="utf-8")
+    if not (text.lstrip().startswith("{") and '"data"' in text[:10_000_000]):
+        return None
     try:
-        for article in articles["data"]:
-            for paragraph in article["paragraphs"]:
-                for qa in paragraph["qas"]:
-                    yield {
-                        "id": str(qa["id"]),
-                        "context": paragraph["context"],
-                        "question": qa["question"],
-                        "answers": {
-                            "text": [answer["text"] for answer in qa["answers"]],
-                            "answer_start": [answer["answer_start"] for answer in qa["answers"]],
-                        },
-                    }
+        whole = json.loads(text)
+    except json.JSONDecodeError:  # several objects in a file: JSON lines under another name
+        return None
+    try:
+        return list(_questions(whole))
     except (KeyError, TypeError) as error:
-        raise UserError(f"{where} is not in SQuAD's JSON format: {error!r} is missing or of the wrong kind") from error
+        raise UserError(f"{file} is not in SQuAD's JSON format: {error!r} is missing or of the wrong kind") from error
+
+
+def _questions(whole: Any) -> Iterator[dict[str, Any]]:
+    for article in whole["data"]:
+        for paragraph in article["paragraphs"]:
+            for qa in paragraph["qas"]:
+                yield {
+                    "id": str(qa["id"]),
+                    "context": paragraph["context"],
+                    "question": qa["question"],
+                    "answers": {
+                        "text": [answer["text"] for answer in qa["answers"]],
+                        "answer_start": [answer["answer_start"] for answer in qa["answers"]],
+                    },
+                }

@@ -24,7 +24,8 @@ from runner.pretrain_tiny import build_tokenizer
 from runner.tasks import Examples, span
 from runner.tasks.demo import Demo
 from runner.tasks.demo_text import examples as generated
-from runner.tasks.span import Span, answer_tokens, best_spans, fingerprint, highest, padded, split_by_context
+from runner.tasks.span import Span, answer_tokens, best_spans, fingerprint, highest, padded
+from runner.tasks.splits import held_out
 from runner.tasks.squad_metric import SquadMetric
 
 TOKENIZER = build_tokenizer()
@@ -44,6 +45,13 @@ def rows(count: int, paragraphs: int = 10) -> list[dict[str, Any]]:
 
 def table(content: list[dict[str, Any]]) -> datasets.Dataset:
     return datasets.Dataset.from_list(content)
+
+
+def split_by_context(
+    examples: datasets.Dataset, fraction: float, seed: int
+) -> tuple[datasets.Dataset, datasets.Dataset]:
+    rest, held = held_out(list(examples["context"]), fraction, seed)
+    return examples.select(rest), examples.select(held)
 
 
 def prints(read: Examples) -> tuple[str, str]:
@@ -247,7 +255,7 @@ def test_a_question_without_a_valid_span_is_answered_by_nothing() -> None:
     made = task.features(data, TOKENIZER, None, labels=False)
     logits = np.zeros((1, made[0]["length"]), np.float32)
     logits[0, 0] = 9  # [CLS] wins, and nothing else is looked at
-    assert task.answers(data, made, [logits, logits]) == {"q": ""}
+    assert task.best_answers(data, made, [logits, logits]) == {"q": ""}
 
 
 def test_features_are_cached_by_their_content(tmp_path: Path) -> None:
@@ -522,7 +530,8 @@ def test_missing_columns_are_named(tmp_path: Path) -> None:
     text = refused(tmp_path)
     assert "columns context, answers are missing" in text
     assert "it has id, passage, question" in text
-    assert "train split" in text
+    assert "train.jsonl" in text
+    assert "dataset.context=COLUMN dataset.answers=COLUMN" in text
 
 
 def test_answers_of_another_shape_are_refused(tmp_path: Path) -> None:
@@ -547,18 +556,22 @@ def test_files_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_usable_files_is_refused(tmp_path: Path) -> None:
-    assert "no .json, .jsonl, .parquet file in this folder" in refused(tmp_path)
+    assert "no .csv, .tsv, .json, .jsonl, .parquet file in this folder" in refused(tmp_path)
     (tmp_path / "one.json").write_text(squad_json(rows(3)))
     assert "name the files train*, dev*" in refused(tmp_path)
     assert "there is no such file or folder" in refused(tmp_path / "nowhere")
 
 
-def test_without_an_evaluation_split_the_remedies_are_named(tmp_path: Path) -> None:
-    (tmp_path / "train.json").write_text(squad_json(rows(3)))
-    text = refused(tmp_path)
-    assert "no evaluation split" in text
-    assert "dev*" in text
-    assert "dataset.holdout" in text
+def test_without_an_evaluation_split_a_tenth_of_train_becomes_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "train.json").write_text(squad_json(rows(200)))
+    with caplog.at_level("INFO"):
+        read = Span(path=str(tmp_path)).read()
+    assert "has no evaluation split: 0.1 of train becomes it, drawn with dataset.data_seed=0" in caplog.text
+    assert read.train is not None
+    assert (len(read.train), len(read.evaluation)) == (180, 20)
+    assert list(read.evaluation["id"]) == list(Span(path=str(tmp_path), holdout=0.1).read().evaluation["id"])
     (tmp_path / "train.json").rename(tmp_path / "dev.json")
     assert "needs a train split" in refused(tmp_path, holdout=0.5)
 

@@ -408,7 +408,7 @@ def sum_over_heads(patch: pytest.MonkeyPatch) -> None:
 
 
 def padding_in_the_softmax(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(pruning.distillation, "masked", lambda logits, choices: logits.float())
+    patch.setattr(pruning.Prediction, "answers", lambda self: tuple(logits.float() for logits in self.logits))
 
 
 def other_batches(patch: pytest.MonkeyPatch) -> None:
@@ -456,8 +456,8 @@ def float32_logits(patch: pytest.MonkeyPatch) -> None:
 
 
 def leading_blanks(patch: pytest.MonkeyPatch) -> None:
-    real = Span._windows
-    patch.setattr(Span, "_windows", lambda self, batch, *others: real(
+    real = Span.tokenized
+    patch.setattr(Span, "tokenized", lambda self, batch, *others: real(
         self, {**batch, "question": [f"?{question}" for question in batch["question"]]}, *others))  # fmt: skip
 
 
