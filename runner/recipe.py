@@ -29,8 +29,8 @@ class FinetuneRecipe:
 
 @dataclass
 class Recipe:
-    """How a model is pruned on a dataset. The defaults serve pairs for which nobody has published a recipe: those
-    that the published SQuAD recipes share, and for what they do not share the values of the one for BERT-base."""
+    """How a model is pruned on a dataset. The defaults serve pairs for which nobody has published a recipe: the values of
+    the published one for BERT-base on SQuAD, with times as parts of the training, so that they serve data of any size."""
 
     name: str = "default"
     """The recipe's name; "default" if this pair of dataset and model has none."""
@@ -38,7 +38,7 @@ class Recipe:
     """The highest learning rate."""
     lr_scheduler_type: str = "linear"
     """Course of the learning rate after the warm-up."""
-    warmup_steps: float = 1000
+    warmup_steps: float = 0.1
     """In optimizer steps, or a fraction of the training if below 1."""
     batch_size: int = 16
     """Examples in a batch, in all."""
@@ -56,12 +56,14 @@ class Recipe:
     """Target sparsity of block patterns; that of N:M follows from N and M."""
     decay: str = "exp"
     """Course of the sparsity."""
-    start: str = "1000"
+    start: str = "10%"
     """First mask update."""
-    frequency: str = "1000"
+    frequency: str = "2%"
     """Distance of two mask updates."""
-    cooldown: str = "4 epochs"
+    cooldown: str = "40%"
     """Training left after the last mask update."""
+    max_seq_length: int = 128
+    """Tokens in a feature, for datasets whose recipes differ in it."""
     distill_weight: float = 4.5
     """Weight of the distillation loss."""
     temperature: float = 2.0
