@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 
 PATIENCE = 5.0
 """Seconds for which a server that does not answer is tried again: here somebody waits."""
+RIGHT = "right answers"
 _WIDEST = 160  # characters, where there is no terminal
 _CLOSE = 1e-9  # sums of the same numbers in another order
 
@@ -76,6 +77,7 @@ class Diagnosis:
     pattern: str
     seed: int
     metric: str
+    """The main metric, or RIGHT where that is no mean over the examples."""
     dense: float
     sparse: float
     change: float
@@ -124,8 +126,9 @@ def diagnose(run: Run, task: Dataset, lost: int, won: int) -> Diagnosis:
     every = compared(run, task, rows)
     metric, count = run.result["metric"], len(every)
     dense, sparse = (fsum(getattr(example, of) for example in every) / count for of in ("dense", "sparse"))
+    is_mean = "statistics" not in _kept(run, columns.SCORES)
     for of, score in (("dense", dense), ("sparse", sparse)):
-        if abs(score - run.result[of][metric]) > _CLOSE:
+        if is_mean and abs(score - run.result[of][metric]) > _CLOSE:
             raise UserError(
                 f"{run.folder / columns.SCORES}: its mean, {score:.6f}, is not the {of} {metric} of the run, "
                 f"{run.result[of][metric]:.6f}: one of the two files was changed"
@@ -136,7 +139,7 @@ def diagnose(run: Run, task: Dataset, lost: int, won: int) -> Diagnosis:
     return Diagnosis(
         run=str(run.folder),
         **{key: run.result[key] for key in ("model", "dataset", "pattern", "seed")},
-        metric=metric,
+        metric=metric if is_mean else RIGHT,
         dense=dense,
         sparse=sparse,
         change=sparse - dense,
@@ -156,19 +159,22 @@ def compared(run: Run, task: Dataset, rows: Mapping[str, Mapping[str, Any]]) -> 
     scores, dense, sparse = (
         _kept(run, name) for name in (columns.SCORES, columns.DENSE_PREDICTIONS, columns.PREDICTIONS)
     )
-    if not scores["id"]:
+    if not scores["dense"]:
         raise UserError(
-            f"{run.folder}: {run.result['metric']} is no mean over the examples, so none can be said to be lost or won"
+            f"{run.folder}: {run.result['metric']} knows no right and wrong answers, so no example can be said to be "
+            "lost or won"
         )
     of_each = dict(zip(scores["id"], zip(scores["dense"], scores["sparse"], strict=True), strict=True))
     for name, found in ((columns.SCORES, of_each), (columns.DENSE_PREDICTIONS, dense), (columns.PREDICTIONS, sparse)):
-        if found.keys() != rows.keys():
+        # The scores are of the first evaluation split alone.
+        if not (of_each.keys() if found is of_each else rows.keys()) <= found.keys() <= rows.keys():
             raise UserError(f"{run.folder / name}: its examples are not those of the run: the file was changed")
     return [
         Compared(
             id, task.shown(row), _text(dense[id]), _text(sparse[id]), *of_each[id], of_each[id][1] - of_each[id][0]
         )
         for id, row in rows.items()
+        if id in of_each
     ]
 
 

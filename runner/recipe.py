@@ -29,8 +29,9 @@ class FinetuneRecipe:
 
 @dataclass
 class Recipe:
-    """How a model is pruned on a dataset. The defaults serve pairs for which nobody has published a recipe: the values of
-    the published one for BERT-base on SQuAD, with times as parts of the training, so that they serve data of any size."""
+    """How a model is pruned on a dataset. The defaults serve pairs for which nobody has published a recipe: the values
+    of the published one for BERT-base on SQuAD, with times as parts of the training, so that they fit data of any size.
+    """
 
     name: str = "default"
     """The recipe's name; "default" if this pair of dataset and model has none."""

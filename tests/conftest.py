@@ -47,6 +47,15 @@ def cli_in(folder: Path) -> Cli:
     return run
 
 
+@pytest.fixture(scope="session")
+def prepared_hub() -> Path:
+    """The folder with real data and weights, for tests that need them."""
+    hub = os.environ.get("PRUNE_DISTILL_HUB")
+    if not hub:
+        pytest.skip("PRUNE_DISTILL_HUB is not set: no folder with real data")
+    return Path(hub)
+
+
 @pytest.fixture
 def cli(tmp_path: Path) -> Cli:
     """`cli("-m", "runner", "model=tiny")` runs Python in `tmp_path` as a user would, offline unless `env` says else."""

@@ -90,10 +90,9 @@ class Classify(Dataset):
     def _named(self, part: Part) -> Part:
         given = {"text": self.text, "text_pair": self.text_pair, "label": self.label, "id": self.id}
         found = sources.renamed(part, {ours: theirs for ours, theirs in given.items() if theirs is not None})
-        if self.id is None:
-            ids = [str(row) for row in part.rows]
-            found = found.holding(found.examples.add_column("id", ids))  # type: ignore[call-arg]
-        return found
+        ids = found.rows if self.id is None else found.examples["id"]
+        others = found.examples.select_columns([name for name in given if name != "id" and given[name] is not None])
+        return found.holding(others.add_column("id", [str(id) for id in ids]))  # type: ignore[call-arg]
 
     def groups(self, examples: datasets.Dataset) -> Sequence[str]:
         return [str(text) for text in arrow.table(examples, "text")["text"].to_pylist()]
@@ -134,7 +133,9 @@ class Classify(Dataset):
                 f"{classes.places(part, bad)}: column {self.label}: {values[bad[0]]!r} is no number, which "
                 "dataset.regression=true needs"
             )
-        return part.holding(part.examples.cast_column("label", datasets.Value("float32")))
+        numbers = [None if value is None else float(value) for value in values]
+        examples = part.examples.remove_columns("label")
+        return part.holding(examples.add_column("label", numbers, feature=datasets.Value("float32")))  # type: ignore[call-arg]
 
     # --- features, outputs ----------------------------------------------------------------------------------
 

@@ -227,25 +227,60 @@ def test_without_arguments_it_is_bert_mini_on_squad_4x1() -> None:
     assert experiment == both("model=bert-mini", "pattern=4x1")[0]
 
 
+# Published rows of text classification: learning rate, epochs, cool-down, weight decay, distillation weight, steps
+# between updates, tokens.
+CLASSIFIED = {
+    "mrpc-bert-mini": (1e-3, 15, 5, 1e-3, 5.0, 50, 128),
+    "mrpc-distilbert": (1e-4, 120, 40, 0.0, 2.0, 50, 256),
+    "sst2-bert-mini": (5e-5, 15, 5, 5e-5, 2.0, 500, 128),
+}
+
+
+@pytest.mark.parametrize("pattern", TARGETS)
+@pytest.mark.parametrize("name", CLASSIFIED)
+def test_published_rows_of_text_classification_compose_too(name: str, pattern: str) -> None:
+    rate, epochs, cooldown, decay, weight, frequency, tokens = CLASSIFIED[name]
+    dataset, model = name.split("-", 1)
+    experiment, origin = both(f"model={model}", f"dataset={dataset}", f"pattern={pattern}")
+    assert origin.labels == {"model": model, "dataset": dataset, "pattern": pattern}
+    assert (origin.choices["recipe"], origin.choices["distill"], origin.changed) == (name, "simkd", {})
+    train, schedule = experiment.train, experiment.schedule
+    assert (train.learning_rate, train.num_train_epochs, train.weight_decay) == (rate, epochs, decay)
+    assert (train.lr_scheduler_type, train.warmup_steps) == (Course.constant, 0)
+    assert (train.per_device_train_batch_size, experiment.dataset.max_seq_length) == (16, tokens)
+    assert experiment.pattern.target == {"4x1": 0.9, "2:4": 0.5}[pattern]
+    assert experiment.distill == SimKD(weight=weight)
+    assert schedule == Gradual(decay="exp", start="1 epochs", frequency=str(frequency), cooldown=f"{cooldown} epochs",
+                               warmup_steps=0)  # fmt: skip
+    assert experiment.dataset.metric == {"mrpc": "f1", "sst2": "accuracy"}[dataset]
+
+
+def test_the_datasets_choice_of_distillation_is_overridden_by_the_command_line() -> None:
+    assert isinstance(composed("dataset=mrpc", "distill=logits").distill, Logits)
+    assert isinstance(composed("dataset=rte").distill, Logits)
+
+
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 
 
 def test_there_is_an_experiment_file_for_each_published_row() -> None:
-    assert set(EXPERIMENTS) == {f"squad-{model}-{pattern.replace(':', 'of')}" for model, pattern in ROWS}
-    assert len(EXPERIMENTS) == 8
+    rows = [(f"squad-{model}", pattern) for model, pattern in ROWS] + list(itertools.product(CLASSIFIED, TARGETS))
+    assert set(EXPERIMENTS) == {f"{name}-{pattern.replace(':', 'of')}" for name, pattern in rows}
+    assert len(EXPERIMENTS) == 14
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_experiment_file_is_its_groups_and_opens_with_its_command(name: str) -> None:
-    model, pattern = name.removeprefix("squad-").rsplit("-", 1)
+    dataset, _, rest = name.partition("-")
+    model, _, pattern = rest.rpartition("-")
     by_file, origin = compose_experiment([f"experiment={name}"])
-    by_groups, plain = both(f"model={model}", f"pattern={pattern.replace('2of4', '2:4')}")
+    by_groups, plain = both(f"model={model}", f"dataset={dataset}", f"pattern={pattern.replace('2of4', '2:4')}")
     assert by_file == by_groups
     assert origin.labels == plain.labels
     assert origin.changed == plain.changed == {}
     header = [line for line in (CONF / f"experiment/{name}.yaml").read_text().splitlines() if line.startswith("#")]
     assert f"# Command: python -m runner experiment={name}" in header
-    assert any(line.startswith("# Published F1") for line in header)
+    assert any(line.startswith(("# Published F1 ", "# Published accuracy ")) for line in header)
     assert any(line.startswith("# Hardware and time:") for line in header)
 
 
@@ -275,10 +310,10 @@ def test_options_were_found() -> None:
     by_group = {group: {o for g, o in options() if g == group} for group, _ in options()}
     assert by_group.keys() == {*CHOICES, "model", "dataset", "recipe", "experiment"}
     assert {group: names - by_group[group] for group, names in CHOICES.items() if not names <= by_group[group]} == {}
-    least = {"model": 7, "dataset": 2, "pattern": 16 + 9, "criterion": 8, "allocation": 2, "schedule": 4,
-             "regularizer": 2, "distill": 3, "recipe": 5, "experiment": 8}  # fmt: skip
+    least = {"model": 7, "dataset": 11, "pattern": 16 + 9, "criterion": 8, "allocation": 2, "schedule": 4,
+             "regularizer": 2, "distill": 3, "recipe": 8, "experiment": 14}  # fmt: skip
     assert {group: len(names) for group, names in by_group.items() if len(names) < least[group]} == {}
-    assert len(options()) == len(set(options())) >= sum(least.values()) == 66
+    assert len(options()) == len(set(options())) >= sum(least.values()) == 84
 
 
 def schema(group: str, option: str) -> str:
@@ -420,7 +455,7 @@ def test_recipe_overrides_the_groups_defaults() -> None:
     assert isinstance(mini.schedule, Gradual)
     assert plain.train.learning_rate == 7e-5  # documented in runner/recipe.py
     assert mini.train.learning_rate == 4.5e-4
-    assert plain.schedule.cooldown == "4 epochs"
+    assert plain.schedule.cooldown == "40%"
     assert mini.schedule.cooldown == "5 epochs"
 
 

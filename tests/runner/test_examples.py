@@ -14,10 +14,10 @@ from results import columns
 from runner import runs, seals
 from runner.errors import UserError
 from runner.examples import Compared, Diagnosis, Kind, diagnose, kinds, parse, text_of
-from runner.tasks import Dataset
+from runner.tasks import Dataset, told_length
 from runner.tasks.demo import Demo
 from runner.tasks.demo_text import examples as generated
-from runner.tasks.span import Span, excerpt, length, question_word
+from runner.tasks.span import Span, excerpt, question_word
 from runner.tracking import Tracking
 from tests.conftest import cli_in, save_small_model
 
@@ -206,7 +206,7 @@ def test_what_cannot_be_compared(original: Path, tmp_path: Path) -> None:
     (folder / columns.SCORES).write_text(json.dumps({**scores, "sparse": [0.0] * EVALUATED}))
     refused("scores.json: its mean, 0.000000, is not the sparse f1 of the run")
     (folder / columns.SCORES).write_text(json.dumps({"id": [], "dense": [], "sparse": []}))
-    refused("f1 is no mean over the examples")
+    refused("f1 knows no right and wrong answers")
     (folder / columns.SCORES).unlink()
     refused("scores.json cannot be read")
     (folder / columns.SCORES).write_text(json.dumps(scores))
@@ -288,17 +288,17 @@ def test_question_words(question: str, word: str) -> None:
 
 
 def test_lengths_are_ranges_without_gaps() -> None:
-    assert [length(n, (1, 2, 4)) for n in range(1, 7)] == [
+    assert [told_length(n, (1, 2, 4)) for n in range(1, 7)] == [
         "1 word", "2 words", "3 to 4 words", "3 to 4 words", "5 words or more", "5 words or more"
     ]  # fmt: skip
-    assert [length(n, (50, 100)) for n in (1, 50, 51, 100, 101)] == [
+    assert [told_length(n, (50, 100)) for n in (1, 50, 51, 100, 101)] == [
         "1 to 50 words", "1 to 50 words", "51 to 100 words", "51 to 100 words", "101 words or more"
     ]  # fmt: skip
 
 
 def test_ranges_come_in_their_order() -> None:
     every = [Compared(str(n), {}, "", "", 0.0, 0.0, 0.0) for n in (250, 120, 60, 7)]
-    of_each = {e.id: {"Length": length(int(e.id), (50, 100, 200))} for e in every}
+    of_each = {e.id: {"Length": told_length(int(e.id), (50, 100, 200))} for e in every}
     names = [kind.name for kind in kinds(every, of_each)["Length"]]
     assert names == ["1 to 50 words", "51 to 100 words", "101 to 200 words", "201 words or more"]
 
