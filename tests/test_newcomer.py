@@ -1,6 +1,7 @@
 """Adding a pattern is one class and one YAML file; so is a criterion, and a schedule. A copy of the code gets one each.
+A dataset of a known kind is one YAML file, a model too; a kind of task is one module and one YAML file.
 
-No list, table or test of the original has to be touched: what is not in the six files is the original, byte for byte.
+No list, table or test of the original has to be touched: what is not in the named files is the original, byte for byte.
 """
 
 import hashlib
@@ -15,6 +16,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
+
+from tests.conftest import save_small_model
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("conf", "pruning", "results", "runner")
@@ -214,3 +217,117 @@ def test_help_lists_the_newcomers(newcomer: Path, tmp_path: Path) -> None:
     for group, option in (("pattern", "banded"), ("criterion", "peak"), ("schedule", "two_steps")):
         (line,) = [line for line in done.stdout.splitlines() if line.startswith(f"{group}: ")]
         assert option in line.removeprefix(f"{group}: ").split(", ")
+
+
+# --- a dataset, a model, a kind of task ---------------------------------------------------------------------
+
+POINTER = '''"""Which word of a text is meant: one of its tokens."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from pruning import Prediction
+from runner.tasks import Dataset, Scores, sources
+
+
+@dataclass
+class Pointer(Dataset):
+    """Texts, each with the number of one of its words."""
+
+    metric: str = "accuracy"
+
+    architecture: ClassVar[str] = "AutoModelForTokenClassification"
+    pipeline_tag: ClassVar[str] = "token-classification"
+    label_names: ClassVar[tuple[str, ...]] = ("labels",)
+    metrics: ClassVar[tuple[str, ...]] = ("accuracy",)
+
+    def splits(self):
+        return sources.load(sources.Source(self.path, self.name, self.revision))
+
+    def named(self, splits):
+        named = lambda part: sources.renamed(part, {"id": "id", "text": "text", "word": "word"})
+        return named(splits.train), {name: named(part) for name, part in splits.evaluation.items()}
+
+    def groups(self, examples):
+        return examples["text"]
+
+    def checked(self, part):
+        return part
+
+    def configure(self, config, examples, given):
+        config.num_labels = 1
+
+    def tokenized(self, batch, indices, tokenizer, labels):
+        made = tokenizer([text.split() for text in batch["text"]], is_split_into_words=True, truncation=True)
+        place = [made.word_ids(i).index(word) for i, word in enumerate(batch["word"])]
+        return dict(made) | ({"labels": place} if labels else {"place": place})
+
+    def heads(self, outputs, tokens):
+        return Prediction((outputs.logits[..., 0],), choices=tokens, tokens=tokens)
+
+    def logits_of(self, features, classes):
+        return sum(features["length"])
+
+    def score(self, examples, features, logits):
+        right = (logits[0].argmax(1) == features["place"]).astype(float).tolist()
+        by_example = dict(zip(examples["id"], right, strict=True))
+        return Scores({"accuracy": sum(right) / len(right)}, by_example, by_example)
+'''
+
+SMALL = ("schedule=short", "train.num_train_epochs=1", "finetune.num_train_epochs=1", "pattern=2:4")
+
+
+def write_lines(file: Path, rows: list[dict[str, object]]) -> None:
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def row_of(work: Path) -> dict:
+    done = python(ROOT, work, "-m", "results", "--format", "json")
+    assert done.returncode == 0, done.stderr
+    (row,) = json.loads(done.stdout)
+    return row
+
+
+def test_a_dataset_is_one_file_and_a_model_is_one_file(tmp_path: Path) -> None:
+    mine = tmp_path / "mine"
+    save_small_model(tmp_path / "small")
+    write_lines(tmp_path / "train.jsonl", [{"review": f"film {i} is {w}", "stars": w} for i in range(20) for w in "ab"])
+    (mine / "dataset").mkdir(parents=True)
+    (mine / "model").mkdir()
+    (mine / "dataset/reviews.yaml").write_text(
+        f"defaults:\n  - /schema/dataset/Classify\npath: {tmp_path / 'train.jsonl'}\ntext: review\nlabel: stars\n"
+    )
+    (mine / "model/small.yaml").write_text(f"defaults:\n  - /schema/model/Model\npath: {tmp_path / 'small'}\n")
+    done = python(ROOT, tmp_path, "-m", "runner", "--config-dir", str(mine), "model=small", "dataset=reviews", *SMALL)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert sorted(path.relative_to(mine).as_posix() for path in mine.rglob("*.yaml")) == [
+        "dataset/reviews.yaml", "model/small.yaml",
+    ]  # fmt: skip
+    row = row_of(tmp_path)
+    assert (row["model"], row["dataset"], row["pattern"], row["metric"]) == ("small", "reviews", "2:4", "accuracy")
+
+
+def test_a_kind_of_task_is_one_module_and_one_yaml(tmp_path: Path) -> None:
+    code, work = tmp_path / "code", tmp_path / "work"
+    for package in PACKAGES:
+        shutil.copytree(ROOT / package, code / package, ignore=shutil.ignore_patterns("__pycache__"))
+    (code / "runner/tasks/pointer.py").write_text(POINTER)
+    (code / "conf/dataset/pointer.yaml").write_text("defaults:\n  - /schema/dataset/Pointer\n")
+    before, after = hashes(ROOT), hashes(code)
+    touched = {path for path in before.keys() | after.keys() if before.get(path) != after.get(path)}
+    assert touched == {"runner/tasks/pointer.py", "conf/dataset/pointer.yaml"}
+
+    work.mkdir()
+    save_small_model(work / "small")
+    rows: list[dict[str, object]] = [{"id": f"{i}", "text": f"an odd word here {i}", "word": i % 4} for i in range(40)]
+    write_lines(work / "train.jsonl", rows)
+    done = python(
+        code, work, "-m", "runner", "model=hub", f"model.path={work / 'small'}", "dataset=pointer",
+        f"dataset.path={work / 'train.jsonl'}", *SMALL,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    row = row_of(work)
+    assert (row["dataset"], row["metric"], row["pattern"]) == ("train.jsonl", "accuracy", "2:4")
+    (run,) = [p.parent for p in (work / "outputs").glob("*/result.json")]
+    assert json.loads((run / "result.json").read_text())["stages"].keys() >= {"teacher", "prune"}
+    assert len(json.loads((run / "predictions.json").read_text())) == 4

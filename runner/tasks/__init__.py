@@ -153,6 +153,11 @@ class Dataset:
                 log.info("%s has no evaluation split: %g of train becomes it, drawn with dataset.data_seed=%d",
                          splits.source, fraction, self.data_seed)  # fmt: skip
             rest, held = held_out(self.groups(training.examples), fraction, self.data_seed)
+            if not rest or not held:
+                raise UserError(
+                    f"{training.name}: it cannot be split, for what belongs together (the same text, say) is all of it; "
+                    "give an evaluation split of its own"
+                )
             training, evaluation = training.select(rest), {"holdout": training.select(held)}
         if train and training is None:
             raise UserError(f"{splits.source} has no train split: name a file train* in dataset.path")
