@@ -346,8 +346,9 @@ def test_the_saved_model_is_told_weighed_and_read_back(done: Done, hub: Path) ->
     assert all(torch.equal(kept[f"{name}.weight"], done.tensors[f"{name}.weight"]) for name in done.family.pruned)
     tokenizer = transformers.AutoTokenizer.from_pretrained(done.model)
     mine = models.tokenizer(models.find(str(hub / "models" / done.family.path), "x", Model(path="x")))
-    pairs = [[example["question"], example["context"]] for example in Demo(eval_examples=20).read(False).evaluation]
-    assert tokenizer(pairs).data == mine(pairs).data  # token types included, where the model knows them
+    examples = Demo(eval_examples=20).read(False).evaluation
+    texts = list(examples["question"]), list(examples["context"])
+    assert tokenizer(*texts).data == mine(*texts).data  # token types included, where the model knows them
 
 
 def pruned_once(experiment: Experiment, folder: Path) -> Verification:
