@@ -141,6 +141,8 @@ def main(arguments: list[str]) -> dict[str, Any]:
     experiment, _ = compose_experiment(["model=hub", f"model.path='{path}'", *overrides])
     set_up_process()
     checkpoint = models.find(experiment.model.path, "model", experiment.model, experiment.model.revision)
+    net = models.skeleton(experiment.dataset.architecture, checkpoint.config)
+    models.check_positions(net, checkpoint, experiment.dataset.max_seq_length)
     examples = experiment.dataset.read(train=False)
     experiment.dataset.configure(checkpoint.config, examples.evaluation, f"model {checkpoint.path}")
     tokenizer = models.tokenizer(checkpoint)

@@ -241,8 +241,12 @@ def fit(experiment: Experiment, sources: Sources, examples: Examples) -> None:
 def check(experiment: Experiment, sources: Sources) -> PreTrainedModel:
     """Refuse what cannot be trained, pruned or compared, before data are read. The network, without weights."""
     model, architecture = experiment.model, experiment.dataset.architecture
-    check_gradient(experiment, sources.base)
     net = models.skeleton(architecture, sources.base.config)
+    check_gradient(experiment, net)
+    models.check_positions(net, sources.base, experiment.dataset.max_seq_length)
+    if sources.teacher is not None:
+        taught_by = models.skeleton(architecture, sources.teacher.config)
+        models.check_positions(taught_by, sources.teacher, experiment.dataset.max_seq_length)
     locked: list[str] = []
     if experiment.prune:
         plan = Plan(models.prunable_parameters(net, model), experiment.pattern, experiment.allocation)
@@ -409,11 +413,11 @@ def check_zeros(start: models.Checkpoint, architecture: str, locked: list[str]) 
         )
 
 
-def check_gradient(experiment: Experiment, base: models.Checkpoint) -> None:
+def check_gradient(experiment: Experiment, net: PreTrainedModel) -> None:
     """Refuse a student that starts as its own teacher with nothing to tell them apart: its gradient is exactly zero."""
     alike = experiment.distill.needs_teacher and not experiment.distill.teacher and not experiment.distill.label_weight
     alike = alike and not experiment.model.sparse
-    if not (experiment.prune and alike) or models.dropout(base.config) > 0:
+    if not (experiment.prune and alike) or models.dropout(net) > 0:
         return
     what = None
     if not experiment.pattern.prunes:

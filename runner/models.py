@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -35,11 +36,20 @@ _TOKENIZER_FILES = (
     "added_tokens.json",
     "*.model",
 )
-# Modules inside the encoder that are never pruned, by the names that transformers gives them.
-_NOT_PRUNABLE = ("pooler", "embeddings", "embedding")
-# The configuration keys of dropout by family: BERT and its kin, then DistilBERT.
-_HIDDEN_DROPOUT = ("hidden_dropout_prob", "dropout")
+# What is in the names of modules of the encoder that are never pruned: poolers, embeddings, and what maps embeddings to
+# the encoder's width, which counts as one of them (ELECTRA's embeddings_project, ALBERT's embedding_hidden_mapping_in).
+_NOT_PRUNABLE = ("pooler", "embed")
+# The configuration keys of dropout: BERT and its kin, then Funnel, DistilBERT and ModernBERT, which has two.
+_HIDDEN_DROPOUT = ("hidden_dropout_prob", "hidden_dropout", "dropout", "mlp_dropout", "embedding_dropout")
 _ATTENTION_DROPOUT = ("attention_probs_dropout_prob", "attention_dropout")
+# Tokenizers that transformers 5 no longer lets say which of two texts a token is from, although their models were
+# trained with it (huggingface/transformers#48128).
+_WITH_TOKEN_TYPES = (
+    *("AlbertTokenizer", "FunnelTokenizer", "HerbertTokenizer", "RemBertTokenizer", "RoFormerTokenizer"),
+    *("SplinterTokenizer", "XLNetTokenizer"),
+)
+# Tables with a row for each position, by the names that transformers gives them.
+_POSITION_TABLES = ("position_embeddings", "embed_positions", "wpe")
 
 
 @dataclass
@@ -157,26 +167,28 @@ def _config(path: str, key: str, model: Model, revision: str | None) -> Pretrain
 def _set_dropout(config: PretrainedConfig, names: Iterable[str], value: float | None, key: str, path: str) -> None:
     if value is None:
         return
-    name = next((name for name in names if hasattr(config, name)), None)
-    if name is None:
+    found = [name for name in names if hasattr(config, name)]
+    if not found:
         raise UserError(f"model.{key}={value}: {path} ({config.model_type}) has no such setting")
-    setattr(config, name, value)
+    for name in found:
+        setattr(config, name, value)
 
 
-def dropout(config: PretrainedConfig) -> float:
-    """The highest dropout probability that the configuration names."""
-    values = [value for name, value in config.to_dict().items() if "dropout" in name]
-    return max((value for value in values if isinstance(value, (int, float))), default=0.0)
+def dropout(net: PreTrainedModel) -> float:
+    """The highest dropout probability in the network. Not that of its configuration, which may name one for the heads
+    of other tasks."""
+    inside = [module.p for module in net.modules() if isinstance(module, nn.Dropout)]
+    return max(hidden_dropout(net.config), attention_dropout(net.config), *inside, 0.0)
 
 
 def hidden_dropout(config: PretrainedConfig) -> float:
-    """The dropout probability of hidden states."""
-    return next((float(getattr(config, name)) for name in _HIDDEN_DROPOUT if hasattr(config, name)), 0.0)
+    """The dropout probability of hidden states, the highest where there are several."""
+    return max((float(getattr(config, name)) for name in _HIDDEN_DROPOUT if hasattr(config, name)), default=0.0)
 
 
 def attention_dropout(config: PretrainedConfig) -> float:
     """The dropout probability of attention weights."""
-    return next((float(getattr(config, name)) for name in _ATTENTION_DROPOUT if hasattr(config, name)), 0.0)
+    return max((float(getattr(config, name)) for name in _ATTENTION_DROPOUT if hasattr(config, name)), default=0.0)
 
 
 def kind_of(name: str) -> str:
@@ -225,15 +237,73 @@ def skeleton(architecture: str, config: PretrainedConfig) -> PreTrainedModel:
         ) from error
 
 
+def positions(net: PreTrainedModel) -> int | None:
+    """How many tokens the network has positions for; None if it has no table of them, but distances or rotations."""
+    found: list[int] = []
+    for module in net.base_model.modules():
+        for name in _POSITION_TABLES:
+            table = getattr(module, name, None)
+            if not isinstance(table, nn.Embedding):
+                continue
+            # RoBERTa and its kin count from the row after the padding's, BART from `offset`.
+            skipped = getattr(table, "offset", 0) if table.padding_idx is None else table.padding_idx + 1
+            found.append(table.num_embeddings - skipped)
+            ids = getattr(module, "position_ids", None)
+            if isinstance(ids, torch.Tensor):
+                found.append(ids.shape[-1])
+    return min(found, default=None)
+
+
+def check_positions(net: PreTrainedModel, checkpoint: Checkpoint, tokens: int) -> None:
+    """Refuse texts that are longer than the network has positions for.
+
+    Args:
+        tokens: dataset.max_seq_length.
+
+    Raises:
+        UserError: it has fewer.
+    """
+    most = positions(net)
+    if most is not None and tokens > most:
+        raise UserError(
+            f"dataset.max_seq_length={tokens}: {checkpoint.path} ({checkpoint.key}) has positions for {most} tokens; "
+            f"set dataset.max_seq_length to {most} or less, or choose a model for longer texts"
+        )
+
+
 def tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
     """The checkpoint's fast tokenizer; a slow one cannot say where a token stands in the text."""
     from transformers import AutoTokenizer
 
-    with explain("model", checkpoint.key, checkpoint.path):
+    with explain("model", checkpoint.key, checkpoint.path), _explain_sentencepiece(checkpoint):
         found = AutoTokenizer.from_pretrained(checkpoint.path, revision=checkpoint.revision, config=checkpoint.config)
     if not found.is_fast:
         raise UserError(f"{checkpoint.key}={checkpoint.path}: it has no fast tokenizer, which answers' offsets need")
+    if type(found).__name__ in _WITH_TOKEN_TYPES and "token_type_ids" not in found.model_input_names:
+        found.model_input_names = [*found.model_input_names, "token_type_ids"]
+        found.init_kwargs["model_input_names"] = found.model_input_names  # and so in the folder that it is saved to
     return found
+
+
+@contextmanager
+def _explain_sentencepiece(checkpoint: Checkpoint) -> Iterator[None]:
+    """Say what is wrong with a tokenizer that is a SentencePiece file alone, and has to be converted. transformers
+    takes whatever it cannot read for a file of tiktoken, and asks for that package."""
+    from transformers.utils import logging
+
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()  # else it says that it falls back to tiktoken
+    try:
+        yield
+    except (ImportError, ValueError) as error:
+        if not re.search("sentencepiece|tiktoken", str(error), re.IGNORECASE):
+            raise
+        reason = "is damaged, or is none of SentencePiece's"
+        if find_spec("sentencepiece") is None:
+            reason = "is a SentencePiece file, which the package sentencepiece reads: pip install sentencepiece"
+        raise UserError(f"{checkpoint.key}={checkpoint.path}: its tokenizer {reason}") from error
+    finally:
+        logging.set_verbosity(level)
 
 
 def head(model: PreTrainedModel) -> dict[str, nn.Module]:
@@ -246,14 +316,19 @@ def prunable_parameters(net: PreTrainedModel, model: Model) -> dict[str, nn.Para
     selects.
 
     Raises:
-        UserError: a pattern in model.prunable or model.excluded matches no such layer.
+        UserError: there is no such layer, or a pattern in model.prunable or model.excluded matches none.
     """
-    outside = tuple(f"{name}." for name in head(net))
+    inside = f"{net.base_model_prefix}."
     layers = {
         name.removesuffix(".weight"): weight
         for name, weight in matrix_weights(net).items()
-        if not name.startswith(outside) and not set(name.split(".")) & set(_NOT_PRUNABLE)
+        if name.startswith(inside) and not any(part in name.removeprefix(inside) for part in _NOT_PRUNABLE)
     }
+    if net.base_model is net or not layers:
+        raise UserError(
+            f"the architecture {net.config.model_type} cannot be pruned here: {type(net).__name__} has "
+            + ("no encoder apart from its head" if net.base_model is net else "no Linear or Conv layer in its encoder")
+        )
     chosen = {name for pattern in model.prunable for name in _matching(pattern, layers, "model.prunable")}
     chosen -= {name for pattern in model.excluded for name in _matching(pattern, layers, "model.excluded")}
     if not chosen:

@@ -85,7 +85,8 @@ def save_small_model(folder: Path, kind: str = "bert", seed: int = 0, **changes:
         "bert": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64},
         "distilbert": {"dim": 32, "n_layers": 2, "n_heads": 2, "hidden_dim": 64},
     }[kind]
-    config = AutoConfig.for_model(kind, vocab_size=len(tokenizer), max_position_embeddings=512, **{**sizes, **changes})
+    settings = {"max_position_embeddings": 512, **sizes, **changes}
+    config = AutoConfig.for_model(kind, vocab_size=len(tokenizer), **settings)
     torch.manual_seed(seed)
     AutoModelForQuestionAnswering.from_config(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
