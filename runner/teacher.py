@@ -174,7 +174,7 @@ def _compute(
 
 def most_bytes(task: Dataset, features: datasets.Dataset, checkpoint: models.Checkpoint) -> int:
     """What a teacher's logits take at most, in two bytes each."""
-    return 2 * task.logits_of(features, checkpoint.config.num_labels)
+    return 2 * task.logits_of(features, checkpoint.config.num_labels or 1)
 
 
 def _write(logits: KeptLogits, file: Path) -> None:

@@ -150,7 +150,7 @@ def configure(config: PretrainedConfig, names: Sequence[str], given: str | None)
 
 
 def _check(config: PretrainedConfig, names: Sequence[str], given: str) -> None:
-    theirs = [str(config.id2label[number]) for number in range(config.num_labels)]
+    theirs = [str(name) for _, name in sorted((config.id2label or {}).items())]
     told = f"{given}: its head tells apart {', '.join(theirs)}, the data {', '.join(names)}"
     if len(theirs) != len(names):
         raise UserError(f"{told}; choose a model that was fine-tuned on these classes")

@@ -153,8 +153,8 @@ class Classify(Dataset):
     def tokenized(
         self, batch: dict[str, list], indices: list[int], tokenizer: PreTrainedTokenizerBase, labels: bool
     ) -> dict[str, list]:
-        pairs = [batch["text_pair"]] if self.text_pair else []
-        columns = dict(tokenizer(batch["text"], *pairs, truncation=True, max_length=self.max_seq_length))
+        second = batch["text_pair"] if self.text_pair else None
+        columns = dict(tokenizer(batch["text"], second, truncation=True, max_length=self.max_seq_length))
         return columns | ({"labels": batch["label"]} if labels else {"example": indices})
 
     def heads(self, outputs: Any, tokens: torch.Tensor) -> Prediction:
