@@ -10,15 +10,15 @@ from collections.abc import Iterable, Sequence
 Chunk = tuple[int, int, str]
 """First word, the word after the last, and the type."""
 
-_BEGIN, _END = ("B", "S", "["), ("E", "S", "]")
+_BEGIN, _END = ("B", "S", "[", "]"), ("E", "S", "[", "]")
 
 
 def chunks(tags: Sequence[str]) -> set[Chunk]:
     """The entities of a sentence.
 
     Tags are `O` or a prefix and a type, `B-PER`; IOB1, IOB2, IOE, IOBES and brackets are read as conlleval reads them: an
-    entity begins at B, S or [, and wherever a word continues nothing of its type; it ends before O, B, S, [ or another
-    type, and after E, S or ].
+    entity begins at B, S and brackets, and wherever a word continues nothing of its type; it ends before O, B, S, a bracket
+    or another type, and after E, S and brackets.
     """
     found: set[Chunk] = set()
     start, before, kind = None, "O", ""
