@@ -1,7 +1,7 @@
 """Scores of classes and of numbers, as the GLUE benchmark defines them (Wang et al. 2019, arXiv 1804.07461).
 
-The one implementation, behind `classify_metric.ClassifyMetric` and `Classify.score`; scikit-learn and SciPy compute them.
-All take arrays of predictions and of references, [examples] each, of class numbers or of numbers.
+The one implementation, behind `classify_metric.ClassifyMetric` and `Classify.score`, by scikit-learn and SciPy. All
+take arrays of predictions and of references, [examples] each, of class numbers or of numbers.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def matthews_correlation(predictions: np.ndarray, references: np.ndarray) -> flo
     """Matthews' correlation coefficient of the classes, in [-1, 1]; 0 if all of one side are of one class."""
     from sklearn.metrics import matthews_corrcoef
 
-    return float(matthews_corrcoef(references, predictions))
+    return 0.0 if _is_constant(predictions, references) else float(matthews_corrcoef(references, predictions))
 
 
 def pearson(predictions: np.ndarray, references: np.ndarray) -> float:

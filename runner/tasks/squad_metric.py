@@ -32,11 +32,11 @@ class SquadMetric(evaluate.Metric):
 
 
 class SquadV2Metric(evaluate.Metric):
-    """As `evaluate-v2.0.py` of SQuAD v2.0 has them, 0 to 100: exact and f1 of all questions, those of the questions that
-    have an answer (HasAns_...) and that have none (NoAns_...), and best_exact and best_f1 with their thresholds.
+    """As `evaluate-v2.0.py` of SQuAD v2.0 has them, 0 to 100: exact and f1 of all questions, of those that have an
+    answer (HasAns_...) and that have none (NoAns_...), and best_exact and best_f1 with their thresholds.
 
-    A question is answered unless its no_answer_score is above `no_answer_threshold`. best_... are what the threshold that
-    is best on these very questions would give: no result, but the upper limit of one.
+    A question is answered unless its no_answer_score is above `no_answer_threshold`. best_... are what the threshold
+    that is best on these very questions would give: no result, but the upper limit of one.
     """
 
     def _info(self) -> evaluate.MetricInfo:

@@ -68,7 +68,7 @@ def best_of(prediction: str, answers: Collection[str]) -> tuple[float, float]:
 def best_of_v2(prediction: str, answers: Collection[str]) -> tuple[float, float]:
     """The same of SQuAD v2.0, where a question without answers is answered right by nothing, and by nothing else.
 
-    Answers of which `normalize` leaves nothing do not count, as in the official script; F1 of nothing is 1 against nothing.
+    Answers of which `normalize` leaves nothing do not count, as in the official script.
     """
     expected = [answer for answer in answers if normalize(answer)]
     if not expected:
@@ -80,8 +80,8 @@ def best_of_v2(prediction: str, answers: Collection[str]) -> tuple[float, float]
 def best_threshold(
     no_answer: Sequence[float], if_answered: Sequence[float], has_answer: Sequence[bool]
 ) -> tuple[float, float]:
-    """The mean score with the best threshold, in [0, 1], and that threshold: a question is answered unless its no-answer
-    score is above it. Of equally good ones the lowest, as `find_best_thresh` of the official script has it.
+    """The mean score with the best threshold, in [0, 1], and that threshold: a question is answered unless its
+    no-answer score is above it. Of equally good ones the lowest, as `find_best_thresh` of the official script has it.
 
     It is no result where the threshold was chosen on the same questions.
 

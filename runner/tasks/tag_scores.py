@@ -1,6 +1,6 @@
 """Scores of tagged words as the CoNLL-2003 shared task counts them (Tjong Kim Sang and De Meulder 2003; conlleval).
 
-The one implementation, behind `tag_metric.TagMetric` and `Tag.score`: an entity is right if its type and both its ends are.
+The one implementation, behind `tag_metric.TagMetric` and `Tag.score`. An entity is right if its type and both ends are.
 """
 
 from __future__ import annotations
@@ -10,15 +10,15 @@ from collections.abc import Iterable, Sequence
 Chunk = tuple[int, int, str]
 """First word, the word after the last, and the type."""
 
-_BEGIN, _END = ("B", "S", "[", "]"), ("E", "S", "[", "]")
+_BEGIN, _END = ("B", "S"), ("E", "S")
 
 
 def chunks(tags: Sequence[str]) -> set[Chunk]:
     """The entities of a sentence.
 
-    Tags are `O` or a prefix and a type, `B-PER`; IOB1, IOB2, IOE, IOBES and brackets are read as conlleval reads them: an
-    entity begins at B, S and brackets, and wherever a word continues nothing of its type; it ends before O, B, S, a bracket
-    or another type, and after E, S and brackets.
+    Tags are `O` or a prefix and a type, `B-PER`. IOB1, IOB2 and IOE are read as conlleval reads them, and IOBES: an entity
+    begins at B and S, and wherever a word continues nothing of its type; it ends before O, B, S or another type, and
+    after E and S.
     """
     found: set[Chunk] = set()
     start, before, kind = None, "O", ""
