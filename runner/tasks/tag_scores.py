@@ -16,9 +16,9 @@ _BEGIN, _END = ("B", "S"), ("E", "S")
 def chunks(tags: Sequence[str]) -> set[Chunk]:
     """The entities of a sentence.
 
-    Tags are `O` or a prefix and a type, `B-PER`. IOB1, IOB2 and IOE are read as conlleval reads them, and IOBES: an entity
-    begins at B and S, and wherever a word continues nothing of its type; it ends before O, B, S or another type, and
-    after E and S.
+    Tags are `O` or a prefix and a type, `B-PER`. IOB1, IOB2 and IOE are read as conlleval reads them, and IOBES: an
+    entity begins at B and S, and wherever a word continues nothing of its type; it ends before O, B, S or another type,
+    and after E and S.
     """
     found: set[Chunk] = set()
     start, before, kind = None, "O", ""
