@@ -1,21 +1,145 @@
-"""Scores of classes and of numbers. (To be replaced by the branch of the metrics.)"""
+"""Scores of classes and of numbers, as the GLUE benchmark defines them (Wang et al. 2019, arXiv 1804.07461).
 
-import numpy as np
+The one implementation, behind `classify_metric.ClassifyMetric` and `Classify.score`, by scikit-learn and SciPy. All
+take arrays of predictions and of references, [examples] each, of class numbers or of numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+
+Metric = Callable[["np.ndarray", "np.ndarray"], float]
 
 
-def _f1(p, r):
-    tp = float(((p == 1) & (r == 1)).sum())
-    return 2 * tp / max(1.0, (p == 1).sum() + (r == 1).sum())
+def accuracy(predictions: np.ndarray, references: np.ndarray) -> float:
+    """The fraction that is right."""
+    from sklearn.metrics import accuracy_score
+
+    return float(accuracy_score(references, predictions))
 
 
-METRICS = {
-    "accuracy": lambda p, r: float((p == r).mean()),
-    "f1": _f1,
-    "macro_f1": _f1,
-    "matthews_correlation": lambda p, r: float(np.corrcoef(p, r)[0, 1]),
-    "pearson": lambda p, r: float(np.corrcoef(p, r)[0, 1]),
-    "spearmanr": lambda p, r: float(np.corrcoef(p, r)[0, 1]),
+def f1(predictions: np.ndarray, references: np.ndarray) -> float:
+    """2 tp / (2 tp + fp + fn) of class 1 against all others; 0 if there is none."""
+    from sklearn.metrics import f1_score
+
+    return float(f1_score(references == 1, predictions == 1, zero_division=0.0))  # type: ignore[arg-type]
+
+
+def macro_f1(predictions: np.ndarray, references: np.ndarray) -> float:
+    """The mean over the classes that occur of the F1 of each."""
+    from sklearn.metrics import f1_score
+
+    return float(f1_score(references, predictions, average="macro", zero_division=0.0))  # type: ignore[arg-type]
+
+
+def matthews_correlation(predictions: np.ndarray, references: np.ndarray) -> float:
+    """Matthews' correlation coefficient of the classes, in [-1, 1]; 0 if all of one side are of one class."""
+    from sklearn.metrics import matthews_corrcoef
+
+    return 0.0 if _is_constant(predictions, references) else float(matthews_corrcoef(references, predictions))
+
+
+def pearson(predictions: np.ndarray, references: np.ndarray) -> float:
+    """Pearson's correlation coefficient, in [-1, 1]; 0 if one side is constant."""
+    from scipy.stats import pearsonr
+
+    return 0.0 if _is_constant(predictions, references) else float(pearsonr(predictions, references).statistic)  # type: ignore[attr-defined]
+
+
+def spearmanr(predictions: np.ndarray, references: np.ndarray) -> float:
+    """Pearson's coefficient of the ranks, of equals the mean rank; 0 if one side is constant."""
+    return pearson(_ranks(predictions), _ranks(references))
+
+
+def _is_constant(*sides: np.ndarray) -> bool:
+    return any(len(side) < 2 or bool((side == side[0]).all()) for side in sides)
+
+
+def _ranks(values: np.ndarray) -> np.ndarray:
+    from scipy.stats import rankdata
+
+    return rankdata(values)
+
+
+METRICS: dict[str, Metric] = {
+    "accuracy": accuracy,
+    "f1": f1,
+    "macro_f1": macro_f1,
+    "matthews_correlation": matthews_correlation,
+    "pearson": pearson,
+    "spearmanr": spearmanr,
 }
-OF_NUMBERS: frozenset[str] = frozenset({"pearson", "spearmanr"})
-STATISTICS = {name: lambda p, r: np.stack([p, r], 1).astype(float) for name in METRICS}
-NAMES_OF_STATISTICS = {name: name for name in METRICS}
+OF_NUMBERS = frozenset({"pearson", "spearmanr"})
+"""Metrics of numbers; the others are of classes."""
+
+
+# --- what they follow from ----------------------------------------------------------------------------------
+# Of each example a few numbers, [examples, k], from whose means `results.statistics` computes the metric: so that a
+# bootstrap need not know the examples.
+
+
+def _correct(predictions: np.ndarray, references: np.ndarray) -> np.ndarray:
+    return _columns(predictions == references)
+
+
+def _counts(predictions: np.ndarray, references: np.ndarray) -> np.ndarray:
+    """tp, fp, fn of class 1."""
+    given, wanted = predictions == 1, references == 1
+    return _columns(given & wanted, given & ~wanted, ~given & wanted)
+
+
+def _counts_of_all(predictions: np.ndarray, references: np.ndarray) -> np.ndarray:
+    """tp, fp, fn of each class that occurs, one after the other."""
+    import numpy as np
+
+    columns = []
+    for number in np.union1d(predictions, references):
+        given, wanted = predictions == number, references == number
+        columns += [given & wanted, given & ~wanted, ~given & wanted]
+    return _columns(*columns)
+
+
+def _indicators(predictions: np.ndarray, references: np.ndarray) -> np.ndarray:
+    """Whether it is right, then whether each class is predicted, then whether each is wanted."""
+    import numpy as np
+
+    numbers = np.union1d(predictions, references)
+    predicted, wanted = ([side == number for number in numbers] for side in (predictions, references))
+    return _columns(predictions == references, *predicted, *wanted)
+
+
+def _moments(predictions: np.ndarray, references: np.ndarray) -> np.ndarray:
+    """x, y, xx, yy, xy of the numbers less their means and over their spreads, for the sake of rounding."""
+    import numpy as np
+
+    x, y = (
+        (side.astype(np.float64) - side.mean(dtype=np.float64)) / (side.std(dtype=np.float64) or 1.0)
+        for side in (predictions, references)
+    )
+    return _columns(x, y, x * x, y * y, x * y)
+
+
+def _moments_of_ranks(predictions: np.ndarray, references: np.ndarray) -> np.ndarray:
+    """The same of the ranks in the whole set: in a resample they are the ranks up to a rounding."""
+    return _moments(_ranks(predictions), _ranks(references))
+
+
+def _columns(*columns: np.ndarray) -> np.ndarray:
+    import numpy as np
+
+    return np.stack(columns, axis=1).astype(np.float64)
+
+
+STATISTICS: dict[str, tuple[str, Callable[[np.ndarray, np.ndarray], np.ndarray]]] = {
+    "accuracy": ("mean", _correct),
+    "f1": ("f1", _counts),
+    "macro_f1": ("macro_f1", _counts_of_all),
+    "matthews_correlation": ("matthews_correlation", _indicators),
+    "pearson": ("pearson", _moments),
+    "spearmanr": ("pearson", _moments_of_ranks),
+}
+"""By metric: its name in `results.statistics.OF`, and the numbers of each example."""

@@ -1,12 +1,14 @@
-"""F1 and exact match of SQuAD v1.1 (Rajpurkar et al. 2016, section 6.1), in plain Python.
+"""F1 and exact match of SQuAD v1.1 (Rajpurkar et al. 2016, section 6.1) and v2.0 (2018, arXiv 1806.03822), in plain
+Python.
 
-The one implementation, behind `squad_metric.SquadMetric` and `Span.score`.
+The one implementation, behind the metrics of `squad_metric` and `Span.score`.
 """
 
+import itertools
 import re
 import string
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -61,3 +63,38 @@ def best_of(prediction: str, answers: Collection[str]) -> tuple[float, float]:
         return 1.0, float(bool(predicted))
     bag = predicted.split()
     return 0.0, max(_f1_of_words(bag, answer.split()) for answer in expected)
+
+
+def best_of_v2(prediction: str, answers: Collection[str]) -> tuple[float, float]:
+    """The same of SQuAD v2.0, where a question without answers is answered right by nothing, and by nothing else.
+
+    Answers of which `normalize` leaves nothing do not count, as in the official script.
+    """
+    expected = [answer for answer in answers if normalize(answer)]
+    if not expected:
+        right = float(not normalize(prediction))
+        return right, right
+    return best_of(prediction, expected)
+
+
+def best_threshold(
+    no_answer: Sequence[float], if_answered: Sequence[float], has_answer: Sequence[bool]
+) -> tuple[float, float]:
+    """The mean score with the best threshold, in [0, 1], and that threshold: a question is answered unless its
+    no-answer score is above it. Of equally good ones the lowest, as `find_best_thresh` of the official script has it.
+
+    It is no result where the threshold was chosen on the same questions.
+
+    Args:
+        no_answer: how sure the model is that a question has no answer.
+        if_answered: what the question scores by the best span.
+        has_answer: without a span, a question that has an answer scores 0, another one 1.
+    """
+    current = best = sum(not has for has in has_answer)
+    threshold = min(no_answer) - 1
+    order = sorted(range(len(no_answer)), key=lambda i: no_answer[i])
+    for value, group in itertools.groupby(order, key=lambda i: no_answer[i]):  # a threshold has no say among equals
+        current += sum(if_answered[i] - (not has_answer[i]) for i in group)
+        if current > best:
+            best, threshold = current, value
+    return best / len(no_answer), threshold
