@@ -155,8 +155,8 @@ class Dataset:
             rest, held = held_out(self.groups(training.examples), fraction, self.data_seed)
             if not rest or not held:
                 raise UserError(
-                    f"{training.name}: it cannot be split, for what belongs together (the same text, say) is all of it; "
-                    "give an evaluation split of its own"
+                    f"{training.name}: it cannot be split, for what belongs together (the same text, say) is all of "
+                    "it: give it an evaluation split"
                 )
             training, evaluation = training.select(rest), {"holdout": training.select(held)}
         if train and training is None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pruning import Prediction
 from runner.errors import UserError
 from runner.tasks import SPLIT, Dataset, Scores, arrow, classes, sources, told_length
-from runner.tasks.classify_scores import METRICS, NAMES_OF_STATISTICS, OF_NUMBERS, STATISTICS
+from runner.tasks.classify_scores import METRICS, OF_NUMBERS, STATISTICS
 from runner.tasks.splits import Part, Splits
 
 if TYPE_CHECKING:
@@ -185,9 +185,8 @@ class Classify(Dataset):
         counted = [id for id, is_first in zip(ids, first, strict=True) if is_first]
         scores.by_example = {id: right[id] for id in counted} if right else {}
         if self.metric != "accuracy":
-            scores.statistic = NAMES_OF_STATISTICS[self.metric]
-            rows = STATISTICS[self.metric](found[first], gold[first]).tolist()
-            scores.statistics = dict(zip(counted, rows, strict=True))
+            scores.statistic, numbers = STATISTICS[self.metric]
+            scores.statistics = dict(zip(counted, numbers(found[first], gold[first]).tolist(), strict=True))
         return scores
 
     def _all_metrics(self) -> list[str]:
