@@ -35,6 +35,21 @@ def _entity_f1(means: np.ndarray) -> np.ndarray:
     return _over(2 * correct, predicted + gold)
 
 
+def _precision(means: np.ndarray) -> np.ndarray:
+    """correct / predicted, of the same three."""
+    return _over(means[..., 0], means[..., 1])
+
+
+def _recall(means: np.ndarray) -> np.ndarray:
+    """correct / gold, of the same three."""
+    return _over(means[..., 0], means[..., 2])
+
+
+def _ratio(means: np.ndarray) -> np.ndarray:
+    """The first number over the second one, such as right words over words."""
+    return _over(means[..., 0], means[..., 1])
+
+
 def _matthews(means: np.ndarray) -> np.ndarray:
     """(c - sum_k p_k t_k) / sqrt((1 - sum_k p_k^2) (1 - sum_k t_k^2)): Matthews' coefficient, for any number of classes
     (Gorodkin 2004).
@@ -66,6 +81,9 @@ OF: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "f1": _f1,
     "macro_f1": _macro_f1,
     "entity_f1": _entity_f1,
+    "entity_precision": _precision,
+    "entity_recall": _recall,
+    "ratio": _ratio,
     "matthews_correlation": _matthews,
     "pearson": _pearson,
 }

@@ -47,11 +47,12 @@ def test_entities_too() -> None:
     names = np.array(["O", "B-PER", "I-PER", "B-LOC", "I-LOC"])
     pairs = [tuple(names[chance.integers(0, 5, 6)].tolist() for _ in range(2)) for _ in range(30)]
     numbers = np.array([counts(predicted, gold) for predicted, gold in pairs], dtype=float)
-    assert float(OF["entity_f1"](numbers.mean(0))) == pytest.approx(scores(pairs)["f1"])
+    for name in ("f1", "precision", "recall"):
+        assert float(OF[f"entity_{name}"](numbers.mean(0))) == pytest.approx(scores(pairs)[name])
 
 
 def test_nothing_is_zero_and_no_warning(recwarn: pytest.WarningsRecorder) -> None:
     for name, of in OF.items():
         assert float(of(np.zeros({"mean": 1, "pearson": 5, "matthews_correlation": 5}.get(name, 3)))) == 0, name
     assert not recwarn.list
-    assert OF.keys() == {"mean", "f1", "macro_f1", "entity_f1", "matthews_correlation", "pearson"}
+    assert len(OF) == 9

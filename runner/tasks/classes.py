@@ -66,8 +66,11 @@ def _found(part: Part, column: str) -> list[str]:
     return sorted(_text(value) for value in values)
 
 
-def coded(part: Part, column: str, names: Sequence[str]) -> Part:
+def coded(part: Part, column: str, names: Sequence[str], told: str) -> Part:
     """The same with classes as numbers, of which the column's feature tells the names.
+
+    Args:
+        told: the column's name in the data, for messages.
 
     Raises:
         UserError: a value is none of the classes.
@@ -84,12 +87,12 @@ def coded(part: Part, column: str, names: Sequence[str]) -> Part:
     if bad:
         value = next(value for value in rows[bad[0]] if _key(value) not in code)
         raise UserError(
-            f"{places(part, bad)}: column {column}: {value!r} is none of the classes {', '.join(names)}; correct it, "
+            f"{places(part, bad)}: column {told}: {value!r} is none of the classes {', '.join(names)}; correct it, "
             "or name all classes in dataset.labels"
         )
     numbers = [[code[_key(value)] for value in values] for values in rows]
     feature: Any = datasets.ClassLabel(names=list(names))
-    listed = _is_listed(part, column)
+    listed = is_listed(part, column)
     examples = part.examples.remove_columns(column).add_column(
         column,
         numbers if listed else [each for (each,) in numbers],
@@ -111,7 +114,7 @@ def _text(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _is_listed(part: Part, column: str) -> bool:
+def is_listed(part: Part, column: str) -> bool:
     import pyarrow as pa
 
     kind = arrow.table(part.examples.select(range(0)), column).schema.field(column).type
@@ -121,7 +124,7 @@ def _is_listed(part: Part, column: str) -> bool:
 def _rows(part: Part, column: str) -> Iterator[list[Any]]:
     """The values of each example."""
     values = arrow.table(part.examples, column)[column]
-    if _is_listed(part, column):
+    if is_listed(part, column):
         yield from arrow.lists(values)
     else:
         yield from ([value] for value in values.to_pylist())

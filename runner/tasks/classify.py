@@ -84,7 +84,7 @@ class Classify(Dataset):
             return train, evaluation
         parts = [*([train] if train is not None else []), *evaluation.values()]
         names = classes.names(self.labels, parts, "label")
-        coded = [classes.coded(part, "label", names) for part in parts]
+        coded = [classes.coded(part, "label", names, self.label) for part in parts]
         return (coded.pop(0) if train is not None else None), dict(zip(evaluation, coded, strict=True))
 
     def _named(self, part: Part) -> Part:
