@@ -144,6 +144,9 @@ class Dataset:
     def read(self, train: bool = True) -> Examples:
         """Load, check and cut the examples. Raises UserError for data that cannot be used."""
         splits = self.splits()
+        for part in (splits.train, *splits.evaluation.values()):
+            if part is not None and not len(part.examples):
+                raise UserError(f"{part.name}: there are no examples")
         training, evaluation = self.named(splits)
         if self.holdout or not evaluation:
             if training is None:

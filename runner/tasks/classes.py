@@ -59,7 +59,7 @@ def _declared(part: Part, column: str) -> list[str] | None:
 
 
 def _found(part: Part, column: str) -> list[str]:
-    values = {value for values in _rows(part, column) for value in values if value is not None}
+    values = {value for values in _rows(part, column) for value in values if value not in (None, "", NONE)}
     numbers = {value for value in values if isinstance(value, (int, float)) and not isinstance(value, bool)}
     if numbers == values and all(value == int(value) for value in numbers if value == value):
         return [str(number) for number in range(int(max((v for v in numbers if v == v), default=-1)) + 1)]
@@ -79,7 +79,7 @@ def coded(part: Part, column: str, names: Sequence[str], told: str) -> Part:
 
     declared = _declared(part, column)
     by_name = {name: number for number, name in enumerate(names)}
-    code = {None: NONE, NONE: NONE, **by_name}
+    code = {None: NONE, NONE: NONE, "": NONE, **by_name}
     # Numbers stand for the names that the data give them, else for ours.
     code |= {number: by_name[name] for number, name in enumerate(declared or names)}
     rows = list(_rows(part, column))

@@ -73,6 +73,10 @@ def renamed(part: Part, columns: Mapping[str, str]) -> Part:
         UserError: a column is missing.
     """
     there = part.examples.column_names
+    twice = [ours for ours, theirs in columns.items() if list(columns.values()).count(theirs) > 1]
+    if twice:
+        told = " and ".join(f"dataset.{ours}={columns[ours]}" for ours in twice)
+        raise UserError(f"{told}: the same column twice")
     missing = {ours: theirs for ours, theirs in columns.items() if theirs not in there}
     if missing:
         keys = " ".join(f"dataset.{ours}=COLUMN" for ours in missing)
@@ -223,7 +227,7 @@ def _file(path: Path, source: Source) -> datasets.Dataset:
             return datasets.Dataset(pyarrow.parquet.read_table(path))
         if path.suffix in (".csv", ".tsv"):
             return datasets.Dataset(_delimited(path, source.texts))
-        return datasets.Dataset.from_list(_json(path.read_text(encoding="utf-8")))
+        return datasets.Dataset.from_list(_json(path))
     except UserError:
         raise
     except Exception as error:  # pyarrow, json and datasets raise a dozen kinds
@@ -244,8 +248,20 @@ def _delimited(path: Path, texts: Sequence[str]) -> Any:
     )
 
 
-def _json(text: str) -> list[Any]:
-    """A list of records, or a record on each line."""
+def _json(path: Path) -> list[dict[str, Any]]:
+    """A list of records, or a record on each line. Raises UserError, with the place, for anything else."""
+    text = path.read_text(encoding="utf-8-sig")
     if text.lstrip().startswith("["):
-        return json.loads(text)
-    return [json.loads(line) for line in text.splitlines() if line.strip()]
+        found = {f"record {number}": value for number, value in enumerate(json.loads(text), 1)}
+    else:
+        found = {}
+        for number, line in enumerate(text.split("\n"), 1):  # not splitlines: JSON may hold other ends of lines
+            if line.strip():
+                try:
+                    found[f"line {number}"] = json.loads(line)
+                except json.JSONDecodeError as error:
+                    raise UserError(f"{path} cannot be read as {path.suffix[1:]}: line {number}: {error}") from error
+    bad = next((place for place, value in found.items() if not isinstance(value, dict)), None)
+    if bad is not None:
+        raise UserError(f'{path}, {bad}: no record, as in {{"column": value, ...}}')
+    return list(found.values())
