@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from results import columns
 from results.statistics import OF
 
 RESAMPLES = 2000
@@ -60,7 +61,7 @@ def interval(dense: Sample, sparse: Sample, resamples: int = RESAMPLES) -> list[
     for questions in _question_shares(dense.questions, resamples):
         here = slice(at, at := at + len(questions))
         below = (dense_seeds[here] * _metrics(dense, questions)).sum(axis=1)
-        if not (below > 0).all():
+        if not (below > columns.ZERO).all():
             return None
         drops[here] = ((sparse_seeds[here] * _metrics(sparse, questions)).sum(axis=1) - below) / below
     low, high = np.quantile(drops, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])

@@ -86,6 +86,7 @@ _WRITTEN = {
     "pearson": "Pearson correlation",
     "spearmanr": "Spearman correlation",
 }
+ZERO = 1e-9  # a score that is not above it is 0 but for rounding
 CORRELATIONS = frozenset({"matthews_correlation", "pearson", "spearmanr"})  # 0 is chance, and they may be negative
 
 
@@ -107,7 +108,7 @@ def title(metric: str) -> str:
 def relative_drop(dense: float, sparse: float) -> float | None:
     """(sparse - dense) / dense, a signed fraction; None unless the dense score is above 0: a share of nothing, or of a
     negative correlation, means nothing."""
-    return (sparse - dense) / dense if dense > 0 else None
+    return (sparse - dense) / dense if dense > ZERO else None
 
 
 def stage(name: str) -> str:

@@ -46,7 +46,7 @@ def drops(row: Row) -> Iterator[str]:
         row.dense_mean,
         *(score for control in _controls(row) for score in (control.max, control.mean)),
     )
-    if any(score is not None and score <= 0 for score in scores):
+    if any(score is not None and score <= columns.ZERO for score in scores):
         yield "no relative drop from a dense score that is not above 0"
     if row.metric in columns.CORRELATIONS:
         yield "its drops are relative to a correlation, which is 0 at chance: not to be compared across metrics"

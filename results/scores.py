@@ -77,7 +77,7 @@ def parse(content: Any) -> Scores:
 
 
 def _of_statistics(ids: list[str], content: Any) -> Scores:
-    if not isinstance(content, dict) or content.get("name") not in OF:
+    if not isinstance(content, dict) or content.get("name") not in list(OF):  # it may be a list itself
         raise ValueError("no known statistic")
     name = content["name"]
     dense, sparse = (_numbers(content.get(key), len(ids)) for key in ("dense", "sparse"))
