@@ -36,7 +36,8 @@ def _entity_f1(means: np.ndarray) -> np.ndarray:
 
 
 def _matthews(means: np.ndarray) -> np.ndarray:
-    """Gorodkin's generalisation of Matthews' coefficient (2004): (c - sum_k p_k t_k) / sqrt((1 - sum p_k^2)(1 - sum t_k^2)).
+    """(c - sum_k p_k t_k) / sqrt((1 - sum_k p_k^2) (1 - sum_k t_k^2)): Matthews' coefficient, for any number of classes
+    (Gorodkin 2004).
 
     The means are of whether the example is right (c), is predicted to be of each class (p), is of each class (t).
     """
