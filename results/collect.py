@@ -17,6 +17,7 @@ from mlflow.entities import Run as LoggedRun
 from mlflow.store.entities import PagedList
 
 from results import columns
+from results.columns import relative_drop
 
 # Why a run is not shown, in the order in which a footnote names them.
 REASONS = ("unfinished", "failed", "killed", "unverified", "incomplete")
@@ -31,7 +32,7 @@ class UnknownExperiment(ValueError):
 
 @dataclass(frozen=True)
 class Run:
-    """One finished and verified run. Scores and sparsities are fractions in [0, 1]."""
+    """One finished and verified run. Scores and sparsities are fractions in [0, 1]; correlations lie in [-1, 1]."""
 
     run_id: str
     identity: str
@@ -69,7 +70,7 @@ class Control:
     mean: float
     max: float
     drop_max: float | None
-    """(sparse_max - max) / max of the row that this is the control of; None if `max` is 0."""
+    """(sparse_max - max) / max of the row that this is the control of; None unless `max` is above 0."""
     drop_mean: float | None
     """The same of the means."""
     interval: list[float] | None
@@ -113,7 +114,8 @@ class Row:
     sparse_mean: float | None
     sparse_max: float | None
     drop_max: float | None
-    """(sparse_max - dense_max) / dense_max, a signed fraction: -0.0078 is -0.78 %. None if dense_max is 0."""
+    """(sparse_max - dense_max) / dense_max, a signed fraction: -0.0078 is -0.78 %. None unless dense_max is
+    above 0."""
     drop_mean: float | None
     """The same of the means."""
     metric: str
@@ -375,11 +377,6 @@ def setting(group: list[Run], param: str) -> str | None:
     """The values of a param joined by "|"; None unless all runs logged it."""
     values = {run.params.get(param) for run in group}
     return None if None in values else "|".join(sorted(filter(None, values), key=natural))
-
-
-def relative_drop(dense: float, sparse: float) -> float | None:
-    """(sparse - dense) / dense, a signed fraction; None if the dense score is 0."""
-    return (sparse - dense) / dense if dense else None
 
 
 def differences(groups: list[list[Run]]) -> list[dict[str, str]]:

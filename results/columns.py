@@ -1,7 +1,9 @@
-"""The names under which `runner` writes to MLflow and `results` reads.
+"""The names under which `runner` writes to MLflow and `results` reads, and what both say of a metric.
 
 The only module of `results` that `runner` imports. A name that changes here changes on both sides.
 """
+
+from __future__ import annotations
 
 # Tags of an MLflow run.
 KIND = "prune_distill.kind"  # one of the five below
@@ -35,8 +37,8 @@ PATTERN = "pattern"
 SEED = "seed"
 LABELS = (MODEL, DATASET, PATTERN)
 
-# Metrics. Scores and sparsities are fractions in [0, 1].
-RELATIVE_DROP = "relative_drop"  # (sparse - dense) / dense
+# Metrics. Scores and sparsities are fractions in [0, 1]; scores that are correlations lie in [-1, 1].
+RELATIVE_DROP = "relative_drop"  # (sparse - dense) / dense; not logged where that means nothing
 RATIO = "sparsity/linear"  # zeros in pruned weights / elements of all Linear and Conv weights
 OVERALL_RATIO = "sparsity/all"  # the same zeros / elements of all parameters
 TARGET = "sparsity/target"  # of the weights that the pattern prunes
@@ -74,6 +76,39 @@ DENSE_PREDICTIONS = "dense_predictions.json"  # of the dense model
 SCORES = "scores.json"
 EXAMPLES_HTML, EXAMPLES_JSON = "examples.html", "examples.json"  # which questions were lost and won, and of which kind
 COMPARISON = "reproduction.json"  # of a reproduction: how it compares with the run that it repeats
+
+
+# How metrics are written in the middle of a sentence; those that are not here: by their name, with spaces.
+_WRITTEN = {
+    "f1": "F1",
+    "macro_f1": "macro F1",
+    "matthews_correlation": "Matthews correlation",
+    "pearson": "Pearson correlation",
+    "spearmanr": "Spearman correlation",
+}
+ZERO = 1e-9  # a score that is not above it is 0 but for rounding
+CORRELATIONS = frozenset({"matthews_correlation", "pearson", "spearmanr"})  # 0 is chance, and they may be negative
+
+
+def written(metric: str) -> str:
+    """A metric in the middle of a sentence: "exact match", "F1", "Matthews correlation"; that of a further evaluation
+    split, logged as "accuracy_mismatched", as "accuracy mismatched"."""
+    for name, text in _WRITTEN.items():
+        if metric == name or metric.startswith(f"{name}_"):
+            return text + metric.removeprefix(name).replace("_", " ")
+    return metric.replace("_", " ")
+
+
+def title(metric: str) -> str:
+    """A metric by itself: "Exact match", "F1", "Matthews correlation"."""
+    text = written(metric)
+    return text[:1].upper() + text[1:]
+
+
+def relative_drop(dense: float, sparse: float) -> float | None:
+    """(sparse - dense) / dense, a signed fraction; None unless the dense score is above 0: a share of nothing, or of a
+    negative correlation, means nothing."""
+    return (sparse - dense) / dense if dense > ZERO else None
 
 
 def stage(name: str) -> str:

@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
+from results import columns
 from results.collect import DENSE, Control, Row, natural
 
 
@@ -36,6 +37,19 @@ def signs(row: Row) -> Iterator[str]:
         yield "the drop of the maxima and the drop of the means differ in sign"
     if any(_opposite(control.drop_max, control.drop_mean) for control in _controls(row)):
         yield "against the control, the drop of the maxima and the drop of the means differ in sign"
+
+
+def drops(row: Row) -> Iterator[str]:
+    """What a relative drop says depends on where the metric has its zero."""
+    scores = (
+        row.dense_max,
+        row.dense_mean,
+        *(score for control in _controls(row) for score in (control.max, control.mean)),
+    )
+    if any(score is not None and score <= columns.ZERO for score in scores):
+        yield "no relative drop from a dense score that is not above 0"
+    if row.metric in columns.CORRELATIONS:
+        yield "its drops are relative to a correlation, which is 0 at chance: not to be compared across metrics"
 
 
 def few_seeds(row: Row) -> Iterator[str]:
@@ -97,7 +111,7 @@ SETTINGS: dict[str, Callable[[Row], str | None]] = {
     "dropout of attention weights": lambda row: row.attention_dropout,
     "precision": lambda row: row.precision,
 }
-OF_ROWS = (subsets, controls, dense_models, few_seeds, signs)
+OF_ROWS = (subsets, controls, dense_models, few_seeds, signs, drops)
 OF_COMPARISONS = (unequal_seeds, settings)
 
 

@@ -1,4 +1,4 @@
-"""Intervals of the drops of rows, from the scores by example that their runs logged."""
+"""Intervals of the drops of rows, from what their runs logged of each example."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from results.bootstrap import Sample, interval
 from results.collect import Control, Row
 from results.scores import Scores, Unusable
 
-_TOLERANCE = 1e-6  # between a logged score and the mean over its examples
+_TOLERANCE = 1e-6  # between a logged score and what follows from its examples
 
 
 def add(client: MlflowClient, rows: list[Row]) -> list[Row]:
@@ -55,7 +55,9 @@ def _against(rival: Control, ids: list[str], sparse: Sample, read: Mapping[str, 
 def _interval(dense: Sample, sparse: Sample) -> list[float]:
     found = interval(dense, sparse)
     if found is None:
-        raise Unusable("the score that it is relative to may be 0")
+        raise Unusable(
+            "the score that it is relative to may be 0" + " or negative" * (dense.statistic in columns.CORRELATIONS)
+        )
     return found
 
 
@@ -70,12 +72,15 @@ def _samples(group: Row | Control, read: Mapping[str, Scores | Unusable]) -> tup
     ids = sorted(found[0].ids)
     if any(sorted(each.ids) != ids for each in found):
         raise Unusable("its seeds were scored on different examples")
+    if len({each.statistic for each in found}) > 1:
+        raise Unusable("its seeds logged different statistics")
     orders = [np.argsort(np.array(each.ids, dtype=object)) for each in found]
-    dense = np.stack([each.dense[order] for each, order in zip(found, orders, strict=True)])
-    sparse = np.stack([each.sparse[order] for each, order in zip(found, orders, strict=True)])
-    return ids, Sample(group.seeds, dense), Sample(group.seeds, sparse)
+    dense = [each.dense[order] for each, order in zip(found, orders, strict=True)]
+    sparse = [each.sparse[order] for each, order in zip(found, orders, strict=True)]
+    name = found[0].statistic
+    return ids, Sample(group.seeds, dense, name), Sample(group.seeds, sparse, name)
 
 
 def _check(sample: Sample, mean: float | None) -> None:
-    if mean is None or abs(float(sample.scores.mean()) - mean) > _TOLERANCE:
+    if mean is None or not abs(sample.metric() - mean) <= _TOLERANCE:
         raise Unusable(f"{columns.SCORES} and the logged scores do not agree")

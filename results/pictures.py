@@ -235,8 +235,7 @@ def score_against_sparsity(runs: Sequence[Run]) -> Figure:
         axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         axes.margins(x=0.15, y=0.1)
         axes.set_xlabel("zeros, of all Linear and Conv weights")
-        metric = runs[0].metric.replace("_", " ")
-        axes.set_ylabel(metric.upper() if len(metric) < 4 else metric)
+        axes.set_ylabel(columns.written(runs[0].metric))
         axes.set_title(f"{runs[0].model} on {runs[0].dataset}", fontsize=10)
         axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure

@@ -107,7 +107,9 @@ def page(client: MlflowClient, rows: list[Row], notes: Iterable[str], title: str
     """
     found = {run_id: details(client, run_id) for row in rows for run_id in row.runs}
     compared = [
-        _figure(" on ".join(key[:2]), pictures.score_against_sparsity(group))
+        _figure(
+            f"{key[0]} on {key[1]}: {columns.written(key[2])} against sparsity", pictures.score_against_sparsity(group)
+        )
         for key, group in pictures.comparisons(each.run for each in found.values()).items()
         if any(run.pattern != "dense" for run in group)
     ]
@@ -189,7 +191,8 @@ def _run(details: Details) -> str:
     listed = "".join(f"<dt>{key}</dt><dd>{value}</dd>" for key, value in facts.items())
     drawn = "".join(_figure(TITLES[key], figure) for key, figure in details.pictures.items())
     return (
-        f"<details><summary>{escape(details.name)}: dense {run.dense:.4f}, sparse {run.sparse:.4f}</summary>"
+        f"<details><summary>{escape(f'{details.name}, {columns.written(run.metric)}')}: dense {run.dense:.4f}, "
+        f"sparse {run.sparse:.4f}</summary>"
         f'<dl>{listed}</dl><div class="pictures">{drawn}</div>'
         f"<details><summary>Configuration</summary><pre>{escape(details.yaml)}</pre></details></details>"
     )

@@ -48,8 +48,8 @@ class Column:
 def layout(rows: list[Row], wide: bool = True) -> list[Column]:
     """The columns that these rows need: the published ones, then what makes them honest."""
     metrics = {row.metric for row in rows}
-    score = "score" if len(metrics) != 1 else metric_label(*metrics)
-    metric = [Column("Metric", lambda row: metric_label(row.metric), label=True)] if len(metrics) > 1 else []
+    score = "score" if len(metrics) != 1 else names.title(*metrics)
+    metric = [Column("Metric", lambda row: names.title(row.metric), label=True)] if len(metrics) > 1 else []
     marked = marks(rows)
     columns = [
         Column("Model", lambda row: row.model, label=True),
@@ -124,11 +124,14 @@ def against(header: str, name: str, of: Callable[[Row], Control | None]) -> list
 
 
 def others(rows: list[Row]) -> list[Column]:
-    """The sparse scores by metrics other than the main one."""
+    """The sparse scores by metrics other than the main one. A row whose main one it is has it there too: the column is
+    then whole in a table of several metrics."""
 
     def column(name: str) -> Column:
-        label = metric_label(name) if len(name) < 4 else name.replace("_", " ")
-        return Column(f"Sparse {label} (mean)", lambda row: fraction(row.sparse_others.get(name)), numeric=True)
+        def cell(row: Row) -> str:
+            return fraction(row.sparse_mean if row.metric == name else row.sparse_others.get(name))
+
+        return Column(f"Sparse {names.written(name)} (mean)", cell, numeric=True)
 
     return [column(name) for name in sorted({name for row in rows for name in row.sparse_others})]
 
@@ -147,11 +150,6 @@ def footprint() -> list[Column]:
 def has_values(column: Column, rows: list[Row]) -> bool:
     """Whether any row has something to show there."""
     return any(column.cell(row) not in ("", UNDEFINED) for row in rows)
-
-
-def metric_label(metric: str) -> str:
-    """The metric as people write it: "exact_match" is "Exact match"."""
-    return metric[:1].upper() + metric[1:].replace("_", " ")
 
 
 def fraction(value: float | None) -> str:

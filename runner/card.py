@@ -15,6 +15,7 @@ from inspect import getdoc
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from results import columns
 from runner import models, seals
 from runner.config import Experiment, Origin
 from runner.errors import UserError
@@ -285,21 +286,27 @@ def loading(facts: Facts) -> str:
 def scores(facts: Facts) -> str:
     result, counted = facts.result, facts.evaluated
     if result.sparse is None:
-        table = ["| metric | dense |", "|---|---|", *(f"| {k} | {v:.4f} |" for k, v in result.dense.items())]
+        table = [
+            "| metric | dense |",
+            "|---|---|",
+            *(f"| {line(columns.title(k))} | {v:.4f} |" for k, v in result.dense.items()),
+        ]
     else:
-        rows = [f"| {k} | {v:.4f} | {result.sparse[k]:.4f} |" for k, v in result.dense.items()]
+        rows = [f"| {line(columns.title(k))} | {v:.4f} | {result.sparse[k]:.4f} |" for k, v in result.dense.items()]
         table = ["| metric | dense | sparse |", "|---|---|---|", *rows]
     part = part_of(counted)
+    signed = " (correlations: from -1 to 1)" if columns.CORRELATIONS & result.dense.keys() else ""
     of_all = f"{counted.used:,} evaluation examples of {code(facts.data.name)}"
     said = [
-        f"Fractions from 0 to 1, of one run with one seed ({result.seed}): another seed gives other scores, and a "
-        "single run cannot say how far apart they lie.",
+        f"Fractions from 0 to 1{signed}, of one run with one seed ({result.seed}): another seed gives other scores, "
+        "and a single run cannot say how far apart they lie.",
         f"Scored on {of_all}: " + (f"only a part, {part}." if part else "all that there are."),
     ]
     if counted.holdout:
         said.append("The evaluation split was left alone: these are scores to choose by, not to report.")
     if result.relative_drop is not None:
-        said.insert(0, f"Relative drop of {result.metric}, (sparse - dense) / dense: **{result.relative_drop:+.2%}**.")
+        name = columns.written(result.metric)
+        said.insert(0, f"Relative drop of {name}, (sparse - dense) / dense: **{result.relative_drop:+.2%}**.")
     return "## Scores\n\n" + "\n".join(table) + "\n\n" + "\n".join(said)
 
 

@@ -233,9 +233,10 @@ class Section:
 
 def headline(found: Diagnosis) -> list[str]:
     """The summary, in lines."""
+    metric = columns.title(found.metric)
     return [
         f"{found.model} on {found.dataset}, {found.pattern}, seed {found.seed}",
-        f"{found.metric}: dense {found.dense:.4f}, sparse {found.sparse:.4f}, change {found.change:+.4f}",
+        f"{metric}: dense {found.dense:.4f}, sparse {found.sparse:.4f}, change {found.change:+.4f}",
         f"{found.examples} examples: {found.lost} lost, {found.won} won, {found.same} with the same score, "
         f"{found.both_wrong} wrong in both",
     ]

@@ -49,11 +49,11 @@ class Result:
     seed: int
     metric: str
     dense: dict[str, float]
-    """Scores of the dense model, fractions."""
+    """Scores of the dense model: fractions, or correlations."""
     sparse: dict[str, float] | None
-    """Scores of the pruned model's last weights, fractions; None with prune=false."""
+    """The same of the pruned model's last weights; None with prune=false."""
     relative_drop: float | None
-    """(sparse - dense) / dense, of the main metric."""
+    """(sparse - dense) / dense, of the main metric; None with prune=false, and unless the dense score is above 0."""
     verification: Verification | None
     """What was counted on the saved file."""
     identity: str
@@ -567,9 +567,7 @@ def conclude(
         with cost.stage("save"):
             weighed = footprint(folder / "model", experiment.dataset.architecture, experiment.dataset.max_seq_length)
     metric = experiment.dataset.metric
-    drop = None
-    if sparse is not None and dense.metrics[metric]:
-        drop = (sparse.metrics[metric] - dense.metrics[metric]) / dense.metrics[metric]
+    drop = columns.relative_drop(dense.metrics[metric], sparse.metrics[metric]) if sparse is not None else None
     return Result(
         **origin.labels,
         seed=experiment.seed,
@@ -768,26 +766,19 @@ def announce_machine(experiment: Experiment, lesson: Lesson, base: models.Checkp
 
 def summary(result: Result) -> str:
     """The result in a few aligned lines."""
-    name = result.metric.replace("_", " ").upper() if len(result.metric) < 4 else result.metric.replace("_", " ")
-    lines = [
-        f"{result.model} on {result.dataset}, {result.pattern}, seed {result.seed}",
-        f"  dense {name:<12}{result.dense[result.metric]:.4f}",
-    ]
+    name = columns.written(result.metric)
+    told = {f"dense {name}": f"{result.dense[result.metric]:.4f}"}
     if result.sparse is not None and result.verification is not None:
-        drop = "-" if result.relative_drop is None else f"{result.relative_drop:+.2%}"
-        lines += [
-            f"  sparse {name:<11}{result.sparse[result.metric]:.4f}",
-            f"  relative drop     {drop}",
-            f"  zeros             {result.verification.linear_ratio:.4f} of all Linear and Conv weights, "
+        told |= {
+            f"sparse {name}": f"{result.sparse[result.metric]:.4f}",
+            "relative drop": "-" if result.relative_drop is None else f"{result.relative_drop:+.2%}",
+            "zeros": f"{result.verification.linear_ratio:.4f} of all Linear and Conv weights, "
             f"{result.verification.violations} violations of the pattern (counted on the file)",
-        ]
-    return "\n".join(
-        [
-            *lines,
-            f"  model             {result.folder}/model",
-            f"  MLflow run        {result.mlflow_run or 'not uploaded yet'}",
-        ]
-    )
+        }
+    told |= {"model": f"{result.folder}/model", "MLflow run": result.mlflow_run or "not uploaded yet"}
+    width = max(16, *map(len, told))
+    lines = [f"{result.model} on {result.dataset}, {result.pattern}, seed {result.seed}"]
+    return "\n".join([*lines, *(f"  {what:<{width}}  {value}" for what, value in told.items())])
 
 
 def run_name(labels: Mapping[str, str], seed: int) -> str:

@@ -16,6 +16,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
+from results import columns
 from runner import config as configuration
 from runner import provenance, ranks, seals, tracking
 from runner.device import keep_bf16_speedup
@@ -157,7 +158,7 @@ def overview(outcomes: list[Outcome]) -> list[str]:
     lines = []
     for name, result in zip(names, results, strict=True):
         metric = result["metric"]
-        line = f"{name:<{max(map(len, names))}}  dense {metric} {result['dense'][metric]:.4f}"
+        line = f"{name:<{max(map(len, names))}}  dense {columns.written(metric)} {result['dense'][metric]:.4f}"
         if result["sparse"] is not None:
             line += f"  sparse {result['sparse'][metric]:.4f}"
         lines.append(line + (f"  {result['relative_drop']:+.2%}" if result["relative_drop"] is not None else ""))

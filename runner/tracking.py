@@ -540,15 +540,18 @@ def _begin(tracker: Tracker, resumes: bool) -> None:
 
 
 def _show(client: MlflowClient, experiment: str, metric: str) -> None:
-    """Let MLflow's UI list the runs with what a table of results has, instead of names and times alone."""
-    wanted = [columns.dense(metric), columns.sparse(metric), columns.RELATIVE_DROP, columns.RATIO]
+    """Let MLflow's UI list the runs with what a table of results has, instead of names and times alone: with the scores
+    by every main metric of the experiment's runs so far, one pair of columns after the other."""
+    ends = [f"metrics.`{key}`" for key in (columns.RELATIVE_DROP, columns.RATIO)]
     view = client.get_experiment(experiment).tags.get(columns.VIEW)
-    shown = (
-        json.loads(view)["selectedColumns"] if view else [f"params.`{key}`" for key in (*columns.LABELS, columns.SEED)]
-    )
-    new = [column for column in (f"metrics.`{key}`" for key in wanted) if column not in shown]
+    labels = [f"params.`{key}`" for key in (*columns.LABELS, columns.SEED)]
+    shown = json.loads(view)["selectedColumns"] if view else [*labels, *ends]
+    scores = [f"metrics.`{key}`" for key in (columns.dense(metric), columns.sparse(metric))]
+    new = [column for column in scores if column not in shown]
     if new:
-        client.set_experiment_tag(experiment, columns.VIEW, json.dumps({**_VIEW, "selectedColumns": shown + new}))
+        at = shown.index(ends[0]) if ends[0] in shown else len(shown)
+        shown[at:at] = new
+        client.set_experiment_tag(experiment, columns.VIEW, json.dumps({**_VIEW, "selectedColumns": shown}))
 
 
 def _create(client: MlflowClient, experiment: str, header: Header) -> str:

@@ -73,10 +73,10 @@ def test_the_card_tells_the_runs_own_numbers(place: Path) -> None:
     assert "`2:4` in 12 layers" in text
     assert "0 units break the pattern" in text
 
-    for metric in ("f1", "exact_match"):
-        assert f"| {metric} | {result['dense'][metric]:.4f} | {result['sparse'][metric]:.4f} |" in text
+    for metric, name in (("f1", "F1"), ("exact_match", "Exact match")):
+        assert f"| {name} | {result['dense'][metric]:.4f} | {result['sparse'][metric]:.4f} |" in text
     drop = result["sparse"]["f1"] / result["dense"]["f1"] - 1
-    assert f"Relative drop of f1, (sparse - dense) / dense: **{drop:+.2%}**" in text
+    assert f"Relative drop of F1, (sparse - dense) / dense: **{drop:+.2%}**" in text
     assert "one seed (3)" in text
     assert "Scored on 30 evaluation examples of `demo`: only a part, a subset of 30 examples." in text
     assert "- Training examples: 48\n" in text

@@ -430,7 +430,7 @@ def test_a_local_dataset(damage: Damage, suffix: str, tmp_path: Path) -> None:
     file = tmp_path / f"train.{suffix}"
     damage(file)
     # A file without any question is one without columns, which is said of the split.
-    with pytest.raises(UserError, match=f"{tmp_path}.*(cannot be read as {suffix}|there are no examples)"):
+    with pytest.raises(UserError, match=f"{tmp_path}.*(cannot be read as {suffix}|train split|there are no examples)"):
         Span(path=str(tmp_path)).read()
 
 

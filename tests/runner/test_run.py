@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from runner import seals, tracking
 from runner.config import Identity
-from runner.experiment import Result, finished
+from runner.experiment import Result, finished, summary
 from runner.verify import Verification
 from tests.conftest import Cli, save_small_model
 from tests.loopback_hub import serve
@@ -265,3 +265,24 @@ def test_the_eight_published_rows_load_by_their_ids_and_train(
     for row in table:
         assert row["dataset"] == "squad"
         assert row["ratio"] == pytest.approx({"4x1": 0.8, "2:4": 0.5}[row["pattern"]], abs=0.01)
+
+
+def test_the_summary_is_aligned_whatever_the_metric() -> None:
+    counted = Verification(0.8, 0.4, 0.8, 0)
+
+    def told(metric: str) -> list[str]:
+        result = Result(
+            "m", "d", "4x1", 0, metric, {metric: 0.5}, {metric: 0.4}, -0.2, counted, "i", "g", "/f", "r", {}
+        )
+        return summary(result).splitlines()
+
+    assert told("f1")[1:4] == [
+        "  dense F1          0.5000",
+        "  sparse F1         0.4000",
+        "  relative drop     -20.00%",
+    ]
+    assert told("matthews_correlation")[1:4] == [
+        "  dense Matthews correlation   0.5000",
+        "  sparse Matthews correlation  0.4000",
+        "  relative drop                -20.00%",
+    ]

@@ -130,7 +130,7 @@ def test_answers_may_stand_in_two_plain_columns(tmp_path: Path) -> None:
         {"nr": 8, "passage": "Ada lives in Rome", "q": "who", "a": "Ada", "at": 0},
     ]
     (tmp_path / "dev.csv").write_bytes(as_csv(",")(rows))
-    options: dict[str, Any] = {"id": "nr", "context": "passage", "question": "q", "answer_text": "a", "answer_start": "at"}
+    options: dict[str, Any] = dict(id="nr", context="passage", question="q", answer_text="a", answer_start="at")  # noqa: C408
     read = Span(path=str(tmp_path), **options).read(train=False)
     assert read.evaluation.to_list()[0] == {
         "id": "7", "context": "Ada lives in Rome", "question": "where",

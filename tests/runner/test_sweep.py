@@ -50,7 +50,7 @@ def test_a_failing_job_fails_alone_and_the_sweep_says_so(cli: Cli, small_model: 
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     end = done.stderr[done.stderr.index("the sweep's results:") :]
-    assert "small-model on demo, 4x1, seed 0  dense f1" in end
+    assert "small-model on demo, 4x1, seed 0  dense F1" in end
     assert "1 of 2 runs failed:" in end
     assert f"python -m runner model=hub model.path={tmp_path}/missing pattern=4x1" in end
     assert "there is no such folder" in end
@@ -346,7 +346,7 @@ def test_the_overview_names_what_differs(tmp_path: Path) -> None:
         overrides = ["pattern=4x1", f"train.learning_rate={rate}", "seed=3"]
         found.append(Outcome(overrides, folder=str(tmp_path / rate), score=0.5))
     assert sweep.overview(found) == [
-        "tiny on demo, 4x1, seed 3, train.learning_rate=1e-5  dense f1 0.5000",
-        "tiny on demo, 4x1, seed 3, train.learning_rate=1e-4  dense f1 0.5000  sparse 0.5000  +0.00%",
+        "tiny on demo, 4x1, seed 3, train.learning_rate=1e-5  dense F1 0.5000",
+        "tiny on demo, 4x1, seed 3, train.learning_rate=1e-4  dense F1 0.5000  sparse 0.5000  +0.00%",
     ]
     assert sweep.overview([]) == []

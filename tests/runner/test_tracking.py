@@ -352,3 +352,17 @@ def test_a_file_without_a_whole_header_is_no_file(tmp_path: Path) -> None:
         upload([str(tmp_path)])
     with pytest.raises(UserError, match="no such folder"):
         upload([str(tmp_path / "none")])
+
+
+def test_the_list_of_runs_has_columns_for_each_main_metric(tmp_path: Path) -> None:
+    where = Tracking(uri=f"sqlite:///{tmp_path}/mlflow.db")
+    for metric in ("f1", "accuracy", "f1"):
+        with tracking.start(where, "name", {columns.METRIC: metric}):
+            pass
+    client, experiment = tracking.connect(where)
+    view = json.loads(client.get_experiment(experiment).tags[columns.VIEW])
+    assert view["selectedColumns"] == [
+        *(f"params.`{name}`" for name in ("model", "dataset", "pattern", "seed")),
+        *(f"metrics.`{name}`" for name in ("dense/f1", "sparse/f1", "dense/accuracy", "sparse/accuracy")),
+        *(f"metrics.`{name}`" for name in ("relative_drop", "sparsity/linear")),
+    ]
