@@ -66,6 +66,33 @@ def find(given: str, where: Tracking) -> Run:
     return Run(folder, result["mlflow_run"], file.read_text(encoding="utf-8"), result)
 
 
+def dense_model(given: str, key: str, where: Tracking) -> str:
+    """What a configured path of a dense model stands for: the model's folder of a finished run, if it is a run's folder
+    or id, else what is given.
+
+    Args:
+        key: the configuration key that gives it, for messages.
+        where: the MLflow store, which is only asked for ids.
+
+    Raises:
+        UserError: the run is not found, or pruned its model.
+    """
+    folder = Path(given).expanduser()
+    is_run = (folder / "result.json").is_file() if folder.is_dir() else re.fullmatch("[0-9a-f]{32}", given) is not None
+    if not is_run:
+        return given
+    try:
+        run = find(given, where)
+    except UserError as error:
+        raise UserError(f"{key}={given}: {error}") from error
+    if run.result.get("sparse") is not None:
+        raise UserError(
+            f"{key}={given}: this run pruned its model ({run.result['pattern']}); name a run with prune=false, or its "
+            f"model itself, {run.folder / 'model'}, if the pruned one is meant"
+        )
+    return str(run.folder / "model")
+
+
 @dataclass
 class MadeBy:
     """What a repetition of a run needs beside its configuration, and what it is compared with."""
