@@ -142,14 +142,17 @@ def network(architecture: str, config: PretrainedConfig) -> tuple[Callable[..., 
     auto: Any = getattr(transformers, architecture)
     if getattr(config, KEY, None) is None:
         return auto.from_pretrained, auto.from_config
-    cls = _with_projector(auto._model_mapping[type(config)])
+    cls = class_for(auto._model_mapping[type(config)], config)
     return cls.from_pretrained, cls._from_config
+
+
+def class_for(cls: Any, config: PretrainedConfig) -> Any:
+    """The class of transformers, or one whose models have the projector that the configuration names."""
+    return cls if getattr(config, KEY, None) is None else _with_projector(cls)
 
 
 @cache
 def _with_projector(cls: Any) -> Any:
-    """The class whose models have a projector in their head."""
-
     def __init__(self: Any, config: PretrainedConfig, *args: Any, **kwargs: Any) -> None:
         cls.__init__(self, config, *args, **kwargs)
         how = getattr(config, KEY)

@@ -39,6 +39,11 @@ class Run:
     """result.json: see `runner.experiment.Result`."""
 
 
+def is_id(given: str) -> bool:
+    """Whether this has the form of a run's id in MLflow."""
+    return re.fullmatch("[0-9a-f]{32}", given) is not None
+
+
 def find(given: str, where: Tracking) -> Run:
     """Find a run that is finished.
 
@@ -51,7 +56,7 @@ def find(given: str, where: Tracking) -> Run:
     """
     folder = Path(given).expanduser()
     if not folder.is_dir():
-        if re.fullmatch("[0-9a-f]{32}", given) is None:
+        if not is_id(given):
             raise UserError(f"{given}: neither a run's folder nor the id of a run in MLflow (32 hexadecimal digits)")
         folder = _folder_of(given, where)
     result = seals.read_json(folder / "result.json")
@@ -78,8 +83,7 @@ def dense_model(given: str, key: str, where: Tracking) -> str:
         UserError: the run is not found, or pruned its model.
     """
     folder = Path(given).expanduser()
-    is_run = (folder / "result.json").is_file() if folder.is_dir() else re.fullmatch("[0-9a-f]{32}", given) is not None
-    if not is_run:
+    if not ((folder / "result.json").is_file() if folder.is_dir() else is_id(given)):
         return given
     try:
         run = find(given, where)
