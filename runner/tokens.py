@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 SAMPLE = 256
 """Texts that are read by both."""
 _SPECIAL = ("pad_token", "cls_token", "sep_token", "unk_token", "mask_token")
-_SHOWN = 12  # tokens that a message shows
+_SHOWN = 6  # tokens that a message shows
 
 
 def taking(tokenizer: PreTrainedTokenizerBase, names: Iterable[str]) -> PreTrainedTokenizerBase:
@@ -63,10 +63,11 @@ def check_texts(base: models.Checkpoint, other: models.Checkpoint, task: Dataset
         for name in names:
             found = [columns[name][row] if row < len(columns.get(name, [])) else None for columns in (mine, its)]
             if found[0] != found[1]:
+                at = _first_difference(*found)
                 raise UserError(
                     f"{other.key}={other.path}: its tokenizer reads texts in another way than that of {base.path}, "
-                    f"such as {_text(sample[example])!r}: {_told(name, found[1], theirs)}, not "
-                    f"{_told(name, found[0], ours)}; choose a model with the same tokenizer"
+                    f"such as {_text(sample[example])!r}: from token {at} on {_told(name, found[1], at, theirs)}, not "
+                    f"{_told(name, found[0], at, ours)}; choose a model with the same tokenizer"
                 )
 
 
@@ -78,8 +79,14 @@ def _text(example: dict) -> str:
     return longest if len(longest) <= 60 else f"{longest[:60]}..."
 
 
-def _told(name: str, values: list[int] | None, tokenizer: PreTrainedTokenizerBase) -> str:
+def _first_difference(mine: list[int] | None, its: list[int] | None) -> int:
+    pairs = zip(mine or [], its or [], strict=False)
+    return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(mine or []), len(its or [])))
+
+
+def _told(name: str, values: list[int] | None, start: int, tokenizer: PreTrainedTokenizerBase) -> str:
     if values is None:
         return f"no {name}"
-    shown = tokenizer.convert_ids_to_tokens(values[:_SHOWN]) if name == "input_ids" else values[:_SHOWN]
-    return f"{name} {' '.join(map(str, shown))}" + (" ..." if len(values) > _SHOWN else "")
+    shown = values[start : start + _SHOWN]
+    words = tokenizer.convert_ids_to_tokens(shown) if name == "input_ids" else shown
+    return " ".join([name, *map(str, words), *(["..."] if len(values) > start + _SHOWN else [])])
