@@ -20,7 +20,19 @@ from pruning.criteria import (
     Snip,
     SnipMomentum,
 )
-from pruning.distillation import IGNORED, Distillation, Logits, NoDistillation, Prediction, SimKD, label_loss
+from pruning.distillation import (
+    IGNORED,
+    Distillation,
+    EncoderShape,
+    HiddenStates,
+    Logits,
+    NoDistillation,
+    Prediction,
+    Projector,
+    SimKD,
+    label_loss,
+    projected,
+)
 from pruning.errors import PruningError
 from pruning.patterns import Block, Dense, Locked, NofM, Pattern, parse
 from pruning.plan import Plan, as_matrix, matrix_weights
@@ -36,10 +48,12 @@ __all__ = [
     "Dense",
     "DiagonalFisher",
     "Distillation",
+    "EncoderShape",
     "Global",
     "Gradient",
     "Gradual",
     "GroupLasso",
+    "HiddenStates",
     "LayerOverride",
     "LayerReport",
     "Locked",
@@ -54,6 +68,7 @@ __all__ = [
     "Plan",
     "Platon",
     "Prediction",
+    "Projector",
     "Pruner",
     "PruningError",
     "Random",
@@ -68,4 +83,5 @@ __all__ = [
     "label_loss",
     "matrix_weights",
     "parse",
+    "projected",
 ]

@@ -1,10 +1,12 @@
 """Distillation: the loss that pulls the student towards its dense teacher."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
 from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pruning.errors import PruningError
@@ -12,6 +14,7 @@ from pruning.errors import PruningError
 IGNORED = -100
 """The label of a token that has none."""
 _NEVER = -1e30  # divided by a temperature it is still a float
+_SMALLEST = 1e-12  # an attention weight below it has no logarithm to learn from
 
 
 @dataclass
@@ -71,6 +74,35 @@ def _label_loss(answers: Tensor, label: Tensor, student: Prediction) -> Tensor:
     return F.cross_entropy(answers, label, ignore_index=IGNORED)
 
 
+@dataclass(frozen=True)
+class EncoderShape:
+    """What is to be known of student and teacher before they say anything."""
+
+    layers: int
+    width: int
+    """Of the hidden states."""
+    heads: int
+    """Of the attention of each layer."""
+
+
+def projected(student: Prediction, projections: Mapping[int, nn.Module]) -> Prediction:
+    """The student with hidden states as wide as the teacher's.
+
+    Args:
+        projections: by the student's layer, as `Distillation.projections` makes them.
+    """
+    if not projections:
+        return student
+    hidden = (projections[i](states) if i in projections else states for i, states in enumerate(student.hidden))
+    return replace(student, hidden=tuple(hidden))
+
+
+def _squared_error(student: Tensor, teacher: Tensor, tokens: Tensor) -> Tensor:
+    """Mean over the real tokens and the width of the squared error of hidden states, [batch, tokens, width]."""
+    error = (student.float() - teacher.float()).square().mean(-1)  # [batch, tokens]
+    return (error * tokens).sum() / tokens.sum()
+
+
 @dataclass
 class Distillation:
     """Base: total loss = weight * distillation loss + label_weight * label loss."""
@@ -80,7 +112,8 @@ class Distillation:
     label_weight: float = 0.0
     """Weight of the loss against the labels."""
     teacher: str | None = None
-    """A hub id or folder of a fine-tuned model with the same tokenizer. If not given: the dense model itself."""
+    """A fine-tuned model with the same tokenizer, of any width and family: a hub id, a folder, or a finished run with
+    prune=false, by its folder or its id in MLflow. If not given: the dense model itself."""
     cache: bool = True
     """Run the teacher once over the training features and keep its logits (float16) for every epoch, seed and pattern,
     instead of running it beside the student. Never where hidden states are needed, nor for less than an epoch."""
@@ -96,8 +129,26 @@ class Distillation:
                 f"distill.weight={self.weight} distill.label_weight={self.label_weight}: none negative, not both zero"
             )
 
+    @property
+    def needs_attention(self) -> bool:
+        """Whether the loss reads attention weights."""
+        return False
+
+    def projections(self, student: EncoderShape, teacher: EncoderShape) -> dict[int, nn.Module]:
+        """New modules, to be trained with the student, that take its hidden states to the teacher's width: by the
+        layer of the student, 0 for the embeddings. Empty where none is needed.
+
+        Raises:
+            PruningError: such a student cannot be compared with such a teacher.
+        """
+        return {}
+
     def loss(self, student: Prediction, teacher: Prediction) -> Tensor:
-        """The scalar distillation loss, unweighted."""
+        """The scalar distillation loss, unweighted.
+
+        Args:
+            student: `projected`.
+        """
         raise NotImplementedError
 
 
@@ -115,19 +166,150 @@ class Logits(Distillation):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.temperature <= 0:
-            raise PruningError(f"distill.temperature={self.temperature}: must be above 0")
+        _check_temperature(self.temperature)
 
     def loss(self, student: Prediction, teacher: Prediction) -> Tensor:
-        pairs = zip(student.answers(), teacher.answers(), strict=True)
-        if student.numbers:
-            return torch.stack([F.mse_loss(s, t) for s, t in pairs]).mean()
-        return torch.stack([self._kl(s, t) for s, t in pairs]).mean() * self.temperature**2
+        return _of_logits(student, teacher, self.temperature)
 
-    def _kl(self, student: Tensor, teacher: Tensor) -> Tensor:
-        of_student = (student / self.temperature).log_softmax(-1)
-        of_teacher = (teacher / self.temperature).log_softmax(-1)
-        return F.kl_div(of_student, of_teacher, reduction="batchmean", log_target=True)
+
+def _check_temperature(temperature: float) -> None:
+    if temperature <= 0:
+        raise PruningError(f"distill.temperature={temperature}: must be above 0")
+
+
+def _of_logits(student: Prediction, teacher: Prediction, temperature: float) -> Tensor:
+    """The loss of `Logits`."""
+    pairs = zip(student.answers(), teacher.answers(), strict=True)
+    if student.numbers:
+        return torch.stack([F.mse_loss(s, t) for s, t in pairs]).mean()
+    return torch.stack([_kl(s, t, temperature) for s, t in pairs]).mean() * temperature**2
+
+
+def _kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    of_student = (student / temperature).log_softmax(-1)
+    of_teacher = (teacher / temperature).log_softmax(-1)
+    return F.kl_div(of_student, of_teacher, reduction="batchmean", log_target=True)
+
+
+@dataclass
+class HiddenStates(Distillation):
+    """The teacher's layers imitated, its logits beside them: hidden_weight * hidden + attention_weight * attention +
+    logits_weight * the loss of `logits`.
+
+    hidden (TinyBERT, arXiv 1909.10351, eq. 8; PKD, arXiv 1908.09355): the squared error of the hidden states, the mean
+    over the mapped layers, the tokens that are not padding, and the width. Where the teacher has another width, a
+    learned linear projection for each mapped layer takes the student's states to it; it is thrown away in the end.
+
+    attention (MiniLM, arXiv 2002.10957, eq. 6): the KL divergence from the teacher's attention weights, the mean over
+    the mapped layers, the attention heads and the tokens that are not padding.
+    """
+
+    hidden_weight: float = 1.0
+    """Weight of the hidden states' squared error."""
+    attention_weight: float = 0.0
+    """Weight of the attention's divergence; 0: none. Both models then compute attention in the plain way, which keeps
+    [batch, heads, tokens, tokens] numbers for each layer. The student must have no dropout of attention weights
+    (model.attention_dropout=0), for it would be in what is compared."""
+    logits_weight: float = 1.0
+    """Weight of the logits' loss, which teaches the head."""
+    temperature: float = 2.0
+    """Of the logits' loss."""
+    layers: dict[int, int] = field(default_factory=dict)
+    """Layer of the student -> layer of the teacher, counted from 1; 0 is what the embeddings give, which has no
+    attention. Such as {3: 6, 6: 12}. Not given: all of the student's layers, spread evenly over the teacher's, layer m
+    of M to m * N / M of N (rounded up), and the embeddings to the embeddings. On the command line:
+    +distill.layers={3: 6, 6: 12}, in quotes."""
+
+    needs_hidden: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_temperature(self.temperature)
+        weights = {key: getattr(self, key) for key in ("hidden_weight", "attention_weight", "logits_weight")}
+        told = " ".join(f"distill.{key}={value}" for key, value in weights.items())
+        if min(weights.values()) < 0:
+            raise PruningError(f"{told}: none may be negative")
+        if not self.hidden_weight and not self.attention_weight:
+            raise PruningError(f"{told}: no layer is imitated; use distill=logits")
+        if not self.logits_weight and not self.label_weight:
+            raise PruningError(f"{told} distill.label_weight=0.0: nothing teaches the head; set one of the last two")
+        if self.layers and self.attention_weight and not any(s and t for s, t in self.layers.items()):
+            raise PruningError(
+                f"distill.layers={self.layers}: what the embeddings give has no attention; name layers, or set "
+                "distill.attention_weight=0"
+            )
+
+    @property
+    def needs_attention(self) -> bool:
+        return self.attention_weight > 0
+
+    def projections(self, student: EncoderShape, teacher: EncoderShape) -> dict[int, nn.Module]:
+        mapped = self.mapped(student.layers, teacher.layers)
+        if self.needs_attention and student.heads != teacher.heads:
+            raise PruningError(
+                f"distill.attention_weight={self.attention_weight}: the student has {student.heads} attention heads in "
+                f"a layer and the teacher {teacher.heads}, which cannot be compared; set distill.attention_weight=0"
+            )
+        if not self.hidden_weight or student.width == teacher.width:
+            return {}
+        return {layer: nn.Linear(student.width, teacher.width) for layer in mapped}
+
+    def mapped(self, student: int, teacher: int) -> dict[int, int]:
+        """Layer of the student -> layer of the teacher.
+
+        Args:
+            student, teacher: how many layers they have.
+
+        Raises:
+            PruningError: `layers` names one that there is not.
+        """
+        if not self.layers:
+            return {m: -(-m * teacher // student) for m in range(student + 1)}
+        for who, layers, most in (("student", self.layers, student), ("teacher", self.layers.values(), teacher)):
+            wrong = [layer for layer in layers if not 0 <= layer <= most]
+            if wrong:
+                raise PruningError(
+                    f"distill.layers={self.layers}: the {who} has no layer {wrong[0]}; it has 1 to {most}, and 0 for "
+                    "the embeddings"
+                )
+        return dict(sorted(self.layers.items()))
+
+    def loss(self, student: Prediction, teacher: Prediction) -> Tensor:
+        mapped = self.mapped(len(student.hidden) - 1, len(teacher.hidden) - 1).items()
+        loss = torch.zeros((), device=student.tokens.device)
+        if self.hidden_weight:
+            errors = [_squared_error(student.hidden[s], teacher.hidden[t], student.tokens) for s, t in mapped]
+            loss = loss + self.hidden_weight * torch.stack(errors).mean()
+        if self.attention_weight:
+            pairs = [(student.attentions[s - 1], teacher.attentions[t - 1]) for s, t in mapped if s and t]
+            each = [_attention_kl(s, t, student.tokens) for s, t in pairs]
+            loss = loss + self.attention_weight * torch.stack(each).mean()
+        if self.logits_weight:
+            loss = loss + self.logits_weight * _of_logits(student, teacher, self.temperature)
+        return loss
+
+
+def _attention_kl(student: Tensor, teacher: Tensor, tokens: Tensor) -> Tensor:
+    """Mean over heads and real tokens of the KL divergence over the real tokens that they attend to.
+
+    Args:
+        student, teacher: [batch, heads, tokens, tokens], probabilities along the last dimension.
+    """
+    target = teacher.float().masked_fill(~tokens[:, None, None, :], 0.0)  # 0 * log 0 counts as 0
+    each = F.kl_div(student.float().clamp_min(_SMALLEST).log(), target, reduction="none").sum(-1)
+    return (each.mean(1) * tokens).sum() / tokens.sum()
+
+
+class Projector(StrEnum):
+    """How the student's hidden states become as wide as the teacher's."""
+
+    linear = "linear"
+    mlp = "mlp"
+
+    def between(self, student: int, teacher: int) -> nn.Module:
+        """A new module from [..., student] to [..., teacher]."""
+        first = nn.Linear(student, teacher)
+        return first if self is Projector.linear else nn.Sequential(first, nn.GELU(), nn.Linear(teacher, teacher))
 
 
 @dataclass
@@ -135,15 +317,25 @@ class SimKD(Distillation):
     """The teacher's classifier reused (arXiv 2203.14001, eq. 3): the student's last hidden states are fitted to the
     teacher's by mean squared error over the tokens that are not padding; the head is the teacher's, frozen.
 
-    The student must be as wide as the teacher: then no projector is needed and the saved model is an ordinary one.
+    Where the student is not as wide as the teacher, a projector between them is trained along and becomes part of the
+    student's head: see `projector`. That needs heads of one linear layer (question answering, classes of tokens); for
+    heads that pool or have several layers, both must be as wide and of one family.
     """
+
+    projector: Projector = Projector.linear
+    """Only where the widths differ. linear: folded into the head in the end, so the saved model is an ordinary one.
+    mlp: two layers with a GELU between, that stay in the saved model, and are counted; only this program loads it."""
 
     needs_hidden: ClassVar[bool] = True
     shares_head: ClassVar[bool] = True
 
+    def projections(self, student: EncoderShape, teacher: EncoderShape) -> dict[int, nn.Module]:
+        if student.width == teacher.width:
+            return {}
+        return {student.layers: self.projector.between(student.width, teacher.width)}
+
     def loss(self, student: Prediction, teacher: Prediction) -> Tensor:
-        error = (student.hidden[-1].float() - teacher.hidden[-1].float()).square().mean(-1)  # [batch, tokens]
-        return (error * student.tokens).sum() / student.tokens.sum()
+        return _squared_error(student.hidden[-1], teacher.hidden[-1], student.tokens)
 
 
 @dataclass

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from results import columns
-from runner import models, seals
+from runner import heads, models, runs, seals
 from runner.config import Experiment, Origin
 from runner.errors import UserError
 from runner.hub import explain
@@ -94,11 +94,15 @@ class Facts:
     """`runner.provenance`'s tags."""
     overrides: list[str]
     """The command line."""
+    head_of: Source | None = None
+    """The teacher whose head the model has, where that is not the dense model."""
+    has_projector: bool = False
+    """Whether a projector stands before the head, which no class of transformers has."""
 
     @property
     def sources(self) -> list[Source]:
         """The models that the weights come from."""
-        return [self.sparse, self.dense] if self.sparse is not None else [self.dense]
+        return [model for model in (self.sparse, self.dense, self.head_of) if model is not None]
 
 
 def write(folder: Path, experiment: Experiment, origin: Origin, examples: Examples, result: Result) -> str:
@@ -139,6 +143,8 @@ def gather(folder: Path, experiment: Experiment, origin: Origin, examples: Examp
         distill={"name": type(experiment.distill).__name__, **asdict(experiment.distill)},
         train=training.plain() if experiment.trains else {},
         made_by=provenance(),
+        head_of=head_of(experiment),
+        has_projector=heads.KEY in json.loads((folder / "config.json").read_text(encoding="utf-8")),
         overrides=origin.overrides,
     )
 
@@ -153,6 +159,16 @@ def data_of(task: Dataset, origin: Origin) -> Source:
 def is_the_options(origin: Origin) -> bool:
     """Whether the data are those that the option of the group dataset names."""
     return origin.labels["dataset"] == origin.choices["dataset"]
+
+
+def head_of(experiment: Experiment) -> Source | None:
+    """The teacher whose head the model got, where that is not the dense model."""
+    how = experiment.distill
+    if not (experiment.prune and how.shares_head and how.weight and how.teacher):
+        return None
+    if runs.is_id(how.teacher):
+        return Source(f"of MLflow run {how.teacher}", None, None, None)
+    return source(how.teacher, None)
 
 
 def source(path: str, revision: str | None) -> Source:
@@ -201,7 +217,7 @@ def metadata(facts: Facts) -> ModelCardData:
         datasets=[line(facts.data.hub_id)] if facts.data.hub_id else None,
         metrics=list(facts.result.dense),
         tags=["prune-distill", *(["pruning", "sparsity", line(facts.result.pattern)] if pruned else [])],
-        library_name="transformers",
+        library_name=None if facts.has_projector else "transformers",
         pipeline_tag=facts.pipeline_tag,
         model_name=line(f"{facts.result.model}-{facts.result.dataset}-{facts.result.pattern}"),
         eval_results=measured(facts),
@@ -275,12 +291,30 @@ def opening(facts: Facts) -> str:
 
 
 def loading(facts: Facts) -> str:
+    if facts.has_projector:
+        return loading_with_projector(facts)
     lines = [
         f"from transformers import {facts.architecture}, AutoTokenizer",
         f'model = {facts.architecture}.from_pretrained("{HERE}")',
         f'tokenizer = AutoTokenizer.from_pretrained("{HERE}")',
     ]
     return "## Load it\n\n" + block("\n".join(lines), "python")
+
+
+def loading_with_projector(facts: Facts) -> str:
+    lines = [
+        "from runner import models",
+        f'found = models.find("{HERE}", "model", models.Model(path="{HERE}"))',
+        f'model = models.load("{facts.architecture}", found)',
+        "tokenizer = models.tokenizer(found)",
+    ]
+    return (
+        "## Load it\n\nOnly prune-distill loads it: a projector of two layers stands between the encoder and the head, "
+        "which is its teacher's. The classes of transformers do not have it and refuse the head, whose width is not "
+        "the encoder's (told to ignore that, they would draw a head at random).\n\n"
+        + block("\n".join(lines), "python")
+        + f"\n\n`python -m runner.evaluate {HERE}` scores it."
+    )
 
 
 def scores(facts: Facts) -> str:

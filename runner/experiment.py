@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 
 from pruning import Dense, LayerReport, MaskUpdate, Plan, Pruner, TrainingLength
 from results import columns
-from runner import baseline, card, evaluate, jobs, models, ranks, runs, seals, space, tracking
+from runner import baseline, card, evaluate, jobs, models, projections, ranks, runs, seals, space, tokens, tracking
 from runner.config import Experiment, Identity, Origin, identify
 from runner.cost import Cost
 from runner.device import Precision, bf16_speedup, device, keep_bf16_speedup, keep_freed_memory
@@ -225,8 +225,10 @@ def find(experiment: Experiment) -> Sources:
         base = models.find(model.finetuned, "model.finetuned", model, model.finetuned_revision)
     else:
         base = models.find(model.path, models.PRETRAINED, model, model.revision)
-    path = experiment.distill.teacher
-    teacher = models.find(path, "distill.teacher", model) if experiment.prune and path else None
+    teacher, key = None, "distill.teacher"
+    if experiment.prune and experiment.distill.teacher:
+        path = runs.dense_model(experiment.distill.teacher, key, experiment.tracking)
+        teacher = models.find(path, key, model)
     return Sources(base, teacher, models.find(model.sparse, "model.sparse", model) if model.sparse else None)
 
 
@@ -253,16 +255,23 @@ def check(experiment: Experiment, sources: Sources) -> PreTrainedModel:
         plan.check(experiment.schedule, experiment.regularizer)
         locked = [name for group in plan.groups if group.pattern.locks for name in group.shapes]
     check_sparse(model, sources.sparse, net, architecture, locked)
-    vocabulary = models.tokenizer(sources.base).get_vocab()
     for other in (sources.teacher, sources.sparse):
-        if other is not None and models.tokenizer(other).get_vocab() != vocabulary:
-            raise UserError(
-                f"{other.key}={other.path}: its tokenizer is not that of {sources.base.path}, so their tokens cannot "
-                "be compared; choose a model with the same vocabulary"
-            )
+        if other is not None:
+            tokens.check_vocabulary(sources.base, other)
+    beside(experiment, sources, net)
     if locked:
         check_zeros(sources.sparse or sources.base, architecture, locked)
     return net
+
+
+def beside(experiment: Experiment, sources: Sources, net: PreTrainedModel) -> int:
+    """How many parameters are trained beside the student. Raises UserError or PruningError if it cannot be compared
+    with its teacher."""
+    how = experiment.distill
+    if not (experiment.prune and how.needs_teacher and how.weight):
+        return 0
+    teacher = models.skeleton(experiment.dataset.architecture, sources.teacher.config) if sources.teacher else net
+    return projections.check(how, net, teacher)
 
 
 def prepare(
@@ -280,14 +289,20 @@ def prepare(
     lesson, updates, units = None, {}, 0
     if experiment.trains:
         assert examples.train is not None
+        for other in (sources.teacher, sources.sparse):
+            if other is not None:
+                tokens.check_texts(sources.base, other, task, examples.train)
+        others = tuple(models.tokenizer(sources.teacher).model_input_names) if sources.teacher else None
+        made_by = tokens.taking(tokenizer, dict.fromkeys((*tokenizer.model_input_names, *(others or ()))))
         cache = Path(experiment.cache_dir) / "features"
-        lesson = Lesson(task, task.features(examples.train, tokenizer, cache, labels=True), tokenizer)
+        lesson = Lesson(task, task.features(examples.train, made_by, cache, labels=True), tokenizer, others)
         if experiment.prune:
             length = lesson.length(experiment.train)
             pruner = new_pruner(experiment, net, length)
             updates = {s: experiment.schedule.sparsity(p, experiment.pattern.target) for s, p in pruner.updates.items()}
             units = sum(sum(group.units.values()) for group in pruner.plan.groups)
-        space.check(needs(experiment, lesson, sources.base, net.num_parameters(), units, identity, folder))
+        parameters = net.num_parameters() + beside(experiment, sources, net)
+        space.check(needs(experiment, lesson, sources.base, parameters, units, identity, folder))
     made_of = [examples.train_fingerprint, examples.evaluation_fingerprint]
     made_of += [task.digest(lesson.features)] if lesson is not None else []
     digest = hashlib.sha256("".join(made_of).encode()).hexdigest()
@@ -306,7 +321,7 @@ def needs(
     """The disk space that a training run takes.
 
     Args:
-        parameters: of the model.
+        parameters: of the model, and what is trained beside it.
         units: of the pattern, in all layers; each has at most two scores of four bytes and a mask of two.
     """
     from runner import teacher
@@ -491,7 +506,7 @@ def trained(
 
     teaching = teaching or teaching_of(experiment, lesson, teacher)
     set_seed(experiment.seed)
-    student = models.load(experiment.dataset.architecture, start)
+    student = student_from(experiment, start)
     pruner = new_pruner(experiment, student, lesson.length(experiment.train))
     title = "Training the control" if isinstance(experiment.pattern, Dense) else f"Pruning to {experiment.pattern}"
     work = train(
@@ -509,6 +524,12 @@ def trained(
     return student, pruner, work
 
 
+def student_from(experiment: Experiment, start: models.Checkpoint) -> PreTrainedModel:
+    """The model that is to be pruned."""
+    how = experiment.distill
+    return models.load(experiment.dataset.architecture, start, how.needs_attention and bool(how.weight))
+
+
 def teaching_of(experiment: Experiment, lesson: Lesson, checkpoint: models.Checkpoint) -> Teaching:
     """How the student is taught: from kept logits, by a live teacher, or by the labels alone."""
     from runner import teacher
@@ -518,10 +539,11 @@ def teaching_of(experiment: Experiment, lesson: Lesson, checkpoint: models.Check
     if not (how.needs_teacher and how.weight):
         return Teaching(how)
     if not keeps_logits(experiment, lesson):
-        return Teaching(how, models.load(task.architecture, checkpoint))
+        return Teaching(how, models.load(task.architecture, checkpoint, how.needs_attention))
     assert experiment.train.precision is not None
     cache = Path(experiment.cache_dir) / "teacher"
-    logits = teacher.taught(checkpoint, lesson.tokenizer, task, lesson.features, experiment.train.precision, cache)
+    reader = tokens.taking(lesson.tokenizer, lesson.teacher_inputs)
+    logits = teacher.taught(checkpoint, reader, task, lesson.features, experiment.train.precision, cache)
     return Teaching(how, logits=logits)
 
 
@@ -529,7 +551,7 @@ def keeps_logits(experiment: Experiment, lesson: Lesson) -> bool:
     """Whether the teacher runs once over all features. Not for less than an epoch, which sees only some of them."""
     how, training = experiment.distill, experiment.train
     whole_epoch = lesson.length(training).steps >= lesson.batches(training, experiment.seed).steps
-    return how.cache and not how.needs_hidden and whole_epoch
+    return how.cache and not (how.needs_hidden or how.needs_attention) and whole_epoch
 
 
 def score_dense(experiment: Experiment, inputs: Inputs, dense: models.Checkpoint) -> Scores:

@@ -13,7 +13,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from pruning import as_matrix, matrix_weights
-from runner import models
+from runner import heads, models
 from runner.verify import read_tensors
 
 if TYPE_CHECKING:
@@ -45,12 +45,13 @@ def footprint(folder: Path, architecture: str, tokens: int) -> Footprint:
     """
     import transformers
 
-    files = sorted(folder.glob("*.safetensors"))
+    files, config = sorted(folder.glob("*.safetensors")), transformers.AutoConfig.from_pretrained(folder)
     try:
-        net = models.skeleton(architecture, transformers.AutoConfig.from_pretrained(folder))
+        net = models.skeleton(architecture, config)
         dense, used = macs(net, tokens), uses(net, tokens)
     except (RuntimeError, NotImplementedError):  # it looks at numbers on its way, which a skeleton does not have
-        net = getattr(transformers, architecture).from_pretrained(folder, attn_implementation="eager")
+        from_pretrained, _ = heads.network(architecture, config)
+        net = from_pretrained(folder, config=config, attn_implementation="eager")
         dense, used = macs(net, tokens), uses(net, tokens)
     stored = read_tensors(folder)
     skipped = sum(int((as_matrix(stored[name]) == 0).sum()) * count for name, count in used.items())

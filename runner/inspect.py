@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from pruning import Block, LayerReport, NofM, Pattern, as_matrix, matrix_weights, parse
-from runner import models
+from runner import heads, models
 from runner.errors import UserError
 from runner.hub import explain
 from runner.verify import fault, read_tensors
@@ -125,7 +125,7 @@ def matrix_names(folder: Path, tensors: Mapping[str, Tensor]) -> list[str]:
     ):
         raise UserError(f"{folder}: transformers has no model {architecture}, which config.json names")
     with torch.device("meta"):
-        net: Any = kind.from_config(config) if kind is transformers.AutoModel else kind(config)
+        net: Any = kind.from_config(config) if kind is transformers.AutoModel else heads.class_for(kind, config)(config)
     names = [name for name in matrix_weights(net) if name in tensors]
     if not names:
         raise UserError(f"{folder}: none of its tensors is a weight of a Linear or Conv layer of {type(net).__name__}")

@@ -17,7 +17,8 @@ import torch
 from omegaconf import MISSING
 from torch import nn
 
-from pruning import matrix_weights
+from pruning import EncoderShape, matrix_weights
+from runner import heads
 from runner.errors import UserError
 from runner.hub import explain
 
@@ -196,24 +197,26 @@ def kind_of(name: str) -> str:
     return re.sub(r"^.*\.\d+\.", "", name).removesuffix(".weight")
 
 
-def load(architecture: str, checkpoint: Checkpoint) -> PreTrainedModel:
+def load(architecture: str, checkpoint: Checkpoint, attentions: bool = False) -> PreTrainedModel:
     """The model in float32, whatever it was saved in. Parameters that a pretrained checkpoint lacks, those of the head,
     are drawn at random.
+
+    Args:
+        attentions: it is to give its attention weights, which only the plain way to compute attention can.
 
     Raises:
         UserError: it cannot be loaded, or lacks parameters although it was fine-tuned.
     """
-    import transformers
-
     os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "1"  # no thread that asks the hub to convert a .bin
-    auto = getattr(transformers, architecture)
     with explain("model", checkpoint.key, checkpoint.path), quiet_loading():
-        model, info = auto.from_pretrained(
+        from_pretrained, _ = heads.network(architecture, checkpoint.config)
+        model, info = from_pretrained(
             checkpoint.path,
             revision=checkpoint.revision,
             config=checkpoint.config,
             dtype=torch.float32,
             output_loading_info=True,
+            **({"attn_implementation": "eager"} if attentions else {}),
         )
     lacking = sorted(info["missing_keys"])
     if lacking and checkpoint.key != PRETRAINED:
@@ -226,11 +229,10 @@ def load(architecture: str, checkpoint: Checkpoint) -> PreTrainedModel:
 
 def skeleton(architecture: str, config: PretrainedConfig) -> PreTrainedModel:
     """The model without memory for its weights, to read names and shapes from."""
-    import transformers
-
     try:
         with torch.device("meta"):
-            return getattr(transformers, architecture).from_config(config)
+            _, from_config = heads.network(architecture, config)
+            return from_config(config)
     except ValueError as error:
         raise UserError(
             f"the architecture {config.model_type} has no {architecture.removeprefix('AutoModel')} model"
@@ -306,9 +308,9 @@ def _explain_sentencepiece(checkpoint: Checkpoint) -> Iterator[None]:
         logging.set_verbosity(level)
 
 
-def head(model: PreTrainedModel) -> dict[str, nn.Module]:
-    """The modules outside the encoder, by name: the task's head and what belongs to it."""
-    return {name: child for name, child in model.named_children() if child is not model.base_model}
+def shape(config: PretrainedConfig) -> EncoderShape:
+    """What a distillation must know of a model."""
+    return EncoderShape(config.num_hidden_layers, config.hidden_size, getattr(config, "num_attention_heads", 0))
 
 
 def prunable_parameters(net: PreTrainedModel, model: Model) -> dict[str, nn.Parameter]:

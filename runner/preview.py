@@ -29,6 +29,7 @@ from runner.experiment import (
     run_name,
     set_up_process,
     settled,
+    student_from,
     teaching_of,
 )
 from runner.space import text
@@ -145,7 +146,7 @@ def timed(experiment: Experiment, inputs: Inputs, lesson: Lesson) -> Work:
     from runner.train import Teaching, silent, train
 
     training = experiment.train if experiment.prune else experiment.finetune
-    student = models.load(experiment.dataset.architecture, inputs.sparse or inputs.base)
+    student = student_from(experiment, inputs.sparse or inputs.base)
     teaching = Teaching(NoDistillation())
     if experiment.prune and experiment.distill.needs_teacher and not keeps_logits(experiment, lesson):
         teaching = teaching_of(experiment, lesson, inputs.teacher or inputs.base)

@@ -39,6 +39,11 @@ class Run:
     """result.json: see `runner.experiment.Result`."""
 
 
+def is_id(given: str) -> bool:
+    """Whether this has the form of a run's id in MLflow."""
+    return re.fullmatch("[0-9a-f]{32}", given) is not None
+
+
 def find(given: str, where: Tracking) -> Run:
     """Find a run that is finished.
 
@@ -51,7 +56,7 @@ def find(given: str, where: Tracking) -> Run:
     """
     folder = Path(given).expanduser()
     if not folder.is_dir():
-        if re.fullmatch("[0-9a-f]{32}", given) is None:
+        if not is_id(given):
             raise UserError(f"{given}: neither a run's folder nor the id of a run in MLflow (32 hexadecimal digits)")
         folder = _folder_of(given, where)
     result = seals.read_json(folder / "result.json")
@@ -64,6 +69,32 @@ def find(given: str, where: Tracking) -> Run:
     if not file.is_file():
         raise UserError(f"{file} is missing: the run cannot be repeated or described without it")
     return Run(folder, result["mlflow_run"], file.read_text(encoding="utf-8"), result)
+
+
+def dense_model(given: str, key: str, where: Tracking) -> str:
+    """What a configured path of a dense model stands for: the model's folder of a finished run, if it is a run's folder
+    or id, else what is given.
+
+    Args:
+        key: the configuration key that gives it, for messages.
+        where: the MLflow store, which is only asked for ids.
+
+    Raises:
+        UserError: the run is not found, or pruned its model.
+    """
+    folder = Path(given).expanduser()
+    if not ((folder / "result.json").is_file() if folder.is_dir() else is_id(given)):
+        return given
+    try:
+        run = find(given, where)
+    except UserError as error:
+        raise UserError(f"{key}={given}: {error}") from error
+    if run.result.get("sparse") is not None:
+        raise UserError(
+            f"{key}={given}: this run pruned its model ({run.result['pattern']}); name a run with prune=false, or its "
+            f"model itself, {run.folder / 'model'}, if the pruned one is meant"
+        )
+    return str(run.folder / "model")
 
 
 @dataclass

@@ -16,12 +16,13 @@ import torch
 import transformers
 from safetensors import safe_open
 from safetensors.torch import save_file
+from torch import nn
 from torch.utils.data import DataLoader
 from transformers import ProgressCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
-from pruning import IGNORED, Distillation, Prediction, Pruner, TrainingLength, label_loss
-from runner import checkpoints, models, ranks, seals
+from pruning import IGNORED, Distillation, Prediction, Pruner, TrainingLength, label_loss, projected
+from runner import checkpoints, projections, ranks, seals
 from runner.batches import Batches
 from runner.device import Precision, computing, device, matmul_in
 from runner.errors import UserError, disk_error, disk_reason
@@ -60,6 +61,19 @@ class Lesson:
     task: Dataset
     features: datasets.Dataset
     tokenizer: PreTrainedTokenizerBase
+    """The student's."""
+    others: tuple[str, ...] | None = None
+    """Inputs among the features that a teacher other than the dense model takes; None: there is none."""
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """What the student takes."""
+        return tuple(self.tokenizer.model_input_names)
+
+    @property
+    def teacher_inputs(self) -> tuple[str, ...]:
+        """What the teacher takes."""
+        return self.inputs if self.others is None else self.others
 
     def batches(self, training: Training, seed: int) -> Batches:
         """The batches of this training.
@@ -119,13 +133,16 @@ class Work:
     """Of the mask updates."""
 
 
-def collate(tokenizer: PreTrainedTokenizerBase, label_names: tuple[str, ...], multiple: int = 1) -> Collate:
+def collate(
+    tokenizer: PreTrainedTokenizerBase, label_names: tuple[str, ...], multiple: int = 1, more: tuple[str, ...] = ()
+) -> Collate:
     """Pad the model's inputs to the longest of the batch; take labels and teacher's logits along where rows have them.
 
     Args:
         multiple: pad to a multiple of this many tokens.
+        more: inputs beside those of the tokenizer's own model.
     """
-    names = set(tokenizer.model_input_names)
+    names = {*tokenizer.model_input_names, *more}
 
     def batch(rows: list[Mapping[str, Any]]) -> dict[str, Any]:
         inputs = [{name: value for name, value in row.items() if name in names} for row in rows]
@@ -158,8 +175,9 @@ class DistillTrainer(Trainer):
     def __init__(
         self,
         *args: Any,
-        task: Dataset,
+        lesson: Lesson,
         teaching: Teaching,
+        projections: Mapping[int, nn.Module],
         batches: Batches,
         precision: Precision,
         pruner: Pruner | None,
@@ -168,7 +186,9 @@ class DistillTrainer(Trainer):
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        self.task, self.teaching, self.batches, self.precision = task, teaching, batches, precision
+        self.task, self.teaching, self.batches, self.precision = lesson.task, teaching, batches, precision
+        self.projections = projections
+        self.inputs, self.teacher_inputs = lesson.inputs, lesson.teacher_inputs
         self.pruner, self.flush_log, self.keep = pruner, flush_log, keep
         self.staging = Path(str(self.args.output_dir)) / "saving"
         self._saving = False
@@ -195,32 +215,32 @@ class DistillTrainer(Trainer):
     def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs=False, num_items_in_batch=None) -> Any:
         how = self.teaching.distillation
         labels = {name: inputs[name] for name in self.task.label_names}
-        given = {name: value for name, value in inputs.items() if name not in labels and name != LOGITS}
+        given = {name: value for name, value in inputs.items() if name in self.inputs}
         self.tokens += given["attention_mask"].numel()
         self.real_tokens += given["attention_mask"].sum()
-        outputs = model(**given, output_hidden_states=how.needs_hidden)
+        outputs = model(**given, **asked_of(how))
         student = self.task.prediction(outputs, given)
         loss = torch.zeros((), device=self.args.device)
         if how.label_weight:  # not the model's own loss, whose softmax has the padding in it
             loss = how.label_weight * label_loss(student, tuple(labels.values()))
         if how.needs_teacher and how.weight:
-            loss = loss + how.weight * how.loss(student, self._taught(student, given, inputs.get(LOGITS)))
+            teacher = self._taught(student, inputs)
+            loss = loss + how.weight * how.loss(projected(student, self.projections), teacher)
         self.loss_sum += loss.detach()
         self.losses += 1
         return (loss, outputs) if return_outputs else loss
 
-    def _taught(
-        self, student: Prediction, inputs: Mapping[str, torch.Tensor], kept: tuple[torch.Tensor, ...] | None
-    ) -> Prediction:
+    def _taught(self, student: Prediction, inputs: Mapping[str, Any]) -> Prediction:
         """What the teacher says about a batch, from its kept logits if there are any."""
-        if kept is not None:
-            logits = spread(kept, student.logits[0], student.real)
+        if LOGITS in inputs:
+            logits = spread(inputs[LOGITS], student.logits[0], student.real)
             return Prediction(logits, student.choices, student.tokens, numbers=student.numbers)
         live = self.teaching.teacher
         assert live is not None
+        given = {name: value for name, value in inputs.items() if name in self.teacher_inputs}
         with torch.no_grad(), computing(self.precision):
-            outputs = live(**inputs, output_hidden_states=self.teaching.distillation.needs_hidden)
-        return self.task.prediction(outputs, inputs)
+            outputs = live(**given, **asked_of(self.teaching.distillation))
+        return self.task.prediction(outputs, given)
 
     def mean_loss(self) -> float:
         """The mean since it was last asked for. Trainer's own forgets, on resume, what came before the checkpoint."""
@@ -275,6 +295,12 @@ class DistillTrainer(Trainer):
         meter = json.loads((checkpoint / METER_FILE).read_text(encoding="utf-8"))
         self.loss_sum.fill_(meter["loss_sum"])
         self.losses = meter["losses"]
+
+
+def asked_of(how: Distillation) -> dict[str, bool]:
+    """What a distillation asks of both models beside their logits, as arguments of transformers."""
+    attention = {"output_attentions": True} if how.needs_attention else {}  # not all families know the argument
+    return {"output_hidden_states": how.needs_hidden, **attention}
 
 
 def diverged(step: int) -> UserError:
@@ -400,16 +426,16 @@ def train(
     if teaching.teacher is not None:
         teaching.teacher.to(arguments.device)  # type: ignore[arg-type]  # transformers' decorator hides the signature
         teaching.teacher.eval().requires_grad_(False)
-        if teaching.distillation.shares_head:
-            share_head(student, teaching.teacher)
+    beside = projections.attach(student, teaching.distillation, teaching.teacher)
     assert training.precision is not None
     trainer = DistillTrainer(
         model=student,
         args=arguments,
         train_dataset=lesson.features if teaching.logits is None else Taught(lesson.features, teaching.logits),
-        data_collator=collate(lesson.tokenizer, lesson.task.label_names, batches.multiple),
-        task=lesson.task,
+        data_collator=collate(lesson.tokenizer, lesson.task.label_names, batches.multiple, lesson.teacher_inputs),
+        lesson=lesson,
         teaching=teaching,
+        projections=beside,
         batches=batches,
         precision=training.precision,
         pruner=pruner,
@@ -448,6 +474,7 @@ def train(
             progress.training_bar.close()  # else what is said next stands in its line
         if pruner is not None:
             pruner.detach()  # else optimizer and pruner hold each other, and a sweep's next run finds less memory
+    projections.finish(student)
     updating = pruner.update_seconds if pruner is not None else 0.0
     done = trainer.state.global_step - (checkpoints.step(last) if last is not None else 0)
     seconds = time.perf_counter() - begin - updating
@@ -475,17 +502,3 @@ def _arguments(training: Training, seed: int, folder: Path, steps: int) -> Train
     _ = arguments.device  # sets the number of devices
     arguments._n_gpu = min(arguments._n_gpu, 1)  # else several GPUs mean DataParallel and a multiplied batch
     return arguments
-
-
-def share_head(student: PreTrainedModel, of: PreTrainedModel) -> None:
-    """Give the student the teacher's head, frozen. Raises UserError where the widths differ."""
-    theirs = models.head(of)
-    for name, module in models.head(student).items():
-        try:
-            module.load_state_dict(theirs[name].state_dict())
-        except (KeyError, RuntimeError) as error:
-            raise UserError(
-                "distill=simkd needs a student as wide as its teacher, of the same family: their heads differ "
-                f"({name}); use distill=logits"
-            ) from error
-        module.requires_grad_(False)

@@ -319,7 +319,8 @@ class Dataset:
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     """Hash of all that a fast tokenizer does, but for what its last call left in it: how to cut and to pad."""
     state = json.loads(tokenizer.backend_tokenizer.to_str())  # type: ignore[attr-defined]
-    return hashlib.sha256(json.dumps({**state, "truncation": None, "padding": None}).encode()).hexdigest()
+    made = {**state, "truncation": None, "padding": None, "inputs": sorted(tokenizer.model_input_names)}
+    return hashlib.sha256(json.dumps(made).encode()).hexdigest()
 
 
 def told_length(words: int, limits: Sequence[int]) -> str:

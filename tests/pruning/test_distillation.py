@@ -7,7 +7,20 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pruning import IGNORED, Distillation, Logits, NoDistillation, Prediction, PruningError, SimKD, label_loss
+from pruning import (
+    IGNORED,
+    Distillation,
+    EncoderShape,
+    HiddenStates,
+    Logits,
+    NoDistillation,
+    Prediction,
+    Projector,
+    PruningError,
+    SimKD,
+    label_loss,
+    projected,
+)
 
 PROPERTY = settings(deadline=None, derandomize=True, max_examples=40)
 
@@ -248,9 +261,141 @@ def test_simkd_is_the_mean_squared_error_over_real_tokens(batch):
     assert SimKD().loss(student, teacher).item() == pytest.approx(sum(errors) / len(errors), rel=1e-4)
 
 
+@st.composite
+def layered_batches(draw):
+    """Student of 2 layers and width 4, teacher of 3 layers and width 6, lengths: both with two attention heads."""
+    lengths = draw(st.lists(st.integers(1, 5), min_size=1, max_size=3))
+    width = max(lengths) + draw(st.integers(0, 2))
+    random = torch.Generator().manual_seed(draw(st.integers(0, 1000)))
+    tokens = real_tokens(lengths, width)
+
+    def said(layers, hidden):
+        logits = tuple(torch.randn(len(lengths), width, generator=random) for _ in range(2))
+        states = tuple(torch.randn(len(lengths), width, hidden, generator=random) for _ in range(layers + 1))
+        scores = [3 * torch.randn(len(lengths), 2, width, width, generator=random) for _ in range(layers)]
+        weights = tuple(each.masked_fill(~tokens[:, None, None, :], -math.inf).softmax(-1) for each in scores)
+        return Prediction(logits, tokens, tokens, states, weights)
+
+    return said(2, 4), said(3, 6), lengths
+
+
+STUDENT, TEACHER = EncoderShape(layers=2, width=4, heads=2), EncoderShape(layers=3, width=6, heads=2)
+
+
+def errors_of_states(student, teacher, lengths, projection):
+    """Squared errors at the real tokens, by loops."""
+    for row, length in enumerate(lengths):
+        for at in range(length):
+            for out in range(teacher.shape[-1]):
+                parts = zip(projection.weight[out].tolist(), student[row, at].tolist(), strict=True)
+                made = sum(w * x for w, x in parts) + projection.bias[out].item()
+                yield (made - teacher[row, at, out].item()) ** 2
+
+
+def divergences(student, teacher, lengths):
+    """KL divergence of each head and real token, over the real tokens, by loops."""
+    for row, length in enumerate(lengths):
+        for head in range(student.shape[1]):
+            for at in range(length):
+                p, q = (x[row, head, at, :length].double().tolist() for x in (teacher, student))
+                yield sum(a * math.log(a / b) for a, b in zip(p, q, strict=True) if a > 0)
+
+
+@PROPERTY
+@given(batch=layered_batches(), layers=st.sampled_from([{}, {1: 2, 2: 3}, {0: 0, 2: 1}, {2: 3}]))
+def test_hidden_states_and_attention_are_compared_layer_by_layer(batch, layers):
+    student, teacher, lengths = batch
+    how = HiddenStates(hidden_weight=2.0, attention_weight=3.0, logits_weight=0.5, layers=layers)
+    torch.manual_seed(0)
+    projections = how.projections(STUDENT, TEACHER)
+    mapped = layers or {0: 0, 1: 2, 2: 3}  # 1 * 3 / 2 is rounded up
+    assert projections.keys() == mapped.keys()
+    hidden = [list(errors_of_states(student.hidden[s], teacher.hidden[t], lengths, projections[s]))
+              for s, t in mapped.items()]  # fmt: skip
+    attention = [list(divergences(student.attentions[s - 1], teacher.attentions[t - 1], lengths))
+                 for s, t in mapped.items() if s]  # fmt: skip
+    expected = 2.0 * sum(sum(each) / len(each) for each in hidden) / len(hidden)
+    expected += 3.0 * sum(sum(each) / len(each) for each in attention) / len(attention)
+    expected += 0.5 * Logits(temperature=2.0).loss(student, teacher).item()
+    loss = how.loss(projected(student, projections), teacher)
+    assert loss.item() == pytest.approx(expected, rel=1e-4)
+
+
+@PROPERTY
+@given(batch=layered_batches())
+def test_layers_are_compared_at_the_real_tokens_only(batch):
+    student, teacher, _ = batch
+    how = HiddenStates(attention_weight=1.0)
+    projections = how.projections(STUDENT, TEACHER)
+    leaves = (*student.hidden, *student.attentions)
+    for leaf in leaves:
+        leaf.requires_grad_()
+    how.loss(projected(student, projections), teacher).backward()
+    for leaf in leaves:
+        assert leaf.grad is not None
+        assert bool(leaf.grad.isfinite().all())
+        at = ~student.tokens if leaf.dim() == 3 else (~student.tokens)[:, None, :].expand(leaf.shape[:3])
+        assert not bool(leaf.grad[at].any())
+    for attention in student.attentions:
+        assert not bool(
+            attention.grad.transpose(-1, -2)[(~student.tokens)[:, None, :].expand(attention.shape[:3])].any()
+        )
+    for module in projections.values():
+        assert bool(module.weight.grad.any())
+
+
+def test_a_student_that_attends_as_its_teacher_has_no_divergence():
+    tokens = torch.ones(1, 3, dtype=torch.bool)
+    attention = torch.tensor([[[[1.0, 0.0, 0.0], [0.5, 0.5, 0.0], [0.2, 0.3, 0.5]]]])  # zeros have no logarithm
+    said = Prediction((torch.zeros(1, 3),), None, tokens, (torch.zeros(1, 3, 2),) * 2, (attention,))
+    how = HiddenStates(hidden_weight=0.0, attention_weight=1.0)
+    assert how.loss(said, said).item() == pytest.approx(0.0, abs=1e-6)
+    assert how.projections(EncoderShape(1, 2, 1), EncoderShape(1, 8, 1)) == {}  # no hidden states are compared
+
+
+@pytest.mark.parametrize(("student", "teacher", "expected"), [
+    (2, 2, {0: 0, 1: 1, 2: 2}),
+    (4, 12, {0: 0, 1: 3, 2: 6, 3: 9, 4: 12}),  # as TinyBERT's of 4 layers
+    (4, 6, {0: 0, 1: 2, 2: 3, 3: 5, 4: 6}),
+    (6, 2, {0: 0, 1: 1, 2: 1, 3: 1, 4: 2, 5: 2, 6: 2}),
+])  # fmt: skip
+def test_layers_are_spread_evenly(student, teacher, expected):
+    assert HiddenStates().mapped(student, teacher) == expected
+
+
+@pytest.mark.parametrize(("how", "student", "teacher", "words"), [
+    (HiddenStates(layers={3: 1}), STUDENT, TEACHER, "the student has no layer 3; it has 1 to 2"),
+    (HiddenStates(layers={-1: 1}), STUDENT, TEACHER, "the student has no layer -1"),
+    (HiddenStates(layers={1: 4}), STUDENT, TEACHER, "the teacher has no layer 4; it has 1 to 3"),
+    (HiddenStates(attention_weight=1.0), STUDENT, EncoderShape(2, 4, 3),
+     "the student has 2 attention heads in a layer and the teacher 3, .*set distill.attention_weight=0"),
+])  # fmt: skip
+def test_a_teacher_that_cannot_be_compared_is_refused(how, student, teacher, words):
+    with pytest.raises(PruningError, match=words):
+        how.projections(student, teacher)
+
+
+def test_a_projection_is_made_only_where_the_widths_differ():
+    same = EncoderShape(layers=5, width=4, heads=7)
+    assert HiddenStates().projections(STUDENT, same) == {}
+    assert SimKD().projections(STUDENT, same) == {}
+    student = Prediction((torch.zeros(1, 3),), None, torch.ones(1, 3, dtype=torch.bool))
+    assert projected(student, {}) is student
+    (made,) = SimKD().projections(STUDENT, TEACHER).items()
+    assert (made[0], type(made[1]), made[1](torch.zeros(2, 4)).shape) == (2, torch.nn.Linear, (2, 6))
+    (made,) = SimKD(projector=Projector.mlp).projections(STUDENT, TEACHER).items()
+    assert [tuple(p.shape) for p in made[1].parameters()] == [(6, 4), (6,), (6, 6), (6,)]
+
+
 @pytest.mark.parametrize(
     "build",
     [
+        lambda: HiddenStates(hidden_weight=0.0),
+        lambda: HiddenStates(hidden_weight=-1.0),
+        lambda: HiddenStates(attention_weight=-1.0),
+        lambda: HiddenStates(logits_weight=0.0),  # the head would learn nothing
+        lambda: HiddenStates(temperature=0.0),
+        lambda: HiddenStates(attention_weight=1.0, layers={0: 0}),
         lambda: Distillation(weight=-1.0),
         lambda: Logits(weight=0.0, label_weight=0.0),
         lambda: Logits(label_weight=-0.1),
@@ -273,5 +418,7 @@ def test_what_each_distillation_needs():
     }
     assert needs["Logits"] == (True, False, False)
     assert needs["SimKD"] == (True, True, True)
+    assert needs["HiddenStates"] == (True, True, False)
     assert needs["NoDistillation"] == (False, False, False)
+    assert [each.needs_attention for each in (HiddenStates(), HiddenStates(attention_weight=0.1))] == [False, True]
     assert (NoDistillation().weight, NoDistillation().label_weight) == (0.0, 1.0)

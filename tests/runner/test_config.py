@@ -19,6 +19,7 @@ from pruning import (
     Gradient,
     Gradual,
     GroupLasso,
+    HiddenStates,
     LayerOverride,
     Locked,
     Logits,
@@ -302,7 +303,7 @@ CHOICES = {
     "schedule": {"recipe", "short", "one_shot", "large_first"},
     "regularizer": {"none", "group_lasso"},
     "allocation": {"global", "uniform"},
-    "distill": {"logits", "simkd", "none"},
+    "distill": {"logits", "hidden", "simkd", "none"},
 }
 
 
@@ -311,9 +312,9 @@ def test_options_were_found() -> None:
     assert by_group.keys() == {*CHOICES, "model", "dataset", "recipe", "experiment"}
     assert {group: names - by_group[group] for group, names in CHOICES.items() if not names <= by_group[group]} == {}
     least = {"model": 16, "dataset": 15, "pattern": 16 + 9, "criterion": 8, "allocation": 2, "schedule": 4,
-             "regularizer": 2, "distill": 3, "recipe": 8, "experiment": 14}  # fmt: skip
+             "regularizer": 2, "distill": 4, "recipe": 8, "experiment": 14}  # fmt: skip
     assert {group: len(names) for group, names in by_group.items() if len(names) < least[group]} == {}
-    assert len(options()) == len(set(options())) >= sum(least.values()) == 97
+    assert len(options()) == len(set(options())) >= sum(least.values()) == 98
 
 
 def schema(group: str, option: str) -> str:
@@ -372,6 +373,8 @@ def test_other_groups_by_name_are_their_objects() -> None:
     assert composed("regularizer=group_lasso", "regularizer.weight=0.01").regularizer == GroupLasso(weight=0.01)
     assert composed("distill=none").distill == NoDistillation()
     assert composed("distill=simkd").distill == SimKD(weight=4.5)  # the recipe's weight
+    layers = composed("distill=hidden", "+distill.layers={1: 2, 2: 4}", "distill.attention_weight=0.5").distill
+    assert layers == HiddenStates(weight=4.5, attention_weight=0.5, temperature=2.0, layers={1: 2, 2: 4})
     assert composed("dataset=demo", "model=tiny").recipe.name == "demo-tiny"
 
 
@@ -623,7 +626,8 @@ DETERMINING = [
     LAYERS, LAYERS.replace("0.3", "0.4"), "+allocation.layers={*.query:{pattern:2:4}}",
     "schedule=short", "schedule=one_shot", "schedule.decay=cubic", "schedule.end=9000", "schedule.initial=50%",
     "regularizer=group_lasso",
-    "distill=none", "distill=simkd", "distill.weight=1", "distill.label_weight=1", "distill.temperature=1",
+    "distill=none", "distill=simkd", "distill=hidden", "distill.weight=1", "distill.label_weight=1",
+    "distill.temperature=1",
     "dataset.max_seq_length=256", "dataset.doc_stride=64", "dataset.n_best=5", "dataset.max_answer_length=9",
     "model.excluded=[*query]", "model.prunable=[*query]", "model.hidden_dropout=0.2", "prune=false",
     "finetune.num_train_epochs=1", "finetune.learning_rate=1e-5",
