@@ -329,7 +329,7 @@ def schema(group: str, option: str) -> str:
 
 @pytest.mark.parametrize(("group", "option"), options())
 def test_every_option_composes_and_becomes_its_object(group: str, option: str) -> None:
-    needed = ["model.path=x"] if option == "hub" else []
+    needed = {"hub": ["model.path=x"]}.get(option, ["dataset.path=x"] if option in ("classify", "span", "tag") else [])
     experiment = composed(f"{group}={option}", *needed)
     if group != "experiment":
         assert type(getattr(experiment, group)).__name__ == schema(group, option)
