@@ -93,8 +93,8 @@ CORRELATIONS = frozenset({"matthews_correlation", "pearson", "spearmanr"})  # 0 
 
 
 def written(metric: str) -> str:
-    """A metric in the middle of a sentence: "exact match", "F1", "Matthews correlation"; that of a part of the examples,
-    such as "f1_mismatched" or "has_answer_f1", as "F1 mismatched" and "has answer F1"."""
+    """A metric in the middle of a sentence: "exact match", "F1", "Matthews correlation"; that of a part of the
+    examples, such as "f1_mismatched" or "has_answer_f1", as "F1 mismatched" and "has answer F1"."""
     for name, text in _WRITTEN.items():
         metric = re.sub(rf"(?<![^_]){name}(?![^_])", text, metric)
     return metric.replace("_", " ")
