@@ -5,6 +5,8 @@ The only module of `results` that `runner` imports. A name that changes here cha
 
 from __future__ import annotations
 
+import re
+
 # Tags of an MLflow run.
 KIND = "prune_distill.kind"  # one of the five below
 IDENTITY = "prune_distill.identity"  # hash of all that determines the result, seed included
@@ -80,8 +82,8 @@ COMPARISON = "reproduction.json"  # of a reproduction: how it compares with the 
 
 # How metrics are written in the middle of a sentence; those that are not here: by their name, with spaces.
 _WRITTEN = {
-    "f1": "F1",
     "macro_f1": "macro F1",
+    "f1": "F1",
     "matthews_correlation": "Matthews correlation",
     "pearson": "Pearson correlation",
     "spearmanr": "Spearman correlation",
@@ -91,11 +93,10 @@ CORRELATIONS = frozenset({"matthews_correlation", "pearson", "spearmanr"})  # 0 
 
 
 def written(metric: str) -> str:
-    """A metric in the middle of a sentence: "exact match", "F1", "Matthews correlation"; that of a further evaluation
-    split, logged as "accuracy_mismatched", as "accuracy mismatched"."""
+    """A metric in the middle of a sentence: "exact match", "F1", "Matthews correlation"; that of a part of the
+    examples, such as "f1_mismatched" or "has_answer_f1", as "F1 mismatched" and "has answer F1"."""
     for name, text in _WRITTEN.items():
-        if metric == name or metric.startswith(f"{name}_"):
-            return text + metric.removeprefix(name).replace("_", " ")
+        metric = re.sub(rf"(?<![^_]){name}(?![^_])", text, metric)
     return metric.replace("_", " ")
 
 

@@ -332,6 +332,8 @@ def test_the_published_rows_of_text_classification_are_set_beside_ours(experimen
     ("spearmanr", "Spearman correlation", "Spearman correlation"),
     ("accuracy_validation_mismatched", "accuracy validation mismatched", "Accuracy validation mismatched"),
     ("f1_test", "F1 test", "F1 test"),
+    ("has_answer_f1", "has answer F1", "Has answer F1"),
+    ("best_f1_threshold", "best F1 threshold", "Best F1 threshold"),
     ("f1ne", "f1ne", "F1ne"),
 ])  # fmt: skip
 def test_metrics_are_written_as_people_do(metric, written, title):
