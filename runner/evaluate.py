@@ -149,7 +149,8 @@ def main(arguments: list[str]) -> dict[str, Any]:
     model = models.load(experiment.dataset.architecture, checkpoint)
     cache = Path(experiment.cache_dir) / "features"
     scores = score(model, tokenizer, experiment.dataset, examples.evaluation, cache, "Scoring")
-    print(json.dumps({"model": path, "examples": len(examples.evaluation), **scores.metrics}, indent=2))
+    told = {"model": path, "examples": len(examples.evaluation), **scores.metrics}
+    print(json.dumps(told | ({"if_chosen_on_these_examples": scores.choosing} if scores.choosing else {}), indent=2))
     return scores.metrics
 
 
