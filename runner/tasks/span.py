@@ -388,9 +388,9 @@ def no_answer_scores(
     row = np.arange(len(token))
     null = logits[0][row, token] + logits[1][row, token]
     lowest = np.full(questions, np.inf, null.dtype)
-    np.minimum.at(lowest, example, null)
     spans = np.array([best[i][0] if i in best else -np.inf for i in range(questions)])
-    with np.errstate(invalid="ignore"):
+    with np.errstate(invalid="ignore"):  # a model that diverged
+        np.minimum.at(lowest, example, null)
         difference = lowest.astype(np.float64) - spans
     return np.nan_to_num(difference, nan=_SURELY, posinf=_SURELY, neginf=-_SURELY).tolist()
 
