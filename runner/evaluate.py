@@ -130,7 +130,8 @@ def predictions(
 
 
 def main(arguments: list[str]) -> dict[str, Any]:
-    """Compose the configuration for this model, score it, print and return the metrics."""
+    """Compose the configuration for this model, score it, print and return the metrics. Printed is also what a setting
+    that is chosen on these examples would give, such as SQuAD v2.0's threshold: for a hold-out of train."""
     from runner.config import compose_experiment
     from runner.errors import UserError
     from runner.experiment import set_up_process
@@ -149,7 +150,8 @@ def main(arguments: list[str]) -> dict[str, Any]:
     model = models.load(experiment.dataset.architecture, checkpoint)
     cache = Path(experiment.cache_dir) / "features"
     scores = score(model, tokenizer, experiment.dataset, examples.evaluation, cache, "Scoring")
-    print(json.dumps({"model": path, "examples": len(examples.evaluation), **scores.metrics}, indent=2))
+    told = {"model": path, "examples": len(examples.evaluation), **scores.metrics}
+    print(json.dumps(told | ({"if_chosen_on_these_examples": scores.choosing} if scores.choosing else {}), indent=2))
     return scores.metrics
 
 

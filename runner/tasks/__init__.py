@@ -66,6 +66,9 @@ class Scores:
     """How the main metric follows from means over the examples: a name in `results.statistics.OF`."""
     statistics: dict[str, list[float]] = field(default_factory=dict)
     """Example id -> its numbers for that; empty for the mean, whose are `by_example`."""
+    choosing: dict[str, float] = field(default_factory=dict)
+    """What a setting that is chosen on these very examples would give, and its value. No results: not logged, only told
+    by `runner.evaluate`, for those who choose it on a hold-out."""
 
 
 @dataclass

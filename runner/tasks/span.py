@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,9 +14,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pruning import Prediction
 from runner.errors import UserError
-from runner.tasks import Dataset, Scores, arrow, sources, told_length
+from runner.tasks import SPLIT, Dataset, Scores, arrow, sources, told_length
 from runner.tasks.splits import Part, Splits
-from runner.tasks.squad_scores import best_of, means
+from runner.tasks.squad_scores import best_of, best_of_v2, best_threshold, means
 
 if TYPE_CHECKING:
     import datasets
@@ -24,15 +25,19 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 COLUMNS = ("id", "context", "question", "answers")
+SCORED = ("exact_match", "f1")  # in the order in which a question's scores come
 _NOT_CONTEXT = -1  # the offset of tokens that cannot be part of an answer
 _PAIRS_AT_ONCE = 2**20  # start and end tokens that are combined at once: some 20 MB
+_SURELY = 3.4e38  # in place of infinity, which JSON cannot hold: about the highest float32
+Best = tuple[float, int, int]
+"""A span: the sum of its logits, and its characters, from and to."""
 
 
 @dataclass
 class Span(Dataset):
-    """A dataset of the SQuAD v1.1 kind: columns id, context, question, answers {text, answer_start}.
+    """A dataset of the SQuAD kind: columns id, context, question, answers {text, answer_start}.
 
-    Beside the files that all kinds of task read, a SQuAD JSON file is read.
+    Beside the files that all kinds of task read, a SQuAD JSON file is read, of v1.1 or v2.0.
     """
 
     id: str = "id"
@@ -53,6 +58,12 @@ class Span(Dataset):
     """Start and end tokens considered for each window."""
     max_answer_length: int = 30
     """Tokens in an answer, at most."""
+    unanswerable: bool = False
+    """Questions may have no answer, as in SQuAD v2.0: both lists of `answers` are empty then."""
+    null_threshold: float = 0.0
+    """With `unanswerable`: a question is answered unless the logits of no answer exceed those of its best span by more
+    than this, a difference of sums of logits. Choose it on a hold-out of train, where `runner.evaluate` prints the best
+    one, never on the split that the table reports."""
     drop_misaligned: bool = False
     """Leave out questions whose answer does not occur at its offset, instead of refusing the data."""
     metric: str = "f1"
@@ -73,12 +84,24 @@ class Span(Dataset):
                 raise UserError(f"dataset.{key}={getattr(self, key)} is out of range: at least 1")
         if (self.answer_text is None) != (self.answer_start is None):
             raise UserError("dataset.answer_text and dataset.answer_start name columns together, or neither is given")
+        if not math.isfinite(self.null_threshold):
+            raise UserError(f"dataset.null_threshold={self.null_threshold} is out of range: a difference of logits")
+        if self.null_threshold and not self.unanswerable:
+            raise UserError(
+                f"dataset.null_threshold={self.null_threshold} has no effect where every question has an answer; where "
+                "questions may have none, set dataset.unanswerable=true"
+            )
         # A window holds [CLS] question [SEP] part of the paragraph [SEP]; the stride must be less than that part.
         if not 0 < self.doc_stride < self.max_seq_length - 8:
             raise UserError(
                 f"dataset.doc_stride={self.doc_stride} does not fit dataset.max_seq_length={self.max_seq_length}: "
                 "the stride must be positive and well below it"
             )
+
+    def settings(self) -> dict[str, Any]:
+        # Runs on questions that all have an answer are still what they were before others were known.
+        left_out = () if self.unanswerable else ("unanswerable", "null_threshold")
+        return {key: value for key, value in super().settings().items() if key not in left_out}
 
     # --- reading --------------------------------------------------------------------------------------------
 
@@ -109,7 +132,7 @@ class Span(Dataset):
         return arrow.table(examples, "context")["context"].to_pylist()
 
     def checked(self, part: Part) -> Part:
-        return check_answers(part, self.drop_misaligned)
+        return check_answers(part, self.drop_misaligned, self.unanswerable)
 
     def fingerprint(self, examples: datasets.Dataset) -> str:
         return fingerprint(examples)
@@ -117,7 +140,7 @@ class Span(Dataset):
     # --- features -------------------------------------------------------------------------------------------
 
     def tokenising(self) -> list[Any]:
-        return [self.max_seq_length, self.doc_stride]
+        return [self.max_seq_length, self.doc_stride, *(["unanswerable"] if self.unanswerable else [])]
 
     def tokenized(
         self, batch: dict[str, list], indices: list[int], tokenizer: PreTrainedTokenizerBase, labels: bool
@@ -143,10 +166,11 @@ class Span(Dataset):
         offsets = encoded.pop("offset_mapping")
         context = [[part == 1 for part in encoded.sequence_ids(i)] for i in range(len(rows))]
         columns: dict[str, list] = {name: encoded[name] for name in encoded}
+        nowhere = [null_token(tokens, tokenizer) if self.unanswerable else 0 for tokens in encoded["input_ids"]]
         if labels:
             spans = [
-                answer_tokens(batch["answers"][row], offset, inside)
-                for row, offset, inside in zip(rows, offsets, context, strict=True)
+                answer_tokens(batch["answers"][row], offset, inside, null)
+                for row, offset, inside, null in zip(rows, offsets, context, nowhere, strict=True)
             ]
             columns["start_positions"] = [start for start, _ in spans]
             columns["end_positions"] = [end for _, end in spans]
@@ -157,6 +181,8 @@ class Span(Dataset):
                     [o[side] if is_context else _NOT_CONTEXT for o, is_context in zip(offset, inside, strict=True)]
                     for offset, inside in zip(offsets, context, strict=True)
                 ]
+            if self.unanswerable:
+                columns["null_token"] = nowhere
         return columns
 
     # --- outputs --------------------------------------------------------------------------------------------
@@ -168,18 +194,50 @@ class Span(Dataset):
         return 2 * sum(features["length"])
 
     def score(self, examples: datasets.Dataset, features: datasets.Dataset, logits: list[np.ndarray]) -> Scores:
-        answers = self.best_answers(examples, features, logits)
+        best = self._best(features, logits)
+        answers = _texts(examples, best)
         given = arrow.table(examples, "id", "answers")
-        references = zip(given["id"].to_pylist(), arrow.lists(arrow.field(given["answers"], "text")), strict=True)
-        best = {id: best_of(answers[id], texts) for id, texts in references}
-        scores = {name: value / 100 for name, value in means(best.values()).items()}
-        main = ("exact_match", "f1").index(self.metric)
-        return Scores(scores, answers, {id: found[main] for id, found in best.items()})
+        gold = dict(zip(given["id"].to_pylist(), arrow.lists(arrow.field(given["answers"], "text")), strict=True))
+        splits = _ids_by_split(examples, list(gold))
+        counted, choosing = next(iter(splits.values())), {}
+        if self.unanswerable:
+            no_answer = dict(zip(gold, no_answer_scores(features, logits, best, len(examples)), strict=True))
+            choosing = self._choosing(counted, no_answer, answers, gold)
+            answers = {id: "" if no_answer[id] > self.null_threshold else text for id, text in answers.items()}
+        of_one = best_of_v2 if self.unanswerable else best_of
+        found = {id: of_one(answers[id], texts) for id, texts in gold.items()}
+        metrics: dict[str, float] = {}
+        for split, ids in splits.items():
+            suffix = "" if ids is counted else f"_{split}"
+            metrics |= {f"{name}{suffix}": value for name, value in self._metrics(ids, found, gold).items()}
+        main = SCORED.index(self.metric)
+        return Scores(metrics, answers, {id: found[id][main] for id in counted}, choosing=choosing)
 
-    def best_answers(
-        self, examples: datasets.Dataset, features: datasets.Dataset, logits: list[np.ndarray]
-    ) -> dict[str, str]:
-        """Question id -> the text of the best span over all windows of its paragraph."""
+    def _metrics(
+        self, ids: Sequence[str], found: Mapping[str, tuple[float, float]], gold: Mapping[str, list[str]]
+    ) -> dict[str, float]:
+        """The means over some questions, and over those of them that have an answer and that have none."""
+        groups = {"": ids}
+        if self.unanswerable:
+            groups |= {"has_answer_": [id for id in ids if gold[id]], "no_answer_": [id for id in ids if not gold[id]]}
+        scores = {prefix: means(found[id] for id in members) for prefix, members in groups.items() if members}
+        return {f"{prefix}{name}": value / 100 for prefix, of in scores.items() for name, value in of.items()}
+
+    def _choosing(
+        self,
+        ids: Sequence[str],
+        no_answer: Mapping[str, float],
+        spans: Mapping[str, str],
+        gold: Mapping[str, list[str]],
+    ) -> dict[str, float]:
+        """What the threshold that is best on these very questions would give, and that threshold."""
+        main = SCORED.index(self.metric)
+        if_answered = [best_of_v2(spans[id], gold[id])[main] for id in ids]
+        best, threshold = best_threshold([no_answer[id] for id in ids], if_answered, [bool(gold[id]) for id in ids])
+        return {f"best_{self.metric}": best, f"best_{self.metric}_threshold": threshold}
+
+    def _best(self, features: datasets.Dataset, logits: list[np.ndarray]) -> dict[int, Best]:
+        """The best span over all windows of each question that has a valid one, by the question's number."""
         import numpy as np
 
         windows = arrow.table(features, "example", "start_character", "end_character")
@@ -190,35 +248,37 @@ class Span(Dataset):
         )
         found = score > -np.inf
         row = (np.cumsum(lengths) - lengths)[found]  # where each window begins in `starts` and `ends`
-        best: dict[int, tuple] = {}
+        best: dict[int, Best] = {}
         example = windows["example"].to_numpy()[found]
         begin, stop = starts[row + first[found]], ends[row + last[found]]
         spans = (column.tolist() for column in (example, score[found], begin, stop))
         for i, value, *characters in zip(*spans, strict=True):
             if i not in best or value > best[i][0]:
                 best[i] = (value, *characters)
-        asked = arrow.table(examples, "id", "context")
-        pairs = zip(asked["id"].to_pylist(), asked["context"].to_pylist(), strict=True)
-        # A question without any valid span (possible only for n_best very small) is answered by nothing.
-        return {id: context[slice(*best[i][1:])] if i in best else "" for i, (id, context) in enumerate(pairs)}
+        return best
 
     # --- for people -----------------------------------------------------------------------------------------
 
     def shown(self, example: Mapping[str, Any]) -> dict[str, str]:
         gold = list(dict.fromkeys(example["answers"]["text"]))
-        start = example["answers"]["answer_start"][0]
+        start, stop = 0, _AROUND  # of a paragraph without the answer its beginning
+        if gold:
+            start = example["answers"]["answer_start"][0]
+            stop = start + len(gold[0])
         return {
             "Question": example["question"].strip(),
-            "Paragraph": excerpt(example["context"], start, start + len(gold[0])),
-            "Gold answers": " | ".join(gold),
+            "Paragraph": excerpt(example["context"], start, stop),
+            "Gold answers": " | ".join(gold) or "(no answer)",
         }
 
     def kinds(self, example: Mapping[str, Any]) -> dict[str, str]:
-        answer, paragraph = (len(text.split()) for text in (example["answers"]["text"][0], example["context"]))
+        gold = example["answers"]["text"]
+        answerable = {"Answerable": "yes" if gold else "no"} if self.unanswerable else {}
         return {
+            **answerable,
             "Question word": question_word(example["question"]),
-            "Length of the answer": told_length(answer, (1, 2, 4)),
-            "Length of the paragraph": told_length(paragraph, (50, 100, 150, 200)),
+            "Length of the answer": told_length(len(gold[0].split()), (1, 2, 4)) if gold else "no answer",
+            "Length of the paragraph": told_length(len(example["context"].split()), (50, 100, 150, 200)),
         }
 
 
@@ -312,6 +372,38 @@ def highest(values: np.ndarray, count: int) -> np.ndarray:
     return np.take_along_axis(index, order, axis=1)
 
 
+def no_answer_scores(
+    features: datasets.Dataset, logits: list[np.ndarray], best: Mapping[int, Best], questions: int
+) -> list[float]:
+    """By how much the logits of no answer exceed those of the best span, of each question.
+
+    As in the official BERT code, those of no answer are the sum of the start and end logits at [CLS], of the window in
+    which it is lowest: a question has no answer only if no window holds it. A question without a valid span, and one
+    whose logits are no numbers, surely has none.
+    """
+    import numpy as np
+
+    windows = arrow.table(features, "example", "null_token")
+    token, example = (windows[name].to_numpy() for name in ("null_token", "example"))
+    row = np.arange(len(token))
+    null = logits[0][row, token] + logits[1][row, token]
+    lowest = np.full(questions, np.inf, null.dtype)
+    spans = np.array([best[i][0] if i in best else -np.inf for i in range(questions)])
+    with np.errstate(invalid="ignore"):  # a model that diverged
+        np.minimum.at(lowest, example, null)
+        difference = lowest.astype(np.float64) - spans
+    return np.nan_to_num(difference, nan=_SURELY, posinf=_SURELY, neginf=-_SURELY).tolist()
+
+
+def null_token(tokens: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> int:
+    """The place of the token that stands for no answer: [CLS], wherever a model has it, else the token that begins a
+    text, else the first one."""
+    for special in (tokenizer.cls_token_id, tokenizer.bos_token_id):
+        if special in tokens:
+            return tokens.index(special)
+    return 0
+
+
 def padded(values: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     """Rows of unequal length, given one after the other, as one matrix, filled up with zeros or false."""
     import numpy as np
@@ -322,18 +414,39 @@ def padded(values: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     return out
 
 
-def answer_tokens(answers: Mapping[str, list], offsets: list[tuple[int, int]], context: list[bool]) -> tuple[int, int]:
-    """First and last token of the first answer, or (0, 0), the [CLS] token, if this window does not hold all of it."""
+def answer_tokens(
+    answers: Mapping[str, list], offsets: list[tuple[int, int]], context: list[bool], nowhere: int = 0
+) -> tuple[int, int]:
+    """First and last token of the first answer; twice `nowhere`, the [CLS] token, if this window does not hold all of
+    it, or there is none."""
     if not answers["answer_start"]:
-        return 0, 0
+        return nowhere, nowhere
     begin = answers["answer_start"][0]
     stop = begin + len(answers["text"][0])
     inside = [i for i, is_context in enumerate(context) if is_context]
     if not inside or offsets[inside[0]][0] > begin or offsets[inside[-1]][1] < stop:
-        return 0, 0
+        return nowhere, nowhere
     first = max(i for i in inside if offsets[i][0] <= begin)
     last = min(i for i in inside if offsets[i][1] >= stop)
     return first, last
+
+
+def _texts(examples: datasets.Dataset, best: Mapping[int, Best]) -> dict[str, str]:
+    """Question id -> the text of its best span."""
+    asked = arrow.table(examples, "id", "context")
+    pairs = zip(asked["id"].to_pylist(), asked["context"].to_pylist(), strict=True)
+    # A question without any valid span (possible only for n_best very small) is answered by nothing.
+    return {id: context[slice(*best[i][1:])] if i in best else "" for i, (id, context) in enumerate(pairs)}
+
+
+def _ids_by_split(examples: datasets.Dataset, ids: Sequence[str]) -> dict[str, list[str]]:
+    """The questions of each evaluation split, under its name; of a single one under none."""
+    if SPLIT not in examples.column_names:
+        return {"": list(ids)}
+    found: dict[str, list[str]] = {}
+    for split, id in zip(arrow.table(examples, SPLIT)[SPLIT].to_pylist(), ids, strict=True):
+        found.setdefault(split, []).append(id)
+    return found
 
 
 def fingerprint(examples: datasets.Dataset) -> str:
@@ -357,18 +470,29 @@ def _check_answers_column(part: Part) -> None:
 def _with_single_answers(examples: datasets.Dataset) -> datasets.Dataset:
     """Columns text and answer_start as the lists of one answer each that SQuAD has."""
     answers = [
-        {"text": [] if text is None else [text], "answer_start": [] if start is None else [start]}
+        {"text": [text] if text else [], "answer_start": [] if start is None else [start]}
         for text, start in zip(examples["text"], examples["answer_start"], strict=True)
     ]
     return examples.select_columns(["id", "context", "question"]).add_column("answers", answers)  # type: ignore[call-arg]
 
 
-def check_answers(part: Part, drop: bool) -> Part:
-    """Refuse, or drop if asked, questions without an answer or with one that is not at its offset."""
+def check_answers(part: Part, drop: bool, unanswerable: bool = False) -> Part:
+    """Refuse, or drop if asked, questions with an answer that is not at its offset, and those without one, unless they
+    may be `unanswerable`."""
     columns = arrow.table(part.examples, "context", "answers")
-    texts, starts = (arrow.lists(arrow.field(columns["answers"], name)) for name in ("text", "answer_start"))
-    rows = zip(columns["context"].to_pylist(), texts, starts, strict=True)
-    bad = [i for i, row in enumerate(rows) if not _aligned(*row)]
+    fields = [arrow.field(columns["answers"], name) for name in ("text", "answer_start")]
+    # Missing lists are not empty ones, which say that there is no answer.
+    missing = [any(each) for each in zip(*(field.is_null().to_pylist() for field in fields), strict=True)]
+    rows = zip(columns["context"].to_pylist(), *map(arrow.lists, fields), missing, strict=True)
+    bad, without = [], 0
+    for i, (context, texts, starts, is_missing) in enumerate(rows):
+        if not (texts or starts or is_missing or context is None):
+            without += 1
+            if unanswerable:
+                continue
+        elif _aligned(context, texts, starts):
+            continue
+        bad.append(i)
     if not bad:
         return part
     ids = part.examples["id"]
@@ -377,11 +501,17 @@ def check_answers(part: Part, drop: bool) -> Part:
         raise UserError(
             f"{part.where(bad[0])}: {len(bad)} of {len(part.examples)} questions have no answer, or one that does not "
             f"occur at its answer_start (ids {named}); correct them, or leave them out with "
-            "dataset.drop_misaligned=true"
+            "dataset.drop_misaligned=true" + _if_meant(without, unanswerable)
         )
     logging.getLogger(__name__).warning("%s: %d questions left out, misaligned: %s", part.name, len(bad), named)
     wrong = set(bad)
     return part.select([i for i in range(len(part.examples)) if i not in wrong])
+
+
+def _if_meant(without: int, unanswerable: bool) -> str:
+    if unanswerable:
+        return "; a question that has no answer has two empty lists, text and answer_start"
+    return f"; if {without} of them are meant to have no answer, dataset.unanswerable=true" if without else ""
 
 
 def _aligned(context: str | None, texts: list[str | None], starts: list[int | None]) -> bool:
@@ -398,7 +528,7 @@ def read_squad_json(file: Path) -> list[dict[str, Any]] | None:
     """The questions of an official SQuAD JSON file, flat; None if it is another kind of JSON.
 
     Raises:
-        UserError: it has "data", and no questions below it.
+        UserError: it has "data", and no questions below it, or contradicts itself.
     """
     text = file.read_text(encoding="utf-8")
     if not (text.lstrip().startswith("{") and '"data"' in text[:10_000_000]):
@@ -408,21 +538,32 @@ def read_squad_json(file: Path) -> list[dict[str, Any]] | None:
     except json.JSONDecodeError:  # several objects in a file: JSON lines under another name
         return None
     try:
-        return list(_questions(whole))
+        found = list(_questions(whole))
     except (KeyError, TypeError) as error:
         raise UserError(f"{file} is not in SQuAD's JSON format: {error!r} is missing or of the wrong kind") from error
+    wrong = [one["id"] for one in found if one.pop("is_impossible") not in (None, not one["answers"]["text"])]
+    if wrong:
+        raise UserError(
+            f"{file}: {len(wrong)} questions have answers and is_impossible=true, or neither (such as {wrong[0]}): "
+            "correct them"
+        )
+    return found
 
 
 def _questions(whole: Any) -> Iterator[dict[str, Any]]:
     for article in whole["data"]:
         for paragraph in article["paragraphs"]:
             for qa in paragraph["qas"]:
+                impossible = qa.get("is_impossible")
+                # Not plausible_answers: they are what an annotator found that the question does not ask for.
+                answers = qa.get("answers", []) if impossible else qa["answers"]
                 yield {
                     "id": str(qa["id"]),
                     "context": paragraph["context"],
                     "question": qa["question"],
                     "answers": {
-                        "text": [answer["text"] for answer in qa["answers"]],
-                        "answer_start": [answer["answer_start"] for answer in qa["answers"]],
+                        "text": [answer["text"] for answer in answers],
+                        "answer_start": [answer["answer_start"] for answer in answers],
                     },
+                    "is_impossible": impossible,
                 }

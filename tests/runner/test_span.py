@@ -255,7 +255,7 @@ def test_a_question_without_a_valid_span_is_answered_by_nothing() -> None:
     made = task.features(data, TOKENIZER, None, labels=False)
     logits = np.zeros((1, made[0]["length"]), np.float32)
     logits[0, 0] = 9  # [CLS] wins, and nothing else is looked at
-    assert task.best_answers(data, made, [logits, logits]) == {"q": ""}
+    assert task.score(data, made, [logits, logits]).predictions == {"q": ""}
 
 
 def test_features_are_cached_by_their_content(tmp_path: Path) -> None:
