@@ -1,9 +1,11 @@
 """What tests share: small random models, a hub on loopback, and the command line in a folder of its own."""
 
 import json
+import logging
 import os
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -18,6 +20,7 @@ os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 os.environ.pop("MLFLOW_TRACKING_URI", None)
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
+Refused = Callable[..., str]
 
 
 @pytest.fixture
@@ -72,6 +75,49 @@ def rows(cli: Cli) -> Callable[[], list[dict]]:
         return json.loads(done.stdout)
 
     return read
+
+
+@pytest.fixture
+def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Iterator[Refused]:
+    """`refused("model=nope")`: the command line in this process, in an empty folder, up to its message."""
+    from runner import __main__ as command_line
+
+    folder = tmp_path / "work"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+
+    def run(*arguments: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["python -m runner", *arguments])
+        capfd.readouterr()  # what the test itself has printed
+        with warnings.catch_warnings(record=True) as warned:
+            warnings.simplefilter("always")
+            try:
+                status = command_line.main()
+            except SystemExit as exit:
+                status = exit.code
+        assert status == 1
+        assert [str(w.message) for w in warned if "Callback" in str(w.message)] == []
+        told = capfd.readouterr()
+        assert told.out == ""
+        check_refusal(told.err)
+        assert list(folder.iterdir()) == []
+        return told.err
+
+    yield run
+    for handler in [h for h in root.handlers if h not in handlers]:
+        root.removeHandler(handler)
+    root.setLevel(level)
+    for library in ("huggingface_hub", "datasets"):
+        logging.getLogger(library).propagate = True
+
+
+def check_refusal(stderr: str) -> None:
+    """One message and no traceback."""
+    assert "Traceback" not in stderr
+    assert stderr.count("error: ") == 1
+    assert stderr.startswith("error: ")
 
 
 def save_small_model(folder: Path, kind: str = "bert", seed: int = 0, **changes: object) -> Path:

@@ -90,12 +90,19 @@ def lists(column: pa.ChunkedArray) -> Iterator[list[Any]]:
 
 
 def digest(examples: datasets.Dataset) -> str:
-    """Hash of the contents of all columns."""
+    """Hash of the contents of all columns, and of what the numbers of classes stand for."""
     found = hashlib.sha256()
     for name, column in zip(examples.column_names, table(examples, *examples.column_names).columns, strict=True):
-        found.update(f"{name}:".encode())
+        names = class_names(examples, name)
+        found.update(f"{name}:{'' if names is None else json.dumps(names)}".encode())
         feed(found, column)
     return found.hexdigest()
+
+
+def class_names(examples: datasets.Dataset, column: str) -> list[str] | None:
+    """What the numbers in a column, or in its lists, stand for; None if they stand for themselves."""
+    feature: Any = examples.features[column]
+    return getattr(getattr(feature, "feature", feature), "names", None)
 
 
 def feed(digest: hashlib._Hash, column: pa.ChunkedArray) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from runner.errors import UserError
@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 NONE = -1
 """The number of an example without a label."""
-_SHOWN = 3  # places or values that a message names
+_WHOLE = re.compile(r"-?\d+")
 
 
 def check_names(names: Sequence[str]) -> None:
@@ -28,19 +28,22 @@ def check_names(names: Sequence[str]) -> None:
         raise UserError(f"dataset.labels={list(names)}: {', '.join(sorted(twice))} is there twice")
 
 
-def names(given: Sequence[str], parts: Sequence[Part], column: str) -> list[str]:
+def names(given: Sequence[str], parts: Sequence[Part], column: str, told: str) -> list[str]:
     """The classes in the order of their numbers.
 
     Args:
-        given: as configured; empty: what the data say, or what the first part has, sorted.
+        given: as configured; empty: what the data say, or what the first part has, sorted. Numbers: all from the lowest
+            to the highest of all parts.
         column: of classes, or of lists of classes.
+        told: the column's name in the data, for messages.
 
     Raises:
-        UserError: parts or configuration differ.
+        UserError: parts or configuration differ, or there are no classes.
     """
-    declared = {tuple(of) for part in parts if (of := _declared(part, column)) is not None}
+    declared = {tuple(of) for part in parts if (of := arrow.class_names(part.examples, column)) is not None}
     if len(declared) > 1:
-        raise UserError(f"{parts[0].name}: the splits have different classes in column {column}: {declared}")
+        lists = " and ".join(", ".join(of) for of in sorted(declared))
+        raise UserError(f"{parts[0].name}: the splits have different classes in column {told}: {lists}")
     if declared:
         (of_data,) = declared
         if given and set(given) != set(of_data):
@@ -49,21 +52,28 @@ def names(given: Sequence[str], parts: Sequence[Part], column: str) -> list[str]
                 "order of the model"
             )
         return list(given or of_data)
-    return list(given) or _found(parts[0], column)
+    found = list(given) or _found(parts, column, told)
+    if len(found) == 1:
+        raise UserError(
+            f"{parts[0].name}: column {told}: all are {found[0]!r}, so that nothing can be told apart; name all "
+            "classes in dataset.labels"
+        )
+    return found
 
 
-def _declared(part: Part, column: str) -> list[str] | None:
-    """The names that the data's own format gives to the classes."""
-    feature: Any = part.examples.features[column]
-    return getattr(getattr(feature, "feature", feature), "names", None)
-
-
-def _found(part: Part, column: str) -> list[str]:
-    values = {value for values in _rows(part, column) for value in values if value not in (None, "", NONE)}
-    numbers = {value for value in values if isinstance(value, (int, float)) and not isinstance(value, bool)}
-    if numbers == values and all(value == int(value) for value in numbers if value == value):
-        return [str(number) for number in range(int(max((v for v in numbers if v == v), default=-1)) + 1)]
-    return sorted(_text(value) for value in values)
+def _found(parts: Sequence[Part], column: str, told: str) -> list[str]:
+    values = [{_key(value) for row in _rows(part, column) for value in row} - {None, "", NONE} for part in parts]
+    numbers = {value for of in values for value in of if not isinstance(value, str)}
+    if numbers and numbers == set().union(*values):
+        fraction = next((value for value in numbers if not isinstance(value, int)), None)
+        if fraction is not None:
+            raise UserError(
+                f"{parts[0].name}: column {told}: {fraction} is no class, but a number; correct it, or (in text "
+                "classification) predict numbers with dataset.regression=true"
+            )
+        return [str(number) for number in range(min(numbers), max(numbers) + 1)]
+    texts = [str(value) for value in values[0]]
+    return sorted(texts, key=int if all(map(_WHOLE.fullmatch, texts)) else None)
 
 
 def coded(part: Part, column: str, names: Sequence[str], told: str) -> Part:
@@ -77,20 +87,16 @@ def coded(part: Part, column: str, names: Sequence[str], told: str) -> Part:
     """
     import datasets
 
-    declared = _declared(part, column)
-    by_name = {name: number for number, name in enumerate(names)}
-    code = {None: NONE, NONE: NONE, "": NONE, **by_name}
-    # Numbers stand for the names that the data give them, else for ours.
-    code |= {number: by_name[name] for number, name in enumerate(declared or names)}
-    rows = list(_rows(part, column))
-    bad = [i for i, values in enumerate(rows) if any(_key(value) not in code for value in values)]
+    code = _code(names, arrow.class_names(part.examples, column))
+    rows = [[_key(value) for value in values] for values in _rows(part, column)]
+    bad = [i for i, values in enumerate(rows) if any(value not in code for value in values)]
     if bad:
-        value = next(value for value in rows[bad[0]] if _key(value) not in code)
+        value = next(value for value in rows[bad[0]] if value not in code)
         raise UserError(
-            f"{places(part, bad)}: column {told}: {value!r} is none of the classes {', '.join(names)}; correct it, "
+            f"{part.where_all(bad)}: column {told}: {value!r} is none of the classes {', '.join(names)}; correct it, "
             "or name all classes in dataset.labels"
         )
-    numbers = [[code[_key(value)] for value in values] for values in rows]
+    numbers = [[code[value] for value in values] for values in rows]
     feature: Any = datasets.ClassLabel(names=list(names))
     listed = is_listed(part, column)
     examples = part.examples.remove_columns(column).add_column(
@@ -101,24 +107,65 @@ def coded(part: Part, column: str, names: Sequence[str], told: str) -> Part:
     return part.holding(examples)
 
 
+def _code(names: Sequence[str], declared: Sequence[str] | None) -> dict[str | int | None, int]:
+    """The number of each value that can stand for a class.
+
+    Args:
+        declared: the names that the data give to their numbers.
+    """
+    by_name = {name: number for number, name in enumerate(names)}
+    if declared is None and all(_WHOLE.fullmatch(name) for name in names):
+        by_number = {int(name): number for name, number in by_name.items()}  # 3 is the class "3", wherever it stands
+    else:
+        by_number = {number: by_name[name] for number, name in enumerate(declared or names)}
+    as_text = {str(number): code for number, code in by_number.items()}  # in a column with other text
+    return {None: NONE, "": NONE, NONE: NONE, str(NONE): NONE, **as_text, **by_number, **by_name, **_booleans(by_name)}
+
+
+def _booleans(by_name: Mapping[str, int]) -> dict[str, int]:
+    """The classes true and false, however they are written."""
+    return {name.lower(): number for name, number in by_name.items() if name.lower() in ("true", "false")}
+
+
 def _key(value: Any) -> Any:
-    """As it is looked up: 1.0 is 1, NaN is no label, true is "true"."""
+    """As it is looked up: 1.0 is 1, NaN is no label, true is "true", anything else is text."""
     if isinstance(value, bool):
-        return _text(value)
+        return str(value).lower()
     if isinstance(value, float):
-        return None if value != value else int(value) if value == int(value) else value
-    return value
+        return None if value != value else int(value) if value.is_integer() else value
+    return value if value is None or isinstance(value, (int, str)) else str(value)
 
 
-def _text(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
+def check_kind(part: Part, column: str, told: str, listed: bool) -> None:
+    """Refuse a column of lists where single values are needed, and the other way round.
+
+    Raises:
+        UserError: it is of the other kind, or of records.
+    """
+    import pyarrow as pa
+
+    kind = _type(part, column)
+    if listed != is_listed(part, column):
+        raise UserError(
+            f"{part.name}: column {told} holds no lists, with one entry for each word"
+            if listed
+            else f"{part.name}: column {told} holds lists, and one value is needed for each example"
+        )
+    entry = kind.value_type if listed else kind
+    if pa.types.is_nested(entry):
+        raise UserError(f"{part.name}: column {told} holds {entry}, where text or numbers are needed")
 
 
 def is_listed(part: Part, column: str) -> bool:
+    """Whether a column holds lists."""
     import pyarrow as pa
 
-    kind = arrow.table(part.examples.select(range(0)), column).schema.field(column).type
+    kind = _type(part, column)
     return pa.types.is_list(kind) or pa.types.is_large_list(kind)
+
+
+def _type(part: Part, column: str) -> Any:
+    return arrow.table(part.examples.select(range(0)), column).schema.field(column).type
 
 
 def _rows(part: Part, column: str) -> Iterator[list[Any]]:
@@ -128,12 +175,6 @@ def _rows(part: Part, column: str) -> Iterator[list[Any]]:
         yield from arrow.lists(values)
     else:
         yield from ([value] for value in values.to_pylist())
-
-
-def places(part: Part, rows: Sequence[int]) -> str:
-    """Where examples came from, the first few of them."""
-    more = f" and {len(rows) - _SHOWN} more" if len(rows) > _SHOWN else ""
-    return "; ".join(part.where(row) for row in rows[:_SHOWN]) + more
 
 
 def configure(config: PretrainedConfig, names: Sequence[str], given: str | None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -83,40 +84,35 @@ class Classify(Dataset):
         if self.regression:
             return train, evaluation
         parts = [*([train] if train is not None else []), *evaluation.values()]
-        names = classes.names(self.labels, parts, "label")
+        names = classes.names(self.labels, parts, "label", self.label)
         coded = [classes.coded(part, "label", names, self.label) for part in parts]
         return (coded.pop(0) if train is not None else None), dict(zip(evaluation, coded, strict=True))
 
     def _named(self, part: Part) -> Part:
         given = {"text": self.text, "text_pair": self.text_pair, "label": self.label, "id": self.id}
         found = sources.renamed(part, {ours: theirs for ours, theirs in given.items() if theirs is not None})
-        ids = found.rows if self.id is None else found.examples["id"]
+        classes.check_kind(found, "label", self.label, listed=False)
+        ids = sources.ids(found, self.id)
         others = found.examples.select_columns([name for name in given if name != "id" and given[name] is not None])
-        return found.holding(others.add_column("id", [str(id) for id in ids]))  # type: ignore[call-arg]
+        return found.holding(others.add_column("id", ids))  # type: ignore[call-arg]
 
     def groups(self, examples: datasets.Dataset) -> Sequence[str]:
         return [str(text) for text in arrow.table(examples, "text")["text"].to_pylist()]
 
     def checked(self, part: Part) -> Part:
         for name in ("text", *(["text_pair"] if self.text_pair else [])):
-            values = arrow.table(part.examples, name)[name].to_pylist()
-            bad = [i for i, value in enumerate(values) if not isinstance(value, str)]
-            if bad:
-                column = getattr(self, name)
-                raise UserError(
-                    f"{classes.places(part, bad)}: column {column}: {len(bad)} of {len(values)} are no text, such as "
-                    f"{values[bad[0]]!r}"
-                )
+            sources.check_text(part, name, getattr(self, name))
         values = arrow.table(part.examples, "label")["label"].to_pylist()
         if self.regression:
             part = self._numbers(part, values)
-        none = (None,) if self.regression else (None, classes.NONE)
-        missing = [i for i, value in enumerate(values) if value in none]
+            missing = [i for i, value in enumerate(values) if _number(value) is None]
+        else:
+            missing = [i for i, value in enumerate(values) if value in (None, classes.NONE)]
         if not missing:
             return part
         if not self.drop_unlabelled:
             raise UserError(
-                f"{classes.places(part, missing)}: column {self.label}: {len(missing)} of {len(values)} examples have "
+                f"{part.where_all(missing)}: column {self.label}: {len(missing)} of {len(values)} examples have "
                 "no label; give them one, or leave them out with dataset.drop_unlabelled=true"
             )
         log.info("%s: %d examples without a label left out", part.name, len(missing))
@@ -127,13 +123,13 @@ class Classify(Dataset):
         """With labels as float32. Refuses what is no number."""
         import datasets
 
-        bad = [i for i, value in enumerate(values) if value is not None and not isinstance(value, (int, float))]
+        numbers = [_number(value) for value in values]
+        bad = [i for i, number in enumerate(numbers) if number is not None and not math.isfinite(number)]
         if bad:
             raise UserError(
-                f"{classes.places(part, bad)}: column {self.label}: {values[bad[0]]!r} is no number, which "
+                f"{part.where_all(bad)}: column {self.label}: {values[bad[0]]!r} is no number, which "
                 "dataset.regression=true needs"
             )
-        numbers = [None if value is None else float(value) for value in values]
         examples = part.examples.remove_columns("label")
         return part.holding(examples.add_column("label", numbers, feature=datasets.Value("float32")))  # type: ignore[call-arg]
 
@@ -207,3 +203,13 @@ class Classify(Dataset):
         words = sum(len(example[name].split()) for name in ("text", "text_pair") if example.get(name))
         of_label = {} if self.regression else {"Label": str(example["label"])}
         return of_label | {"Length": told_length(words, (5, 10, 20, 40, 80))}
+
+
+def _number(value: Any) -> float | None:
+    """None if there is none; NaN if it is something else."""
+    if value is None or value == "" or value != value:
+        return None
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return math.nan

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -12,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from runner import seals
 from runner.errors import UserError
 from runner.hub import explain
+from runner.tasks import arrow
 from runner.tasks.splits import Part, Splits
 
 if TYPE_CHECKING:
@@ -22,6 +25,13 @@ Rows = Iterable[Mapping[str, Any]]
 _SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
 _TRAIN = "train"
 _EVALUATION = (("validation", "valid", "dev"), ("test",))  # names of evaluation splits, those that are preferred first
+_HINTS = {
+    "scripts are no longer supported": "many have a copy as parquet, with dataset.revision=refs/convert/parquet",
+    "Config name is missing": "name it with dataset.name",
+    "BuilderConfig": "name another with dataset.name",
+}
+"""What to do about what the datasets library says of a dataset on the hub."""
+_CUT = 60  # characters of a value or a row that a message shows
 _CHECKSUMS = "checksums.prune-distill.json"  # in datasets' cache, beside the files it is of
 
 
@@ -39,7 +49,7 @@ class Source:
     evaluation_splits: list[str] = field(default_factory=list)
     """Not given: the first of validation, dev and test that there is."""
     texts: Sequence[str] = ()
-    """Columns of a CSV file that are text, whatever they look like."""
+    """Columns of a CSV or TSV file that are text, whatever they look like."""
     own: Mapping[str, Callable[[Path], Rows | None]] = field(default_factory=dict)
     """By suffix: reads a file in the task's own format; None if it is not in it."""
 
@@ -58,7 +68,7 @@ def load(source: Source) -> Splits:
     local = Path(source.path).expanduser()
     if local.exists():
         return _local(local, source)
-    if local.is_absolute() or source.path.startswith(".") or local.suffix in source.suffixes:
+    if local.is_absolute() or source.path.startswith((".", "~")) or local.suffix.lower() in source.suffixes:
         raise UserError(f"dataset.path={source.path}: there is no such file or folder")
     return _hub(source)
 
@@ -91,6 +101,42 @@ def renamed(part: Part, columns: Mapping[str, str]) -> Part:
     return part.holding(table)
 
 
+def ids(part: Part, column: str | None) -> list[str]:
+    """The ids of the examples, as text.
+
+    Args:
+        column: the data's name of the column `id`; None: they have none, and the numbers of the rows are taken.
+
+    Raises:
+        UserError: an example has none.
+    """
+    if column is None:
+        return [str(row) for row in part.rows]
+    found = arrow.table(part.examples, "id")["id"].to_pylist()
+    without = next((i for i, id in enumerate(found) if id is None or id == ""), None)
+    if without is not None:
+        raise UserError(f"{part.where(without)}: column {column}: there is no id")
+    return [str(id) for id in found]
+
+
+def check_text(part: Part, column: str, told: str, missing: bool = False) -> None:
+    """Refuse a column that holds anything but text.
+
+    Args:
+        told: its name in the data, for messages.
+        missing: values may be missing.
+
+    Raises:
+        UserError: with the rows.
+    """
+    values = arrow.table(part.examples, column)[column].to_pylist()
+    bad = [i for i, value in enumerate(values) if not (isinstance(value, str) or (missing and value is None))]
+    if bad:
+        raise UserError(
+            f"{part.where_all(bad)}: column {told}: {len(bad)} of {len(values)} are no text, such as {values[bad[0]]!r}"
+        )
+
+
 def _hub(source: Source) -> Splits:
     import datasets
     from datasets import config
@@ -100,6 +146,10 @@ def _hub(source: Source) -> Splits:
         try:
             loaded = datasets.load_dataset(path, source.name, revision=source.revision)
         except Exception as error:
+            hint = next((told for words, told in _HINTS.items() if words in str(error)), None)
+            if hint is not None:
+                said = " ".join(str(error).split("Example of usage")[0].split())
+                raise UserError(f"dataset.path={path}: the dataset cannot be loaded: {said}; {hint}") from error
             if not _may_be_of_the_disk(error):
                 raise
             cache = Path(config.HF_DATASETS_CACHE) / path.replace("/", "___")
@@ -127,7 +177,13 @@ def _chosen(source: Source, parts: Mapping[str, Part]) -> tuple[Part | None, dic
     if not names:
         preferred = [name for kinds in _EVALUATION for name in kinds if name in parts]
         names = preferred[:1]
-    return parts.get(source.train_split or _TRAIN), {name: parts[name] for name in names}
+    train = parts.get(source.train_split or _TRAIN)
+    if train is None and not names:
+        raise UserError(
+            f"dataset.path={source.path} has neither a train nor an evaluation split of a usual name; it has "
+            f"{', '.join(parts)}: name them in dataset.train_split and dataset.evaluation_splits"
+        )
+    return train, {name: parts[name] for name in names}
 
 
 def _may_be_of_the_disk(error: Exception) -> bool:
@@ -162,16 +218,18 @@ def _check_cache(path: str, files: set[Path]) -> None:
 
 def _local(path: Path, source: Source) -> Splits:
     if path.is_file():
-        # Which split it is, or both with a hold-out, depends on its name.
-        words = [word for kinds in _EVALUATION for word in kinds] + source.evaluation_splits
-        part = _files([path], source)
-        if any(word.lower() in path.stem.lower() for word in words):
-            return Splits(None, {path.stem: part}, str(path))
-        return Splits(part, {}, str(path))
-    files = sorted(p for p in path.iterdir() if p.suffix in source.suffixes)
+        return _single(path, source)
+    files = sorted(p for p in path.iterdir() if p.suffix.lower() in source.suffixes)
     if not files:
         raise UserError(f"dataset.path={path}: no {', '.join(source.suffixes)} file in this folder")
-    train = [p for p in files if (source.train_split or _TRAIN).lower() in p.stem.lower()]
+    if source.train_split:
+        train = [p for p in files if source.train_split.lower() in p.stem.lower()]
+        if not train:
+            raise UserError(
+                f"dataset.path={path}: no file named {source.train_split}*, which dataset.train_split asks for"
+            )
+    else:
+        train = [p for p in files if _has_word(p, _TRAIN)]
     others = [p for p in files if p not in train]
     evaluation = _evaluation_files(path, source, others)
     if not train and not evaluation:
@@ -186,16 +244,48 @@ def _local(path: Path, source: Source) -> Splits:
     )
 
 
+def _single(path: Path, source: Source) -> Splits:
+    """One file: an evaluation split if its name says so, else all there is, to be divided."""
+    if path.suffix.lower() not in source.suffixes:
+        raise UserError(
+            f"dataset.path={path}: this is none of the files that can be read, {', '.join(source.suffixes)}"
+        )
+    asked = [name for name in source.evaluation_splits if name.lower() in path.stem.lower()]
+    if source.evaluation_splits and not asked:
+        raise UserError(
+            f"dataset.evaluation_splits={source.evaluation_splits}: dataset.path={path} is one file, and its name has "
+            "none of these; name a folder with a file for each split"
+        )
+    part = _files([path], source)
+    if asked or (not source.train_split and any(_has_word(path, word) for kinds in _EVALUATION for word in kinds)):
+        return Splits(None, {path.stem: part}, str(path))
+    return Splits(part, {}, str(path))
+
+
+def _has_word(path: Path, word: str) -> bool:
+    """Whether one of the words in a file's name is this one, or a form of it such as "testa", "trainset" or
+    "development": not "latest", nor "device"."""
+    form = re.compile(rf"{word}(?:[a-z]|set|data|ing|elopment)?")
+    return any(form.fullmatch(part) for part in re.split(r"[\W\d_]+", path.stem.lower()))
+
+
 def _evaluation_files(path: Path, source: Source, files: list[Path]) -> dict[str, list[Path]]:
     """The files of each evaluation split, by the split's name."""
     found = {name: [p for p in files if name.lower() in p.stem.lower()] for name in source.evaluation_splits}
     missing = [name for name, of in found.items() if not of]
     if missing:
         raise UserError(f"dataset.path={path}: no file named {missing[0]}*, which dataset.evaluation_splits asks for")
+    for file in files:
+        names = [name for name, of in found.items() if file in of]
+        if len(names) > 1:
+            raise UserError(
+                f"dataset.evaluation_splits={source.evaluation_splits}: {file} belongs to both {' and '.join(names)}; "
+                "give more of the files' names"
+            )
     if found:
         return found
     for words in _EVALUATION:
-        of = [p for p in files if any(word in p.stem.lower() for word in words)]
+        of = [p for p in files if any(_has_word(p, word) for word in words)]
         if of:
             return {words[0]: of}
     return {}
@@ -218,39 +308,80 @@ def _file(path: Path, source: Source) -> datasets.Dataset:
     import datasets
     import pyarrow.parquet
 
+    suffix = path.suffix.lower()
     try:
-        own = source.own[path.suffix](path) if path.suffix in source.own else None
+        own = source.own[suffix](path) if suffix in source.own else None
         if own is not None:
-            return datasets.Dataset.from_list([dict(row) for row in own])
-        if path.suffix == ".parquet":
+            return _records(path, [dict(row) for row in own])
+        if suffix == ".parquet":
             # Not Dataset.from_parquet: it reads a copy in datasets' cache, which it does not check.
-            return datasets.Dataset(pyarrow.parquet.read_table(path))
-        if path.suffix in (".csv", ".tsv"):
+            return _plain(datasets.Dataset(pyarrow.parquet.read_table(path)))
+        if suffix in (".csv", ".tsv"):
             return datasets.Dataset(_delimited(path, source.texts))
-        return datasets.Dataset.from_list(_json(path))
+        return _records(path, _json(path))
     except UserError:
         raise
     except Exception as error:  # pyarrow, json and datasets raise a dozen kinds
-        raise UserError(f"{path} cannot be read as {path.suffix[1:]}: {error}") from error
+        raise UserError(f"{path} cannot be read as {suffix[1:]}: {error}") from error
+
+
+def read_text(path: Path) -> str:
+    """A file in UTF-8, without a byte order mark. Raises UserError, with the line, if it is in another encoding."""
+    raw = path.read_bytes()
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise UserError(f"{path}, line {line}: this is no UTF-8 ({error.reason}); save the file in UTF-8") from error
 
 
 def _delimited(path: Path, texts: Sequence[str]) -> Any:
     """A table with a header line. Text stays as it is: "NA" and "null" are words, "007" is no number."""
     import pyarrow as pa
+
+    raw = read_text(path).encode()
+    table = _parsed(path, raw, texts)
+    twice = sorted({name for name in table.column_names if table.column_names.count(name) > 1})
+    if twice:
+        raise UserError(f"{path}: its first line has the column {', '.join(twice)} twice; give them different names")
+    known = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean, pa.types.is_string, pa.types.is_null)
+    others = [field.name for field in table.schema if not any(is_kind(field.type) for is_kind in known)]
+    return _parsed(path, raw, [*texts, *others]) if others else table  # dates and times: nobody asked for these
+
+
+def _parsed(path: Path, raw: bytes, texts: Sequence[str]) -> Any:
+    import pyarrow as pa
     import pyarrow.csv
 
-    return pyarrow.csv.read_csv(
-        path,
+    bad: list[Any] = []
+
+    def noted(row: Any) -> str:
+        bad.append(row)
+        return "skip"
+
+    table = pyarrow.csv.read_csv(
+        io.BytesIO(raw),
+        # In one block, of which the kinds of the columns are read, and by one thread, else rows have no numbers.
+        read_options=pyarrow.csv.ReadOptions(use_threads=False, block_size=min(len(raw) + 1, 2**31 - 1)),
         parse_options=pyarrow.csv.ParseOptions(
-            delimiter="\t" if path.suffix == ".tsv" else ",", newlines_in_values=True
+            delimiter="\t" if path.suffix.lower() == ".tsv" else ",",
+            newlines_in_values=True,
+            invalid_row_handler=noted,
         ),
         convert_options=pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(texts, pa.string())),
     )
+    if bad:
+        more = f" (and {len(bad) - 1} more rows)" if len(bad) > 1 else ""
+        raise UserError(
+            f"{path}, row {bad[0].number - 1}: {bad[0].actual_columns} columns, where the first line has "
+            f"{bad[0].expected_columns}: {_cut(bad[0].text)!r}{more}; quote what holds a delimiter"
+        )
+    return table
 
 
 def _json(path: Path) -> list[dict[str, Any]]:
     """A list of records, or a record on each line. Raises UserError, with the place, for anything else."""
-    text = path.read_text(encoding="utf-8-sig")
+    text = read_text(path)
     if text.lstrip().startswith("["):
         found = {f"record {number}": value for number, value in enumerate(json.loads(text), 1)}
     else:
@@ -265,3 +396,77 @@ def _json(path: Path) -> list[dict[str, Any]]:
     if bad is not None:
         raise UserError(f'{path}, {bad}: no record, as in {{"column": value, ...}}')
     return list(found.values())
+
+
+def _records(path: Path, records: list[dict[str, Any]]) -> datasets.Dataset:
+    """Records as a table with the columns of all of them; null where a record lacks one. Raises UserError, with row
+    and column, for a value of another kind than those before it."""
+    import datasets
+    import pyarrow as pa
+
+    columns = {
+        name: [row.get(name) for row in records] for name in dict.fromkeys(key for row in records for key in row)
+    }
+    try:
+        return datasets.Dataset.from_dict(columns)
+    except (pa.ArrowException, TypeError, ValueError, OverflowError):
+        for name, values in columns.items():
+            at = _of_another_kind(values)
+            if at is not None:
+                raise UserError(
+                    f"{path}, row {at + 1}: column {name}: {_cut(str(values[at]))!r} is of another kind than the rows "
+                    "before it: make all of a column text, or all numbers"
+                ) from None
+        raise
+
+
+def _of_another_kind(values: list[Any]) -> int | None:
+    """The first value that cannot be in one column with those before it."""
+    import pyarrow as pa
+
+    def fits(count: int) -> bool:
+        try:
+            pa.array(values[:count])
+        except (pa.ArrowException, TypeError, ValueError, OverflowError):
+            return False
+        return True
+
+    if fits(len(values)):
+        return None
+    low, high = 0, len(values)  # as many fit, as many do not
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return high - 1
+
+
+def _plain(examples: datasets.Dataset) -> datasets.Dataset:
+    """The same with the kinds of text and numbers that the other formats give, so that files of several formats can be
+    one split."""
+    features = {name: _plain_kind(feature) for name, feature in examples.features.items()}
+    if features == examples.features:
+        return examples
+    import datasets
+
+    return datasets.Dataset(examples.data.table.cast(datasets.Features(features).arrow_schema))
+
+
+def _plain_kind(feature: Any) -> Any:
+    import datasets
+
+    if isinstance(feature, dict):
+        return {name: _plain_kind(each) for name, each in feature.items()}
+    if isinstance(feature, (datasets.List, datasets.LargeList)):
+        return datasets.List(_plain_kind(feature.feature))
+    if type(feature) is not datasets.Value:
+        return feature
+    kind = feature.dtype
+    if kind == "large_string":
+        return datasets.Value("string")
+    if re.fullmatch(r"u?int\d+", kind):
+        return datasets.Value("int64")
+    return datasets.Value("float64") if re.fullmatch(r"float\d+", kind) else feature
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _CUT else f"{text[:_CUT]}..."

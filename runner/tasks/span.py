@@ -121,15 +121,22 @@ class Span(Dataset):
     def _named(self, part: Part) -> Part:
         given = {"id": self.id, "context": self.context, "question": self.question}
         if self.answer_text is None or self.answer_start is None:
-            given["answers"] = self.answers
-            found = sources.renamed(part, given)
+            found = sources.renamed(part, {**given, "answers": self.answers})
             _check_answers_column(found)
-            return found
-        found = sources.renamed(part, {**given, "text": self.answer_text, "answer_start": self.answer_start})
-        return found.holding(_with_single_answers(found.examples))
+        else:
+            found = sources.renamed(part, {**given, "text": self.answer_text, "answer_start": self.answer_start})
+            sources.check_text(found, "text", self.answer_text, missing=True)
+            found = found.holding(_with_single_answers(found, self.answer_start))
+        for ours in ("context", "question"):
+            sources.check_text(
+                found, ours, given[ours], missing=ours == "context"
+            )  # no context: is told with the answers
+        ids = sources.ids(found, self.id)
+        others = found.examples.select_columns([name for name in COLUMNS if name != "id"])
+        return found.holding(others.add_column("id", ids).select_columns(list(COLUMNS)))  # type: ignore[call-arg]
 
     def groups(self, examples: datasets.Dataset) -> Sequence[str]:
-        return arrow.table(examples, "context")["context"].to_pylist()
+        return list(map(str, arrow.table(examples, "context")["context"].to_pylist()))
 
     def checked(self, part: Part) -> Part:
         return check_answers(part, self.drop_misaligned, self.unanswerable)
@@ -465,15 +472,40 @@ def _check_answers_column(part: Part) -> None:
     fields = set(answers) if isinstance(answers, dict) else set()
     if not {"text", "answer_start"} <= fields:
         raise UserError(f"{part.name}: the column answers needs the fields text and answer_start, it is {answers}")
+    kinds = {
+        name: getattr(getattr(answers[name], "feature", None), "dtype", "no list") for name in ("text", "answer_start")
+    }
+    if kinds["text"] not in ("string", "large_string", "null") or not re.match("u?int|null", kinds["answer_start"]):
+        raise UserError(
+            f"{part.name}: the column answers needs lists of text and of whole numbers, not of {kinds['text']} and "
+            f"{kinds['answer_start']}"
+        )
 
 
-def _with_single_answers(examples: datasets.Dataset) -> datasets.Dataset:
-    """Columns text and answer_start as the lists of one answer each that SQuAD has."""
+def _with_single_answers(part: Part, told: str) -> datasets.Dataset:
+    """Columns text and answer_start as the lists of one answer each that SQuAD has.
+
+    Args:
+        told: the data's name of the column `answer_start`, for messages.
+    """
+    values = arrow.table(part.examples, "answer_start")["answer_start"].to_pylist()
+    starts = [_character(value) for value in values]
+    bad = [i for i, start in enumerate(starts) if start is None and values[i] not in (None, "")]
+    if bad:
+        raise UserError(f"{part.where_all(bad)}: column {told}: {values[bad[0]]!r} is no number of a character, from 0")
     answers = [
         {"text": [text] if text else [], "answer_start": [] if start is None else [start]}
-        for text, start in zip(examples["text"], examples["answer_start"], strict=True)
+        for text, start in zip(part.examples["text"], starts, strict=True)
     ]
-    return examples.select_columns(["id", "context", "question"]).add_column("answers", answers)  # type: ignore[call-arg]
+    return part.examples.select_columns(["id", "context", "question"]).add_column("answers", answers)  # type: ignore[call-arg]
+
+
+def _character(value: Any) -> int | None:
+    """A whole number, however it is written; None if it is none."""
+    try:
+        return int(value) if float(value) == int(float(value)) else None
+    except (TypeError, ValueError, OverflowError):
+        return None
 
 
 def check_answers(part: Part, drop: bool, unanswerable: bool = False) -> Part:
@@ -530,17 +562,21 @@ def read_squad_json(file: Path) -> list[dict[str, Any]] | None:
     Raises:
         UserError: it has "data", and no questions below it, or contradicts itself.
     """
-    text = file.read_text(encoding="utf-8")
+    text = sources.read_text(file)
     if not (text.lstrip().startswith("{") and '"data"' in text[:10_000_000]):
         return None
     try:
         whole = json.loads(text)
     except json.JSONDecodeError:  # several objects in a file: JSON lines under another name
         return None
+    found: list[dict[str, Any]] = []
     try:
-        found = list(_questions(whole))
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{file} is not in SQuAD's JSON format: {error!r} is missing or of the wrong kind") from error
+        for question in _questions(whole):
+            found.append(question)  # one by one: a message says which is wrong
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{file} is not in SQuAD's JSON format: question {len(found) + 1}: {error!r} is missing or of a wrong kind"
+        ) from error
     wrong = [one["id"] for one in found if one.pop("is_impossible") not in (None, not one["answers"]["text"])]
     if wrong:
         raise UserError(

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import datasets
 
+_SHOWN = 3  # places that a message names
+
 
 @dataclass
 class Part:
@@ -37,6 +39,11 @@ class Part:
         row = self.rows[index]
         at = bisect.bisect_right(ends, row)
         return f"{self.places[at][0]}, row {row - (ends[at - 1] if at else 0) + 1}"
+
+    def where_all(self, indices: Sequence[int]) -> str:
+        """Where several examples came from, the first few of them."""
+        more = f" and {len(indices) - _SHOWN} more" if len(indices) > _SHOWN else ""
+        return "; ".join(self.where(index) for index in indices[:_SHOWN]) + more
 
     def select(self, indices: Sequence[int]) -> Part:
         """Some of the examples."""

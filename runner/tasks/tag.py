@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -22,12 +23,14 @@ if TYPE_CHECKING:
 
 OUTSIDE = "O"
 """The tag of a word that is part of nothing."""
+_OF_ENTITIES = re.compile(r"O|[BIES](-.*)?")
 _NO_WORD = -1  # of tokens that are not the first of a word
 
 
 @dataclass
 class Tag(Dataset):
-    """Sentences as lists of words, with a tag for each word: IOB1, IOB2, IOE or IOBES.
+    """Sentences as lists of words, with a tag for each word: of entities as IOB1, IOB2, IOE or IOBES, or (with
+    `metric=accuracy`) any other, such as parts of speech.
 
     Beside the files that all kinds of task read, CoNLL-2003's columns are read (`.conll`, `.txt`): a word and its tags
     on each line, of which the last one counts, and an empty line between sentences.
@@ -79,19 +82,24 @@ class Tag(Dataset):
         train = self._named(splits.train) if splits.train is not None else None
         evaluation = {name: self._named(part) for name, part in splits.evaluation.items()}
         parts = [*([train] if train is not None else []), *evaluation.values()]
-        names = classes.names(self.labels, parts, "tags")
+        names = classes.names(self.labels, parts, "tags", self.tags)
+        if self.metric != "accuracy" and not _of_entities(names):
+            other = next(name for name in names if not _of_entities([name]))
+            raise UserError(
+                f"dataset.metric={self.metric} is of entities, and column {self.tags} of {splits.source} has the tag "
+                f"{other}, which is none of O, B-TYPE, I-TYPE, E-TYPE and S-TYPE: say what the tags are with "
+                "dataset.labels, or set dataset.metric=accuracy"
+            )
         coded = [classes.coded(part, "tags", names, self.tags) for part in parts]
         return (coded.pop(0) if train is not None else None), dict(zip(evaluation, coded, strict=True))
 
     def _named(self, part: Part) -> Part:
         given = {"tokens": self.tokens, "tags": self.tags} | ({"id": self.id} if self.id else {})
         found = sources.renamed(part, given)
-        for ours, theirs in given.items():
-            if ours != "id" and not classes.is_listed(found, ours):
-                raise UserError(f"{part.name}: column {theirs} holds no lists, one entry for each word")
-        ids = found.rows if self.id is None else found.examples["id"]
-        others = found.examples.select_columns(["tokens", "tags"])
-        return found.holding(others.add_column("id", [str(id) for id in ids]))  # type: ignore[call-arg]
+        for ours in ("tokens", "tags"):
+            classes.check_kind(found, ours, given[ours], listed=True)
+        ids = sources.ids(found, self.id)
+        return found.holding(found.examples.select_columns(["tokens", "tags"]).add_column("id", ids))  # type: ignore[call-arg]
 
     def groups(self, examples: datasets.Dataset) -> Sequence[str]:
         return [" ".join(map(str, words)) for words in arrow.lists(arrow.table(examples, "tokens")["tokens"])]
@@ -111,8 +119,8 @@ class Tag(Dataset):
         if len(words) != len(tags):
             return f"columns {self.tokens} and {self.tags}: {len(words)} words with {len(tags)} tags"
         for word in words:
-            if not isinstance(word, str) or len(word.split()) != 1:
-                return f"column {self.tokens}: {word!r} is no word: text without white space"
+            if not isinstance(word, str):
+                return f"column {self.tokens}: {word!r} is no text"
         return f"column {self.tags}: a word has no tag" if classes.NONE in tags else None
 
     # --- features, outputs ----------------------------------------------------------------------------------
@@ -126,7 +134,8 @@ class Tag(Dataset):
     def tokenized(
         self, batch: dict[str, list], indices: list[int], tokenizer: PreTrainedTokenizerBase, labels: bool
     ) -> dict[str, list]:
-        # As a text, not as a list of words, which tokenizers of byte pairs do not take as they are loaded.
+        # As a text, not as a list of words, which tokenizers of byte pairs do not take as they are loaded. Characters
+        # tell which word a token is of, so that nothing is shifted by a word that has a blank in it or leaves no token.
         texts = [" ".join(words) for words in batch["tokens"]]
         encoded = tokenizer(
             texts,
@@ -139,15 +148,15 @@ class Tag(Dataset):
         rows, offsets = encoded.pop("overflow_to_sample_mapping"), encoded.pop("offset_mapping")
         columns: dict[str, list] = {name: encoded[name] for name in encoded}
         words = list(_first_tokens(batch["tokens"], rows, offsets))
-        if labels:
-            tags = [batch["tags"][row] for row in rows]
-            columns["labels"] = [
-                [of[word] if word != _NO_WORD else IGNORED for word in window]
-                for of, window in zip(tags, words, strict=True)
-            ]
-        else:
-            columns |= {"example": [indices[row] for row in rows], "word": words}
-        return columns
+        if not labels:
+            return columns | {"example": [indices[row] for row in rows], "word": words}
+        columns["labels"] = [
+            [batch["tags"][row][word] if word != _NO_WORD else IGNORED for word in window]
+            for row, window in zip(rows, words, strict=True)
+        ]
+        # The mean over no label is no number: windows in which no word begins that was not in another teach nothing.
+        teaching = [i for i, window in enumerate(columns["labels"]) if set(window) != {IGNORED}]
+        return {name: [values[i] for i in teaching] for name, values in columns.items()}
 
     def heads(self, outputs: Any, tokens: torch.Tensor) -> Prediction:
         return Prediction((outputs.logits,), None, tokens)
@@ -162,20 +171,25 @@ class Tag(Dataset):
         gold = [[names[number] for number in of] for of in tags]
         ids = [str(id) for id in examples["id"]]
         splits = list(examples[SPLIT]) if SPLIT in examples.column_names else [""] * len(ids)
-        metrics = {}
+        metrics: dict[str, float] = {}
+        told = self.metrics if _of_entities(names) else ("accuracy",)
         for split in dict.fromkeys(splits):
             here = [i for i, of in enumerate(splits) if of == split]
             suffix = "" if split == splits[0] else f"_{split}"
             reached = scores((found[i], gold[i]) for i in here)
-            metrics |= {f"{name}{suffix}": reached[name] for name in self.metrics}
+            metrics |= {f"{name}{suffix}": reached[name] for name in told}
         first = [i for i, of in enumerate(splits) if of == splits[0]]
         return Scores(
             metrics,
             dict(zip(ids, found, strict=True)),
-            {ids[i]: float(chunks(found[i]) == chunks(gold[i])) for i in first},
+            {ids[i]: float(self._right(found[i], gold[i])) for i in first},
             "ratio" if self.metric == "accuracy" else f"entity_{self.metric}",
             {ids[i]: list(self._statistics(found[i], gold[i])) for i in first},
         )
+
+    def _right(self, found: list[str], gold: list[str]) -> bool:
+        """Whether a whole sentence is right: all its entities, or all its words if these are what is counted."""
+        return found == gold if self.metric == "accuracy" else chunks(found) == chunks(gold)
 
     def _statistics(self, found: list[str], gold: list[str]) -> tuple[float, ...]:
         if self.metric == "accuracy":
@@ -183,7 +197,8 @@ class Tag(Dataset):
         return tuple(map(float, counts(found, gold)))
 
     def _tagged(self, examples: datasets.Dataset, features: datasets.Dataset, logits: np.ndarray) -> list[list[str]]:
-        """The tag of each word. A word of which no token is left, such as one of invisible characters, is outside."""
+        """The tag of each word. A word of which no token is left, such as one of invisible characters, is outside (has
+        the first tag, if none says so)."""
         names = _names(examples)
         default = OUTSIDE if OUTSIDE in names else names[0]
         tagged = [[default] * len(words) for words in examples["tokens"]]
@@ -201,16 +216,24 @@ class Tag(Dataset):
         return [{**row, "tags": [names[number] for number in row["tags"]]} for row in examples.to_list()]
 
     def shown(self, example: Mapping[str, Any]) -> dict[str, str]:
+        sentence = " ".join(example["tokens"])
+        if not _of_entities(example["tags"]):
+            return {"Sentence": sentence, "Tags": " ".join(example["tags"])}
         entities = sorted(chunks(example["tags"]))
         told = [f"{' '.join(example['tokens'][start:stop])} ({kind})" for start, stop, kind in entities]
-        return {"Sentence": " ".join(example["tokens"]), "Entities": ", ".join(told) or "none"}
+        return {"Sentence": sentence, "Entities": ", ".join(told) or "none"}
 
     def kinds(self, example: Mapping[str, Any]) -> dict[str, str]:
+        length = {"Length": told_length(len(example["tokens"]), (5, 10, 20, 40))}
+        if not _of_entities(example["tags"]):
+            return length
         kinds = sorted({kind for _, _, kind in chunks(example["tags"])})
-        return {
-            "Entities": "+".join(kinds) or "none",
-            "Length": told_length(len(example["tokens"]), (5, 10, 20, 40)),
-        }
+        return {"Entities": "+".join(kinds) or "none"} | length
+
+
+def _of_entities(tags: Iterable[str]) -> bool:
+    """Whether these are tags of entities, not of something else such as parts of speech."""
+    return all(map(_OF_ENTITIES.fullmatch, tags))
 
 
 def _names(examples: datasets.Dataset) -> list[str]:
@@ -252,14 +275,21 @@ def read_columns(file: Path, words: str, tags: str) -> Iterator[dict[str, list[s
         words, tags: names of the columns to make.
 
     Raises:
-        UserError: a line has no tag.
+        UserError: a line has no tag, or not as many columns as the first.
     """
     sentence: list[list[str]] = []
-    for number, line in enumerate([*file.read_text(encoding="utf-8-sig").splitlines(), ""], 1):
-        fields = line.split()
+    width = None
+    # Not splitlines, nor split by any white space: words may hold other ends of lines, and blanks that do not break.
+    for number, line in enumerate([*sources.read_text(file).split("\n"), ""], 1):
+        fields = [field for field in re.split(r"[ \t\r]+", line) if field]
         if fields and fields[0] != "-DOCSTART-":
             if len(fields) < 2:
                 raise UserError(f"{file}, line {number}: {line.strip()!r} has no tag: a word and its tags are needed")
+            width = width or len(fields)
+            if len(fields) != width:
+                raise UserError(
+                    f"{file}, line {number}: {line.strip()!r} has {len(fields)} columns, and the lines before {width}"
+                )
             sentence.append(fields)
         elif sentence:
             yield {words: [fields[0] for fields in sentence], tags: [fields[-1] for fields in sentence]}

@@ -1,10 +1,8 @@
 """Bad input: one message that names the key, the value and the remedy; exit status 1, and nothing half-written."""
 
 import json
-import logging
 import sys
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,9 +14,7 @@ from runner import hub
 from runner.config import compose_experiment
 from runner.edge import guarded, message
 from runner.errors import UserError
-from tests.conftest import Cli, save_small_model
-
-Refused = Callable[..., str]
+from tests.conftest import Cli, Refused, check_refusal, save_small_model
 
 
 def told(*overrides: str) -> str:
@@ -28,47 +24,6 @@ def told(*overrides: str) -> str:
     text = message(caught.value)
     assert text is not None, f"a defect, not a message: {caught.value!r}"
     return text
-
-
-@pytest.fixture
-def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Iterator[Refused]:
-    """`refused("model=nope")`: the command line in this process, in an empty folder, up to its message."""
-    folder = tmp_path / "work"
-    folder.mkdir()
-    monkeypatch.chdir(folder)
-    root = logging.getLogger()
-    handlers, level = list(root.handlers), root.level
-
-    def run(*arguments: str) -> str:
-        monkeypatch.setattr(sys, "argv", ["python -m runner", *arguments])
-        capfd.readouterr()  # what the test itself has printed
-        with warnings.catch_warnings(record=True) as warned:
-            warnings.simplefilter("always")
-            try:
-                status = command_line.main()
-            except SystemExit as exit:
-                status = exit.code
-        assert status == 1
-        assert [str(w.message) for w in warned if "Callback" in str(w.message)] == []
-        told = capfd.readouterr()
-        assert told.out == ""
-        check(told.err)
-        assert list(folder.iterdir()) == []
-        return told.err
-
-    yield run
-    for handler in [h for h in root.handlers if h not in handlers]:
-        root.removeHandler(handler)
-    root.setLevel(level)
-    for library in ("huggingface_hub", "datasets"):
-        logging.getLogger(library).propagate = True
-
-
-def check(stderr: str) -> None:
-    """One message and no traceback."""
-    assert "Traceback" not in stderr
-    assert stderr.count("error: ") == 1
-    assert stderr.startswith("error: ")
 
 
 # --- the configuration --------------------------------------------------------------------------------------
@@ -169,7 +124,7 @@ def test_command_line_ends_with_status_1_and_leaves_nothing(overrides: list[str]
 def test_the_real_command_line_does_so_too(cli: Cli, tmp_path: Path) -> None:
     done = cli("-m", "runner", "model=hub")
     assert (done.returncode, done.stdout) == (1, "")
-    check(done.stderr)
+    check_refusal(done.stderr)
     assert "no value for model.path" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
     assert list(tmp_path.iterdir()) == []
@@ -266,7 +221,7 @@ def test_yaml_that_reads_a_pattern_as_a_number_is_told_so(cli: Cli, tmp_path: Pa
     done = cli("-m", "runner", "--config-dir", "mine", "experiment=apart", "model=hub", f"model.path={folder}",
                "dataset=demo")  # fmt: skip
     assert (done.returncode, done.stdout) == (1, "")
-    check(done.stderr)
+    check_refusal(done.stderr)
     assert "allocation.layers, for bert.encoder.layer.0.attention.self.query" in done.stderr
     assert "YAML reads 2:4 as a number unless it is quoted" in done.stderr
     assert {path.name for path in tmp_path.iterdir()} == {"m", "mine"}
@@ -356,7 +311,7 @@ def test_hub_that_cannot_be_reached(cli: Cli, tmp_path: Path) -> None:
     env = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "0"}
     done = cli("-m", "runner", "model=bert-mini", env=env, timeout=60)
     assert done.returncode == 1
-    check(done.stderr)
+    check_refusal(done.stderr)
     (line,) = done.stderr.strip().splitlines()  # nothing about retries
     assert "model.path=google/bert_uncased_L-4_H-256_A-4" in line
     assert "the hub at http://127.0.0.1:9 cannot be reached" in line
@@ -418,7 +373,7 @@ def test_a_bad_job_stops_a_sweep_before_its_first(
 def test_a_bad_job_stops_the_real_sweep(cli: Cli, tmp_path: Path) -> None:
     done = cli("-m", "runner", "-m", "pattern=4x1,2:4", "pattern.target_sparsity=0.8")
     assert (done.returncode, done.stdout) == (1, "")
-    check(done.stderr)
+    check_refusal(done.stderr)
     assert "impossible for 2:4" in done.stderr
     assert list(tmp_path.iterdir()) == []
 

@@ -277,7 +277,7 @@ def test_text_that_is_none_is_named(tmp_path: Path) -> None:
 
 
 def test_ids_that_are_there_twice_are_refused(tmp_path: Path) -> None:
-    rows = [{"review": f"x{i}", "stars": "a", "nr": i // 2} for i in range(4)]
+    rows = [{"review": f"x{i}", "stars": i % 2, "nr": i // 2} for i in range(4)]
     (tmp_path / "dev.jsonl").write_bytes(FORMATS["jsonl"](rows))
     with pytest.raises(UserError, match=r"2 ids of evaluation examples are there twice \(such as 0\)"):
         task(tmp_path, id="nr").read(train=False)

@@ -93,8 +93,9 @@ def test_every_word_is_tagged_once_however_long_the_sentence_is(
     tagged = [(row["example"], word) for row in made.to_list() for word in row["word"] if word >= 0]
     assert sorted(tagged) == [(i, j) for i, of in enumerate(sentences) for j in range(len(of))]
 
-    labelled = task.features(examples.evaluation, tokenizer, None, labels=True)
-    for row, to_train in zip(made.to_list(), labelled.to_list(), strict=True):
+    labelled = task.features(examples.evaluation, tokenizer, None, labels=True).to_list()
+    teaching = [row for row in made.to_list() if max(row["word"]) >= 0]  # others have nothing to learn from
+    for row, to_train in zip(teaching, labelled, strict=True):
         assert row["input_ids"] == to_train["input_ids"]
         expected = [TAGS.index(tags[row["example"]][word]) if word >= 0 else IGNORED for word in row["word"]]
         assert to_train["labels"] == expected
@@ -103,6 +104,38 @@ def test_every_word_is_tagged_once_however_long_the_sentence_is(
     assert scores.predictions == {str(i): of for i, of in enumerate(tags)}
     assert set(scores.by_example.values()) == {1.0}
     assert scores.metrics["accuracy"] == 1
+
+
+ODD = ("Ada", "New York", "10\u00a0000", "", " ", "\u200d", "a\u2028b", "東京", "[SEP]", "</s>", "Zoë", " x ")
+"""Words of real data that a tokenizer splits, or of which it leaves nothing."""
+
+
+@pytest.mark.parametrize("kind", TOKENIZERS)
+@settings(deadline=None, derandomize=True, max_examples=15)
+@given(seed=st.integers(0, 10_000))
+def test_words_with_blanks_or_without_tokens_shift_no_others(
+    tmp_path_factory: pytest.TempPathFactory, kind: str, seed: int
+) -> None:
+    chance = random.Random(seed)
+    sentence = chance.choices(ODD, k=chance.randint(1, 15))
+    tags = ["O" if not of.strip() or of == "\u200d" else chance.choice(TAGS) for of in sentence]
+    task, examples = read(tmp_path_factory.mktemp("data"), [sentence], [tags], max_seq_length=12, doc_stride=4)
+    made = task.features(examples.evaluation, TOKENIZERS[kind], None, labels=False)
+    tagged = [word for row in made["word"] for word in row if word >= 0]
+    alone = [TOKENIZERS[kind](word, add_special_tokens=False)["input_ids"] for word in sentence]
+    assert len(set(tagged)) == len(tagged)
+    assert {i for i, tokens in enumerate(alone) if tokens and sentence[i].strip()} <= set(tagged)
+    scores = task.score(examples.evaluation, made, [perfect(made.to_list(), [tags])])
+    assert scores.predictions == {"0": tags}
+
+
+def test_a_window_in_which_no_word_begins_is_not_learnt_from(tmp_path: Path) -> None:
+    """Its loss would be a mean over nothing."""
+    task, examples = read(tmp_path, [["Rome", "Ada" * 30]], [["B-LOC", "B-PER"]], max_seq_length=12, doc_stride=4)
+    tokenizer = TOKENIZERS["trimmed"]
+    assert len(task.features(examples.evaluation, tokenizer, None, labels=False)) > 2
+    (only,) = task.features(examples.evaluation, tokenizer, None, labels=True).to_list()
+    assert sorted(set(only["labels"])) == [IGNORED, TAGS.index("B-PER"), TAGS.index("B-LOC")]
 
 
 def test_a_word_begins_where_the_tokenizers_own_words_do(tmp_path: Path) -> None:
@@ -170,13 +203,45 @@ def test_files_in_columns_are_sentences(tmp_path: Path) -> None:
     assert found.train.features["tags"].feature.names == ["B-ORG", "B-PER", "I-PER", "O"]
 
 
+def test_words_in_columns_may_hold_other_blanks_and_ends_of_lines(tmp_path: Path) -> None:
+    (tmp_path / "dev.conll").write_text("10\u00a0000\tO\r\na\u2028b\x85\tB-LOC\r\n\r\nRome\tB-LOC", newline="")
+    assert list(read_columns(tmp_path / "dev.conll", words="tokens", tags="ner_tags")) == [
+        {"tokens": ["10\u00a0000", "a\u2028b\x85"], "ner_tags": ["O", "B-LOC"]},
+        {"tokens": ["Rome"], "ner_tags": ["B-LOC"]},
+    ]
+
+
+def test_other_tags_than_those_of_entities_have_an_accuracy(tmp_path: Path) -> None:
+    """Parts of speech, or numbers of which nobody said what they are, hold no entities: no F1 can be made up."""
+    rows = [{"tokens": ["Ada", "lives"], "ner_tags": ["NNP", "VBZ"]}, {"tokens": ["Rome"], "ner_tags": ["NNP"]}]
+    (tmp_path / "dev.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(UserError, match=r"metric=f1 is of entities, .* the tag NNP, .* set dataset.metric=accuracy"):
+        Tag(path=str(tmp_path)).read(train=False)
+    task = Tag(path=str(tmp_path), metric="accuracy")
+    examples = task.read(train=False).evaluation
+    made = task.features(examples, TOKENIZERS["words"], None, labels=False)
+    logits = np.zeros((2, max(made["length"]), 2), np.float32)
+    logits[..., 0] = 1  # all are NNP
+    scores = task.score(examples, made, [logits])
+    assert scores.metrics == {"accuracy": 2 / 3}
+    assert scores.by_example == {"0": 0.0, "1": 1.0}
+    assert (scores.statistic, scores.statistics) == ("ratio", {"0": [1, 2], "1": [1, 1]})
+    (row, _) = task.rows(examples)
+    assert task.shown(row) == {"Sentence": "Ada lives", "Tags": "NNP VBZ"}
+    assert task.kinds(row) == {"Length": "1 to 5 words"}
+    (tmp_path / "dev.jsonl").write_text('{"tokens": ["Ada", "lives"], "ner_tags": [1, 0]}\n')
+    with pytest.raises(UserError, match=r"has the tag 0, .*: say what the tags are with dataset.labels"):
+        Tag(path=str(tmp_path)).read(train=False)
+    named = Tag(path=str(tmp_path), labels=["O", "B-PER"]).read(train=False).evaluation
+    assert task.rows(named)[0]["tags"] == ["B-PER", "O"]
+
+
 @pytest.mark.parametrize(
     ("row", "said"),
     [
         ({"tokens": ["a", "b"], "ner_tags": ["O"]}, "row 2: columns tokens and ner_tags: 2 words with 1 tags"),
         ({"tokens": [], "ner_tags": []}, "row 2: column tokens: a sentence without words"),
-        ({"tokens": ["a b"], "ner_tags": ["O"]}, "row 2: column tokens: 'a b' is no word"),
-        ({"tokens": [""], "ner_tags": ["O"]}, "row 2: column tokens: '' is no word"),
+        ({"tokens": [None], "ner_tags": ["O"]}, "row 2: column tokens: None is no text"),
         ({"tokens": ["a"], "ner_tags": ["B-DOG"]}, "row 2: column ner_tags: 'B-DOG' is none of the classes O, B-PER"),
         ({"tokens": ["a"], "ner_tags": [None]}, "row 2: column ner_tags: a word has no tag"),
     ],
@@ -193,9 +258,18 @@ def test_other_problems_are_named(tmp_path: Path) -> None:
     (tmp_path / "dev.conll").write_text("Ada B-PER\nlives\n")
     with pytest.raises(UserError, match=r"dev.conll, line 2: 'lives' has no tag"):
         Tag(path=str(tmp_path)).read(train=False)
+    (tmp_path / "dev.conll").write_text("Ada NNP B-PER\nlives VBZ\n")
+    with pytest.raises(UserError, match=r"dev.conll, line 2: 'lives VBZ' has 2 columns, and the lines before 3"):
+        Tag(path=str(tmp_path)).read(train=False)
+    (tmp_path / "dev.conll").write_bytes("Ada B-PER\nZoë B-PER\n".encode("latin-1"))
+    with pytest.raises(UserError, match=r"dev.conll, line 2: this is no UTF-8"):
+        Tag(path=str(tmp_path)).read(train=False)
     (tmp_path / "dev.conll").unlink()
     (tmp_path / "dev.jsonl").write_text('{"tokens": "Ada lives", "ner_tags": ["O", "O"]}\n')
     with pytest.raises(UserError, match=r"dev.jsonl: column tokens holds no lists"):
+        Tag(path=str(tmp_path)).read(train=False)
+    (tmp_path / "dev.jsonl").write_text('{"tokens": [["a"]], "ner_tags": ["O"]}\n')
+    with pytest.raises(UserError, match=r"dev.jsonl: column tokens holds list<.*>, where text or numbers are needed"):
         Tag(path=str(tmp_path)).read(train=False)
     with pytest.raises(UserError, match=r"doc_stride=128 does not fit dataset.max_seq_length=128"):
         Tag(path="x", doc_stride=128)
