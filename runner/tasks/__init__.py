@@ -77,7 +77,7 @@ class Dataset:
 
     path: str = MISSING
     """A hub id, a file or a folder: of CSV, TSV, JSON, JSON-lines or parquet files, or files in the task's own format,
-    told apart by "train", "dev", "valid" and "test" in their names."""
+    told apart by the words train, validation, valid, dev and test in their names."""
     name: str | None = None
     """The hub dataset's configuration, where it has several."""
     revision: str | None = None

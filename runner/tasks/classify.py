@@ -36,8 +36,8 @@ class Classify(Dataset):
     id: str | None = None
     """Column of an id. Not given: the number of the row."""
     labels: list[str] = field(default_factory=list)
-    """The classes in the order in which the model has them. Where the data have numbers: what they stand for, from 0.
-    Not given: those of the data, which are sorted if the data do not say in which order."""
+    """The classes in the order in which the model has them. Where the data have numbers: what they stand for, from 0
+    (but "3" stands for 3). Not given: those of the data, which are sorted if the data do not say in which order."""
     regression: bool = False
     """The label is a number: the head has one output, and is trained by the squared error."""
     drop_unlabelled: bool = False

@@ -271,17 +271,20 @@ def _has_word(path: Path, word: str) -> bool:
 
 def _evaluation_files(path: Path, source: Source, files: list[Path]) -> dict[str, list[Path]]:
     """The files of each evaluation split, by the split's name."""
-    found = {name: [p for p in files if name.lower() in p.stem.lower()] for name in source.evaluation_splits}
+    found: dict[str, list[Path]] = {name: [] for name in source.evaluation_splits}
+    for file in files:
+        # The longest name that fits: dev2.csv is of "dev2", not of "dev" too.
+        fitting = sorted((name for name in found if name.lower() in file.stem.lower()), key=len, reverse=True)
+        if len(fitting) > 1 and len(fitting[0]) == len(fitting[1]):
+            raise UserError(
+                f"dataset.evaluation_splits={source.evaluation_splits}: {file} fits {fitting[0]} and {fitting[1]}; give "
+                "more of the files' names"
+            )
+        if fitting:
+            found[fitting[0]].append(file)
     missing = [name for name, of in found.items() if not of]
     if missing:
         raise UserError(f"dataset.path={path}: no file named {missing[0]}*, which dataset.evaluation_splits asks for")
-    for file in files:
-        names = [name for name, of in found.items() if file in of]
-        if len(names) > 1:
-            raise UserError(
-                f"dataset.evaluation_splits={source.evaluation_splits}: {file} belongs to both {' and '.join(names)}; "
-                "give more of the files' names"
-            )
     if found:
         return found
     for words in _EVALUATION:
@@ -339,7 +342,9 @@ def _delimited(path: Path, texts: Sequence[str]) -> Any:
     """A table with a header line. Text stays as it is: "NA" and "null" are words, "007" is no number."""
     import pyarrow as pa
 
-    raw = read_text(path).encode()
+    raw = read_text(path).encode() + b"\n"  # else pyarrow refuses a header alone; it leaves out empty lines
+    if not raw.strip():
+        raise UserError(f"{path}: the file is empty: there is no first line with the names of the columns")
     table = _parsed(path, raw, texts)
     twice = sorted({name for name in table.column_names if table.column_names.count(name) > 1})
     if twice:

@@ -43,8 +43,8 @@ class Tag(Dataset):
     id: str | None = None
     """Column of an id. Not given: the number of the row."""
     labels: list[str] = field(default_factory=list)
-    """The tags in the order in which the model has them. Where the data have numbers: what they stand for, from 0. Not
-    given: those of the data, which are sorted if the data do not say in which order."""
+    """The tags in the order in which the model has them. Where the data have numbers: what they stand for, from 0 (but
+    "3" stands for 3). Not given: those of the data, which are sorted if the data do not say in which order."""
     metric: str = "f1"
     """The main metric, which names the columns of the table: f1, precision or recall of the entities, or accuracy of
     the words."""
