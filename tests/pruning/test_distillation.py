@@ -353,6 +353,15 @@ def test_a_student_that_attends_as_its_teacher_has_no_divergence():
     assert how.projections(EncoderShape(1, 2, 1), EncoderShape(1, 8, 1)) == {}  # no hidden states are compared
 
 
+def test_a_model_that_does_not_tell_its_attention_is_refused():
+    tokens = torch.ones(1, 3, dtype=torch.bool)
+    hidden, attention = (torch.zeros(1, 3, 2),) * 2, torch.eye(3)[None, None]
+    silent, told = (Prediction((torch.zeros(1, 3),), None, tokens, hidden, given) for given in ((), (attention,)))
+    with pytest.raises(PruningError, match=r"the teacher does not give .* distill.attention_weight=0"):
+        HiddenStates(attention_weight=1.0).loss(told, silent)
+    assert HiddenStates().loss(told, silent).item() == 0.0
+
+
 @pytest.mark.parametrize(("student", "teacher", "expected"), [
     (2, 2, {0: 0, 1: 1, 2: 2}),
     (4, 12, {0: 0, 1: 3, 2: 6, 3: 9, 4: 12}),  # as TinyBERT's of 4 layers

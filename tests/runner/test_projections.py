@@ -150,6 +150,14 @@ def test_another_projector_stays_and_only_we_load_it(tmp_path: Path) -> None:
     assert more == 10 * (32 * 64 + 64 * 64 + 2 * 32)
 
 
+def test_a_head_of_one_layer_is_taken_over_from_another_family(tmp_path: Path) -> None:
+    student, teacher = small(tmp_path / "s", "distilbert"), small(tmp_path / "t", seed=1)
+    assert projections.attach(student, SimKD(projector=Projector.mlp), teacher) == {}  # they are as wide
+    assert type(student.qa_outputs) is torch.nn.Linear
+    assert torch.equal(student.qa_outputs.weight, teacher.qa_outputs.weight)
+    assert not student.qa_outputs.weight.requires_grad
+
+
 def classifier(kind: str, seed: int = 0, **sizes: Any) -> Any:
     own = {"bert": {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32},
            "distilbert": {"dim": 16, "n_layers": 1, "n_heads": 2, "hidden_dim": 32}}[kind]  # fmt: skip
