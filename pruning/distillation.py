@@ -281,12 +281,21 @@ class HiddenStates(Distillation):
             errors = [_squared_error(student.hidden[s], teacher.hidden[t], student.tokens) for s, t in mapped]
             loss = loss + self.hidden_weight * torch.stack(errors).mean()
         if self.attention_weight:
+            _check_attentions(student, teacher)
             pairs = [(student.attentions[s - 1], teacher.attentions[t - 1]) for s, t in mapped if s and t]
             each = [_attention_kl(s, t, student.tokens) for s, t in pairs]
             loss = loss + self.attention_weight * torch.stack(each).mean()
         if self.logits_weight:
             loss = loss + self.logits_weight * _of_logits(student, teacher, self.temperature)
         return loss
+
+
+def _check_attentions(student: Prediction, teacher: Prediction) -> None:
+    for who, said in (("student", student), ("teacher", teacher)):
+        if len(said.attentions) != len(said.hidden) - 1 or any(each is None for each in said.attentions):
+            raise PruningError(
+                f"the {who} does not give the attention weights of each of its layers; set distill.attention_weight=0"
+            )
 
 
 def _attention_kl(student: Tensor, teacher: Tensor, tokens: Tensor) -> Tensor:

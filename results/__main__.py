@@ -159,4 +159,10 @@ if __name__ == "__main__":
     # Alembic, urllib3 and MLflow report on themselves; the output is the table's.
     logging.disable(logging.WARNING)
     warnings.simplefilter("ignore")
-    sys.exit(main())
+    try:
+        status = main()
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever reads has enough, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains once more when it ends
+        status = 0
+    sys.exit(status)

@@ -48,7 +48,7 @@ class Column:
 def layout(rows: list[Row], wide: bool = True) -> list[Column]:
     """The columns that these rows need: the published ones, then what makes them honest."""
     metrics = {row.metric for row in rows}
-    score = "score" if len(metrics) != 1 else names.title(*metrics)
+    score = "score" if len(metrics) != 1 else names.written(*metrics)
     metric = [Column("Metric", lambda row: names.title(row.metric), label=True)] if len(metrics) > 1 else []
     marked = marks(rows)
     columns = [

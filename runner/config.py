@@ -341,7 +341,7 @@ def identify(experiment: Experiment, model: str, data: str, teacher: str | None,
     }
     if experiment.model.finetuned is None:
         dense["finetune"] = experiment.finetune.determinants()
-    run = dict(dense, versions=VERSIONS, prune=experiment.prune)
+    run = dict(dense, versions=VERSIONS, prune=experiment.prune, scores=experiment.dataset.score_settings())
     if experiment.prune:
         run |= {
             "pattern": _typed(experiment.pattern),
@@ -359,7 +359,7 @@ def identify(experiment: Experiment, model: str, data: str, teacher: str | None,
                 "regularizer": _typed(experiment.regularizer),
             }
     seed = experiment.seed
-    control = {key: run[key] for key in (*dense, "distill", "train") if key in run}
+    control = {key: run[key] for key in (*dense, "scores", "distill", "train") if key in run}
     budget = {key: value for key, value in control.items() if key != "distill"}
     return Identity(
         run=_hash([run, seed]),

@@ -62,7 +62,8 @@ def score_once(
     Args:
         fingerprint: of the examples.
     """
-    made_of = [VERSIONS["prepare"], VERSIONS["evaluate"], checkpoint.fingerprint, fingerprint, task.settings()]
+    made_of = [VERSIONS["prepare"], VERSIONS["evaluate"], checkpoint.fingerprint, fingerprint]
+    made_of += [task.settings(), task.score_settings()]
     made_of += [field.name for field in fields(Scores)]
     key = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:16]
     file = cache / "scores" / f"{key}.json"

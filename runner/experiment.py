@@ -228,7 +228,9 @@ def find(experiment: Experiment) -> Sources:
     teacher, key = None, "distill.teacher"
     if experiment.prune and experiment.distill.teacher:
         path = runs.dense_model(experiment.distill.teacher, key, experiment.tracking)
-        teacher = models.find(path, key, model)
+        teacher = models.find(
+            path, key, replace(model, hidden_dropout=None, attention_dropout=None)
+        )  # it is not trained
     return Sources(base, teacher, models.find(model.sparse, "model.sparse", model) if model.sparse else None)
 
 

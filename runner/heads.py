@@ -65,13 +65,13 @@ def check(student: PreTrainedModel, teacher: PreTrainedModel, projects: bool) ->
     """
     if only_layer(student) is not None and only_layer(teacher) is not None:
         return
-    kinds = (student.config.model_type, teacher.config.model_type)
-    if projects or kinds[0] != kinds[1] or layers(student).keys() != layers(teacher).keys():
-        said = " (".join((f"the student, {kinds[0]}", ", ".join(layers(student)))) + "); "
-        said += " (".join((f"the teacher, {kinds[1]}", ", ".join(layers(teacher)))) + ")"
+    mine, theirs = ((model.config.model_type, list(layers(model))) for model in (student, teacher))
+    if projects or mine != theirs:
         raise UserError(
             "distill=simkd: a head that pools or has several layers is taken over only by a student as wide as its "
-            f"teacher, of the same family: {said}; use distill=hidden or distill=logits"
+            f"teacher, of the same family: here the student is {mine[0]} ({', '.join(mine[1])}) and the teacher "
+            f"{theirs[0]} ({', '.join(theirs[1])}), {'of another' if projects else 'of the same'} width; use "
+            "distill=hidden or distill=logits"
         )
 
 

@@ -281,6 +281,7 @@ def tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
         found = AutoTokenizer.from_pretrained(checkpoint.path, revision=checkpoint.revision, config=checkpoint.config)
     if not found.is_fast:
         raise UserError(f"{checkpoint.key}={checkpoint.path}: it has no fast tokenizer, which answers' offsets need")
+    found.padding_side = "right"  # XLNet's pads before the text, where labels and logits do not expect it
     if type(found).__name__ in _WITH_TOKEN_TYPES and "token_type_ids" not in found.model_input_names:
         found.model_input_names = [*found.model_input_names, "token_type_ids"]
         found.init_kwargs["model_input_names"] = found.model_input_names  # and so in the folder that it is saved to

@@ -38,10 +38,17 @@ def check(how: Distillation, student: PreTrainedModel, teacher: PreTrainedModel)
             "model.attention_dropout=0, or distill.attention_weight=0"
         )
     with torch.device("meta"):
-        found = how.projections(models.shape(student.config), models.shape(teacher.config))
+        found = made(how, student, teacher)
     if how.shares_head:
         heads.check(student, teacher, bool(found))
     return sum(p.numel() for module in found.values() for p in module.parameters())
+
+
+def made(how: Distillation, student: PreTrainedModel, teacher: PreTrainedModel) -> dict[int, nn.Module]:
+    """The distillation's projections between these two; none where it reads logits only."""
+    if not (how.needs_hidden or how.needs_attention):
+        return {}
+    return how.projections(models.shape(student.config), models.shape(teacher.config))
 
 
 def attach(student: PreTrainedModel, how: Distillation, teacher: PreTrainedModel | None) -> dict[int, nn.Module]:
@@ -55,7 +62,7 @@ def attach(student: PreTrainedModel, how: Distillation, teacher: PreTrainedModel
     """
     if teacher is None:
         return {}
-    found = how.projections(models.shape(student.config), models.shape(teacher.config))
+    found = made(how, student, teacher)
     for module in found.values():
         module.to(student.device)
     if how.shares_head:  # its input are the last layer's states: there is one projector at most

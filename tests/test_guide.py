@@ -21,7 +21,7 @@ EMBEDDED = [line for line in COMMANDS if "model=tiny" in line or line.split()[-1
 def test_blocks_are_commands_or_files_with_a_name() -> None:
     assert {kind for kind, _, _ in BLOCKS} == {"sh", "yaml", "csv"}
     assert all(bool(name) == (kind != "sh") for kind, name, _ in BLOCKS)
-    assert (len(COMMANDS), len(FILES), len(EMBEDDED)) == (19, 3, 5)
+    assert (len(COMMANDS), len(FILES), len(EMBEDDED)) == (23, 3, 5)
     assert all(line.startswith("python -m ") for line in COMMANDS)
 
 

@@ -122,6 +122,8 @@ class Dataset:
         "holdout", "data_seed", "official_train", "official_evaluation", "licence",
     )  # fmt: skip
     """Fields that only say which examples there are: a hash of their contents says it better."""
+    scoring: ClassVar[tuple[str, ...]] = ("metric",)
+    """Fields that matter to the scores alone: to change one trains no dense model again."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.holdout < 1:
@@ -139,8 +141,12 @@ class Dataset:
         return None if Path(self.path).expanduser().exists() else self.path
 
     def settings(self) -> dict[str, Any]:
-        """The fields that say what is done with the examples."""
-        return {key: value for key, value in asdict(self).items() if key not in self.selecting}
+        """The fields that say how examples become features."""
+        return {key: value for key, value in asdict(self).items() if key not in (*self.selecting, *self.scoring)}
+
+    def score_settings(self) -> dict[str, Any]:
+        """The fields that say how they are scored."""
+        return {key: getattr(self, key) for key in self.scoring}
 
     # --- reading: the same for all kinds of task ------------------------------------------------------------
 

@@ -53,6 +53,7 @@ class Classify(Dataset):
     pipeline_tag: ClassVar[str] = "text-classification"
     label_names: ClassVar[tuple[str, ...]] = ("labels",)
     metrics: ClassVar[tuple[str, ...]] = tuple(METRICS)
+    scoring: ClassVar[tuple[str, ...]] = ("metric", "other_metrics")
     selecting: ClassVar[tuple[str, ...]] = (*Dataset.selecting, "text", "text_pair", "label", "id", "drop_unlabelled")
 
     def __post_init__(self) -> None:

@@ -73,6 +73,7 @@ class Span(Dataset):
     pipeline_tag: ClassVar[str] = "question-answering"
     label_names: ClassVar[tuple[str, ...]] = ("start_positions", "end_positions")
     metrics: ClassVar[tuple[str, ...]] = ("f1", "exact_match")
+    scoring: ClassVar[tuple[str, ...]] = ("metric", "n_best", "max_answer_length", "null_threshold")
     selecting: ClassVar[tuple[str, ...]] = (
         *Dataset.selecting, "id", "context", "question", "answers", "answer_text", "answer_start",
     )  # fmt: skip
@@ -97,11 +98,6 @@ class Span(Dataset):
                 f"dataset.doc_stride={self.doc_stride} does not fit dataset.max_seq_length={self.max_seq_length}: "
                 "the stride must be positive and well below it"
             )
-
-    def settings(self) -> dict[str, Any]:
-        # Runs on questions that all have an answer are still what they were before others were known.
-        left_out = () if self.unanswerable else ("unanswerable", "null_threshold")
-        return {key: value for key, value in super().settings().items() if key not in left_out}
 
     # --- reading --------------------------------------------------------------------------------------------
 

@@ -337,11 +337,12 @@ def test_layers_are_compared_at_the_real_tokens_only(batch):
         at = ~student.tokens if leaf.dim() == 3 else (~student.tokens)[:, None, :].expand(leaf.shape[:3])
         assert not bool(leaf.grad[at].any())
     for attention in student.attentions:
-        assert not bool(
-            attention.grad.transpose(-1, -2)[(~student.tokens)[:, None, :].expand(attention.shape[:3])].any()
-        )
+        to_padding = (~student.tokens)[:, None, None, :].expand(attention.shape)
+        assert not bool(attention.grad[to_padding].any())
     for module in projections.values():
-        assert bool(module.weight.grad.any())
+        weight = module.get_parameter("weight")
+        assert weight.grad is not None
+        assert bool(weight.grad.any())
 
 
 def test_a_student_that_attends_as_its_teacher_has_no_divergence():
@@ -351,6 +352,15 @@ def test_a_student_that_attends_as_its_teacher_has_no_divergence():
     how = HiddenStates(hidden_weight=0.0, attention_weight=1.0)
     assert how.loss(said, said).item() == pytest.approx(0.0, abs=1e-6)
     assert how.projections(EncoderShape(1, 2, 1), EncoderShape(1, 8, 1)) == {}  # no hidden states are compared
+
+
+def test_a_model_that_does_not_tell_its_attention_is_refused():
+    tokens = torch.ones(1, 3, dtype=torch.bool)
+    hidden, attention = (torch.zeros(1, 3, 2),) * 2, torch.eye(3)[None, None]
+    silent, told = (Prediction((torch.zeros(1, 3),), None, tokens, hidden, given) for given in ((), (attention,)))
+    with pytest.raises(PruningError, match=r"the teacher does not give .* distill.attention_weight=0"):
+        HiddenStates(attention_weight=1.0).loss(told, silent)
+    assert HiddenStates().loss(told, silent).item() == 0.0
 
 
 @pytest.mark.parametrize(("student", "teacher", "expected"), [

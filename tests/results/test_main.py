@@ -48,6 +48,22 @@ def test_command_prints_the_table_and_nothing_else(published, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_reader_that_has_enough_is_no_error(published, tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "results", "--experiment", published.name, "--tracking-uri", published.uri],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()
+    assert (process.wait(60), process.stderr.read()) == (0, "")
+    process.stderr.close()
+
+
 def test_command_without_a_database(tmp_path):
     done = command(tmp_path)
     assert (done.returncode, done.stdout) == (1, "")

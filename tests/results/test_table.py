@@ -142,7 +142,7 @@ def test_several_metrics_get_a_column():
     assert [markdown_cells(line)[3] for line in body] == ["F1", "Exact match"]
 
 
-@pytest.mark.parametrize(("metric", "label"), [("f1", "F1"), ("exact_match", "Exact match"), ("accuracy", "Accuracy")])
+@pytest.mark.parametrize(("metric", "label"), [("f1", "F1"), ("exact_match", "exact match"), ("accuracy", "accuracy")])
 def test_headers_name_the_metric(metric, label):
     assert f"| Dense {label} (mean/max) | Sparse {label} (mean/max) |" in table.markdown(
         [replace(PUBLISHED, metric=metric)]

@@ -1,4 +1,4 @@
-"""Text classification: every dataset of the hub by its YAML, classes and numbers, scores, and runs from end to end."""
+"""Text classification: classes and numbers, scores, and runs from end to end."""
 
 import json
 from pathlib import Path
@@ -8,19 +8,16 @@ import datasets
 import numpy as np
 import pytest
 import torch
-import yaml
 from transformers import BertConfig
 
-import conf
 from runner.errors import UserError
 from runner.pretrain_tiny import build_tokenizer
 from runner.tasks import Examples
 from runner.tasks.classify import Classify
-from tests import glue
+from tests import small_data
 from tests.conftest import Cli, save_small_model
 from tests.loopback_hub import serve
 
-DATASETS = Path(conf.__file__).parent / "dataset"
 TOKENIZER = build_tokenizer()
 
 
@@ -32,64 +29,6 @@ def lines(folder: Path, name: str, rows: list[dict[str, Any]]) -> Path:
 
 def features_of(task: Classify, read: Examples) -> list[dict[str, Any]]:
     return task.features(read.evaluation, TOKENIZER, None, labels=False).to_list()
-
-
-# --- the datasets of the hub --------------------------------------------------------------------------------
-
-READ = """
-import json, sys
-from runner.config import compose_experiment
-out = {}
-for name in sys.argv[1:]:
-    task = compose_experiment([f"dataset={name}", "model=hub", "model.path=x"])[0].dataset
-    read = task.read()
-    label = read.evaluation.features["label"]
-    out[name] = {
-        "train": len(read.train), "evaluation": len(read.evaluation), "names": getattr(label, "names", None),
-        "columns": sorted(read.evaluation.column_names), "first": read.train[0], "metric": task.metric,
-        "splits": sorted(set(read.evaluation["split"])) if "split" in read.evaluation.column_names else [],
-    }
-print(json.dumps(out))
-"""
-
-
-def test_every_text_classification_yaml_reads_its_dataset_from_the_hub(cli: Cli, tmp_path: Path) -> None:
-    names = [file.stem for file in sorted(DATASETS.glob("*.yaml"))
-             if "/schema/dataset/Classify" in yaml.safe_load(file.read_text())["defaults"]
-             and "path" in yaml.safe_load(file.read_text())]  # fmt: skip
-    assert names == ["cola", "mnli", "mrpc", "qnli", "qqp", "rte", "snli", "sst2", "stsb"]
-    with serve(glue.make(tmp_path / "hub"), tmp_path / "home") as env:
-        done = cli("-c", READ, *names, env=env)
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
-    for name in names:
-        texts, classes = glue.TABLES.get(name, (("premise", "hypothesis"), ("entailment", "neutral", "contradiction")))
-        columns = {"id", "label", "text", *(["text_pair"] if len(texts) == 2 else [])}
-        one = found[name]
-        assert one["names"] == (None if classes is None else list(classes)), name
-        assert set(one["columns"]) - {"split"} == columns, name
-        assert one["train"] == (57 if name == "snli" else 60)  # three pairs have no label
-        assert one["evaluation"] == (40 if name == "mnli" else 20)
-        assert one["splits"] == (["validation_matched", "validation_mismatched"] if name == "mnli" else [])
-    metrics = {name: one["metric"] for name, one in found.items()}
-    assert metrics == dict.fromkeys(names, "accuracy") | {
-        "cola": "matthews_correlation", "mrpc": "f1", "qqp": "f1", "stsb": "pearson",
-    }  # fmt: skip
-
-
-def test_the_real_sst2_and_snli_are_read(prepared_hub: Path, cli: Cli, tmp_path: Path) -> None:
-    with serve(prepared_hub, tmp_path / "home") as env:
-        done = cli("-c", READ, "sst2", "snli", env=env)
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
-    assert (found["sst2"]["train"], found["sst2"]["evaluation"]) == (6920, 872)
-    assert (found["snli"]["train"], found["snli"]["evaluation"]) == (8842, 1000)
-    assert found["sst2"]["first"] == {
-        "text": "a stirring , funny and finally transporting re imagining of beauty and the beast and 1930s horror "
-        "films",
-        "id": "0",
-        "label": 1,
-    }
 
 
 # --- features, outputs and scores ---------------------------------------------------------------------------
@@ -264,13 +203,13 @@ SHORT = ("schedule=short", "finetune.num_train_epochs=2", "finetune.learning_rat
 
 
 def word_model(folder: Path) -> Path:
-    """A small random BERT that knows the words of `tests.glue`."""
+    """A small random BERT that knows the words of `tests.small_data`."""
     return save_small_model(folder)
 
 
 def test_a_run_with_the_published_distillation_of_mrpc(cli: Cli, rows: Any, tmp_path: Path) -> None:
     model = word_model(tmp_path / "small")
-    with serve(glue.make(tmp_path / "hub"), tmp_path / "home") as env:
+    with serve(small_data.make(tmp_path / "hub"), tmp_path / "home") as env:
         done = cli("-m", "runner", "dataset=mrpc", "model=hub", f"model.path={model}", "pattern=2:4", *SHORT, env=env)
     assert done.returncode == 0, done.stderr
     (row,) = rows()
@@ -289,7 +228,7 @@ def test_a_run_with_the_published_distillation_of_mrpc(cli: Cli, rows: Any, tmp_
 
 def test_a_run_on_numbers_teaches_by_the_teachers_numbers(cli: Cli, rows: Any, tmp_path: Path) -> None:
     model = word_model(tmp_path / "small")
-    with serve(glue.make(tmp_path / "hub"), tmp_path / "home") as env:
+    with serve(small_data.make(tmp_path / "hub"), tmp_path / "home") as env:
         done = cli("-m", "runner", "dataset=stsb", "model=hub", f"model.path={model}", "pattern=4x1", *SHORT, env=env)
         again = cli("-m", "runner.evaluate", next((tmp_path / "outputs").glob("*-stsb-*/model")).as_posix(),
                     "dataset=stsb", env=env)  # fmt: skip

@@ -655,6 +655,14 @@ def test_what_does_not_determine_the_result_changes_no_identity(override: str) -
     assert identity(override) == identity()
 
 
+@pytest.mark.parametrize("override", ["dataset.n_best=5", "dataset.max_answer_length=9", "dataset.metric=exact_match"])
+def test_how_it_is_scored_trains_no_dense_model_again(override: str) -> None:
+    before, after = identity(), identity(override)
+    assert after.dense == before.dense
+    assert after.run != before.run
+    assert after.control != before.control
+
+
 def test_the_order_of_the_layers_determines_the_result() -> None:
     one, other = "*.query:{target:0.3}", "*.layer.0.*:{target:0.6}"
     ways = [identity(f"+allocation.layers={{{a},{b}}}") for a, b in ((one, other), (other, one))]

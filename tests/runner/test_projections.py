@@ -15,7 +15,7 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
-from pruning import HiddenStates, Logits, Projector, SimKD, matrix_weights
+from pruning import HiddenStates, LayerReport, Logits, Projector, SimKD, matrix_weights
 from runner import checkpoints, evaluate, heads, inspect, models, projections, seals, teacher, tokens
 from runner import experiment as stages
 from runner.config import compose_experiment
@@ -33,8 +33,8 @@ from tests.conftest import ROOT, Cli, save_small_model
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 QA = "AutoModelForQuestionAnswering"
-WIDE = {"hidden_size": 64, "num_hidden_layers": 4, "initializer_range": 0.2}
-STILL = {"dropout": 0.0, "attention_dropout": 0.0}
+WIDE: dict[str, Any] = {"hidden_size": 64, "num_hidden_layers": 4, "initializer_range": 0.2}
+STILL: dict[str, Any] = {"dropout": 0.0, "attention_dropout": 0.0}
 
 
 @pytest.fixture(scope="module")
@@ -78,8 +78,10 @@ def inputs() -> dict[str, torch.Tensor]:
 
 
 def of_tokens(**sizes: Any) -> Any:
-    config = transformers.BertConfig(vocab_size=100, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32,
-                                     num_labels=5, initializer_range=0.2, **sizes)  # fmt: skip
+    config = transformers.AutoConfig.for_model(
+        "bert", vocab_size=100, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, num_labels=5,
+        initializer_range=0.2, **sizes,
+    )  # fmt: skip
     return transformers.AutoModelForTokenClassification.from_config(config)
 
 
@@ -132,22 +134,28 @@ def test_another_projector_stays_and_only_we_load_it(tmp_path: Path) -> None:
     assert skeleton.num_parameters() == before + 32 * 64 + 64 + 64 * 64 + 64 + 2 * 32
     file = load_file(folder / "model.safetensors")
     assert sum(t.numel() for t in file.values()) == skeleton.num_parameters()
-    zeroed = loaded.get_parameter("distilbert.transformer.layer.0.attention.q_lin.weight")
-    zeroed.data.zero_()
+    name = "distilbert.transformer.layer.0.attention.q_lin.weight"
+    loaded.get_parameter(name).data.zero_()
     loaded.save_pretrained(folder)
-    row = type("Row", (), {"skipped": False, "name": "distilbert.transformer.layer.0.attention.q_lin.weight",
-                           "pruned_units": 256, "units": 256, "zeros": 1024, "pattern": "4x1"})()  # fmt: skip
+    row = LayerReport(name, (32, 32), "4x1", units=256, pruned_units=256, zeros=1024, violations=0)
     counted = verify(folder, QA, [row])
     assert counted.overall_ratio == 1024 / skeleton.num_parameters()
     assert counted.linear_ratio == 1024 / sum(w.numel() for w in matrix_weights(skeleton).values())
     assert {"qa_outputs.projector.0", "qa_outputs.projector.2"} <= {
         layer.name.removesuffix(".weight") for layer in inspect.inspect(folder).layers
     }
-    projections.finish(student)
     narrow = small(tmp_path / "narrow", "distilbert")
     narrow.save_pretrained(tmp_path / "narrow")
     more = footprint(folder, QA, 10).macs_dense - footprint(tmp_path / "narrow", QA, 10).macs_dense
     assert more == 10 * (32 * 64 + 64 * 64 + 2 * 32)
+
+
+def test_a_head_of_one_layer_is_taken_over_from_another_family(tmp_path: Path) -> None:
+    student, teacher = small(tmp_path / "s", "distilbert"), small(tmp_path / "t", seed=1)
+    assert projections.attach(student, SimKD(projector=Projector.mlp), teacher) == {}  # they are as wide
+    assert type(student.qa_outputs) is torch.nn.Linear
+    assert torch.equal(student.qa_outputs.weight, teacher.qa_outputs.weight)
+    assert not student.qa_outputs.weight.requires_grad
 
 
 def classifier(kind: str, seed: int = 0, **sizes: Any) -> Any:
@@ -238,7 +246,8 @@ def test_an_interrupted_training_ends_with_the_same_bits(way: str, tmp_path: Pat
                 assert not (name == "interrupted" and attempt == 0)
             except Interrupt:
                 last = checkpoints.newest(folder)
-                assert last == folder / "checkpoint-6"
+                assert last is not None
+                assert last.name == "checkpoint-6"
                 kept = load_file(last / "model.safetensors")
                 beside = [k for k in kept if "projector" in k or k.startswith(projections.ATTACHED)]
                 assert len(beside) == {"hidden": 6, "attention": 6, "simkd linear": 2}.get(way, 4)

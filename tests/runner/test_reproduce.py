@@ -326,6 +326,8 @@ def test_a_folder_of_another_run_is_not_cleared(place: Path) -> None:
     ["model=bert-mini", "pattern=dense", "allocation=uniform", "regularizer=group_lasso", "distill=none"],
     ["pattern=rows", "criterion=magnitude", "criterion.reduce=max", "train.precision=bf16", "model.excluded=[*.query]",
      "+allocation.layers={*.query:{target:0.5},*.layer.0.*:{excluded:true}}"],
+    ["distill=hidden", "+distill.layers={2: 4, 4: 12}"],
+    ["distill=simkd", "distill.projector=mlp"],
 ])  # fmt: skip
 def test_a_configuration_comes_back_exactly(overrides: list[str]) -> None:
     experiment, origin = compose_experiment(overrides)

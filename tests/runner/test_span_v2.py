@@ -148,15 +148,15 @@ def held(task: Span, data: datasets.Dataset, made: datasets.Dataset, logits: lis
 
 @st.composite
 def asked(draw: st.DrawFn) -> tuple[datasets.Dataset, datasets.Dataset, list[np.ndarray]]:
-    """Questions, windows of single letters with the null token before or behind them, and logits with many ties."""
+    """Questions, windows of one-letter words with the null token before or behind them, and logits with many ties."""
     questions, windows = [], []
     for i in range(draw(st.integers(1, 4))):
-        answers = {"text": ["bc"], "answer_start": [1]} if draw(st.booleans()) else EMPTY
-        questions.append({"id": f"q{i}", "context": "abcdefghij", "question": "?", "answers": answers})
+        answers = {"text": ["d e"], "answer_start": [4]} if draw(st.booleans()) else EMPTY
+        questions.append({"id": f"q{i}", "context": "b c d e f g h i j k", "question": "?", "answers": answers})
         for _ in range(draw(st.integers(1, 3))):
             begin, count = draw(st.integers(0, 4)), draw(st.integers(1, 6))
             at_end, between = draw(st.booleans()), draw(st.integers(0, 2))
-            inside = list(range(begin, begin + count))
+            inside = [2 * word for word in range(begin, begin + count)]
             outside = [-1] * (1 + between)
             starts = [*inside, *outside] if at_end else [*outside, *inside]
             windows.append({
@@ -175,8 +175,8 @@ def asked(draw: st.DrawFn) -> tuple[datasets.Dataset, datasets.Dataset, list[np.
     return datasets.Dataset.from_list(questions, features=shape), table(windows), logits
 
 
-@given(asked(), st.integers(1, 5), st.integers(1, 4), st.sampled_from([-4.0, -1.0, 0.0, 0.5, 3.0]))
-@settings(deadline=None, max_examples=60)
+@given(asked(), st.integers(1, 5), st.integers(1, 4), st.integers(-12, 3).map(float))
+@settings(deadline=None, max_examples=80)
 def test_answers_and_scores_are_those_of_the_plain_rules(drawn, n_best: int, longest: int, threshold: float) -> None:
     data, made, logits = drawn
     task = Span(path="x", unanswerable=True, n_best=n_best, max_answer_length=longest, null_threshold=threshold)
@@ -193,9 +193,20 @@ def test_squads_own_paragraphs_are_answered_by_the_plain_rules(tmp_path: Path) -
     draw = np.random.default_rng(1)
     for side in logits:
         side[:, 0] = draw.normal(5, 3, len(made))
+    # Every other question that has an answer is answered right.
+    labelled = task.features(data, words_as_tokens(), tmp_path, labels=True)
+    for side, name in zip(logits, task.label_names, strict=True):
+        found = np.array(labelled[name][:])
+        right = (found > 0) & (np.array(made["example"][:]) % 2 == 0)
+        side[right, found[right]] = 9
     assert 90 < sum(not one["answers"]["text"] for one in plain(data)) < 119
     texts = held(task, data, made, logits)
-    assert 70 < sum(not text for text in texts) < 280  # both happen
+    assert 50 < sum(not text for text in texts) < 300  # both happen
+    scores = task.score(data, made, logits)
+    assert 0.2 < scores.metrics["has_answer_f1"] < 0.8
+    assert scores.choosing["best_f1"] > scores.metrics["f1"] + 0.01
+    best = Span(path="x", unanswerable=True, null_threshold=scores.choosing["best_f1_threshold"])
+    assert best.score(data, made, logits).metrics["f1"] == pytest.approx(scores.choosing["best_f1"], abs=1e-12)
     lower = held(Span(path="x", unanswerable=True, null_threshold=-4), data, made, logits)
     assert sum(not text for text in lower) > sum(not text for text in texts)
     assert all(not one for one, other in zip(lower, texts, strict=True) if not other)
@@ -406,7 +417,7 @@ def composed(*overrides: str) -> Experiment:
 
 
 def test_runs_on_questions_with_answers_are_still_the_same() -> None:
-    assert not {"unanswerable", "null_threshold"} & composed("dataset=squad").dataset.settings().keys()
+    assert "null_threshold" not in composed("dataset=squad").dataset.settings()
     assert len({
         identify(composed(*given), "m", "d", None).run
         for given in (["dataset=squad"], ["dataset=squad", "dataset.unanswerable=true"],

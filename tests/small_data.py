@@ -53,8 +53,35 @@ def _write(repository: Path, configs: Mapping[str, Mapping[str, datasets.Dataset
     (repository / "README.md").write_text("\n".join([*lines, "---", ""]), encoding="utf-8")
 
 
+TAGS = ("O", "B-PER", "I-PER", "B-ORG", "I-ORG", "B-LOC", "I-LOC", "B-MISC", "I-MISC")
+"""Of CoNLL-2003, in the hub's order."""
+
+
+def _questions(count: int, unanswerable: bool) -> Any:
+    """Of SQuAD; every third one without an answer if they may have none."""
+    rows = []
+    for i in range(count):
+        name, place = f"Ada{i}", f"Rome{i}"
+        answers = {"text": [place], "answer_start": [len(name) + 10]}
+        if unanswerable and i % 3 == 0:
+            answers = {"text": [], "answer_start": []}
+        rows.append({"id": f"q{i}", "title": "t", "context": f"{name} lives in {place}", "question": "where",
+                     "answers": answers})  # fmt: skip
+    answers = {"text": datasets.List(Value("string")), "answer_start": datasets.List(Value("int32"))}
+    texts = dict.fromkeys(("id", "title", "context", "question"), Value("string"))
+    return datasets.Dataset.from_list(rows, features=Features(texts | {"answers": answers}))
+
+
+def _sentences(count: int) -> Any:
+    """Of CoNLL-2003."""
+    tags = datasets.List(ClassLabel(names=list(TAGS)))
+    features = Features({"id": Value("string"), "tokens": datasets.List(Value("string")), "ner_tags": tags})
+    rows = [{"id": str(i), "tokens": ["Ada", "lives", "here"], "ner_tags": [1, 0, 0]} for i in range(count)]
+    return datasets.Dataset.from_list(rows, features=features)
+
+
 def make(hub: Path) -> Path:
-    """Write GLUE and SNLI below `hub/datasets`: 60 training and 20 evaluation examples each."""
+    """Write all of them below `hub/datasets`: 60 training and 20 evaluation examples each."""
     configs = {}
     for config, (texts, classes) in TABLES.items():
         names = ["validation_matched", "validation_mismatched"] if config == "mnli" else ["validation"]
@@ -68,4 +95,9 @@ def make(hub: Path) -> Path:
     # Pairs on which the annotators did not agree.
     snli["train"] = snli["train"].map(lambda row, i: {"label": -1 if i % 20 == 0 else row["label"]}, with_indices=True)
     _write(hub / "datasets/stanfordnlp/snli", {"plain_text": snli})
+    for name, config, unanswerable in (("squad", "plain_text", False), ("squad_v2", "squad_v2", True)):
+        splits = {split: _questions(n, unanswerable) for split, n in (("train", 60), ("validation", 20))}
+        _write(hub / "datasets/rajpurkar" / name, {config: splits})
+    sentences = {name: _sentences(n) for name, n in (("train", 60), ("validation", 20), ("test", 20))}
+    _write(hub / "datasets/lhoestq/conll2003", {"default": sentences})
     return hub
