@@ -277,8 +277,8 @@ def _evaluation_files(path: Path, source: Source, files: list[Path]) -> dict[str
         fitting = sorted((name for name in found if name.lower() in file.stem.lower()), key=len, reverse=True)
         if len(fitting) > 1 and len(fitting[0]) == len(fitting[1]):
             raise UserError(
-                f"dataset.evaluation_splits={source.evaluation_splits}: {file} fits {fitting[0]} and {fitting[1]}; give "
-                "more of the files' names"
+                f"dataset.evaluation_splits={source.evaluation_splits}: {file} fits {fitting[0]} and {fitting[1]}; "
+                "give more of the files' names"
             )
         if fitting:
             found[fitting[0]].append(file)

@@ -106,7 +106,20 @@ def test_every_word_is_tagged_once_however_long_the_sentence_is(
     assert scores.metrics["accuracy"] == 1
 
 
-ODD = ("Ada", "New York", "10\u00a0000", "", " ", "\u200d", "a\u2028b", "東京", "[SEP]", "</s>", "Zoë", " x ")
+ODD: tuple[str, ...] = (
+    "Ada",
+    "New York",
+    "10\u00a0000",
+    "",
+    " ",
+    "\u200d",
+    "a\u2028b",
+    "東京",
+    "[SEP]",
+    "</s>",
+    "Zoë",
+    " x ",
+)
 """Words of real data that a tokenizer splits, or of which it leaves nothing."""
 
 
