@@ -249,7 +249,7 @@ class Dataset:
         self, examples: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, cache: Path | None, labels: bool
     ) -> datasets.Dataset:
         """Tokenise. Columns: the model's inputs, `length`, and either the labels or what `score` needs; cached below
-        `cache`."""
+        `cache`. Raises UserError if there is nothing to learn from."""
         from runner.tasks import arrow
 
         kind = type(self).__name__.lower()
@@ -261,7 +261,11 @@ class Dataset:
             return columns | {"length": [len(tokens) for tokens in columns["input_ids"]]}
 
         title = "Tokenising " + ("train" if labels else "evaluation")
-        return arrow.mapped_once(examples, tokenize, name, title, None if cache is None else cache / f"{kind}-{name}")
+        place = None if cache is None else cache / f"{kind}-{name}"
+        found = arrow.mapped_once(examples, tokenize, name, title, place)
+        if not len(found):
+            raise UserError(f"dataset.path={self.path}: the tokenizer leaves nothing of all {len(examples)} examples")
+        return found
 
     def tokenising(self) -> list[Any]:
         """The settings that decide how examples become features."""

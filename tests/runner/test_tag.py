@@ -149,6 +149,9 @@ def test_a_window_in_which_no_word_begins_is_not_learnt_from(tmp_path: Path) -> 
     assert len(task.features(examples.evaluation, tokenizer, None, labels=False)) > 2
     (only,) = task.features(examples.evaluation, tokenizer, None, labels=True).to_list()
     assert sorted(set(only["labels"])) == [IGNORED, TAGS.index("B-PER"), TAGS.index("B-LOC")]
+    task, examples = read(tmp_path, [["\u200d"]], [["O"]])
+    with pytest.raises(UserError, match="the tokenizer leaves nothing of all 1 examples"):
+        task.features(examples.evaluation, TOKENIZERS["words"], None, labels=True)
 
 
 def test_a_word_begins_where_the_tokenizers_own_words_do(tmp_path: Path) -> None:
