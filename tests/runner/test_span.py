@@ -547,7 +547,7 @@ def test_empty_data_are_refused(tmp_path: Path) -> None:
 
 def test_files_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
     (tmp_path / "train.json").write_text('{"data": [{"paragraphs": [{"context": "a"}]}]}')
-    assert "train.json is not in SQuAD's JSON format: KeyError('qas')" in refused(tmp_path)
+    assert "train.json is not in SQuAD's JSON format: question 1: KeyError('qas')" in refused(tmp_path)
     (tmp_path / "train.json").write_text("nonsense")
     assert "train.json cannot be read as json" in refused(tmp_path)
     (tmp_path / "train.json").unlink()
