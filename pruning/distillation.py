@@ -69,9 +69,11 @@ def label_loss(student: Prediction, labels: tuple[Tensor, ...]) -> Tensor:
 def _label_loss(answers: Tensor, label: Tensor, student: Prediction) -> Tensor:
     if student.numbers:
         return F.mse_loss(answers.squeeze(-1), label.float())
-    if label.dim() == 2:
-        label = label[student.tokens]
-    return F.cross_entropy(answers, label, ignore_index=IGNORED)
+    if label.dim() == 1:
+        return F.cross_entropy(answers, label)
+    label = label[student.tokens]
+    total = F.cross_entropy(answers, label, ignore_index=IGNORED, reduction="sum")
+    return total / (label != IGNORED).sum().clamp(min=1)  # a batch may have no label at all
 
 
 @dataclass(frozen=True)

@@ -136,7 +136,7 @@ def gather(folder: Path, experiment: Experiment, origin: Origin, examples: Examp
         sparse=source(model.sparse, None) if model.sparse else None,
         teacher=shown(experiment.distill.teacher) if prune and experiment.distill.teacher else None,
         data=data_of(task, origin),
-        evaluated=Counted(len(examples.evaluation), official[1], task.max_eval_samples, task.holdout),
+        evaluated=Counted(len(examples.evaluation), official[1], task.max_eval_samples, examples.held_out),
         trained=Counted(len(train), official[0], task.max_train_samples) if train is not None else None,
         pruning=json.loads((folder / "pruning.json").read_text(encoding="utf-8")) if prune else None,
         pattern_says=" ".join((getdoc(type(experiment.pattern)) or "").partition("\n\n")[0].split()),

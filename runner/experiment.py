@@ -29,6 +29,7 @@ from runner.footprint import Footprint, footprint
 from runner.interrupts import raise_on_signals
 from runner.space import Need
 from runner.tasks import Examples, Scores
+from runner.tasks.classes import check_same
 from runner.verify import Verification, verify
 
 if TYPE_CHECKING:
@@ -236,10 +237,14 @@ def find(experiment: Experiment) -> Sources:
 
 def fit(experiment: Experiment, sources: Sources, examples: Examples) -> None:
     """Tell the checkpoints what there is to answer. Raises UserError if a trained head does not fit."""
+    heads = {}
     for checkpoint in (sources.base, sources.teacher, sources.sparse):
         if checkpoint is not None:
             trained = None if checkpoint.key == models.PRETRAINED else f"{checkpoint.key}={checkpoint.path}"
             experiment.dataset.configure(checkpoint.config, examples.evaluation, trained)
+            if trained is not None:
+                heads[trained] = checkpoint.config
+    check_same(heads)
 
 
 def check(experiment: Experiment, sources: Sources) -> PreTrainedModel:

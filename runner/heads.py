@@ -157,7 +157,11 @@ def _with_projector(cls: Any) -> Any:
         cls.__init__(self, config, *args, **kwargs)
         how = getattr(config, KEY)
         name = only_layer(self)
-        assert name is not None  # where it was saved it was
+        if name is None:
+            raise UserError(
+                f"config.json names {KEY}, a projector before a head of one layer, and the head of {cls.__name__} is "
+                "none: this checkpoint serves the kind of task that it was pruned for"
+            )
         plain = getattr(self, name)
         projector = Projector(how["projector"]).between(plain.in_features, how["width"])
         setattr(self, name, ProjectedHead(projector, how["width"], plain.out_features, plain.bias is not None))

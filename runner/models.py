@@ -216,7 +216,15 @@ def load(architecture: str, checkpoint: Checkpoint, attentions: bool = False) ->
             config=checkpoint.config,
             dtype=torch.float32,
             output_loading_info=True,
+            ignore_mismatched_sizes=checkpoint.key == PRETRAINED,  # a head of another task: drawn anew, as told below
             **({"attn_implementation": "eager"} if attentions else {}),
+        )
+    differing = sorted(str(key[0] if isinstance(key, tuple) else key) for key in info["mismatched_keys"])
+    inside = [name for name in differing if name.startswith(f"{model.base_model_prefix}.")]
+    if inside:
+        raise UserError(
+            f"{checkpoint.key}={checkpoint.path}: {inside[0]} has another shape than its config.json says: the "
+            "checkpoint is damaged, or not what its configuration describes"
         )
     lacking = sorted(info["missing_keys"])
     if lacking and checkpoint.key != PRETRAINED:

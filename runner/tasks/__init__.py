@@ -49,6 +49,8 @@ class Examples:
     """Hashes of the contents, whatever file they came from."""
     source: str
     """Where they came from, with the revision where known."""
+    held_out: float = 0.0
+    """The fraction of train that the evaluation examples are; 0: they are a split of their own."""
 
 
 @dataclass
@@ -157,9 +159,11 @@ class Dataset:
             if part is not None and not len(part.examples):
                 raise UserError(f"{part.name}: there are no examples")
         training, evaluation = self.named(splits)
+        fraction = 0.0
         if self.holdout or not evaluation:
             if training is None:
-                raise UserError(f"dataset.holdout={self.holdout} needs a train split, and {splits.source} has none")
+                needing = f"dataset.holdout={self.holdout}" if self.holdout else "an evaluation split made of train"
+                raise UserError(f"{needing} needs a train split, and {splits.source} has none")
             fraction = self.holdout or UNSPLIT
             if not self.holdout:
                 log.info("%s has no evaluation split: %g of train becomes it, drawn with dataset.data_seed=%d",
@@ -176,7 +180,7 @@ class Dataset:
         ready = self._ready(training, self.max_train_samples) if train and training is not None else None
         scored = self._joined({name: self._ready(part, self.max_eval_samples) for name, part in evaluation.items()})
         of_train = self.fingerprint(ready) if ready is not None else ""
-        return Examples(ready, scored, of_train, self.fingerprint(scored), splits.source)
+        return Examples(ready, scored, of_train, self.fingerprint(scored), splits.source, fraction)
 
     def splits(self) -> Splits:
         """The splits of the source, as they are."""

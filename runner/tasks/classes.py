@@ -188,23 +188,60 @@ def configure(config: PretrainedConfig, names: Sequence[str], given: str | None)
     """
     if given is not None:
         _check(config, names, given)
+        if _counted(names) and not _unnamed(config):
+            return  # the data have no names: it keeps its own
     config.num_labels = len(names)
     config.id2label = dict(enumerate(names))
     config.label2id = {name: number for number, name in enumerate(names)}
 
 
 def _check(config: PretrainedConfig, names: Sequence[str], given: str) -> None:
-    theirs = [str(name) for _, name in sorted((config.id2label or {}).items())]
+    theirs = names_of(config)
     told = f"{given}: its head tells apart {', '.join(theirs)}, the data {', '.join(names)}"
     if len(theirs) != len(names):
         raise UserError(f"{told}; choose a model that was fine-tuned on these classes")
-    if all(re.fullmatch(r"LABEL_\d+|\d+", name) for name in theirs):
+    if _unnamed(config):
         log.info("%s: its classes have no names, and are taken in the order %s", given, ", ".join(names))
         return
     ours = [name.casefold() for name in names]
-    if [name.casefold() for name in theirs] == ours or all(name.isdecimal() for name in names):
+    if [name.casefold() for name in theirs] == ours or _counted(names):
         return
     if sorted(name.casefold() for name in theirs) == sorted(ours):
         order = ",".join(names[ours.index(name.casefold())] for name in theirs)
-        raise UserError(f"{told}: the same in another order; set dataset.labels='[{order}]'")
+        raise UserError(
+            f"{told}: the same in another order. If the data hold names, set dataset.labels='[{order}]'; if they hold "
+            "numbers, write names in their place, or number the classes as the model does"
+        )
     raise UserError(f"{told}; choose a model that was fine-tuned on these classes, or name them in dataset.labels")
+
+
+def names_of(config: PretrainedConfig) -> list[str]:
+    """The classes of a model, in their order."""
+    return [str(name) for _, name in sorted((config.id2label or {}).items())]
+
+
+def _unnamed(config: PretrainedConfig) -> bool:
+    """Whether a model's classes have only the names that transformers gives to those without."""
+    return all(re.fullmatch(r"LABEL_\d+|\d+", name) for name in names_of(config))
+
+
+def _counted(names: Sequence[str]) -> bool:
+    """Whether the names of the data are nothing but numbers in their order."""
+    return all(map(_WHOLE.fullmatch, names)) and [int(n) - int(names[0]) for n in names] == list(range(len(names)))
+
+
+def check_same(configs: Mapping[str, PretrainedConfig]) -> None:
+    """Refuse trained models that have the same classes in different orders, where the data have no names to compare.
+
+    Args:
+        configs: by the key and value that named each.
+    """
+    known: dict[tuple[str, ...], tuple[str, list[str]]] = {}
+    for given, config in configs.items():
+        theirs = [name.casefold() for name in names_of(config)]
+        before, order = known.setdefault(tuple(sorted(theirs)), (given, theirs))
+        if order != theirs:
+            raise UserError(
+                f"{given}: its classes are {', '.join(theirs)}, those of {before} {', '.join(order)}: the same in "
+                "another order; choose models with the same one"
+            )

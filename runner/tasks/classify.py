@@ -41,10 +41,12 @@ class Classify(Dataset):
     regression: bool = False
     """The label is a number: the head has one output, and is trained by the squared error."""
     drop_unlabelled: bool = False
-    """Leave out examples without a label (none, or -1), instead of refusing the data."""
+    """Leave out examples without a label (none; where there are classes also -1), instead of refusing the data."""
+    positive: str | None = None
+    """The class whose F1 is `f1`, against all others. Not given: the second of two."""
     metric: str = "accuracy"
-    """The main metric, which names the columns of the table: accuracy, f1 (of the second class against the first),
-    macro_f1, matthews_correlation; with `regression` pearson or spearmanr."""
+    """The main metric, which names the columns of the table: accuracy, f1 (of the class `positive`), macro_f1,
+    matthews_correlation; with `regression` pearson or spearmanr."""
     other_metrics: list[str] = field(default_factory=list)
     """Metrics that stand beside it."""
     max_seq_length: int = 128
@@ -53,7 +55,7 @@ class Classify(Dataset):
     pipeline_tag: ClassVar[str] = "text-classification"
     label_names: ClassVar[tuple[str, ...]] = ("labels",)
     metrics: ClassVar[tuple[str, ...]] = tuple(METRICS)
-    scoring: ClassVar[tuple[str, ...]] = ("metric", "other_metrics")
+    scoring: ClassVar[tuple[str, ...]] = ("metric", "other_metrics", "positive")
     selecting: ClassVar[tuple[str, ...]] = (*Dataset.selecting, "text", "text_pair", "label", "id", "drop_unlabelled")
 
     def __post_init__(self) -> None:
@@ -86,6 +88,8 @@ class Classify(Dataset):
             return train, evaluation
         parts = [*([train] if train is not None else []), *evaluation.values()]
         names = classes.names(self.labels, parts, "label", self.label)
+        if "f1" in self._all_metrics():
+            self._number_of_positive(names)
         coded = [classes.coded(part, "label", names, self.label) for part in parts]
         return (coded.pop(0) if train is not None else None), dict(zip(evaluation, coded, strict=True))
 
@@ -146,6 +150,7 @@ class Classify(Dataset):
             config.problem_type = "regression"
         else:
             classes.configure(config, examples.features["label"].names, given)
+            config.problem_type = "single_label_classification"
 
     def tokenized(
         self, batch: dict[str, list], indices: list[int], tokenizer: PreTrainedTokenizerBase, labels: bool
@@ -164,12 +169,12 @@ class Classify(Dataset):
         import numpy as np
 
         ids, gold = list(map(str, examples["id"])), np.asarray(examples["label"])
+        names: list[str] = [] if self.regression else examples.features["label"].names
         if self.regression:
             found = logits[0][:, 0].astype(np.float64)
             answers, right = [float(value) for value in found], {}
         else:
             found = logits[0].argmax(axis=1)
-            names = examples.features["label"].names
             answers = [names[i] for i in found]
             right = dict(zip(ids, (found == gold).astype(float).tolist(), strict=True))
         splits = np.asarray(examples[SPLIT] if SPLIT in examples.column_names else [""] * len(ids))
@@ -177,14 +182,34 @@ class Classify(Dataset):
         metrics = {}
         for split in dict.fromkeys(splits.tolist()):
             here, suffix = splits == split, "" if split == splits[0] else f"_{split}"
-            metrics |= {f"{name}{suffix}": METRICS[name](found[here], gold[here]) for name in self._all_metrics()}
+            for name in self._all_metrics():
+                metrics[f"{name}{suffix}"] = METRICS[name](*self._compared(name, names, found[here], gold[here]))
         scores = Scores(metrics, dict(zip(ids, answers, strict=True)))
         counted = [id for id, is_first in zip(ids, first, strict=True) if is_first]
         scores.by_example = {id: right[id] for id in counted} if right else {}
         if self.metric != "accuracy":
             scores.statistic, numbers = STATISTICS[self.metric]
-            scores.statistics = dict(zip(counted, numbers(found[first], gold[first]).tolist(), strict=True))
+            compared = self._compared(self.metric, names, found[first], gold[first])
+            scores.statistics = dict(zip(counted, numbers(*compared).tolist(), strict=True))
         return scores
+
+    def _number_of_positive(self, names: Sequence[str]) -> int:
+        """Of the class whose F1 is meant. Raises UserError if that cannot be said."""
+        if self.positive is None and len(names) == 2:
+            return 1
+        if self.positive not in names:
+            raise UserError(
+                f"dataset.positive={self.positive}: f1 is that of one class against all others: name one of "
+                f"{', '.join(names)}, or take dataset.metric=macro_f1"
+            )
+        return names.index(self.positive)
+
+    def _compared(self, metric: str, names: Sequence[str], found: Any, gold: Any) -> tuple[Any, Any]:
+        """Predictions and references as a metric takes them: for f1 whether it is the positive class."""
+        if metric != "f1":
+            return found, gold
+        positive = self._number_of_positive(names)
+        return (found == positive).astype(int), (gold == positive).astype(int)
 
     def _all_metrics(self) -> list[str]:
         return list(dict.fromkeys((self.metric, *self.other_metrics)))

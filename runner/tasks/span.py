@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import datasets
     import numpy as np
     import torch
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 COLUMNS = ("id", "context", "question", "answers")
 SCORED = ("exact_match", "f1")  # in the order in which a question's scores come
@@ -75,7 +75,7 @@ class Span(Dataset):
     metrics: ClassVar[tuple[str, ...]] = ("f1", "exact_match")
     scoring: ClassVar[tuple[str, ...]] = ("metric", "n_best", "max_answer_length", "null_threshold")
     selecting: ClassVar[tuple[str, ...]] = (
-        *Dataset.selecting, "id", "context", "question", "answers", "answer_text", "answer_start",
+        *Dataset.selecting, "id", "context", "question", "answers", "answer_text", "answer_start", "drop_misaligned",
     )  # fmt: skip
 
     def __post_init__(self) -> None:
@@ -141,6 +141,13 @@ class Span(Dataset):
         return fingerprint(examples)
 
     # --- features -------------------------------------------------------------------------------------------
+
+    def configure(self, config: PretrainedConfig, examples: datasets.Dataset, given: str | None) -> None:
+        if given and config.num_labels != 2:
+            raise UserError(
+                f"{given}: its head has {config.num_labels} outputs, and spans need two, a start and an end"
+            )
+        config.num_labels = 2
 
     def tokenising(self) -> list[Any]:
         return [self.max_seq_length, self.doc_stride, *(["unanswerable"] if self.unanswerable else [])]

@@ -237,6 +237,16 @@ def test_the_label_loss_of_tokens_leaves_out_those_without_a_label(batch, data):
     assert label_loss(student, (labels,)).item() == pytest.approx(sum(each) / len(each), rel=1e-4, abs=1e-5)
 
 
+def test_a_batch_without_any_label_has_no_loss_and_no_gradient() -> None:
+    logits = torch.randn(2, 3, 4, requires_grad=True)
+    student = Prediction((logits,), None, torch.ones(2, 3, dtype=torch.bool))
+    loss = label_loss(student, (torch.full((2, 3), IGNORED),))
+    loss.backward()
+    assert loss.item() == 0
+    assert logits.grad is not None
+    assert not bool(logits.grad.any())
+
+
 def test_numbers_are_compared_by_their_squared_error():
     everything = torch.ones(3, 4, dtype=torch.bool)
     student, teacher = (

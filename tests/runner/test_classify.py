@@ -13,6 +13,7 @@ from transformers import BertConfig
 from runner.errors import UserError
 from runner.pretrain_tiny import build_tokenizer
 from runner.tasks import Examples
+from runner.tasks.classes import check_same
 from runner.tasks.classify import Classify
 from tests import small_data
 from tests.conftest import Cli, save_small_model
@@ -164,7 +165,7 @@ def test_a_trained_head_with_the_same_classes_is_taken(config: BertConfig) -> No
     [
         (
             named("CONTRADICTION", "NEUTRAL", "ENTAILMENT"),
-            r"another order; set dataset.labels='\[contradiction,neutral,en",
+            r"another order. If the data hold names, set dataset.labels='\[contradiction,neutral,en",
         ),
         (unnamed(2), "tells apart LABEL_0, LABEL_1, the data entailment, neutral, contradiction; choose"),
         (named("a", "b", "c"), "choose a model that was fine-tuned on these classes"),
@@ -260,3 +261,64 @@ def test_logits_are_kept_for_each_example(tmp_path: Path) -> None:
     assert task.logits_of(datasets.Dataset.from_dict({"length": [3, 4]}), classes=5) == 10
     heads = task.heads(type("Out", (), {"logits": torch.zeros(2, 5)}), torch.ones(2, 4, dtype=torch.bool))
     assert (heads.real, heads.numbers) == (None, False)
+
+
+def test_f1_is_that_of_the_named_class_whatever_the_order(reviews: Path) -> None:
+    found = {}
+    for labels in (["neg", "pos"], ["pos", "neg"]):
+        for positive in ("pos", "neg", None):
+            task = Classify(path=str(reviews), metric="f1", labels=labels, positive=positive)
+            read = task.read()
+            logits = np.zeros((4, 2), np.float32)
+            logits[:, labels.index("pos")] = [1, 1, 1, -1]  # pos, pos, pos, neg; gold pos, neg, pos, neg
+            made = task.features(read.evaluation, TOKENIZER, None, labels=False)
+            found[labels[1], positive] = task.score(read.evaluation, made, [logits]).metrics["f1"]
+    assert found["pos", "pos"] == found["neg", "pos"] == found["pos", None] == pytest.approx(0.8)
+    assert found["pos", "neg"] == found["neg", "neg"] == found["neg", None] == pytest.approx(2 / 3)
+
+
+def test_f1_of_no_class_in_particular_is_refused(tmp_path: Path) -> None:
+    lines(tmp_path, "dev.jsonl", [{"text": f"x{i}", "label": "abc"[i]} for i in range(3)])
+    with pytest.raises(
+        UserError, match=r"dataset.positive=None: f1 is that of one class.* a, b, c, or take .*macro_f1"
+    ):
+        Classify(path=str(tmp_path), metric="f1").read(train=False)
+    with pytest.raises(UserError, match=r"dataset.positive=d"):
+        Classify(path=str(tmp_path), metric="f1", positive="d").read(train=False)
+    assert len(Classify(path=str(tmp_path), metric="f1", positive="b").read(train=False).evaluation) == 3
+
+
+def test_where_the_data_have_only_numbers_the_models_are_compared_with_each_other() -> None:
+    features = datasets.Features({"label": datasets.ClassLabel(names=["0", "1"])})
+    numbers = datasets.Dataset.from_dict({"label": [0]}, features=features)
+    one, other, unknown = named("neg", "pos"), named("POS", "NEG"), unnamed(2)
+    for given, config in (("model.finetuned=a", one), ("distill.teacher=b", other), ("model.sparse=c", unknown)):
+        Classify(path="x").configure(config, numbers, given)
+    assert dict(one.id2label or {}) == {0: "neg", 1: "pos"}  # the data have no better names
+    assert dict(unknown.id2label or {}) == {0: "0", 1: "1"}
+    check_same({"model.finetuned=a": one, "model.sparse=c": unknown})
+    with pytest.raises(
+        UserError, match=r"distill.teacher=b: its classes are pos, neg, those of model.finetuned=a neg, pos"
+    ):
+        check_same({"model.finetuned=a": one, "distill.teacher=b": other})
+
+
+def test_a_head_of_another_task_is_drawn_anew(tmp_path: Path) -> None:
+    from transformers import BertForSequenceClassification
+
+    from runner import models
+
+    config = BertConfig(vocab_size=50, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
+    config.num_labels = 3
+    BertForSequenceClassification(config).save_pretrained(tmp_path / "mnli")
+    base = models.find(str(tmp_path / "mnli"), models.PRETRAINED, models.Model(path=str(tmp_path / "mnli")))
+    base.config.num_labels = 2
+    model: Any = models.load("AutoModelForSequenceClassification", base)
+    assert model.classifier.weight.shape == (2, 8)
+    assert torch.equal(model.bert.pooler.dense.weight, base_weights(tmp_path / "mnli")["bert.pooler.dense.weight"])
+
+
+def base_weights(folder: Path) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file
+
+    return load_file(folder / "model.safetensors")
