@@ -151,10 +151,13 @@ def _group(group: str, base: type) -> Iterator[str]:
 
 
 def _below(cls: type) -> Iterator[type]:
-    for sub in cls.__subclasses__():
-        if sub.__module__.split(".")[0] in ("runner", "pruning"):  # not of a test or of somebody's own
-            yield sub
-            yield from _below(sub)
+    ours = [
+        sub for sub in cls.__subclasses__() if sub.__module__.split(".")[0] in ("runner", "pruning")
+    ]  # not a test's
+    # By place, not in the order in which somebody happened to import the modules.
+    for sub in sorted(ours, key=lambda sub: (sub.__module__, inspect.getsourcelines(sub)[1])):
+        yield sub
+        yield from _below(sub)
 
 
 def _sentence(cls: type) -> str:
