@@ -346,6 +346,13 @@ def _delimited(path: Path, texts: Sequence[str]) -> Any:
     if not raw.strip():
         raise UserError(f"{path}: the file is empty: there is no first line with the names of the columns")
     table = _parsed(path, raw, texts)
+    lines = sum(1 for line in raw.splitlines() if line.strip()) - 1
+    if path.suffix.lower() == ".tsv" and lines > len(table):
+        # Many of these files, GLUE's among them, know no quotation: one mark would swallow all lines to the next one.
+        raise UserError(
+            f"{path}: {lines} lines make {len(table)} rows: a quotation mark that opens a field joins it with the "
+            "lines that follow; double the marks within the fields, or write the file as CSV"
+        )
     twice = sorted({name for name in table.column_names if table.column_names.count(name) > 1})
     if twice:
         raise UserError(f"{path}: its first line has the column {', '.join(twice)} twice; give them different names")

@@ -52,7 +52,7 @@ ARGUMENTS = (
     "train.precision=float32", "finetune.precision=float32",
 )  # fmt: skip
 POINTS = {
-    "tokenising": ["runner.tasks.span:Span._windows"],
+    "tokenising": ["runner.tasks.span:Span.tokenized"],
     "training": ["runner.train:DistillTrainer.compute_loss", "torch.optim.lr_scheduler:LRScheduler.step"],
     "checkpoint": [
         "runner.train:DistillTrainer._save_checkpoint", "runner.train:save_file", "runner.seals:seal",
@@ -65,7 +65,7 @@ POINTS = {
         "runner.tasks.arrow:mapped_once", "runner.seals:write_json", "runner.seals:unfinished", "runner.seals:remove",
     ],
     "verify": ["runner.experiment:verify", "runner.experiment:describe_pruning"],
-    "evaluate": ["runner.evaluate:predictions", "runner.tasks.span:Span.answers"],
+    "evaluate": ["runner.evaluate:predictions", "runner.tasks.span:Span.score"],
     "logging": [
         "runner.tracking:Tracker.flush", "runner.tracking:Tracker.params", "runner.tracking:Tracker.metrics",
         "runner.tracking:Tracker.text", "runner.experiment:record", "runner.experiment:write_json",

@@ -17,7 +17,7 @@ from runner.tasks.span import Span
 from runner.tasks.splits import Part, held_out
 from tests.conftest import Cli, Refused
 
-TEXTS = ["NA", "null", "007", "", "1e5", "true", 'he said "no", twice', "two\nlines", "Zoë", " blank "]
+TEXTS = ["NA", "null", "007", "", "1e5", "true", 'he said "no", twice', "two lines", "Zoë", " blank "]
 LABELS = ["good", "bad"] * 5
 
 
@@ -555,3 +555,15 @@ def test_through_the_command_line_it_is_one_line(cli: Cli, small_model: Path, tm
         "classes in dataset.labels"
     )
     assert "Traceback" not in done.stderr
+
+
+def test_lines_of_tsv_that_a_quotation_mark_would_join_are_refused(tmp_path: Path) -> None:
+    lines = ["review\tstars", '"a quote that opens\tgood', "more\tbad", "and more\tgood", 'it ends"\tbad']
+    (tmp_path / "dev.tsv").write_text("\n".join(lines) + "\n")
+    with pytest.raises(UserError, match=r"dev.tsv: 4 lines make \d rows: a quotation mark"):
+        task(tmp_path).read(train=False)
+
+
+def test_quoted_text_of_csv_may_have_several_lines(tmp_path: Path) -> None:
+    (tmp_path / "dev.csv").write_bytes(as_csv(",")(reviews(["two\nlines", "x"], ["a", "b"])))
+    assert texts_of(task(tmp_path).read(train=False)) == ["two\nlines", "x"]

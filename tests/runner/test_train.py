@@ -224,7 +224,14 @@ def test_a_schedule_longer_than_the_training_is_refused_before_anything_is_writt
     monkeypatch.chdir(tmp_path)
     path = save_small_model(tmp_path / "model")
     experiment, origin = compose_experiment(
-        ["model=hub", f"model.path={path}", "dataset=demo", "dataset.train_examples=16", "dataset.eval_examples=4"]
+        [
+            "model=hub",
+            f"model.path={path}",
+            "dataset=demo",
+            "dataset.train_examples=16",
+            "dataset.eval_examples=4",
+            "schedule.start=1000",
+        ]
     )
     with pytest.raises(PruningError, match="schedule=short"):
         run(experiment, origin)
