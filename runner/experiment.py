@@ -789,8 +789,8 @@ def announce_machine(experiment: Experiment, lesson: Lesson, base: models.Checkp
     padding = 100 * lesson.batches(training, experiment.seed).padding()
     log.info("%s, fused AdamW%s%s; %.1f %% of the computed tokens are padding", precision, compiled, shared, padding)
     if device().type == "cpu" and models.attention_dropout(base.config) > 0:
-        log.info("dropout of attention weights keeps CPUs from the quicker attention: model.attention_dropout=0 leaves "
-                 "it out (in all rows that are compared)")  # fmt: skip
+        log.info("dropout of attention weights is slow on CPUs: model.attention_dropout=0 leaves it out (in all rows "
+                 "that are compared)")  # fmt: skip
 
 
 def summary(result: Result) -> str:

@@ -55,8 +55,8 @@ def names(given: Sequence[str], parts: Sequence[Part], column: str, told: str) -
     found = list(given) or _found(parts, column, told)
     if len(found) == 1:
         raise UserError(
-            f"{parts[0].name}: column {told}: all are {found[0]!r}, so that nothing can be told apart; name all "
-            "classes in dataset.labels"
+            f"{parts[0].name}: column {told}: all are {found[0]!r} (-1 counts as no label), so that nothing can be "
+            "told apart; name all classes in dataset.labels"
         )
     return found
 

@@ -116,9 +116,10 @@ class Classify(Dataset):
         if not missing:
             return part
         if not self.drop_unlabelled:
+            by_number = "" if self.regression else " (-1 counts as none, unless dataset.labels names it as a class)"
             raise UserError(
                 f"{part.where_all(missing)}: column {self.label}: {len(missing)} of {len(values)} examples have "
-                "no label; give them one, or leave them out with dataset.drop_unlabelled=true"
+                f"no label{by_number}; give them one, or leave them out with dataset.drop_unlabelled=true"
             )
         log.info("%s: %d examples without a label left out", part.name, len(missing))
         without = set(missing)

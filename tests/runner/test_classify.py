@@ -59,6 +59,14 @@ def test_classes_are_those_of_the_data_in_order_of_their_names(reviews: Path) ->
     assert asked.evaluation_fingerprint != read.evaluation_fingerprint
 
 
+@pytest.mark.parametrize("labels", [["-1", "1"], ["-1", "0", "1"]])
+def test_minus_one_is_a_class_where_it_is_named(tmp_path: Path, labels: list[str]) -> None:
+    lines(tmp_path, "dev.jsonl", [{"text": f"film {i}", "label": int(label)} for i, label in enumerate(labels)])
+    read = Classify(path=str(tmp_path), labels=labels).read(train=False)
+    assert list(read.evaluation["label"]) == list(range(len(labels)))
+    assert read.evaluation.features["label"].names == labels
+
+
 def test_features_are_what_the_tokenizer_makes_of_one_text_or_two(tmp_path: Path) -> None:
     rows = [{"a": "who is old", "b": "Ada is old", "label": 0}, {"a": "is " * 30, "b": "old", "label": 1}]
     lines(tmp_path, "train.jsonl", rows * 5)

@@ -454,6 +454,9 @@ PROBLEMS: dict[str, tuple[str, str | bytes, str, dict[str, Any]]] = {
         ", row 1: column stars: 1 of 3 examples have no label", {},
     ),
     "one class": ("dev.csv", "review,stars\nx,a\ny,a\n", ": column stars: all are 'a'", {}),
+    "one class beside -1": (
+        "dev.csv", "review,stars\nx,1\ny,-1\n", ": column stars: all are '1' (-1 counts as no label)", {},
+    ),
     "labels that are lists": ("dev.jsonl", '{"review": "x", "stars": ["a", "b"]}', ": column stars holds lists", {}),
     "labels that are records": ("dev.jsonl", '{"review": "x", "stars": {"a": 1}}', ": column stars holds struct", {}),
     "fractions": ("dev.csv", "review,stars\nx,0.5\ny,1\n", ": column stars: 0.5 is no class, but a number", {}),
