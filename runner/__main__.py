@@ -11,8 +11,9 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from runner import config, jobs, launchers, ranks
-from runner.edge import guarded
+from runner import config, jobs, launchers
+from runner.system import ranks
+from runner.system.process import guarded
 
 if TYPE_CHECKING:
     from runner.experiment import Result

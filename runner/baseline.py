@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 from filelock import FileLock
 
 from pruning import NoDistillation
-from runner import models, ranks, seals
-from runner.errors import writing
+from runner import models
+from runner.system import files, ranks
+from runner.system.errors import writing
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -45,7 +46,7 @@ def fine_tuned(
     if lock_is_held(lock):
         log.info("waiting for another process that fine-tunes the same dense model")
     with lock:
-        if not seals.is_sound(folder):
+        if not files.is_sound(folder):
             log.info("fine-tuning the dense model (kept in %s)", folder)
             work = folder.with_name(f"{folder.name}.work")
             model = ranks.together(trained, experiment, base, work, lesson, track=track, flush_log=flush_log)
@@ -106,7 +107,7 @@ def save(
     Args:
         also: gets the folder before it is renamed, to add to it or to refuse it by raising.
     """
-    with writing(folder), seals.making(folder) as partial:
+    with writing(folder), files.making(folder) as partial:
         model.save_pretrained(partial, safe_serialization=True)
         tokenizer.save_pretrained(partial)
         also(partial)

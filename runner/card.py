@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from results import columns
-from runner import heads, models, runs, seals
+from runner import heads, models, runs
 from runner.config import Experiment, Origin
-from runner.errors import UserError
-from runner.hub import explain
-from runner.provenance import provenance
+from runner.system import files
+from runner.system.errors import UserError
+from runner.system.hub import explain
+from runner.system.provenance import provenance
 from runner.tasks import Dataset, Examples
 
 if TYPE_CHECKING:
@@ -91,7 +92,7 @@ class Facts:
     train: Mapping[str, Any]
     """Settings of the pruning, or of the fine-tuning with prune=false; empty if nothing is trained."""
     made_by: Mapping[str, str]
-    """`runner.provenance`'s tags."""
+    """`runner.system.provenance`'s tags."""
     overrides: list[str]
     """The command line."""
     head_of: Source | None = None
@@ -108,10 +109,10 @@ class Facts:
 def write(folder: Path, experiment: Experiment, origin: Origin, examples: Examples, result: Result) -> str:
     """Write the card of a saved model into its folder, whole or not at all. Returns it."""
     file = folder / NAME
-    made, written = text(gather(folder, experiment, origin, examples, result)), seals.unfinished(file)
+    made, written = text(gather(folder, experiment, origin, examples, result)), files.unfinished(file)
     try:
         written.write_text(made, encoding="utf-8")
-        seals.put(written, file)
+        files.put(written, file)
     finally:
         written.unlink(missing_ok=True)
     return made

@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 from pathlib import Path
 
-from runner import seals
+from runner.system import files
 
 PREFIX = "checkpoint-"
 
@@ -17,7 +17,7 @@ def step(checkpoint: Path) -> int:
 
 def newest(folder: Path) -> Path | None:
     """The newest sound checkpoint, or None. Damaged ones are told, and passed over."""
-    return next((found for found in sorted(_all(folder), key=step, reverse=True) if seals.is_sound(found)), None)
+    return next((found for found in sorted(_all(folder), key=step, reverse=True) if files.is_sound(found)), None)
 
 
 def rotate(last: Path, keep: int) -> None:
@@ -27,7 +27,7 @@ def rotate(last: Path, keep: int) -> None:
     """
     for checkpoint in sorted(_all(last.parent), key=lambda found: (step(found) <= step(last), step(found)))[:-keep]:
         with suppress(OSError):
-            seals.remove(checkpoint)
+            files.remove(checkpoint)
 
 
 def _all(folder: Path) -> list[Path]:

@@ -29,13 +29,13 @@ from pruning import (
     Schedule,
 )
 from runner import tasks
-from runner.errors import UserError
 from runner.models import Model
 from runner.recipe import Recipe
+from runner.system.errors import UserError
+from runner.system.versions import VERSIONS
 from runner.tasks import Dataset
 from runner.tracking import Tracking
 from runner.training import Training
-from runner.versions import VERSIONS
 
 GROUPS: dict[str, type] = {
     "model": Model,

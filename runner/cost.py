@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from runner import ranks
-from runner.device import peak_memory
+from runner.system import ranks
+from runner.system.device import peak_memory
 
 if TYPE_CHECKING:
     from runner.train import Work

@@ -23,8 +23,8 @@ from typing import Any, TextIO
 
 from results import columns
 from runner import runs, tracking
-from runner.errors import UserError, writing
 from runner.runs import Run
+from runner.system.errors import UserError, writing
 from runner.tasks import Dataset
 from runner.tracking import Tracking
 
@@ -413,6 +413,6 @@ def _count(text: str) -> int:
 
 
 if __name__ == "__main__":
-    from runner.edge import guarded
+    from runner.system.process import guarded
 
     sys.exit(guarded(lambda: main(sys.argv[1:])))

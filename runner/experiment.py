@@ -20,14 +20,15 @@ from filelock import FileLock, Timeout
 
 from pruning import Dense, LayerReport, MaskUpdate, Plan, Pruner, TrainingLength
 from results import columns
-from runner import baseline, card, evaluate, jobs, models, projections, ranks, runs, seals, space, tokens, tracking
+from runner import baseline, card, evaluate, jobs, models, projections, runs, tokens, tracking
 from runner.config import Experiment, Identity, Origin, identify
 from runner.cost import Cost
-from runner.device import Precision, bf16_speedup, device, keep_bf16_speedup, keep_freed_memory
-from runner.errors import UserError, writing, writing_database
 from runner.footprint import Footprint, footprint
-from runner.interrupts import raise_on_signals
-from runner.space import Need
+from runner.system import disk, files, ranks
+from runner.system.device import Precision, bf16_speedup, device, keep_bf16_speedup, keep_freed_memory
+from runner.system.disk import DiskNeed
+from runner.system.errors import UserError, writing, writing_database
+from runner.system.interrupts import raise_on_signals
 from runner.tasks import Examples, Scores
 from runner.tasks.classes import check_same
 from runner.verify import Verification, verify
@@ -201,7 +202,7 @@ def perform(experiment: Experiment, origin: Origin, inputs: Inputs, folder: Path
         )
         tracker.text(card.write(folder / "model", experiment, origin, inputs.examples, result), columns.CARD)
         record(tracker, experiment, result, pruned, dense_scores, sparse_scores)
-        seals.write_json(folder / "result.json", asdict(result))
+        files.write_json(folder / "result.json", asdict(result))
     log.info("%s", summary(result))
     return result
 
@@ -309,7 +310,7 @@ def prepare(
             updates = {s: experiment.schedule.sparsity(p, experiment.pattern.target) for s, p in pruner.updates.items()}
             units = sum(sum(group.units.values()) for group in pruner.plan.groups)
         parameters = net.num_parameters() + beside(experiment, sources, net)
-        space.check(needs(experiment, lesson, sources.base, parameters, units, identity, folder))
+        disk.check(needs(experiment, lesson, sources.base, parameters, units, identity, folder))
     made_of = [examples.train_fingerprint, examples.evaluation_fingerprint]
     made_of += [task.digest(lesson.features)] if lesson is not None else []
     digest = hashlib.sha256("".join(made_of).encode()).hexdigest()
@@ -324,7 +325,7 @@ def needs(
     units: int,
     identity: Identity,
     folder: Path,
-) -> list[Need]:
+) -> list[DiskNeed]:
     """The disk space that a training run takes.
 
     Args:
@@ -334,20 +335,20 @@ def needs(
     from runner import teacher
 
     cache = Path(experiment.cache_dir)
-    found = [Need(folder / "model", "the model", space.of_model(parameters))]
+    found = [DiskNeed(folder / "model", "the model", disk.model_bytes(parameters))]
     if experiment.model.finetuned is None:
         dense, kept = cache / "dense" / identity.dense, experiment.finetune.save_total_limit
-        found.append(Need(dense, "the dense model", space.of_model(parameters)))
+        found.append(DiskNeed(dense, "the dense model", disk.model_bytes(parameters)))
         if not dense.is_dir():
             work = dense.with_name(f"{dense.name}.work")
-            found.append(Need(work, "checkpoints of the fine-tuning", space.of_training(parameters, kept)))
+            found.append(DiskNeed(work, "checkpoints of the fine-tuning", disk.training_bytes(parameters, kept)))
     if experiment.prune:
         kept = experiment.train.save_total_limit
-        found.append(Need(folder / "checkpoints", "checkpoints", space.of_training(parameters, kept, 10 * units)))
+        found.append(DiskNeed(folder / "checkpoints", "checkpoints", disk.training_bytes(parameters, kept, 10 * units)))
         if experiment.distill.needs_teacher and experiment.distill.weight and keeps_logits(experiment, lesson):
             most = teacher.most_bytes(experiment.dataset, lesson.features, base)
-            found.append(Need(cache / "teacher", "the teacher's logits", most))
-    log.info("disk space, at most: %s", space.told(found))
+            found.append(DiskNeed(cache / "teacher", "the teacher's logits", most))
+    log.info("disk space, at most: %s", disk.summary(found))
     return found
 
 
@@ -366,7 +367,7 @@ def earlier(experiment: Experiment, name: str) -> list[Path]:
 def finished(results: list[Path], identity: Identity, where: tracking.Tracking) -> Result | None:
     """The result of this very run, if it was finished before and is still there: folder, model and MLflow run."""
     for file in results:
-        values = seals.read_json(file)
+        values = files.read_json(file)
         if values is None:  # damaged: done again
             continue
         try:
@@ -375,7 +376,7 @@ def finished(results: list[Path], identity: Identity, where: tracking.Tracking) 
             done = Result(**{**values, "footprint": Footprint(**weighed) if weighed else None})
         except (KeyError, TypeError):  # of another version
             continue
-        if done.identity != identity.run or not seals.is_sound(file.parent / "model"):
+        if done.identity != identity.run or not files.is_sound(file.parent / "model"):
             continue
         if tracking.uploaded(where, file.parent) or tracking.is_finished(where, done.mlflow_run):
             log.info("finished before; force=true would do it again\n%s", summary(done))

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pruning import Projector
-from runner.errors import UserError
+from runner.system.errors import UserError
 
 if TYPE_CHECKING:
     from collections.abc import Callable

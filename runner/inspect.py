@@ -19,8 +19,8 @@ from torch import Tensor
 
 from pruning import Block, LayerReport, NofM, Pattern, as_matrix, matrix_weights, parse
 from runner import heads, models
-from runner.errors import UserError
-from runner.hub import explain
+from runner.system.errors import UserError
+from runner.system.hub import explain
 from runner.verify import fault, read_tensors
 
 BLOCKS = ("rows", "columns", "32x32", "16x16", "8x8", "4x4", "2x2", "32x1", "16x1", "8x1", "4x1", "2x1", "1x32", "1x16",
@@ -247,7 +247,7 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    from runner.edge import guarded
+    from runner.system.process import guarded
 
     status: list[int] = []
     code = guarded(lambda: status.append(main(sys.argv[1:])))

@@ -17,8 +17,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from runner.edge import message
-from runner.interrupts import SIGNALS
+from runner.system.interrupts import SIGNALS
+from runner.system.process import message
 
 if TYPE_CHECKING:
     from runner.experiment import Result

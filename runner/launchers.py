@@ -27,9 +27,9 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-from runner.errors import UserError
-from runner.interrupts import raise_on_signals
 from runner.jobs import FOLDER_VARIABLE, NUMBER_VARIABLE, Job, Outcome, Place, Worker
+from runner.system.errors import UserError
+from runner.system.interrupts import raise_on_signals
 from runner.tracking import PARENT_VARIABLE
 
 if TYPE_CHECKING:

@@ -19,8 +19,8 @@ from torch import nn
 
 from pruning import EncoderShape, matrix_weights
 from runner import heads
-from runner.errors import UserError
-from runner.hub import explain
+from runner.system.errors import UserError
+from runner.system.hub import explain
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase

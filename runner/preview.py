@@ -13,10 +13,8 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from pruning import NoDistillation, Plan, matrix_weights
-from runner import models, ranks, seals
+from runner import models
 from runner.config import Experiment, Origin
-from runner.device import peak_memory
-from runner.errors import UserError
 from runner.experiment import (
     Inputs,
     announce,
@@ -32,7 +30,10 @@ from runner.experiment import (
     student_from,
     teaching_of,
 )
-from runner.space import text
+from runner.system import files, ranks
+from runner.system.device import peak_memory
+from runner.system.disk import human_bytes
+from runner.system.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -73,12 +74,12 @@ def show(experiment: Experiment, origin: Origin) -> None:
 
 def state(experiment: Experiment, inputs: Inputs, folder: Path) -> Iterator[str]:
     """What is there already."""
-    if seals.read_json(folder / "result.json") is not None:
+    if files.read_json(folder / "result.json") is not None:
         yield f"finished before: {folder}"
     dense = Path(experiment.cache_dir) / "dense" / inputs.identity.dense
     if experiment.model.finetuned:
         yield f"dense model: {inputs.base.path}, as given"
-    elif seals.is_sound(dense):
+    elif files.is_sound(dense):
         yield f"dense model: found in {dense}"
     else:
         assert inputs.lesson is not None
@@ -127,11 +128,11 @@ def cost(experiment: Experiment, inputs: Inputs, parameters: int) -> Iterator[st
     assert lesson is not None
     trainings = [("pruning", experiment.train)] if experiment.prune else []
     dense = Path(experiment.cache_dir) / "dense" / inputs.identity.dense
-    if experiment.model.finetuned is None and not seals.is_sound(dense):
+    if experiment.model.finetuned is None and not files.is_sound(dense):
         trainings.append(("fine-tuning", experiment.finetune))
     work = timed(experiment, inputs, lesson)
     per_token = work.seconds / work.tokens
-    yield f"memory: weights, gradients and AdamW's moments {text(16 * parameters)}" + _peak()
+    yield f"memory: weights, gradients and AdamW's moments {human_bytes(16 * parameters)}" + _peak()
     for name, training in trainings:
         length, batches = lesson.length(training), lesson.batches(training, experiment.seed)
         tokens = sum(lesson.features["length"]) / (1 - batches.padding()) * length.steps / batches.steps
@@ -157,7 +158,7 @@ def timed(experiment: Experiment, inputs: Inputs, lesson: Lesson) -> Work:
 
 def _peak() -> str:
     most = peak_memory()
-    return "" if most is None else f"; this process held {text(most)} at most"
+    return "" if most is None else f"; this process held {human_bytes(most)} at most"
 
 
 def duration(seconds: float) -> str:

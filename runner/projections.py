@@ -10,7 +10,7 @@ from torch import nn
 
 from pruning import Distillation
 from runner import heads, models
-from runner.errors import UserError
+from runner.system.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -19,10 +19,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from results import columns
-from runner import config, models, ranks, runs, seals, tracking
+from runner import config, models, runs, tracking
 from runner.config import Experiment, Origin, Restored
-from runner.errors import UserError
 from runner.runs import MadeBy, Run
+from runner.system import files, ranks
+from runner.system.errors import UserError
 from runner.tracking import Tracking
 
 if TYPE_CHECKING:
@@ -144,17 +145,17 @@ def begin(place: Path, now: MadeBy, again: bool) -> None:
         again: it is not, whatever it was made by.
     """
     file = place / _BEGUN
-    before = seals.read_json(file)
+    before = files.read_json(file)
     if before is not None:
         others = list(differences(MadeBy(**before), now))
         if again or others:
             print("The one that was begun there is not gone on with.", *others, sep="\n  ", flush=True)
             for path in place.iterdir():
                 if path.name != ".lock":  # held by this process
-                    seals.remove(path)
+                    files.remove(path)
         else:
             print("It goes on from what lies there; --again would begin anew.", flush=True)
-    seals.write_json(file, asdict(now))
+    files.write_json(file, asdict(now))
 
 
 def of_older(run: Run, moves: Mapping[str, str], changes: Mapping[str, str | None]) -> Restored:
@@ -216,7 +217,7 @@ def _changed(name: str, then: Mapping[str, Any], now: Mapping[str, Any]) -> Iter
 
 def damage(run: Run) -> Iterator[str]:
     """Whether the saved model is still the one that the run saved."""
-    problem = seals.fault(run.folder / "model")
+    problem = files.fault(run.folder / "model")
     made = run.result.get("stages", {}).get("prune")
     if problem is None and made is not None and weights(run.folder) != made:
         problem = "its weights are not those that the run made"
@@ -365,7 +366,7 @@ def _tolerance(text: str) -> float:
 
 
 def _command_line() -> int:
-    from runner.edge import guarded
+    from runner.system.process import guarded
 
     if ranks.rank():
         return guarded(ranks.follow)

@@ -13,13 +13,14 @@ from typing import Any
 import torch
 
 from results import columns
-from runner import config, models, provenance, ranks, seals, tracking
+from runner import config, models, tracking
 from runner.config import Experiment, Origin, Restored
-from runner.device import hardware, instructions
-from runner.errors import UserError
+from runner.system import files, provenance, ranks
+from runner.system.device import hardware, instructions
+from runner.system.errors import UserError
+from runner.system.versions import VERSIONS
 from runner.tasks import Examples
 from runner.tracking import Tracking
-from runner.versions import VERSIONS
 
 PLACES = ("model.path", "model.finetuned", "model.sparse", "distill.teacher", "dataset.path")
 """The keys that say where something lies, and not what it is: they may change when it is moved."""
@@ -59,7 +60,7 @@ def find(given: str, where: Tracking) -> Run:
         if not is_id(given):
             raise UserError(f"{given}: neither a run's folder nor the id of a run in MLflow (32 hexadecimal digits)")
         folder = _folder_of(given, where)
-    result = seals.read_json(folder / "result.json")
+    result = files.read_json(folder / "result.json")
     if result is None:
         raise UserError(
             f"{folder}: there is no result.json, or a damaged one: give the folder of a finished run, such as "

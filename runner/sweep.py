@@ -18,12 +18,13 @@ from omegaconf import DictConfig
 
 from results import columns
 from runner import config as configuration
-from runner import provenance, ranks, seals, tracking
-from runner.device import keep_bf16_speedup
-from runner.edge import guarded
-from runner.errors import UserError
+from runner import tracking
 from runner.experiment import alone, saving, set_up_process, settled
 from runner.jobs import FOLDER_VARIABLE, Outcome, Place, command_line
+from runner.system import files, provenance, ranks
+from runner.system.device import keep_bf16_speedup
+from runner.system.errors import UserError
+from runner.system.process import guarded
 
 log = logging.getLogger(__name__)
 
@@ -149,7 +150,7 @@ def overview(outcomes: list[Outcome]) -> list[str]:
     common = set.intersection(*(set(outcome.overrides) for outcome in outcomes)) if outcomes else set()
     results, names = [], []
     for outcome in outcomes:
-        r = seals.read_json(Path(str(outcome.folder)) / "result.json")
+        r = files.read_json(Path(str(outcome.folder)) / "result.json")
         if r is None:
             continue
         other = [o for o in outcome.overrides if o not in common and o.split("=")[0] not in LABELLED]

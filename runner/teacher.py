@@ -23,13 +23,14 @@ from filelock import FileLock
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from runner import models, seals
+from runner import models
 from runner.baseline import lock_is_held
-from runner.device import Precision
-from runner.errors import UserError, writing
 from runner.evaluate import predictions
-from runner.space import text
-from runner.versions import VERSIONS
+from runner.system import files
+from runner.system.device import Precision
+from runner.system.disk import human_bytes
+from runner.system.errors import UserError, writing
+from runner.system.versions import VERSIONS
 
 if TYPE_CHECKING:
     import datasets
@@ -138,7 +139,7 @@ def taught(
         with lock:
             found = _read(file, len(features))
             if found is None:
-                most = text(most_bytes(task, features, checkpoint))
+                most = human_bytes(most_bytes(task, features, checkpoint))
                 log.info("the teacher runs once over %d features; its logits take at most %s in %s",
                          len(features), most, cache)  # fmt: skip
                 model = models.load(task.architecture, checkpoint)
@@ -180,10 +181,10 @@ def most_bytes(task: Dataset, features: datasets.Dataset, checkpoint: models.Che
 def _write(logits: KeptLogits, file: Path) -> None:
     """Whole or not at all."""
     tensors = {"counts": logits.counts, **{f"head.{i}": head for i, head in enumerate(logits.heads)}}
-    partial = seals.unfinished(file)
+    partial = files.unfinished(file)
     try:
         save_file(tensors, partial, {"heads": str(len(logits.heads)), "crc32": logits.checksum()})
-        seals.put(partial, file)
+        files.put(partial, file)
     finally:
         partial.unlink(missing_ok=True)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from runner import models
-from runner.errors import UserError
+from runner.system.errors import UserError
 from runner.tasks import tokenizer_fingerprint
 
 if TYPE_CHECKING:

@@ -29,10 +29,11 @@ os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # at th
 from filelock import FileLock
 
 from results import columns
-from runner import pending, seals
-from runner.errors import UserError
+from runner import pending
 from runner.pending import Header, Operation, Pending
-from runner.provenance import provenance
+from runner.system import files
+from runner.system.errors import UserError
+from runner.system.provenance import provenance
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -620,9 +621,9 @@ def upload(tracking: Tracking, folder: Path) -> str | None:
             overcome = kept.status() == "FINISHED"
         if new.values and not overcome:
             _apply(client, run_id, new)
-    result = seals.read_json(folder / "result.json")
+    result = files.read_json(folder / "result.json")
     if result is not None and result["mlflow_run"] is None:
-        seals.write_json(folder / "result.json", {**result, "mlflow_run": run_id})
+        files.write_json(folder / "result.json", {**result, "mlflow_run": run_id})
     kept.remove()
     return run_id
 

@@ -22,11 +22,12 @@ from transformers import ProgressCallback, Trainer, TrainerCallback, TrainingArg
 from transformers.trainer_callback import PrinterCallback
 
 from pruning import IGNORED, Distillation, Prediction, Pruner, TrainingLength, label_loss, projected
-from runner import checkpoints, projections, ranks, seals
+from runner import checkpoints, projections
 from runner.batches import Batches
-from runner.device import Precision, computing, device, matmul_in
-from runner.errors import UserError, disk_error, disk_reason
-from runner.interrupts import Interrupted, postponed
+from runner.system import files, ranks
+from runner.system.device import Precision, computing, device, matmul_in
+from runner.system.errors import UserError, disk_error, disk_reason
+from runner.system.interrupts import Interrupted, postponed
 from runner.tasks import Collate, Dataset
 from runner.teacher import LOGITS, KeptLogits, Taught, joined, spread
 from runner.training import Sampling, Training
@@ -280,7 +281,7 @@ class DistillTrainer(Trainer):
             meter = {"loss_sum": loss_sum, "losses": losses}
             (self.staging / name / METER_FILE).write_text(json.dumps(meter), encoding="utf-8")
             folder = Path(str(self.args.output_dir))
-            seals.seal(self.staging / name, folder / name)
+            files.seal(self.staging / name, folder / name)
             shutil.rmtree(self.staging, ignore_errors=True)
             checkpoints.rotate(folder / name, self.keep)
         self.accelerator.wait_for_everyone()

@@ -5,9 +5,9 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from runner.device import Precision, best_precision, why_not
-from runner.errors import UserError
-from runner.ranks import world_size
+from runner.system.device import Precision, best_precision, why_not
+from runner.system.errors import UserError
+from runner.system.ranks import world_size
 
 
 class Sampling(Enum):

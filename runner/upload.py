@@ -12,9 +12,9 @@ import sys
 from pathlib import Path
 
 from runner import pending
-from runner.errors import UserError
 from runner.experiment import alone, set_up_process
 from runner.pending import Pending
+from runner.system.errors import UserError
 from runner.tracking import Away, Tracking, patiently, upload
 
 PATIENCE = 5.0
@@ -58,6 +58,6 @@ def _upload(place: Path, uri: str | None) -> None:
 
 
 if __name__ == "__main__":
-    from runner.edge import guarded
+    from runner.system.process import guarded
 
     sys.exit(guarded(lambda: main(sys.argv[1:])))

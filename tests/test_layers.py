@@ -12,7 +12,7 @@ PACKAGES = ("conf", "pruning", "results", "runner")
 STANDARD = set(sys.stdlib_module_names)
 # Who may know what, among the modules of `runner`; all others may not.
 HYDRA = {"runner/__main__.py", "runner/config.py", "runner/launchers.py", "runner/sweep.py"}
-HYDRA_ERRORS = {"runner/edge.py"}  # hydra.errors only: it tells them to the user
+HYDRA_ERRORS = {"runner/system/process.py"}  # hydra.errors only: it tells them to the user
 MLFLOW = {"runner/tracking.py"}
 DATASETS = "runner/tasks/"
 VAGUE = {"utils", "util", "common", "base", "factory", "registry", "helpers", "misc"}

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from omegaconf import MISSING
 
 from pruning import Prediction
-from runner.errors import UserError
+from runner.system.errors import UserError
+from runner.system.versions import VERSIONS
 from runner.tasks.splits import Part, Splits, held_out
-from runner.versions import VERSIONS
 
 if TYPE_CHECKING:
     import datasets

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 from filelock import FileLock
 
-from runner import seals
-from runner.errors import writing
+from runner.system import files
+from runner.system.errors import writing
 
 if TYPE_CHECKING:
     import datasets
@@ -57,8 +57,8 @@ def mapped_once(
     with writing(place.parent):
         place.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(place.with_name(f"{place.name}.lock")):
-            if not seals.is_sound(place):
-                with seals.making(place) as folder:
+            if not files.is_sound(place):
+                with files.making(place) as folder:
                     mapped(folder / _FEATURES, found=False)
             return mapped(place / _FEATURES, found=True)
 

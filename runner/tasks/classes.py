@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from runner.errors import UserError
+from runner.system.errors import UserError
 from runner.tasks import arrow
 from runner.tasks.splits import Part
 

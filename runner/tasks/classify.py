@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pruning import Prediction
-from runner.errors import UserError
+from runner.system.errors import UserError
 from runner.tasks import SPLIT, Dataset, Scores, arrow, classes, sources, told_length
 from runner.tasks.classify_scores import METRICS, OF_NUMBERS, STATISTICS
 from runner.tasks.splits import Part, Splits

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from runner import seals
-from runner.errors import UserError
-from runner.hub import explain
+from runner.system.errors import UserError
+from runner.system.files import checksums, difference, read_json, write_json
+from runner.system.hub import explain
 from runner.tasks import arrow
 from runner.tasks.splits import Part, Splits
 
@@ -203,8 +203,8 @@ def _check_cache(path: str, files: set[Path]) -> None:
     """
     for folder in {file.parent for file in files}:
         record = folder / _CHECKSUMS
-        known = seals.read_json(record) or {}
-        problem = seals.difference(folder, known)
+        known = read_json(record) or {}
+        problem = difference(folder, known)
         if problem is not None:
             raise UserError(
                 f"dataset.path={path}: what the datasets library keeps in {folder} is damaged ({problem}); delete this "
@@ -213,7 +213,7 @@ def _check_cache(path: str, files: set[Path]) -> None:
         new = [file for file in files if file.parent == folder and file.name not in known]
         if new:
             with suppress(OSError):  # others' folder, and read-only: then they answer for it
-                seals.write_json(record, known | seals.checksums(folder, new))
+                write_json(record, known | checksums(folder, new))
 
 
 def _local(path: Path, source: Source) -> Splits:

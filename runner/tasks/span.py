@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pruning import Prediction
-from runner.errors import UserError
+from runner.system.errors import UserError
 from runner.tasks import SPLIT, Dataset, Scores, arrow, sources, told_length
 from runner.tasks.splits import Part, Splits
 from runner.tasks.squad_scores import best_of, best_of_v2, best_threshold, means

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pruning import IGNORED, Prediction
-from runner.errors import UserError
+from runner.system.errors import UserError
 from runner.tasks import SPLIT, Dataset, Scores, arrow, classes, sources, told_length
 from runner.tasks.splits import Part, Splits
 from runner.tasks.tag_scores import chunks, counts, scores

@@ -55,14 +55,15 @@ POINTS = {
     "tokenising": ["runner.tasks.span:Span.tokenized"],
     "training": ["runner.train:DistillTrainer.compute_loss", "torch.optim.lr_scheduler:LRScheduler.step"],
     "checkpoint": [
-        "runner.train:DistillTrainer._save_checkpoint", "runner.train:save_file", "runner.seals:seal",
-        "runner.seals:_crc32", "runner.seals:_flush", "runner.checkpoints:rotate",
+        "runner.train:DistillTrainer._save_checkpoint", "runner.train:save_file", "runner.system.files:seal",
+        "runner.system.files:_crc32", "runner.system.files:_flush", "runner.checkpoints:rotate",
         "transformers.trainer:Trainer._save_rng_state", "transformers.trainer:Trainer._save_optimizer_and_scheduler",
     ],
     "mask update": ["pruning.pruner:Pruner.prune", "pruning.pruner:Pruner._set_mask", "pruning.pruner:Pruner._enforce"],
     "cache": [
         "runner.baseline:save", "runner.teacher:_write", "runner.teacher:_compute", "runner.evaluate:score",
-        "runner.tasks.arrow:mapped_once", "runner.seals:write_json", "runner.seals:unfinished", "runner.seals:remove",
+        "runner.tasks.arrow:mapped_once", "runner.system.files:write_json", "runner.system.files:unfinished",
+        "runner.system.files:remove",
     ],
     "verify": ["runner.experiment:verify", "runner.experiment:describe_pruning"],
     "evaluate": ["runner.evaluate:predictions", "runner.tasks.span:Span.score"],

@@ -11,10 +11,11 @@ from pathlib import Path
 import torch
 
 from pruning import Block, Gradual, Logits, Pruner, TrainingLength
-from runner import models, ranks, teacher
-from runner.device import Precision
+from runner import models, teacher
 from runner.models import Model
 from runner.pretrain_tiny import build_tokenizer
+from runner.system import ranks
+from runner.system.device import Precision
 from runner.tasks.demo import Demo
 from runner.train import Lesson, Teaching, train
 from runner.training import Training

@@ -10,10 +10,11 @@ from pathlib import Path
 import torch
 
 from pruning import HiddenStates, Projector, SimKD
-from runner import models, ranks
-from runner.device import Precision
+from runner import models
 from runner.models import Model
 from runner.pretrain_tiny import build_tokenizer
+from runner.system import ranks
+from runner.system.device import Precision
 from runner.tasks.demo import Demo
 from runner.train import Lesson, Teaching, train
 from runner.training import Training

@@ -10,10 +10,10 @@ from safetensors.torch import load_file, save_file
 
 from runner import __main__ as command_line
 from runner import experiment as stages
-from runner import hub
 from runner.config import compose_experiment
-from runner.edge import guarded, message
-from runner.errors import UserError
+from runner.system import hub
+from runner.system.errors import UserError
+from runner.system.process import guarded, message
 from tests.conftest import Cli, Refused, check_refusal, save_small_model
 
 

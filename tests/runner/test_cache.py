@@ -6,8 +6,8 @@ import pytest
 from filelock import FileLock
 
 from runner import cache
-from runner.edge import guarded
-from runner.errors import UserError
+from runner.system.errors import UserError
+from runner.system.process import guarded
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ import pytest
 import torch
 from transformers import BertConfig
 
-from runner.errors import UserError
 from runner.pretrain_tiny import build_tokenizer
+from runner.system.errors import UserError
 from runner.tasks import Examples
 from runner.tasks.classes import check_same
 from runner.tasks.classify import Classify

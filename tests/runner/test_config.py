@@ -38,9 +38,9 @@ from pruning import (
     Uniform,
 )
 from runner.config import GROUPS, N_OF_M, Experiment, Identity, Origin, compose, compose_experiment, identify, register
-from runner.errors import UserError
 from runner.experiment import params
 from runner.models import Checkpoint
+from runner.system.errors import UserError
 from runner.training import Course
 
 CONF = Path(conf.__file__).parent

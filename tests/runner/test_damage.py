@@ -16,15 +16,16 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pruning import Block, Gradual, NoDistillation, Pruner, TrainingLength
-from runner import baseline, checkpoints, evaluate, models, seals, teacher, tracking
+from runner import baseline, checkpoints, evaluate, models, teacher, tracking
 from runner.config import Experiment, Identity, compose_experiment
-from runner.device import Precision
-from runner.edge import message
-from runner.errors import UserError, database_reason, disk_reason, writing, writing_database
 from runner.experiment import Result, finished
 from runner.footprint import Footprint
 from runner.models import Model
 from runner.pretrain_tiny import build_tokenizer
+from runner.system import files
+from runner.system.device import Precision
+from runner.system.errors import UserError, database_reason, disk_reason, writing, writing_database
+from runner.system.process import message
 from runner.tasks.demo import Demo
 from runner.tasks.demo_text import examples as demo_examples
 from runner.tasks.span import Span
@@ -167,7 +168,7 @@ def test_a_dense_model_is_found_again(
     shutil.rmtree(place)
     place.touch()
     assert [again(), again()] == [3, 3]
-    assert seals.fault(place) is None
+    assert files.fault(place) is None
 
 
 @each_damage
@@ -277,13 +278,13 @@ def test_a_finished_run(
 ) -> None:
     monkeypatch.setattr(tracking, "is_finished", lambda where, run: run == "finished")
     folder = tmp_path / "run"
-    with seals.making(folder / "model") as model:
+    with files.making(folder / "model") as model:
         save_small_model(model)
     (folder / "model" / "pruning.json").write_text("{}")  # written after the seal
     scores = {"f1": 0.5}
     result = Result("m", "d", "4x1", 0, "f1", scores, scores, 0.0, Verification(0.8, 0.4, 0.8, 0), "identity", "group",
                     str(folder), "finished", {"seconds": {}}, Footprint(4, 3, 2, 1), {"prune": "hash"})  # fmt: skip
-    seals.write_json(folder / "result.json", asdict(result))
+    files.write_json(folder / "result.json", asdict(result))
 
     def found() -> Result | None:
         return finished([folder / "result.json"], Identity("identity", "", "", "", ""), tracking.Tracking())
@@ -291,10 +292,10 @@ def test_a_finished_run(
     assert found() == result
     assert "is damaged" not in caplog.text
     shutil.copytree(folder, tmp_path / "pristine")
-    files = [file.relative_to(folder) for file in folder.rglob("*") if file.is_file()]
-    files.remove(Path("model/pruning.json"))
-    assert len(files) >= 6
-    for file in files:
+    paths = [file.relative_to(folder) for file in folder.rglob("*") if file.is_file()]
+    paths.remove(Path("model/pruning.json"))
+    assert len(paths) >= 6
+    for file in paths:
         caplog.clear()
         damage(folder / file)
         assert found() is None, file
@@ -332,11 +333,11 @@ def test_a_checkpoint(damage: Damage, workplace: Workplace, trained: Path, tmp_p
     folder = tmp_path / "run"
     shutil.copytree(trained / "run", folder)
     last = folder / "checkpoint-7"
-    files = [file for file in last.rglob("*") if file.is_file()]
-    assert {file.name for file in files} >= {"model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth",
+    paths = [file for file in last.rglob("*") if file.is_file()]
+    assert {file.name for file in paths} >= {"model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth",
                                              "trainer_state.json", "pruner.safetensors", "meter.json",
                                              "sealed.json"}  # fmt: skip
-    for file in files:
+    for file in paths:
         caplog.clear()
         damage(file)
         assert checkpoints.newest(folder) == folder / "checkpoint-6"
@@ -352,13 +353,13 @@ def test_a_checkpoint(damage: Damage, workplace: Workplace, trained: Path, tmp_p
     assert steps == [4, 5, 6, 7]
     whole = load_file(trained / "weights")
     assert all(torch.equal(after[name], whole[name]) for name in whole)
-    assert [seals.fault(folder / f"checkpoint-{step}") for step in (3, 6, 7)] == [None, None, None]
+    assert [files.fault(folder / f"checkpoint-{step}") for step in (3, 6, 7)] == [None, None, None]
     assert not (folder / "checkpoint-9").exists()
 
 
 def test_a_damaged_checkpoint_does_not_push_sound_ones_out(tmp_path: Path) -> None:
     def checkpoint(step: int) -> Path:
-        with seals.making(tmp_path / f"checkpoint-{step}") as folder:
+        with files.making(tmp_path / f"checkpoint-{step}") as folder:
             (folder / "weights").write_text(str(step))
         return tmp_path / f"checkpoint-{step}"
 
@@ -392,13 +393,13 @@ def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @each_damage
 def test_the_cache_of_datasets(damage: Damage, hub_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     task = Span(path="owner/questions")
-    monkeypatch.setattr("runner.hub._listens", lambda endpoint: True)
+    monkeypatch.setattr("runner.system.hub._listens", lambda endpoint: True)
     whole = task.read().train_fingerprint
     assert task.read().train_fingerprint == whole
     shutil.copytree(hub_cache, hub_cache.with_name("pristine"))
-    files = [f for f in hub_cache.rglob("*") if f.is_file() and f.suffix != ".lock" and "_builder" not in f.name]
-    assert len(files) == 4  # two splits, dataset_info.json, and our checksums
-    for file in files:
+    paths = [f for f in hub_cache.rglob("*") if f.is_file() and f.suffix != ".lock" and "_builder" not in f.name]
+    assert len(paths) == 4  # two splits, dataset_info.json, and our checksums
+    for file in paths:
         damage(file)
         said = ""
         try:
@@ -474,10 +475,10 @@ def test_a_database_without_space_is_told(tmp_path: Path) -> None:
 
 def test_json_with_a_checksum(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     file = tmp_path / "a.json"
-    assert seals.read_json(file) is None
+    assert files.read_json(file) is None
     values = {"a": 0.1, "b": {"1": [None, "é", 1e-300]}, "path": tmp_path}
-    seals.write_json(file, values)
-    assert seals.read_json(file) == {**values, "path": str(tmp_path)}
-    assert json.loads(file.read_text())[seals.CHECKSUM]
+    files.write_json(file, values)
+    assert files.read_json(file) == {**values, "path": str(tmp_path)}
+    assert json.loads(file.read_text())[files.CHECKSUM]
     assert not caplog.text
     assert [p.name for p in tmp_path.iterdir()] == ["a.json"]

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from runner import device
-from runner.device import Precision
-from runner.errors import UserError
+from runner.system import device
+from runner.system.device import Precision
+from runner.system.errors import UserError
 from runner.training import Training
 
 

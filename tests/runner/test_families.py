@@ -21,10 +21,10 @@ import conf
 from pruning import matrix_weights
 from runner import baseline, evaluate, models, preview
 from runner.config import Experiment, compose_experiment
-from runner.errors import UserError
 from runner.experiment import check, find, settled, trained
 from runner.inspect import inspect
 from runner.models import Model, positions, prunable_parameters, skeleton
+from runner.system.errors import UserError
 from runner.tasks.demo import Demo
 from runner.train import Lesson
 from runner.verify import Verification, verify

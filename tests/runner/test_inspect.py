@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pruning import LayerReport, parse
-from runner.errors import UserError
 from runner.inspect import BLOCKS, GROUPS, Inspection, inspect, main, strongest
+from runner.system.errors import UserError
 from tests.conftest import Cli, save_small_model
 
 LAYER = "bert.encoder.layer"

@@ -16,14 +16,15 @@ import transformers
 from safetensors.torch import load_file
 
 from pruning import HiddenStates, LayerReport, Logits, Projector, SimKD, matrix_weights
-from runner import checkpoints, evaluate, heads, inspect, models, projections, seals, teacher, tokens
+from runner import checkpoints, evaluate, heads, inspect, models, projections, teacher, tokens
 from runner import experiment as stages
 from runner.config import compose_experiment
-from runner.device import Precision
-from runner.errors import UserError
 from runner.footprint import footprint
 from runner.models import Model
 from runner.pretrain_tiny import build_tokenizer
+from runner.system import files
+from runner.system.device import Precision
+from runner.system.errors import UserError
 from runner.tasks.demo import Demo
 from runner.train import Lesson, Teaching, train
 from runner.training import Training
@@ -463,7 +464,7 @@ def test_what_cannot_teach_is_refused_before_data_are_read(tmp_path: Path, monke
     pruned = tmp_path / "run"
     pruned.mkdir()
     values = {"sparse": {"f1": 0.5}, "pattern": "2:4", "mlflow_run": None}
-    seals.write_json(pruned / "result.json", values)
+    files.write_json(pruned / "result.json", values)
     (pruned / "config.yaml").write_text("")
     text = refused(*base, f"distill.teacher={pruned}")
     assert text.startswith(f"distill.teacher={pruned}: this run pruned its model (2:4); name a run with prune=false")

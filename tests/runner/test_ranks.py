@@ -16,9 +16,10 @@ import torch
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
-from runner import checkpoints, ranks
-from runner.errors import UserError
+from runner import checkpoints
 from runner.sweep import Sweep
+from runner.system import ranks
+from runner.system.errors import UserError
 from tests.conftest import ROOT, Cli, save_small_model
 from tests.runner.test_resume import COMMAND, histories, killed, runs
 

@@ -12,11 +12,12 @@ from pathlib import Path
 import pytest
 
 from results import columns
-from runner import checkpoints, seals, tracking
-from runner.edge import guarded
-from runner.errors import UserError
+from runner import checkpoints, tracking
 from runner.experiment import alone
-from runner.interrupts import Interrupted, postponed, raise_on_signals
+from runner.system import files
+from runner.system.errors import UserError
+from runner.system.interrupts import Interrupted, postponed, raise_on_signals
+from runner.system.process import guarded
 from tests.conftest import ROOT, Cli
 
 COMMAND = (
@@ -92,7 +93,7 @@ def checkpoint(folder: Path, step: int) -> Path:
     (written / "model.safetensors").write_bytes(bytes(range(256)) * step)
     (written / "deeper" / "state.json").write_text("{}")
     place = folder / f"checkpoint-{step}"
-    seals.seal(written, place)
+    files.seal(written, place)
     return place
 
 
@@ -102,7 +103,7 @@ def test_a_damaged_checkpoint_is_passed_over(damage: str, tmp_path: Path, caplog
     checkpoint(tmp_path, 9)
     (tmp_path / "saving" / "checkpoint-110").mkdir()  # a kill in the middle of writing leaves this
     (tmp_path / "checkpoint-notes").mkdir()
-    file, seal = last / "model.safetensors", last / seals.SEAL
+    file, seal = last / "model.safetensors", last / files.SEAL
     data = bytearray(file.read_bytes())
     data[77] ^= 4
     {
@@ -129,7 +130,7 @@ def test_a_damaged_checkpoint_of_the_same_step_is_replaced(tmp_path: Path) -> No
     place = checkpoint(tmp_path, 5)
     (place / "model.safetensors").unlink()
     assert checkpoint(tmp_path, 5) == place
-    assert seals.fault(place) is None
+    assert files.fault(place) is None
 
 
 # --- signals ------------------------------------------------------------------------------------------------
@@ -137,7 +138,7 @@ def test_a_damaged_checkpoint_of_the_same_step_is_replaced(tmp_path: Path) -> No
 
 @pytest.fixture
 def handlers(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("runner.interrupts._last", float("-inf"))
+    monkeypatch.setattr("runner.system.interrupts._last", float("-inf"))
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     yield
     for number, handler in before.items():
@@ -151,7 +152,7 @@ def test_a_first_signal_waits_and_a_later_one_does_not(handlers: None, monkeypat
         signal.raise_signal(signal.SIGTERM)
         signal.raise_signal(signal.SIGINT)  # at the same moment: the same wish
         assert asked() == signal.SIGTERM
-        monkeypatch.setattr("runner.interrupts.SAME_SECONDS", 0.0)
+        monkeypatch.setattr("runner.system.interrupts.SAME_SECONDS", 0.0)
         with pytest.raises(Interrupted):
             signal.raise_signal(signal.SIGINT)
     with pytest.raises(Interrupted) as caught:  # as before
@@ -164,7 +165,7 @@ def test_the_exit_status_is_the_signals(
 ) -> None:
     raise_on_signals()
     assert guarded(lambda: signal.raise_signal(signal.SIGTERM)) == 143
-    monkeypatch.setattr("runner.interrupts.SAME_SECONDS", 0.0)
+    monkeypatch.setattr("runner.system.interrupts.SAME_SECONDS", 0.0)
     assert guarded(lambda: signal.raise_signal(signal.SIGINT)) == 130
     assert capsys.readouterr().err.splitlines() == ["interrupted", "interrupted"]
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from runner.errors import UserError
+from runner.system.errors import UserError
 from runner.tasks import Examples
 from runner.tasks.classify import Classify
 from runner.tasks.span import Span

@@ -19,8 +19,8 @@ from tokenizers.pre_tokenizers import BertPreTokenizer
 from tokenizers.processors import BertProcessing
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from runner.errors import UserError
 from runner.pretrain_tiny import build_tokenizer
+from runner.system.errors import UserError
 from runner.tasks import Examples, span
 from runner.tasks.demo import Demo
 from runner.tasks.demo_text import examples as generated

@@ -17,9 +17,9 @@ from transformers import PreTrainedTokenizerBase
 from results import columns
 from runner import evaluate, runs
 from runner.config import Experiment, compose_experiment, identify
-from runner.errors import UserError
 from runner.examples import diagnose
 from runner.pretrain_tiny import build_tokenizer
+from runner.system.errors import UserError
 from runner.tasks.demo_text import examples as generated
 from runner.tasks.span import Span, no_answer_scores, null_token
 from runner.tasks.squad_metric import SquadV2Metric

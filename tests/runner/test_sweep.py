@@ -15,10 +15,11 @@ from hydra import compose, initialize_config_module
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
-from runner import config, jobs, launchers, seals, sweep
-from runner.errors import UserError
+from runner import config, jobs, launchers, sweep
 from runner.jobs import Job, Outcome, Place, Worker
 from runner.launchers import Ended, Joblib, Separate
+from runner.system import files
+from runner.system.errors import UserError
 from tests.conftest import ROOT, Cli
 
 SMALL = (
@@ -342,7 +343,7 @@ def test_the_overview_names_what_differs(tmp_path: Path) -> None:
         values = {"model": "tiny", "dataset": "demo", "pattern": "4x1", "seed": 3, "metric": "f1",
                   "dense": {"f1": 0.5}, "sparse": {"f1": 0.25 + i / 4} if i else None,
                   "relative_drop": 0.0 if i else None}  # fmt: skip
-        seals.write_json(tmp_path / rate / "result.json", values)
+        files.write_json(tmp_path / rate / "result.json", values)
         overrides = ["pattern=4x1", f"train.learning_rate={rate}", "seed=3"]
         found.append(Outcome(overrides, folder=str(tmp_path / rate), score=0.5))
     assert sweep.overview(found) == [

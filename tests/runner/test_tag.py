@@ -13,8 +13,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from pruning import IGNORED
-from runner.errors import UserError
 from runner.pretrain_tiny import build_tokenizer
+from runner.system.errors import UserError
 from runner.tasks import Examples
 from runner.tasks.tag import Tag, read_columns
 from runner.tasks.tag_metric import TagMetric

@@ -16,9 +16,10 @@ from pathlib import Path
 import pytest
 
 from results import columns
-from runner import pending, seals, tracking
-from runner.errors import UserError
+from runner import pending, tracking
 from runner.pending import Header, Operation, Pending
+from runner.system import files
+from runner.system.errors import UserError
 from runner.tracking import PARENT_VARIABLE, Tracking
 from runner.upload import main as upload
 from tests.conftest import ROOT, Cli
@@ -150,7 +151,7 @@ def test_an_upload_that_is_killed_is_repeated_without_doubles(
         for step in range(1, 2000):
             tracker.step("train", step, {"loss": step})
         tracker.metrics({"f1": 0.25})
-        seals.write_json(folder / "result.json", {"mlflow_run": None})
+        files.write_json(folder / "result.json", {"mlflow_run": None})
     server.start()
     apply, attempt, calls = tracking._apply, 0, 0
 
@@ -176,7 +177,7 @@ def test_an_upload_that_is_killed_is_repeated_without_doubles(
     assert server.runs() == ["FINISHED"]
     assert server.metrics()["train/loss"] == [(step, float(step)) for step in range(1, 2000)]
     assert server.metrics()["f1"] == [(0, 0.25)]
-    result = seals.read_json(folder / "result.json")
+    result = files.read_json(folder / "result.json")
     assert result is not None
     assert tracking.is_finished(where, result["mlflow_run"])
     client, experiment = tracking.connect(where)

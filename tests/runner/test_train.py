@@ -16,11 +16,11 @@ from safetensors.torch import load_file, save_file
 from pruning import Block, Gradual, Logits, NoDistillation, Pruner, PruningError, SimKD, TrainingLength
 from runner import checkpoints, models, tracking
 from runner.config import compose_experiment
-from runner.device import Precision
-from runner.errors import UserError
 from runner.experiment import check_gradient, run
 from runner.models import Model
 from runner.pretrain_tiny import build_tokenizer
+from runner.system.device import Precision
+from runner.system.errors import UserError
 from runner.tasks.demo import Demo
 from runner.train import PRUNER_FILE, Lesson, Teaching, train
 from runner.training import Training

@@ -1,5 +1,5 @@
-"""A stage whose result changes must have its number in `runner.versions` raised: else the cache gives what the old
-algorithm made, and runs of both are taken for the same.
+"""A stage whose result changes must have its number in `runner.system.versions` raised: else the cache gives what the
+old algorithm made, and runs of both are taken for the same.
 
 Each stage is run small and compared with `frozen.json`: whole numbers, texts and hashes exactly, floats to a
 thousandth, which another CPU keeps and another algorithm does not. After VERSIONS[stage] was raised, renew the file:
@@ -49,11 +49,11 @@ from pruning import (
     Uniform,
 )
 from runner import evaluate, models, teacher
-from runner.device import Precision
+from runner.system.device import Precision
+from runner.system.versions import VERSIONS
 from runner.tasks.span import Span
 from runner.train import Lesson, Teaching, train
 from runner.training import Training
-from runner.versions import VERSIONS
 
 FILE = Path(__file__).parent / "frozen.json"
 RENEW = "python -m tests.runner.test_versions --renew"
@@ -326,8 +326,8 @@ def problem(stage: str, stored: dict[str, Any] | None, now: Frozen) -> str | Non
     if changed:
         return (
             f"the result of the stage {stage} changed ({', '.join(changed[:4])}{', ...' if len(changed) > 4 else ''}), "
-            f"but its version did not: undo the change, or raise VERSIONS[{stage!r}] in runner/versions.py and renew "
-            f"frozen.json with {RENEW}"
+            f"but its version did not: undo the change, or raise VERSIONS[{stage!r}] in runner/system/versions.py and "
+            f"renew frozen.json with {RENEW}"
         )
     added = sorted((now.exact.keys() - stored["exact"].keys()) | (now.close.keys() - stored["close"].keys()))
     return f"{', '.join(added)} of the stage {stage} is not stored: {RENEW}" if added else None
@@ -510,7 +510,7 @@ def test_another_algorithm_is_noticed(
     patch(monkeypatch)
     wrong = problem(stage, stored()[stage], STAGES[stage](tmp_path, 0.0))
     assert wrong is not None
-    assert f"raise VERSIONS[{stage!r}] in runner/versions.py" in wrong
+    assert f"raise VERSIONS[{stage!r}] in runner/system/versions.py" in wrong
 
 
 def test_what_a_stage_does_not_do_does_not_change_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

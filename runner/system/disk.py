@@ -1,4 +1,4 @@
-"""The disk space that a run will take, told and checked before it starts: not after hours."""
+"""The disk space that a run will take, reported and checked before it starts rather than after hours."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from runner.errors import UserError
+from runner.system.errors import UserError
 
 
 @dataclass
-class Need:
+class DiskNeed:
     """Space that a run takes at its fullest moment."""
 
     folder: Path
@@ -23,7 +23,7 @@ class Need:
     bytes: int
 
 
-def of_training(parameters: int, kept: int, engine: int = 0) -> int:
+def training_bytes(parameters: int, kept: int, engine: int = 0) -> int:
     """Bytes of a training's checkpoints: weights and both moments of AdamW in float32, and the engine's state.
 
     Args:
@@ -34,18 +34,18 @@ def of_training(parameters: int, kept: int, engine: int = 0) -> int:
     return (kept + 1) * (12 * parameters + engine)
 
 
-def of_model(parameters: int) -> int:
+def model_bytes(parameters: int) -> int:
     """Bytes of a saved model in float32."""
     return 4 * parameters
 
 
-def check(needs: list[Need]) -> None:
+def check(needs: list[DiskNeed]) -> None:
     """Refuse to start where the space will not suffice; what lies there already, of the same run, is counted.
 
     Raises:
         UserError: names the folder, what is needed and what is free.
     """
-    devices: dict[int, list[Need]] = {}
+    devices: dict[int, list[DiskNeed]] = {}
     for need in needs:
         devices.setdefault(_existing(need.folder).stat().st_dev, []).append(need)
     for mine in devices.values():
@@ -53,17 +53,18 @@ def check(needs: list[Need]) -> None:
         free = shutil.disk_usage(_existing(mine[0].folder)).free
         if missing > free:
             raise UserError(
-                f"this run will take {text(missing)} more than there is now ({told(mine)}), and {text(free)} are free: "
-                "free space, choose another output_dir or cache_dir, or lower save_total_limit of train and finetune"
+                f"this run will take {human_bytes(missing)} more than there is now ({summary(mine)}), and "
+                f"{human_bytes(free)} are free: free space, choose another output_dir or cache_dir, or lower "
+                "save_total_limit of train and finetune"
             )
 
 
-def told(needs: list[Need]) -> str:
+def summary(needs: list[DiskNeed]) -> str:
     """The needs in words."""
-    return ", ".join(f"{need.what} {text(need.bytes)} in {need.folder}" for need in needs)
+    return ", ".join(f"{need.what} {human_bytes(need.bytes)} in {need.folder}" for need in needs)
 
 
-def text(count: float) -> str:
+def human_bytes(count: float) -> str:
     """Bytes for people."""
     for unit in ("B", "kB", "MB"):
         if count < 1000:
@@ -72,8 +73,8 @@ def text(count: float) -> str:
     return f"{count:.1f} GB"
 
 
-def files(entries: Iterable[Path]) -> Iterator[os.stat_result]:
-    """All files of these files and folders."""
+def file_stats(entries: Iterable[Path]) -> Iterator[os.stat_result]:
+    """Stat results of all regular files among and below these entries."""
     for entry in entries:
         below = [Path(folder) / name for folder, _, names in os.walk(entry) for name in names]
         for path in (entry, *below):
@@ -84,8 +85,8 @@ def files(entries: Iterable[Path]) -> Iterator[os.stat_result]:
 
 
 def size_of(*entries: Path) -> int:
-    """Bytes of all files of these files and folders; 0 for what is not there."""
-    return sum(about.st_size for about in files(entries))
+    """Bytes of all files among and below these entries; 0 for entries that do not exist."""
+    return sum(about.st_size for about in file_stats(entries))
 
 
 def _existing(folder: Path) -> Path:

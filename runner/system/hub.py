@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from runner.errors import UserError
+from runner.system.errors import UserError
 
 _CONNECT_SECONDS = 10.0
 

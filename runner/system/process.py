@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from runner.interrupts import Interrupted
+from runner.system.interrupts import Interrupted
 
 
 def guarded(program: Callable[[], Any]) -> int:
@@ -33,7 +33,7 @@ def message(error: BaseException) -> str | None:
     from omegaconf.errors import OmegaConfBaseException
 
     from pruning import PruningError
-    from runner.errors import UserError, database_reason
+    from runner.system.errors import UserError, database_reason
 
     causes: list[BaseException] = []
     cause: BaseException | None = error

@@ -23,8 +23,8 @@ import torch
 import torch.distributed as dist
 from torch.distributed import PrefixStore, Store, rendezvous  # type: ignore  # documented, but not in its __all__
 
-from runner.errors import UserError
-from runner.interrupts import SIGNALS, Interrupted, ignore_signals, raise_on_signals
+from runner.system.errors import UserError
+from runner.system.interrupts import SIGNALS, Interrupted, ignore_signals, raise_on_signals
 
 T = TypeVar("T")
 
@@ -220,7 +220,7 @@ def group() -> Iterator[Store]:
         A store that they share.
     """
     store, number, size = next(rendezvous("env://"))
-    from runner.device import device
+    from runner.system.device import device
 
     # Numbers that ranks exchange between steps stay on the CPU: they are not to wait for the GPU.
     backend = "cpu:gloo,cuda:nccl" if device().type == "cuda" else "gloo"
