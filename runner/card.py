@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from results import columns
-from runner import heads, models, runs
+from runner import models, runs
 from runner.config import Experiment, Origin
+from runner.data.task import Dataset, Examples
+from runner.models import heads
 from runner.system import files
 from runner.system.errors import UserError
 from runner.system.hub import explain
 from runner.system.provenance import provenance
-from runner.tasks import Dataset, Examples
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult, ModelCardData

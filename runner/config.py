@@ -28,12 +28,12 @@ from pruning import (
     Regularizer,
     Schedule,
 )
-from runner import tasks
+from runner import data
+from runner.data.task import Dataset
 from runner.models import Model
 from runner.recipe import Recipe
 from runner.system.errors import UserError
 from runner.system.versions import VERSIONS
-from runner.tasks import Dataset
 from runner.tracking import Tracking
 from runner.training import Training
 
@@ -109,7 +109,7 @@ class Origin:
 
 def register() -> None:
     """Store every dataclass as a schema. Called once, before Hydra composes."""
-    tasks.import_all()
+    data.import_all()
     store = ConfigStore.instance()
     # Hydra copies its repository with this store in it for each compose, and three times for every group that --help
     # lists, only to change the list of sources. What is loaded from the store is copied by the store itself.
@@ -256,7 +256,7 @@ def restore(yaml: str, chosen: Mapping[str, str], changes: Mapping[str, str | No
     Raises:
         UserError: this version does not know a class or a key, or refuses a value.
     """
-    tasks.import_all()
+    data.import_all()
     given = OmegaConf.create(yaml)
     config = OmegaConf.structured(Experiment)
     try:
@@ -280,7 +280,7 @@ def restore(yaml: str, chosen: Mapping[str, str], changes: Mapping[str, str | No
 
 def candidates(yaml: str) -> Iterator[dict[str, str]]:
     """All that the classes of a resolved configuration can have been: those with just these fields."""
-    tasks.import_all()
+    data.import_all()
     given: Any = OmegaConf.create(yaml)
     fitting = []
     for group, base in GROUPS.items():

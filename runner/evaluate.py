@@ -19,11 +19,11 @@ from filelock import FileLock
 
 from pruning import Prediction
 from runner import models
+from runner.data.task import Dataset, Scores
 from runner.system import files
 from runner.system.device import Precision, computing, device
 from runner.system.errors import writing
 from runner.system.versions import VERSIONS
-from runner.tasks import Dataset, Scores
 
 if TYPE_CHECKING:
     import datasets

@@ -23,9 +23,9 @@ from typing import Any, TextIO
 
 from results import columns
 from runner import runs, tracking
+from runner.data.task import Dataset
 from runner.runs import Run
 from runner.system.errors import UserError, writing
-from runner.tasks import Dataset
 from runner.tracking import Tracking
 
 log = logging.getLogger(__name__)
@@ -43,7 +43,7 @@ class Compared:
 
     id: str
     shown: dict[str, str]
-    """See `runner.tasks.Dataset.shown`."""
+    """See `runner.data.task.Dataset.shown`."""
     dense_answer: str
     sparse_answer: str
     dense: float

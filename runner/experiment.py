@@ -23,15 +23,15 @@ from results import columns
 from runner import baseline, card, evaluate, jobs, models, projections, runs, tokens, tracking
 from runner.config import Experiment, Identity, Origin, identify
 from runner.cost import Cost
-from runner.footprint import Footprint, footprint
+from runner.data.classes import check_same
+from runner.data.task import Examples, Scores
+from runner.models.footprint import Footprint, footprint
+from runner.models.verify import Verification, verify
 from runner.system import disk, files, ranks
 from runner.system.device import Precision, bf16_speedup, device, keep_bf16_speedup, keep_freed_memory
 from runner.system.disk import DiskNeed
 from runner.system.errors import UserError, writing, writing_database
 from runner.system.interrupts import raise_on_signals
-from runner.tasks import Examples, Scores
-from runner.tasks.classes import check_same
-from runner.verify import Verification, verify
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

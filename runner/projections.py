@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from pruning import Distillation
-from runner import heads, models
+from runner import models
+from runner.models import heads
 from runner.system.errors import UserError
 
 if TYPE_CHECKING:

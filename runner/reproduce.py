@@ -27,8 +27,8 @@ from runner.system.errors import UserError
 from runner.tracking import Tracking
 
 if TYPE_CHECKING:
+    from runner.data.task import Examples
     from runner.experiment import Result, Sources
-    from runner.tasks import Examples
 
 log = logging.getLogger(__name__)
 

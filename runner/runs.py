@@ -15,11 +15,11 @@ import torch
 from results import columns
 from runner import config, models, tracking
 from runner.config import Experiment, Origin, Restored
+from runner.data.task import Examples
 from runner.system import files, provenance, ranks
 from runner.system.device import hardware, instructions
 from runner.system.errors import UserError
 from runner.system.versions import VERSIONS
-from runner.tasks import Examples
 from runner.tracking import Tracking
 
 PLACES = ("model.path", "model.finetuned", "model.sparse", "distill.teacher", "dataset.path")

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     import datasets
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from runner.tasks import Dataset
+    from runner.data.task import Dataset
 
 log = logging.getLogger(__name__)
 

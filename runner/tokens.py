@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from runner import models
+from runner.data.task import tokenizer_fingerprint
 from runner.system.errors import UserError
-from runner.tasks import tokenizer_fingerprint
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import datasets
     from transformers import PreTrainedTokenizerBase
 
-    from runner.tasks import Dataset
+    from runner.data.task import Dataset
 
 SAMPLE = 256
 """Texts that are read by both."""

@@ -24,11 +24,11 @@ from transformers.trainer_callback import PrinterCallback
 from pruning import IGNORED, Distillation, Prediction, Pruner, TrainingLength, label_loss, projected
 from runner import checkpoints, projections
 from runner.batches import Batches
+from runner.data.task import Collate, Dataset
 from runner.system import files, ranks
 from runner.system.device import Precision, computing, device, matmul_in
 from runner.system.errors import UserError, disk_error, disk_reason
 from runner.system.interrupts import Interrupted, postponed
-from runner.tasks import Collate, Dataset
 from runner.teacher import LOGITS, KeptLogits, Taught, joined, spread
 from runner.training import Sampling, Training
 

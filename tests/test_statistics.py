@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from results.statistics import OF
-from runner.tasks.classify_scores import METRICS, OF_NUMBERS, STATISTICS
-from runner.tasks.tag_scores import counts, scores
+from runner.data.classification_scores import METRICS, OF_NUMBERS, STATISTICS
+from runner.data.tagging_scores import counts, scores
 
 
 def drawn(name: str, seed: int) -> tuple[np.ndarray, np.ndarray]:

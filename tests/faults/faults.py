@@ -52,7 +52,7 @@ ARGUMENTS = (
     "train.precision=float32", "finetune.precision=float32",
 )  # fmt: skip
 POINTS = {
-    "tokenising": ["runner.tasks.span:Span.tokenized"],
+    "tokenising": ["runner.data.question_answering:Span.tokenized"],
     "training": ["runner.train:DistillTrainer.compute_loss", "torch.optim.lr_scheduler:LRScheduler.step"],
     "checkpoint": [
         "runner.train:DistillTrainer._save_checkpoint", "runner.train:save_file", "runner.system.files:seal",
@@ -62,11 +62,11 @@ POINTS = {
     "mask update": ["pruning.pruner:Pruner.prune", "pruning.pruner:Pruner._set_mask", "pruning.pruner:Pruner._enforce"],
     "cache": [
         "runner.baseline:save", "runner.teacher:_write", "runner.teacher:_compute", "runner.evaluate:score",
-        "runner.tasks.arrow:mapped_once", "runner.system.files:write_json", "runner.system.files:unfinished",
+        "runner.data.arrow:mapped_once", "runner.system.files:write_json", "runner.system.files:unfinished",
         "runner.system.files:remove",
     ],
     "verify": ["runner.experiment:verify", "runner.experiment:describe_pruning"],
-    "evaluate": ["runner.evaluate:predictions", "runner.tasks.span:Span.score"],
+    "evaluate": ["runner.evaluate:predictions", "runner.data.question_answering:Span.score"],
     "logging": [
         "runner.tracking:Tracker.flush", "runner.tracking:Tracker.params", "runner.tracking:Tracker.metrics",
         "runner.tracking:Tracker.text", "runner.experiment:record", "runner.experiment:write_json",

@@ -12,13 +12,13 @@ import torch
 
 from pruning import Block, Gradual, Logits, Pruner, TrainingLength
 from runner import models, teacher
+from runner.data.demo import Demo
 from runner.models import Model
-from runner.pretrain_tiny import build_tokenizer
 from runner.system import ranks
 from runner.system.device import Precision
-from runner.tasks.demo import Demo
 from runner.train import Lesson, Teaching, train
 from runner.training import Training
+from tests.tools.pretrain_tiny import build_tokenizer
 
 
 def main(model: str, output: Path) -> None:

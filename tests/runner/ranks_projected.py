@@ -11,13 +11,13 @@ import torch
 
 from pruning import HiddenStates, Projector, SimKD
 from runner import models
+from runner.data.demo import Demo
 from runner.models import Model
-from runner.pretrain_tiny import build_tokenizer
 from runner.system import ranks
 from runner.system.device import Precision
-from runner.tasks.demo import Demo
 from runner.train import Lesson, Teaching, train
 from runner.training import Training
+from tests.tools.pretrain_tiny import build_tokenizer
 
 QA = "AutoModelForQuestionAnswering"
 

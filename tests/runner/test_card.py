@@ -15,10 +15,11 @@ from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
 from safetensors.torch import load_file
 
-from runner import card, config, tasks
+from runner import card, config, data
 from runner.card import Counted, Facts, Source
+from runner.data.task import Dataset
 from runner.experiment import Result
-from runner.verify import Verification
+from runner.models.verify import Verification
 from tests.conftest import cli_in, save_small_model
 from tests.loopback_hub import serve
 
@@ -318,8 +319,8 @@ def test_a_drop_that_is_not_defined_is_left_out() -> None:
 
 
 def test_every_kind_of_dataset_has_the_hubs_name_of_its_task() -> None:
-    tasks.import_all()
-    kinds = [kind for kind in config._with_subclasses(tasks.Dataset) if hasattr(kind, "architecture")]
+    data.import_all()
+    kinds = [kind for kind in config._with_subclasses(Dataset) if hasattr(kind, "architecture")]
     assert len(kinds) >= 2
     assert [kind.__name__ for kind in kinds if not re.fullmatch("[a-z]+(-[a-z]+)*", kind.pipeline_tag)] == []
 

@@ -10,14 +10,14 @@ import pytest
 import torch
 from transformers import BertConfig
 
-from runner.pretrain_tiny import build_tokenizer
+from runner.data.classes import check_same
+from runner.data.classification import Classify
+from runner.data.task import Examples
 from runner.system.errors import UserError
-from runner.tasks import Examples
-from runner.tasks.classes import check_same
-from runner.tasks.classify import Classify
 from tests import small_data
 from tests.conftest import Cli, save_small_model
 from tests.loopback_hub import serve
+from tests.tools.pretrain_tiny import build_tokenizer
 
 TOKENIZER = build_tokenizer()
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runner.tasks.classify_metric import ClassifyMetric
-from runner.tasks.classify_scores import METRICS, OF_NUMBERS
+from runner.data.classification_metric import ClassifyMetric
+from runner.data.classification_scores import METRICS, OF_NUMBERS
 
 PROPERTY = settings(deadline=None, derandomize=True, max_examples=80)
 

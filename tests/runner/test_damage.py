@@ -18,21 +18,21 @@ from safetensors.torch import load_file, save_file
 from pruning import Block, Gradual, NoDistillation, Pruner, TrainingLength
 from runner import baseline, checkpoints, evaluate, models, teacher, tracking
 from runner.config import Experiment, Identity, compose_experiment
+from runner.data.demo import Demo
+from runner.data.question_answering import Span
+from runner.demo.text import examples as demo_examples
 from runner.experiment import Result, finished
-from runner.footprint import Footprint
 from runner.models import Model
-from runner.pretrain_tiny import build_tokenizer
+from runner.models.footprint import Footprint
+from runner.models.verify import Verification
 from runner.system import files
 from runner.system.device import Precision
 from runner.system.errors import UserError, database_reason, disk_reason, writing, writing_database
 from runner.system.process import message
-from runner.tasks.demo import Demo
-from runner.tasks.demo_text import examples as demo_examples
-from runner.tasks.span import Span
 from runner.train import Lesson, Teaching, train
 from runner.training import Training
-from runner.verify import Verification
 from tests.conftest import save_small_model
+from tests.tools.pretrain_tiny import build_tokenizer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -12,13 +12,13 @@ import pytest
 
 from results import columns
 from runner import runs
+from runner.data.demo import Demo
+from runner.data.question_answering import Span, excerpt, question_word
+from runner.data.task import Dataset, told_length
+from runner.demo.text import examples as generated
 from runner.examples import Compared, Diagnosis, Kind, diagnose, kinds, parse, text_of
 from runner.system import files
 from runner.system.errors import UserError
-from runner.tasks import Dataset, told_length
-from runner.tasks.demo import Demo
-from runner.tasks.demo_text import examples as generated
-from runner.tasks.span import Span, excerpt, question_word
 from runner.tracking import Tracking
 from tests.conftest import cli_in, save_small_model
 

@@ -21,13 +21,13 @@ import conf
 from pruning import matrix_weights
 from runner import baseline, evaluate, models, preview
 from runner.config import Experiment, compose_experiment
+from runner.data.demo import Demo
 from runner.experiment import check, find, settled, trained
 from runner.inspect import inspect
 from runner.models import Model, positions, prunable_parameters, skeleton
+from runner.models.verify import Verification, verify
 from runner.system.errors import UserError
-from runner.tasks.demo import Demo
 from runner.train import Lesson
-from runner.verify import Verification, verify
 from tests.conftest import Cli, cli_in, save_small_model
 from tests.families import FAMILIES, Family, save, word_pieces
 from tests.loopback_hub import serve

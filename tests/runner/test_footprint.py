@@ -8,7 +8,8 @@ import pytest
 import torch
 from transformers import AutoConfig
 
-from runner import footprint, models
+from runner import models
+from runner.models import footprint
 from tests.conftest import save_small_model
 
 ARCHITECTURE = "AutoModelForQuestionAnswering"

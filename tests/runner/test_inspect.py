@@ -312,7 +312,7 @@ def test_nothing_is_loaded_but_the_file(
 
 
 def test_the_embedded_model_is_dense() -> None:
-    folder = Path(__file__).parents[2] / "runner" / "tiny"  # without a head, in bfloat16
+    folder = Path(__file__).parents[2] / "runner" / "demo" / "tiny"  # without a head, in bfloat16
     found = inspect(folder)
     assert len(found.layers) >= 24
     assert (found.linear_ratio, found.patterns) == (0, [])

@@ -16,20 +16,20 @@ import transformers
 from safetensors.torch import load_file
 
 from pruning import HiddenStates, LayerReport, Logits, Projector, SimKD, matrix_weights
-from runner import checkpoints, evaluate, heads, inspect, models, projections, teacher, tokens
+from runner import checkpoints, evaluate, inspect, models, projections, teacher, tokens
 from runner import experiment as stages
 from runner.config import compose_experiment
-from runner.footprint import footprint
-from runner.models import Model
-from runner.pretrain_tiny import build_tokenizer
+from runner.data.demo import Demo
+from runner.models import Model, heads
+from runner.models.footprint import footprint
+from runner.models.verify import verify
 from runner.system import files
 from runner.system.device import Precision
 from runner.system.errors import UserError
-from runner.tasks.demo import Demo
 from runner.train import Lesson, Teaching, train
 from runner.training import Training
-from runner.verify import verify
 from tests.conftest import ROOT, Cli, save_small_model
+from tests.tools.pretrain_tiny import build_tokenizer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

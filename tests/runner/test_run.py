@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 from runner import tracking
 from runner.config import Identity
 from runner.experiment import Result, finished, summary
+from runner.models.verify import Verification
 from runner.system import files
-from runner.verify import Verification
 from tests.conftest import Cli, save_small_model
 from tests.loopback_hub import serve
 
@@ -225,7 +225,7 @@ def squad_on_a_hub(root: Path) -> None:
     """A few of the demo's questions under SQuAD's id."""
     import datasets
 
-    from runner.tasks.demo_text import examples
+    from runner.demo.text import examples
 
     folder = root / "datasets" / "rajpurkar" / "squad" / "plain_text"
     for split, count, seed in (("train", 64, 0), ("validation", 16, 1)):

@@ -10,11 +10,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from runner.data.classification import Classify
+from runner.data.question_answering import Span
+from runner.data.splits import Part, held_out
+from runner.data.task import Examples
 from runner.system.errors import UserError
-from runner.tasks import Examples
-from runner.tasks.classify import Classify
-from runner.tasks.span import Span
-from runner.tasks.splits import Part, held_out
 from tests.conftest import Cli, Refused
 
 TEXTS = ["NA", "null", "007", "", "1e5", "true", 'he said "no", twice', "two lines", "Zoë", " blank "]

@@ -19,14 +19,15 @@ from tokenizers.pre_tokenizers import BertPreTokenizer
 from tokenizers.processors import BertProcessing
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from runner.pretrain_tiny import build_tokenizer
+from runner.data import question_answering
+from runner.data.demo import Demo
+from runner.data.question_answering import Span, answer_tokens, best_spans, fingerprint, highest, padded
+from runner.data.splits import held_out
+from runner.data.squad_metric import SquadMetric
+from runner.data.task import Examples
+from runner.demo.text import examples as generated
 from runner.system.errors import UserError
-from runner.tasks import Examples, span
-from runner.tasks.demo import Demo
-from runner.tasks.demo_text import examples as generated
-from runner.tasks.span import Span, answer_tokens, best_spans, fingerprint, highest, padded
-from runner.tasks.splits import held_out
-from runner.tasks.squad_metric import SquadMetric
+from tests.tools.pretrain_tiny import build_tokenizer
 
 TOKENIZER = build_tokenizer()
 
@@ -110,7 +111,7 @@ def windows(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def test_best_spans_are_those_of_the_naive_search(drawn, n_best: int, max_length: int, at_once: int) -> None:
     start, end, allowed = drawn
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(span, "_PAIRS_AT_ONCE", at_once)  # in one part or in several
+        patch.setattr(question_answering, "_PAIRS_AT_ONCE", at_once)  # in one part or in several
         score, first, last = best_spans(start, end, allowed, n_best, max_length)
     for i in range(len(start)):
         expected = naive_best(start[i].tolist(), end[i].tolist(), allowed[i].tolist(), n_best, max_length)

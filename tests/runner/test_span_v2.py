@@ -17,15 +17,15 @@ from transformers import PreTrainedTokenizerBase
 from results import columns
 from runner import evaluate, runs
 from runner.config import Experiment, compose_experiment, identify
+from runner.data.question_answering import Span, no_answer_scores, null_token
+from runner.data.squad_metric import SquadV2Metric
+from runner.demo.text import examples as generated
 from runner.examples import diagnose
-from runner.pretrain_tiny import build_tokenizer
 from runner.system.errors import UserError
-from runner.tasks.demo_text import examples as generated
-from runner.tasks.span import Span, no_answer_scores, null_token
-from runner.tasks.squad_metric import SquadV2Metric
 from runner.tracking import Tracking
 from tests.conftest import Cli
 from tests.runner.test_span import LONG, dev_set, json_lines, peaked, refused, row, table, words_as_tokens
+from tests.tools.pretrain_tiny import build_tokenizer
 
 TOKENIZER = build_tokenizer()
 EMPTY: dict[str, list] = {"text": [], "answer_start": []}

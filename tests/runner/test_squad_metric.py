@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runner.tasks.squad_metric import SquadMetric
-from runner.tasks.squad_scores import exact_match, f1, normalize
+from runner.data.squad_metric import SquadMetric
+from runner.data.squad_scores import exact_match, f1, normalize
 
 PUNCTUATION = "!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~"
 

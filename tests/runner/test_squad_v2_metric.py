@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runner.tasks.squad_metric import SquadV2Metric
-from runner.tasks.squad_scores import best_of_v2, best_threshold
+from runner.data.squad_metric import SquadV2Metric
+from runner.data.squad_scores import best_of_v2, best_threshold
 
 
 def plain(text: str) -> str:

@@ -13,12 +13,12 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from pruning import IGNORED
-from runner.pretrain_tiny import build_tokenizer
+from runner.data.tagging import Tag, read_columns
+from runner.data.tagging_metric import TagMetric
+from runner.data.task import Examples
 from runner.system.errors import UserError
-from runner.tasks import Examples
-from runner.tasks.tag import Tag, read_columns
-from runner.tasks.tag_metric import TagMetric
 from tests.conftest import Cli, save_small_model
+from tests.tools.pretrain_tiny import build_tokenizer
 
 WORDS: tuple[str, ...] = (
     "Ada",

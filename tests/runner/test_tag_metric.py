@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runner.tasks.tag_metric import TagMetric
-from runner.tasks.tag_scores import chunks, counts, scores
+from runner.data.tagging_metric import TagMetric
+from runner.data.tagging_scores import chunks, counts, scores
 
 PROPERTY = settings(deadline=None, derandomize=True, max_examples=300)
 

@@ -7,15 +7,15 @@ import torch
 
 from pruning import Logits, Prediction, SimKD
 from runner import models, teacher
+from runner.data.demo import Demo
 from runner.models import Model
-from runner.pretrain_tiny import build_tokenizer
 from runner.system.device import Precision
 from runner.system.errors import UserError
-from runner.tasks.demo import Demo
 from runner.teacher import KeptLogits, joined, spread
 from runner.train import Lesson, Teaching, collate, train
 from runner.training import Training
 from tests.conftest import save_small_model
+from tests.tools.pretrain_tiny import build_tokenizer
 
 ARCHITECTURE = "AutoModelForQuestionAnswering"
 

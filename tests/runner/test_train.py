@@ -16,16 +16,16 @@ from safetensors.torch import load_file, save_file
 from pruning import Block, Gradual, Logits, NoDistillation, Pruner, PruningError, SimKD, TrainingLength
 from runner import checkpoints, models, tracking
 from runner.config import compose_experiment
+from runner.data.demo import Demo
 from runner.experiment import check_gradient, run
 from runner.models import Model
-from runner.pretrain_tiny import build_tokenizer
+from runner.models.verify import VerificationError, read_tensors, verify
 from runner.system.device import Precision
 from runner.system.errors import UserError
-from runner.tasks.demo import Demo
 from runner.train import PRUNER_FILE, Lesson, Teaching, train
 from runner.training import Training
-from runner.verify import VerificationError, read_tensors, verify
 from tests.conftest import ROOT, save_small_model
+from tests.tools.pretrain_tiny import build_tokenizer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -23,7 +23,7 @@ import pytest
 import torch
 
 import pruning.distillation
-import runner.tasks.span
+import runner.data.question_answering
 import runner.train
 from pruning import (
     Block,
@@ -49,9 +49,9 @@ from pruning import (
     Uniform,
 )
 from runner import evaluate, models, teacher
+from runner.data.question_answering import Span
 from runner.system.device import Precision
 from runner.system.versions import VERSIONS
-from runner.tasks.span import Span
 from runner.train import Lesson, Teaching, train
 from runner.training import Training
 
@@ -462,24 +462,24 @@ def leading_blanks(patch: pytest.MonkeyPatch) -> None:
 
 
 def answers_to_the_left(patch: pytest.MonkeyPatch) -> None:
-    real = runner.tasks.span.answer_tokens
+    real = runner.data.question_answering.answer_tokens
 
     def shifted(*given: Any) -> tuple[int, int]:
         first, last = real(*given)
         return first, max(first, last - 1)
 
-    patch.setattr(runner.tasks.span, "answer_tokens", shifted)
+    patch.setattr(runner.data.question_answering, "answer_tokens", shifted)
 
 
 def longer_answers(patch: pytest.MonkeyPatch) -> None:
-    real = runner.tasks.span._best_spans
-    patch.setattr(runner.tasks.span, "_best_spans", lambda start, end, allowed, n, length: real(
+    real = runner.data.question_answering._best_spans
+    patch.setattr(runner.data.question_answering, "_best_spans", lambda start, end, allowed, n, length: real(
         start, end, allowed, n, length + 1))  # fmt: skip
 
 
 def fewer_best(patch: pytest.MonkeyPatch) -> None:
-    real = runner.tasks.span.highest
-    patch.setattr(runner.tasks.span, "highest", lambda values, count: real(values, count - 1))
+    real = runner.data.question_answering.highest
+    patch.setattr(runner.data.question_answering, "highest", lambda values, count: real(values, count - 1))
 
 
 NOTICED: list[tuple[Patch, str]] = [

@@ -4,7 +4,7 @@ import datasets
 import evaluate
 import numpy as np
 
-from runner.tasks.classify_scores import METRICS, OF_NUMBERS
+from runner.data.classification_scores import METRICS, OF_NUMBERS
 
 
 class ClassifyMetric(evaluate.Metric):

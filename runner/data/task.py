@@ -1,4 +1,4 @@
-"""Datasets by kind of task. One module per kind; a dataset of a known kind is one YAML.
+"""Datasets: what all kinds of task share.
 
 Modules here are imported to register their dataclasses, so they import `datasets` and `evaluate` only inside functions.
 """
@@ -6,10 +6,8 @@ Modules here are imported to register their dataclasses, so they import `dataset
 from __future__ import annotations
 
 import hashlib
-import importlib
 import json
 import logging
-import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -18,9 +16,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from omegaconf import MISSING
 
 from pruning import Prediction
+from runner.data.splits import Part, Splits, held_out
 from runner.system.errors import UserError
 from runner.system.versions import VERSIONS
-from runner.tasks.splits import Part, Splits, held_out
 
 if TYPE_CHECKING:
     import datasets
@@ -254,7 +252,7 @@ class Dataset:
     ) -> datasets.Dataset:
         """Tokenise. Columns: the model's inputs, `length`, and either the labels or what `score` needs; cached below
         `cache`. Raises UserError if there is nothing to learn from."""
-        from runner.tasks import arrow
+        from runner.data import arrow
 
         kind = type(self).__name__.lower()
         key = [VERSIONS["prepare"], kind, self.fingerprint(examples), tokenizer_fingerprint(tokenizer), labels]
@@ -287,7 +285,7 @@ class Dataset:
 
     def digest(self, features: datasets.Dataset) -> str:
         """Hash of the contents of all columns."""
-        from runner.tasks import arrow
+        from runner.data import arrow
 
         return arrow.digest(features)
 
@@ -351,13 +349,3 @@ def told_length(words: int, limits: Sequence[int]) -> str:
 
 
 Collate = Callable[[list[Mapping[str, Any]]], dict[str, Any]]
-
-
-def import_all() -> None:
-    """Import the modules of this package, so that all kinds of dataset exist as subclasses.
-
-    Not the metrics (`*_metric`): they import `evaluate`, which takes seconds, and are needed only to score.
-    """
-    for module in pkgutil.iter_modules(__path__):
-        if not module.name.endswith("_metric"):
-            importlib.import_module(f"{__name__}.{module.name}")

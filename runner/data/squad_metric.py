@@ -6,7 +6,7 @@ Scores are 0 to 100, as the official script's; everything else in this project u
 import datasets
 import evaluate
 
-from runner.tasks.squad_scores import best_of_v2, best_threshold, mean_of_best, means
+from runner.data.squad_scores import best_of_v2, best_threshold, mean_of_best, means
 
 
 class SquadMetric(evaluate.Metric):

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pruning import IGNORED, Prediction
+from runner.data import arrow, classes, sources
+from runner.data.splits import Part, Splits
+from runner.data.tagging_scores import chunks, counts, scores
+from runner.data.task import SPLIT, Dataset, Scores, told_length
 from runner.system.errors import UserError
-from runner.tasks import SPLIT, Dataset, Scores, arrow, classes, sources, told_length
-from runner.tasks.splits import Part, Splits
-from runner.tasks.tag_scores import chunks, counts, scores
 
 if TYPE_CHECKING:
     import datasets

@@ -18,7 +18,7 @@ from omegaconf import MISSING
 from torch import nn
 
 from pruning import EncoderShape, matrix_weights
-from runner import heads
+from runner.models import heads
 from runner.system.errors import UserError
 from runner.system.hub import explain
 
@@ -130,7 +130,7 @@ def find(path: str, key: str, model: Model, revision: str | None = None) -> Chec
         UserError: there is nothing, the hub cannot be reached, or a folder has no weights.
     """
     if path.startswith(EMBEDDED):
-        path = str(Path(__file__).parent / path.removeprefix(EMBEDDED))
+        path = str(Path(__file__).parents[1] / "demo" / path.removeprefix(EMBEDDED))
     folder = Path(path).expanduser()
     if folder.is_dir():
         path = str(folder)

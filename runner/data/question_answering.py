@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pruning import Prediction
+from runner.data import arrow, sources
+from runner.data.splits import Part, Splits
+from runner.data.squad_scores import best_of, best_of_v2, best_threshold, means
+from runner.data.task import SPLIT, Dataset, Scores, told_length
 from runner.system.errors import UserError
-from runner.tasks import SPLIT, Dataset, Scores, arrow, sources, told_length
-from runner.tasks.splits import Part, Splits
-from runner.tasks.squad_scores import best_of, best_of_v2, best_threshold, means
 
 if TYPE_CHECKING:
     import datasets

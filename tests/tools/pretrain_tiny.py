@@ -1,6 +1,6 @@
-"""Makes `runner/tiny/`: a small BERT, pre-trained on the generator's text by objectives close to the demo's task.
+"""Makes `runner/demo/tiny/`: a small BERT, pre-trained on the generator's text by objectives close to the demo's task.
 
-    python -m runner.pretrain_tiny [OUT] [--steps N]
+    python -m tests.tools.pretrain_tiny [OUT] [--steps N]
 
 Input: a fact told again with one of its words masked, then the paragraph that it is from. Three objectives:
 
@@ -29,9 +29,9 @@ from tokenizers.processors import TemplateProcessing
 from torch.nn import functional as F
 from transformers import BertConfig, BertModel, BertTokenizer, get_linear_schedule_with_warmup
 
-from runner.tasks.demo_text import Fact, draw_paragraph, vocabulary
+from runner.demo.text import Fact, draw_paragraph, vocabulary
 
-HOME = Path(__file__).parent / "tiny"
+HOME = Path(__file__).parents[2] / "runner" / "demo" / "tiny"
 SEED = 20
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 MARKS = "!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~"

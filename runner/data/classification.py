@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pruning import Prediction
+from runner.data import arrow, classes, sources
+from runner.data.classification_scores import METRICS, OF_NUMBERS, STATISTICS
+from runner.data.splits import Part, Splits
+from runner.data.task import SPLIT, Dataset, Scores, told_length
 from runner.system.errors import UserError
-from runner.tasks import SPLIT, Dataset, Scores, arrow, classes, sources, told_length
-from runner.tasks.classify_scores import METRICS, OF_NUMBERS, STATISTICS
-from runner.tasks.splits import Part, Splits
 
 if TYPE_CHECKING:
     import datasets

@@ -1,7 +1,7 @@
 """Reading comprehension made on the spot: short paragraphs of facts, each with one question, in the format of SQuAD.
 
 No download, no package: the standard library alone, so that `dataset=demo` runs anywhere. Look at some with
-`python -m runner.tasks.demo_text`. A score on it says that the machinery works, and nothing about real text.
+`python -m runner.demo.text`. A score on it says that the machinery works, and nothing about real text.
 
 A paragraph states seven to ten facts about four people (or companies), in random order and phrasing. Four of the facts
 are of the relation that is asked for, so there are as many candidates of the right type; the others are of other

@@ -13,8 +13,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from pruning import as_matrix, matrix_weights
-from runner import heads, models
-from runner.verify import read_tensors
+from runner import models
+from runner.models import heads
+from runner.models.verify import read_tensors
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from runner.tasks.span import Span
-from runner.tasks.splits import Part, Splits
+from runner.data.question_answering import Span
+from runner.data.splits import Part, Splits
 
 
 @dataclass
 class Demo(Span):
-    """Paragraphs of several facts with distractors; the question must be read. See `runner.tasks.demo_text`."""
+    """Paragraphs of several facts with distractors; the question must be read. See `runner.demo.text`."""
 
     path: str = "generated"
     max_seq_length: int = 128
@@ -36,7 +36,7 @@ class Demo(Span):
     def _part(self, count: int, which: int) -> Part:
         import datasets
 
-        from runner.tasks.demo_text import examples
+        from runner.demo.text import examples
 
         made = [dict(example) for example in examples(count, seed=2 * self.data_seed + which)]
         return Part(datasets.Dataset.from_list(made), [("generated", count)])

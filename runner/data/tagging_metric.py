@@ -3,7 +3,7 @@
 import datasets
 import evaluate
 
-from runner.tasks.tag_scores import scores
+from runner.data.tagging_scores import scores
 
 
 class TagMetric(evaluate.Metric):

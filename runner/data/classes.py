@@ -7,9 +7,9 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from runner.data import arrow
+from runner.data.splits import Part
 from runner.system.errors import UserError
-from runner.tasks import arrow
-from runner.tasks.splits import Part
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig

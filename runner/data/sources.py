@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from runner.data import arrow
+from runner.data.splits import Part, Splits
 from runner.system.errors import UserError
 from runner.system.files import checksums, difference, read_json, write_json
 from runner.system.hub import explain
-from runner.tasks import arrow
-from runner.tasks.splits import Part, Splits
 
 if TYPE_CHECKING:
     import datasets
