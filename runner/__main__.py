@@ -11,7 +11,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from runner import config, jobs, launchers
+from runner import config
+from runner.sweeps import jobs, launchers
 from runner.system import ranks
 from runner.system.process import guarded
 
@@ -36,7 +37,7 @@ def job(composed: DictConfig) -> float | None:
         return run(*config.load(OmegaConf.create(composed), choices, overrides))
 
     def looked_at() -> None:
-        from runner.preview import show
+        from runner.dry_run import show
 
         show(*config.load(OmegaConf.create(composed), config.chosen_options(hydra_config.runtime.choices), overrides))
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from runner.baseline import lock_is_held
+from runner.stages.finetune import lock_is_held
 from runner.system.disk import file_stats, human_bytes, size_of
 from runner.system.errors import UserError, disk_error
 from runner.system.files import remove

@@ -148,7 +148,7 @@ def main(arguments: list[str]) -> dict[str, Any]:
     models.check_positions(net, checkpoint, experiment.dataset.max_seq_length)
     examples = experiment.dataset.read(train=False)
     experiment.dataset.configure(checkpoint.config, examples.evaluation, f"model {checkpoint.path}")
-    tokenizer = models.tokenizer(checkpoint)
+    tokenizer = models.load_tokenizer(checkpoint)
     model = models.load(experiment.dataset.architecture, checkpoint)
     cache = Path(experiment.cache_dir) / "features"
     scores = score(model, tokenizer, experiment.dataset, examples.evaluation, cache, "Scoring")

@@ -22,9 +22,10 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from results import columns
-from runner import runs, tracking
+from runner import tracking
 from runner.data.task import Dataset
-from runner.runs import Run
+from runner.records import runs
+from runner.records.runs import Run
 from runner.system.errors import UserError, writing
 from runner.tracking import Tracking
 

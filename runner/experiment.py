@@ -20,23 +20,28 @@ from filelock import FileLock, Timeout
 
 from pruning import Dense, LayerReport, MaskUpdate, Plan, Pruner, TrainingLength
 from results import columns
-from runner import baseline, card, evaluate, jobs, models, projections, runs, tokens, tracking
+from runner import evaluate, models, tracking
 from runner.config import Experiment, Identity, Origin, identify
-from runner.cost import Cost
 from runner.data.classes import check_same
 from runner.data.task import Examples, Scores
 from runner.models.footprint import Footprint, footprint
+from runner.models.tokenizer import check_texts, check_vocabulary, taking
 from runner.models.verify import Verification, verify
+from runner.records import card, runs
+from runner.stages import finetune
+from runner.sweeps import jobs
 from runner.system import disk, files, ranks
 from runner.system.device import Precision, bf16_speedup, device, keep_bf16_speedup, keep_freed_memory
 from runner.system.disk import DiskNeed
 from runner.system.errors import UserError, writing, writing_database
 from runner.system.interrupts import raise_on_signals
+from runner.training import projections
+from runner.training.cost import Cost
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from runner.train import Lesson, Log, Teaching, Work
+    from runner.training.loop import Lesson, Log, Teaching, Work
 
 log = logging.getLogger(__name__)
 
@@ -64,13 +69,13 @@ class Result:
     mlflow_run: str | None
     """None until it is uploaded, if the MLflow server was away."""
     cost: dict[str, Any]
-    """Seconds by stage, tokens, memory: see `runner.cost.Cost`."""
+    """Seconds by stage, tokens, memory: see `runner.training.cost.Cost`."""
     footprint: Footprint | None = None
     """What the pruned model weighs; None with prune=false."""
     stages: dict[str, str] = field(default_factory=dict)
     """A hash of what each stage made, in the order of the stages: where a repetition first differs."""
     made_by: dict[str, Any] = field(default_factory=dict)
-    """What a repetition needs: see `runner.runs.MadeBy`."""
+    """What a repetition needs: see `runner.records.runs.MadeBy`."""
 
 
 @dataclass
@@ -196,7 +201,7 @@ def perform(experiment: Experiment, origin: Origin, inputs: Inputs, folder: Path
         else:
             pruned, verification, sparse_scores = None, None, None
             model = models.load(experiment.dataset.architecture, dense)
-            baseline.save(model, inputs.tokenizer, folder / "model")
+            finetune.save(model, inputs.tokenizer, folder / "model")
         result = conclude(
             experiment, origin, inputs, dense_scores, sparse_scores, verification, folder, tracker, cost, made
         )
@@ -265,7 +270,7 @@ def check(experiment: Experiment, sources: Sources) -> PreTrainedModel:
     check_sparse(model, sources.sparse, net, architecture, locked)
     for other in (sources.teacher, sources.sparse):
         if other is not None:
-            tokens.check_vocabulary(sources.base, other)
+            check_vocabulary(sources.base, other)
     beside(experiment, sources, net)
     if locked:
         check_zeros(sources.sparse or sources.base, architecture, locked)
@@ -291,17 +296,17 @@ def prepare(
     folder: Path,
 ) -> Inputs:
     """Tokenise, and count steps and bytes: nothing is to be found wrong after hours of training."""
-    from runner.train import Lesson
+    from runner.training.loop import Lesson
 
-    task, tokenizer = experiment.dataset, models.tokenizer(sources.base)
+    task, tokenizer = experiment.dataset, models.load_tokenizer(sources.base)
     lesson, updates, units = None, {}, 0
     if experiment.trains:
         assert examples.train is not None
         for other in (sources.teacher, sources.sparse):
             if other is not None:
-                tokens.check_texts(sources.base, other, task, examples.train)
-        others = tuple(models.tokenizer(sources.teacher).model_input_names) if sources.teacher else None
-        made_by = tokens.taking(tokenizer, dict.fromkeys((*tokenizer.model_input_names, *(others or ()))))
+                check_texts(sources.base, other, task, examples.train)
+        others = tuple(models.load_tokenizer(sources.teacher).model_input_names) if sources.teacher else None
+        made_by = taking(tokenizer, dict.fromkeys((*tokenizer.model_input_names, *(others or ()))))
         cache = Path(experiment.cache_dir) / "features"
         lesson = Lesson(task, task.features(examples.train, made_by, cache, labels=True), tokenizer, others)
         if experiment.prune:
@@ -332,7 +337,7 @@ def needs(
         parameters: of the model, and what is trained beside it.
         units: of the pattern, in all layers; each has at most two scores of four bytes and a mask of two.
     """
-    from runner import teacher
+    from runner.training import teacher_logits
 
     cache = Path(experiment.cache_dir)
     found = [DiskNeed(folder / "model", "the model", disk.model_bytes(parameters))]
@@ -346,7 +351,7 @@ def needs(
         kept = experiment.train.save_total_limit
         found.append(DiskNeed(folder / "checkpoints", "checkpoints", disk.training_bytes(parameters, kept, 10 * units)))
         if experiment.distill.needs_teacher and experiment.distill.weight and keeps_logits(experiment, lesson):
-            most = teacher.most_bytes(experiment.dataset, lesson.features, base)
+            most = teacher_logits.most_bytes(experiment.dataset, lesson.features, base)
             found.append(DiskNeed(cache / "teacher", "the teacher's logits", most))
     log.info("disk space, at most: %s", disk.summary(found))
     return found
@@ -462,7 +467,7 @@ def dense_model(experiment: Experiment, inputs: Inputs, tracker: tracking.Tracke
     if experiment.model.finetuned:
         return inputs.base
     assert inputs.lesson is not None
-    return baseline.fine_tuned(
+    return finetune.fine_tuned(
         experiment, inputs.base, inputs.identity.dense, inputs.lesson, logger(tracker, "finetune"), tracker.flush
     )
 
@@ -487,7 +492,7 @@ def prune(
     )  # fmt: skip
     cost.trained(work)
     with cost.stage("save"):
-        baseline.save(student, inputs.tokenizer, folder / "model")
+        finetune.save(student, inputs.tokenizer, folder / "model")
     made = {"teacher": teaching.logits.checksum()} if teaching.logits is not None else {}
     made["prune"] = models.find(str(folder / "model"), "the saved model", experiment.model).weights
     return Pruned(pruner.report(), pruner.history, made)
@@ -510,7 +515,7 @@ def trained(
     """
     from transformers import set_seed
 
-    from runner.train import nothing, silent, train
+    from runner.training.loop import nothing, silent, train
 
     teaching = teaching or teaching_of(experiment, lesson, teacher)
     set_seed(experiment.seed)
@@ -540,8 +545,8 @@ def student_from(experiment: Experiment, start: models.Checkpoint) -> PreTrained
 
 def teaching_of(experiment: Experiment, lesson: Lesson, checkpoint: models.Checkpoint) -> Teaching:
     """How the student is taught: from kept logits, by a live teacher, or by the labels alone."""
-    from runner import teacher
-    from runner.train import Teaching
+    from runner.training import teacher_logits
+    from runner.training.loop import Teaching
 
     how, task = experiment.distill, experiment.dataset
     if not (how.needs_teacher and how.weight):
@@ -550,8 +555,8 @@ def teaching_of(experiment: Experiment, lesson: Lesson, checkpoint: models.Check
         return Teaching(how, models.load(task.architecture, checkpoint, how.needs_attention))
     assert experiment.train.precision is not None
     cache = Path(experiment.cache_dir) / "teacher"
-    reader = tokens.taking(lesson.tokenizer, lesson.teacher_inputs)
-    logits = teacher.taught(checkpoint, reader, task, lesson.features, experiment.train.precision, cache)
+    reader = taking(lesson.tokenizer, lesson.teacher_inputs)
+    logits = teacher_logits.taught(checkpoint, reader, task, lesson.features, experiment.train.precision, cache)
     return Teaching(how, logits=logits)
 
 
@@ -762,7 +767,9 @@ def announce(experiment: Experiment, origin: Origin, inputs: Inputs, folder: Pat
     log.info("%s on %s, pattern %s, seed %d -> %s", labels["model"], labels["dataset"], labels["pattern"],
              experiment.seed, folder)  # fmt: skip
     if origin.choices.get("recipe") == "default" and inputs.lesson is not None:
-        log.info("no published recipe for this pair of dataset and model: the defaults of runner/recipe.py are used")
+        log.info(
+            "no published recipe for this pair of dataset and model: the defaults of runner/config/recipe.py are used"
+        )
     train, evaluation = inputs.examples.train, inputs.examples.evaluation
     log.info("%s training and %s evaluation examples (%s)", len(train) if train is not None else "no",
              len(evaluation), inputs.examples.source)  # fmt: skip

@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from results import columns
-from runner import config, models, runs, tracking
+from runner import config, models, tracking
 from runner.config import Experiment, Origin, Restored
-from runner.runs import MadeBy, Run
+from runner.records import runs
+from runner.records.runs import MadeBy, Run
 from runner.system import files, ranks
 from runner.system.errors import UserError
 from runner.tracking import Tracking

@@ -15,10 +15,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from runner import card, models, runs
+from runner import models
 from runner.experiment import set_up_process
 from runner.inspect import inspect
-from runner.runs import Run
+from runner.records import card, runs
+from runner.records.runs import Run
 from runner.system.errors import UserError
 from runner.system.files import fault, names
 from runner.system.hub import explain_upload

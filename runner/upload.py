@@ -11,11 +11,10 @@ import argparse
 import sys
 from pathlib import Path
 
-from runner import pending
 from runner.experiment import alone, set_up_process
-from runner.pending import Pending
 from runner.system.errors import UserError
-from runner.tracking import Away, Tracking, patiently, upload
+from runner.tracking import Away, Tracking, outbox, patiently, upload
+from runner.tracking.outbox import Pending
 
 PATIENCE = 5.0
 """Seconds for which a server that does not answer is tried again: here somebody waits."""
@@ -24,7 +23,7 @@ PATIENCE = 5.0
 def waiting(folder: Path) -> list[Path]:
     """The folders of runs, here or below, that keep something."""
     found = [folder, *sorted(folder.glob("*/")), *sorted(folder.glob("sweeps/*/"))]
-    return [place for place in found if (place / pending.NAME).is_file()]
+    return [place for place in found if (place / outbox.NAME).is_file()]
 
 
 def main(arguments: list[str]) -> None:
@@ -47,7 +46,7 @@ def _upload(place: Path, uri: str | None) -> None:
     with alone(place):
         kept = Pending.of(place)
         if kept is None:
-            raise UserError(f"{place / pending.NAME} is damaged: its first line does not name the run")
+            raise UserError(f"{place / outbox.NAME} is damaged: its first line does not name the run")
         header = kept.header()
         tracking = Tracking(uri or header.uri, header.experiment, patience=PATIENCE)
         try:

@@ -11,9 +11,9 @@ ROOT = Path(__file__).parent.parent
 PACKAGES = ("conf", "pruning", "results", "runner")
 STANDARD = set(sys.stdlib_module_names)
 # Who may know what, among the modules of `runner`; all others may not.
-HYDRA = {"runner/__main__.py", "runner/config.py", "runner/launchers.py", "runner/sweep.py"}
+HYDRA = {"runner/__main__.py", "runner/config/__init__.py", "runner/sweeps/launchers.py", "runner/sweeps/callback.py"}
 HYDRA_ERRORS = {"runner/system/process.py"}  # hydra.errors only: it tells them to the user
-MLFLOW = {"runner/tracking.py"}
+MLFLOW = {"runner/tracking/__init__.py"}
 DATASETS = "runner/data/"
 VAGUE = {"utils", "util", "common", "base", "factory", "registry", "helpers", "misc"}
 
@@ -80,7 +80,7 @@ def test_an_import_is_seen_wherever_it_stands(text: str) -> None:
 
 def test_imports_for_the_type_checker_alone_are_told_apart() -> None:
     tree = ast.parse("if TYPE_CHECKING:\n    import datasets\nfrom . import models\nfrom .data import tagging")
-    assert list(imports(tree, "runner", type_checking=False)) == ["runner.models", "runner.data.question_answering"]
+    assert list(imports(tree, "runner", type_checking=False)) == ["runner.models", "runner.data.tagging"]
     assert "datasets" in set(imports(tree, "runner"))
 
 
@@ -97,10 +97,10 @@ def test_results_imports_neither_runner_nor_pruning() -> None:
 
 def test_runner_imports_of_results_the_columns_and_pictures_only() -> None:
     found = knowing("runner", "results", type_checking=True)
-    assert "runner/tracking.py" in found
+    assert "runner/tracking/__init__.py" in found
     names = {(path, ".".join(name.split(".")[:2])) for path, names in found.items() for name in names}
     assert {name for _, name in names} == {"results.columns", "results.pictures"}
-    assert {path for path, name in names if name == "results.pictures"} == {"runner/tracking.py"}
+    assert {path for path, name in names if name == "results.pictures"} == {"runner/tracking/__init__.py"}
 
 
 def test_nothing_imports_the_configuration_package() -> None:

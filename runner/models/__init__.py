@@ -281,7 +281,7 @@ def check_positions(net: PreTrainedModel, checkpoint: Checkpoint, tokens: int) -
         )
 
 
-def tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
+def load_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
     """The checkpoint's fast tokenizer; a slow one cannot say where a token stands in the text."""
     from transformers import AutoTokenizer
 

@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 
 from results import columns
-from runner import runs
 from runner.data.demo import Demo
 from runner.data.question_answering import Span, excerpt, question_word
 from runner.data.task import Dataset, told_length
 from runner.demo.text import examples as generated
 from runner.examples import Compared, Diagnosis, Kind, diagnose, kinds, parse, text_of
+from runner.records import runs
 from runner.system import files
 from runner.system.errors import UserError
 from runner.tracking import Tracking

@@ -17,11 +17,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from results import columns
-from runner import config, runs
+from runner import config
 from runner.config import compose_experiment
 from runner.experiment import Result
+from runner.records import runs
+from runner.records.runs import MadeBy, Run
 from runner.reproduce import Comparison, Repetition, compare, conclusion, differences, main, parse, place_of, prepared
-from runner.runs import MadeBy, Run
 from runner.system import files
 from runner.system.errors import UserError
 from runner.tracking import Tracking

@@ -10,7 +10,8 @@ import pytest
 from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
-from runner import card, share
+from runner import share
+from runner.records import card
 from runner.system import files
 from runner.system.errors import UserError
 from tests.conftest import cli_in, save_small_model
