@@ -24,9 +24,9 @@ from runner.experiment import (
     identity_of,
     keeps_logits,
     prepare,
+    resolved,
     run_name,
     set_up_process,
-    settled,
     student_from,
     teaching_of,
 )
@@ -38,7 +38,7 @@ from runner.system.errors import UserError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from runner.training.loop import Lesson, Work
+    from runner.training.loop import TrainingData, TrainingStats
 
 STEPS = 6
 """Optimizer steps that are timed."""
@@ -55,7 +55,7 @@ def show(experiment: Experiment, origin: Origin) -> None:
     if ranks.world_size() > 1:
         raise UserError("dry_run=true looks at one process: leave torchrun or accelerate launch out")
     set_up_process()
-    experiment = settled(experiment)
+    experiment = resolved(experiment)
     sources = find(experiment)
     net = check(experiment, sources)
     examples = experiment.dataset.read(train=experiment.trains)
@@ -79,7 +79,7 @@ def state(experiment: Experiment, inputs: Inputs, folder: Path) -> Iterator[str]
     dense = Path(experiment.cache_dir) / "dense" / inputs.identity.dense
     if experiment.model.finetuned:
         yield f"dense model: {inputs.base.path}, as given"
-    elif files.is_sound(dense):
+    elif files.is_intact(dense):
         yield f"dense model: found in {dense}"
     else:
         assert inputs.lesson is not None
@@ -128,7 +128,7 @@ def cost(experiment: Experiment, inputs: Inputs, parameters: int) -> Iterator[st
     assert lesson is not None
     trainings = [("pruning", experiment.train)] if experiment.prune else []
     dense = Path(experiment.cache_dir) / "dense" / inputs.identity.dense
-    if experiment.model.finetuned is None and not files.is_sound(dense):
+    if experiment.model.finetuned is None and not files.is_intact(dense):
         trainings.append(("fine-tuning", experiment.finetune))
     work = timed(experiment, inputs, lesson)
     per_token = work.seconds / work.tokens
@@ -142,13 +142,13 @@ def cost(experiment: Experiment, inputs: Inputs, parameters: int) -> Iterator[st
         )
 
 
-def timed(experiment: Experiment, inputs: Inputs, lesson: Lesson) -> Work:
+def timed(experiment: Experiment, inputs: Inputs, lesson: TrainingData) -> TrainingStats:
     """Real optimizer steps, on a copy that is thrown away. A teacher runs beside if it would in the run."""
-    from runner.training.loop import Teaching, silent, train
+    from runner.training.loop import Supervision, silent, train
 
     training = experiment.train if experiment.prune else experiment.finetune
     student = student_from(experiment, inputs.sparse or inputs.base)
-    teaching = Teaching(NoDistillation())
+    teaching = Supervision(NoDistillation())
     if experiment.prune and experiment.distill.needs_teacher and not keeps_logits(experiment, lesson):
         teaching = teaching_of(experiment, lesson, inputs.teacher or inputs.base)
     few = replace(training, max_steps=min(STEPS, lesson.length(training).steps), save_steps=10**9, warmup_steps=0)

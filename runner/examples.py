@@ -414,6 +414,6 @@ def _count(text: str) -> int:
 
 
 if __name__ == "__main__":
-    from runner.system.process import guarded
+    from runner.system.process import exit_status
 
-    sys.exit(guarded(lambda: main(sys.argv[1:])))
+    sys.exit(exit_status(lambda: main(sys.argv[1:])))

@@ -25,7 +25,7 @@ from runner.config import Experiment, Identity, Origin, identify
 from runner.data.classes import check_same
 from runner.data.task import Examples, Scores
 from runner.models.footprint import Footprint, footprint
-from runner.models.tokenizer import check_texts, check_vocabulary, taking
+from runner.models.tokenizer import check_texts, check_vocabulary, with_inputs
 from runner.models.verify import Verification, verify
 from runner.records import card, runs
 from runner.stages import finetune
@@ -41,7 +41,7 @@ from runner.training.cost import Cost
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from runner.training.loop import Lesson, Log, Teaching, Work
+    from runner.training.loop import Log, Supervision, TrainingData, TrainingStats
 
 log = logging.getLogger(__name__)
 
@@ -102,7 +102,7 @@ class Inputs:
     """A teacher other than the dense model."""
     sparse: models.Checkpoint | None
     """A sparse checkpoint that the student starts from; None: from the dense model."""
-    lesson: Lesson | None
+    lesson: TrainingData | None
     """None if nothing is trained."""
     updates: dict[int, float]
     """Optimizer steps -> sparsity."""
@@ -126,8 +126,8 @@ def run(experiment: Experiment, origin: Origin) -> Result:
 
     Under a launcher only rank 0 is here: the others join in what it does `ranks.together`, which are the trainings.
     """
-    ranks.together(set_up_process)
-    experiment = settled(experiment)
+    ranks.on_all_ranks(set_up_process)
+    experiment = resolved(experiment)
     cost = Cost()
     name = run_name(origin.labels, experiment.seed)
     outputs = Path(experiment.output_dir)
@@ -215,13 +215,13 @@ def perform(experiment: Experiment, origin: Origin, inputs: Inputs, folder: Path
 # --- before anything is trained -----------------------------------------------------------------------------
 
 
-def settled(experiment: Experiment) -> Experiment:
+def resolved(experiment: Experiment) -> Experiment:
     """The experiment with what is left to the machine chosen. Raises UserError for what the machine does not have."""
     kept = Path(experiment.cache_dir)
-    train = experiment.train.settled(kept) if experiment.prune else experiment.train
+    train = experiment.train.resolved(kept) if experiment.prune else experiment.train
     trains_dense = experiment.model.finetuned is None
     return replace(
-        experiment, train=train, finetune=experiment.finetune.settled(kept) if trains_dense else experiment.finetune
+        experiment, train=train, finetune=experiment.finetune.resolved(kept) if trains_dense else experiment.finetune
     )
 
 
@@ -296,7 +296,7 @@ def prepare(
     folder: Path,
 ) -> Inputs:
     """Tokenise, and count steps and bytes: nothing is to be found wrong after hours of training."""
-    from runner.training.loop import Lesson
+    from runner.training.loop import TrainingData
 
     task, tokenizer = experiment.dataset, models.load_tokenizer(sources.base)
     lesson, updates, units = None, {}, 0
@@ -306,9 +306,9 @@ def prepare(
             if other is not None:
                 check_texts(sources.base, other, task, examples.train)
         others = tuple(models.load_tokenizer(sources.teacher).model_input_names) if sources.teacher else None
-        made_by = taking(tokenizer, dict.fromkeys((*tokenizer.model_input_names, *(others or ()))))
+        made_by = with_inputs(tokenizer, dict.fromkeys((*tokenizer.model_input_names, *(others or ()))))
         cache = Path(experiment.cache_dir) / "features"
-        lesson = Lesson(task, task.features(examples.train, made_by, cache, labels=True), tokenizer, others)
+        lesson = TrainingData(task, task.features(examples.train, made_by, cache, labels=True), tokenizer, others)
         if experiment.prune:
             length = lesson.length(experiment.train)
             pruner = new_pruner(experiment, net, length)
@@ -324,7 +324,7 @@ def prepare(
 
 def needs(
     experiment: Experiment,
-    lesson: Lesson,
+    lesson: TrainingData,
     base: models.Checkpoint,
     parameters: int,
     units: int,
@@ -351,7 +351,7 @@ def needs(
         kept = experiment.train.save_total_limit
         found.append(DiskNeed(folder / "checkpoints", "checkpoints", disk.training_bytes(parameters, kept, 10 * units)))
         if experiment.distill.needs_teacher and experiment.distill.weight and keeps_logits(experiment, lesson):
-            most = teacher_logits.most_bytes(experiment.dataset, lesson.features, base)
+            most = teacher_logits.max_bytes(experiment.dataset, lesson.features, base)
             found.append(DiskNeed(cache / "teacher", "the teacher's logits", most))
     log.info("disk space, at most: %s", disk.summary(found))
     return found
@@ -381,7 +381,7 @@ def finished(results: list[Path], identity: Identity, where: tracking.Tracking) 
             done = Result(**{**values, "footprint": Footprint(**weighed) if weighed else None})
         except (KeyError, TypeError):  # of another version
             continue
-        if done.identity != identity.run or not files.is_sound(file.parent / "model"):
+        if done.identity != identity.run or not files.is_intact(file.parent / "model"):
             continue
         if tracking.uploaded(where, file.parent) or tracking.is_finished(where, done.mlflow_run):
             log.info("finished before; force=true would do it again\n%s", summary(done))
@@ -486,7 +486,7 @@ def prune(
     with cost.stage("teacher"):
         teaching = teaching_of(experiment, inputs.lesson, teacher)
     track, checkpoints = logger(tracker, "train"), folder / "checkpoints"
-    student, pruner, work = ranks.together(
+    student, pruner, work = ranks.on_all_ranks(
         trained, experiment, inputs.lesson, teacher, start, checkpoints,
         teaching=teaching, track=track, flush_log=tracker.flush,
     )  # fmt: skip
@@ -500,14 +500,14 @@ def prune(
 
 def trained(
     experiment: Experiment,
-    lesson: Lesson,
+    lesson: TrainingData,
     teacher: models.Checkpoint,
     start: models.Checkpoint,
     checkpoints: Path,
-    teaching: Teaching | None = None,
+    teaching: Supervision | None = None,
     track: Log | None = None,
     flush_log: Callable[[], None] | None = None,
-) -> tuple[PreTrainedModel, Pruner, Work]:
+) -> tuple[PreTrainedModel, Pruner, TrainingStats]:
     """The student, pruned while it is taught, and its pruner; on all ranks.
 
     Args:
@@ -543,24 +543,24 @@ def student_from(experiment: Experiment, start: models.Checkpoint) -> PreTrained
     return models.load(experiment.dataset.architecture, start, how.needs_attention and bool(how.weight))
 
 
-def teaching_of(experiment: Experiment, lesson: Lesson, checkpoint: models.Checkpoint) -> Teaching:
+def teaching_of(experiment: Experiment, lesson: TrainingData, checkpoint: models.Checkpoint) -> Supervision:
     """How the student is taught: from kept logits, by a live teacher, or by the labels alone."""
     from runner.training import teacher_logits
-    from runner.training.loop import Teaching
+    from runner.training.loop import Supervision
 
     how, task = experiment.distill, experiment.dataset
     if not (how.needs_teacher and how.weight):
-        return Teaching(how)
+        return Supervision(how)
     if not keeps_logits(experiment, lesson):
-        return Teaching(how, models.load(task.architecture, checkpoint, how.needs_attention))
+        return Supervision(how, models.load(task.architecture, checkpoint, how.needs_attention))
     assert experiment.train.precision is not None
     cache = Path(experiment.cache_dir) / "teacher"
-    reader = taking(lesson.tokenizer, lesson.teacher_inputs)
-    logits = teacher_logits.taught(checkpoint, reader, task, lesson.features, experiment.train.precision, cache)
-    return Teaching(how, logits=logits)
+    reader = with_inputs(lesson.tokenizer, lesson.teacher_inputs)
+    logits = teacher_logits.teacher_logits(checkpoint, reader, task, lesson.features, experiment.train.precision, cache)
+    return Supervision(how, logits=logits)
 
 
-def keeps_logits(experiment: Experiment, lesson: Lesson) -> bool:
+def keeps_logits(experiment: Experiment, lesson: TrainingData) -> bool:
     """Whether the teacher runs once over all features. Not for less than an epoch, which sees only some of them."""
     how, training = experiment.distill, experiment.train
     whole_epoch = lesson.length(training).steps >= lesson.batches(training, experiment.seed).steps
@@ -783,7 +783,7 @@ def announce(experiment: Experiment, origin: Origin, inputs: Inputs, folder: Pat
         announce_machine(experiment, inputs.lesson, inputs.base)
 
 
-def announce_machine(experiment: Experiment, lesson: Lesson, base: models.Checkpoint) -> None:
+def announce_machine(experiment: Experiment, lesson: TrainingData, base: models.Checkpoint) -> None:
     """Say what is computed how, and what would be quicker."""
     training = experiment.train if experiment.prune else experiment.finetune
     assert training.precision is not None

@@ -248,8 +248,8 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    from runner.system.process import guarded
+    from runner.system.process import exit_status
 
     status: list[int] = []
-    code = guarded(lambda: status.append(main(sys.argv[1:])))
+    code = exit_status(lambda: status.append(main(sys.argv[1:])))
     sys.exit(code or status[0])

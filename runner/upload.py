@@ -13,8 +13,8 @@ from pathlib import Path
 
 from runner.experiment import alone, set_up_process
 from runner.system.errors import UserError
-from runner.tracking import Away, Tracking, outbox, patiently, upload
-from runner.tracking.outbox import Pending
+from runner.tracking import Tracking, Unreachable, outbox, upload, with_retries
+from runner.tracking.outbox import Outbox
 
 PATIENCE = 5.0
 """Seconds for which a server that does not answer is tried again: here somebody waits."""
@@ -44,19 +44,19 @@ def main(arguments: list[str]) -> None:
 
 def _upload(place: Path, uri: str | None) -> None:
     with alone(place):
-        kept = Pending.of(place)
+        kept = Outbox.of(place)
         if kept is None:
             raise UserError(f"{place / outbox.NAME} is damaged: its first line does not name the run")
         header = kept.header()
         tracking = Tracking(uri or header.uri, header.experiment, patience=PATIENCE)
         try:
-            run_id = patiently(tracking, lambda: upload(tracking, place))
-        except Away as away:
+            run_id = with_retries(tracking, lambda: upload(tracking, place))
+        except Unreachable as away:
             raise UserError(f"{away}; nothing is lost: start it, and give the same command again") from away
     print(f"{place}: uploaded as MLflow run {run_id}")
 
 
 if __name__ == "__main__":
-    from runner.system.process import guarded
+    from runner.system.process import exit_status
 
-    sys.exit(guarded(lambda: main(sys.argv[1:])))
+    sys.exit(exit_status(lambda: main(sys.argv[1:])))

@@ -17,7 +17,7 @@ class Sampling(Enum):
     group_by_length = "group_by_length"
 
 
-class Course(Enum):
+class SchedulerType(Enum):
     """Courses of the learning rate, after the warm-up."""
 
     linear = "linear"
@@ -32,7 +32,7 @@ class Training:
 
     learning_rate: float = 5e-5
     """The highest learning rate."""
-    lr_scheduler_type: Course = Course.linear
+    lr_scheduler_type: SchedulerType = SchedulerType.linear
     """Course of the learning rate after the warm-up: linear, cosine, constant, constant_with_warmup."""
     warmup_steps: float = 0.1
     """Linear warm-up in optimizer steps, or a fraction of the training if below 1."""
@@ -88,7 +88,7 @@ class Training:
         if self.batch_tokens is not None and self.batch_tokens < 1:
             raise UserError(f"batch_tokens={self.batch_tokens} is out of range in train or finetune: at least 1")
 
-    def settled(self, kept: Path | None = None) -> "Training":
+    def resolved(self, kept: Path | None = None) -> "Training":
         """The same with the precision chosen.
 
         Args:

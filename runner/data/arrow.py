@@ -57,8 +57,8 @@ def mapped_once(
     with writing(place.parent):
         place.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(place.with_name(f"{place.name}.lock")):
-            if not files.is_sound(place):
-                with files.making(place) as folder:
+            if not files.is_intact(place):
+                with files.atomic_folder(place) as folder:
                     mapped(folder / _FEATURES, found=False)
             return mapped(place / _FEATURES, found=True)
 

@@ -25,7 +25,7 @@ _SPECIAL = ("pad_token", "cls_token", "sep_token", "unk_token", "mask_token")
 _SHOWN = 6  # tokens that a message shows
 
 
-def taking(tokenizer: PreTrainedTokenizerBase, names: Iterable[str]) -> PreTrainedTokenizerBase:
+def with_inputs(tokenizer: PreTrainedTokenizerBase, names: Iterable[str]) -> PreTrainedTokenizerBase:
     """A copy that makes these inputs."""
     made = copy(tokenizer)
     made.model_input_names = list(names)
@@ -54,11 +54,11 @@ def check_texts(base: models.Checkpoint, other: models.Checkpoint, task: Dataset
     base's."""
     ours, theirs = models.load_tokenizer(base), models.load_tokenizer(other)
     names = theirs.model_input_names
-    if tokenizer_fingerprint(ours) == tokenizer_fingerprint(taking(theirs, ours.model_input_names)):
+    if tokenizer_fingerprint(ours) == tokenizer_fingerprint(with_inputs(theirs, ours.model_input_names)):
         return  # they do the same, whatever the text
     sample = examples.select(np.unique(np.linspace(0, len(examples) - 1, SAMPLE).astype(int)))
     batch, indices = sample[:], list(range(len(sample)))
-    mine, its = (task.tokenized(batch, indices, taking(of, names), labels=False) for of in (ours, theirs))
+    mine, its = (task.tokenized(batch, indices, with_inputs(of, names), labels=False) for of in (ours, theirs))
     for row, example in enumerate(its["example"]):
         for name in names:
             found = [columns[name][row] if row < len(columns.get(name, [])) else None for columns in (mine, its)]

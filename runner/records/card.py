@@ -111,10 +111,10 @@ class Facts:
 def write(folder: Path, experiment: Experiment, origin: Origin, examples: Examples, result: Result) -> str:
     """Write the card of a saved model into its folder, whole or not at all. Returns it."""
     file = folder / NAME
-    made, written = text(gather(folder, experiment, origin, examples, result)), files.unfinished(file)
+    made, written = text(gather(folder, experiment, origin, examples, result)), files.temporary_path(file)
     try:
         written.write_text(made, encoding="utf-8")
-        files.put(written, file)
+        files.replace(written, file)
     finally:
         written.unlink(missing_ok=True)
     return made

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from runner.config import Experiment
-    from runner.training.loop import Lesson, Log
+    from runner.training.loop import Log, TrainingData
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ def fine_tuned(
     experiment: Experiment,
     base: models.Checkpoint,
     key: str,
-    lesson: Lesson,
+    lesson: TrainingData,
     track: Log,
     flush_log: Callable[[], None],
 ) -> models.Checkpoint:
@@ -46,10 +46,10 @@ def fine_tuned(
     if lock_is_held(lock):
         log.info("waiting for another process that fine-tunes the same dense model")
     with lock:
-        if not files.is_sound(folder):
+        if not files.is_intact(folder):
             log.info("fine-tuning the dense model (kept in %s)", folder)
             work = folder.with_name(f"{folder.name}.work")
-            model = ranks.together(trained, experiment, base, work, lesson, track=track, flush_log=flush_log)
+            model = ranks.on_all_ranks(trained, experiment, base, work, lesson, track=track, flush_log=flush_log)
             save(model, lesson.tokenizer, folder)
             shutil.rmtree(work, ignore_errors=True)
         else:
@@ -70,14 +70,14 @@ def trained(
     experiment: Experiment,
     base: models.Checkpoint,
     work: Path,
-    lesson: Lesson,
+    lesson: TrainingData,
     track: Log | None = None,
     flush_log: Callable[[], None] | None = None,
 ) -> PreTrainedModel:
     """Fine-tune the dense model, on all ranks; checkpoints go to `work`."""
     from transformers import set_seed
 
-    from runner.training.loop import Teaching, nothing, silent, train
+    from runner.training.loop import Supervision, nothing, silent, train
 
     set_seed(experiment.seed)  # the head is drawn at random
     model = models.load(lesson.task.architecture, base)
@@ -85,7 +85,7 @@ def trained(
         model,
         lesson,
         experiment.finetune,
-        Teaching(NoDistillation()),
+        Supervision(NoDistillation()),
         None,
         experiment.seed,
         work,
@@ -107,7 +107,7 @@ def save(
     Args:
         also: gets the folder before it is renamed, to add to it or to refuse it by raising.
     """
-    with writing(folder), files.making(folder) as partial:
+    with writing(folder), files.atomic_folder(folder) as partial:
         model.save_pretrained(partial, safe_serialization=True)
         tokenizer.save_pretrained(partial)
         also(partial)

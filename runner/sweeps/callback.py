@@ -19,12 +19,12 @@ from omegaconf import DictConfig
 from results import columns
 from runner import config as configuration
 from runner import tracking
-from runner.experiment import alone, saving, set_up_process, settled
+from runner.experiment import alone, resolved, saving, set_up_process
 from runner.sweeps.jobs import FOLDER_VARIABLE, Outcome, Place, command_line
 from runner.system import files, provenance, ranks
 from runner.system.device import keep_bf16_speedup
 from runner.system.errors import UserError
-from runner.system.process import guarded
+from runner.system.process import exit_status
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +66,7 @@ class Sweep(Callback):
         else:  # it will choose the jobs on the way: what they have in common is checked
             checked = [[o.input_line or "" for o in parsed if not o.is_sweep_override()]]
         for job in checked:
-            experiment = settled(configuration.compose_experiment(job)[0])
+            experiment = resolved(configuration.compose_experiment(job)[0])
             if experiment.dry_run:
                 raise UserError("dry_run=true looks at one run: leave -m out, and name one value for each key")
             if self.jobs is None and not experiment.dataset.holdout:
@@ -137,7 +137,7 @@ def _ending(work: Callable[[], None]) -> None:
     """Let what goes wrong end the process: of what a callback raises Hydra makes a warning, and goes on; not of
     SystemExit."""
     try:
-        status = guarded(work)
+        status = exit_status(work)
     except Exception:
         traceback.print_exc()
         status = 1

@@ -43,7 +43,7 @@ NAMESPACE = "hydra_plugins.prune_distill"
 THREADS = "OMP_NUM_THREADS"
 PASSED_ON = ("HF_", "MLFLOW_", "PRUNE_DISTILL_", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
 """Beginnings of the environment variables that workers started by others, long before, need too."""
-OVER = {"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "TIMEOUT"}
+FINISHED_STATES = {"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "TIMEOUT"}
 """States of Slurm's jobs, which its queue shows for some minutes after their end."""
 
 Ended = int | str
@@ -56,7 +56,7 @@ def register() -> None:
         Plugins.instance().class_name_to_class[f"{NAMESPACE}.{launcher.__name__}"] = launcher
 
 
-class Separate(Launcher):
+class ProcessLauncher(Launcher):
     """Each job in a process of its own, somewhere."""
 
     def __init__(self, retries: int, ranks: int) -> None:
@@ -92,12 +92,12 @@ class Separate(Launcher):
             job.place.clear()
         waiting = jobs
         for attempt in range(self.retries + 1):
-            waiting = [job for job, status in self.run(waiting) if self._was_lost(job, status, attempt)]
+            waiting = [job for job, status in self.run(waiting) if self._needs_retry(job, status, attempt)]
             if not waiting:
                 break
         return [_returned(job) for job in jobs]
 
-    def _was_lost(self, job: Job, status: Ended, attempt: int) -> bool:
+    def _needs_retry(self, job: Job, status: Ended, attempt: int) -> bool:
         """Tell how a job ended; whether it is to be started again."""
         outcome = job.place.read()
         if outcome is None:
@@ -152,7 +152,7 @@ def _returned(job: Job) -> JobReturn:
     )
 
 
-class Joblib(Separate):
+class Joblib(ProcessLauncher):
     """Jobs beside each other on this machine, each with its share of the cores, or a GPU of its own."""
 
     def __init__(self, n_jobs: int | None, threads: int | None, retries: int, ranks: int) -> None:
@@ -219,7 +219,7 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-class SubmititLocal(Separate):
+class SubmititLocal(ProcessLauncher):
     """submitit's processes on this machine: to try a sweep for Slurm without one."""
 
     cluster = "local"
@@ -292,14 +292,14 @@ class SubmititSlurm(SubmititLocal):
             log.debug("squeue: %s", asked.stderr)
             return set()  # the controller does not answer: ask again later
         states = dict(line.split(maxsplit=1) for line in asked.stdout.splitlines() if line.strip())
-        return {job for job in submitted if states.get(job.job_id, "FAILED") in OVER}
+        return {job for job in submitted if states.get(job.job_id, "FAILED") in FINISHED_STATES}
 
 
 def _last_line(error: Exception) -> str:
     return next((line.strip() for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__)
 
 
-class Ray(Separate):
+class Ray(ProcessLauncher):
     """A Ray cluster."""
 
     def __init__(self, ray: DictConfig, retries: int, ranks: int) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 log = logging.getLogger(__name__)
 
-SEAL = "sealed.json"
+MANIFEST = "sealed.json"
 """Name, size and CRC-32 of each file of a folder."""
 CHECKSUM = "crc32"
 """The key of a JSON file that holds the checksum of all others."""
@@ -23,58 +23,58 @@ _CHUNK = 2**24
 
 
 @contextmanager
-def making(place: Path) -> Iterator[Path]:
+def atomic_folder(place: Path) -> Iterator[Path]:
     """A folder to write into, which is sealed and gets its name in the end; it is removed if that fails."""
-    written = unfinished(place)
+    written = temporary_path(place)
     try:
         remove(written)  # of a process that was killed and had the same number
         written.mkdir(parents=True)
         yield written
-        seal(written, place)
+        publish(written, place)
     finally:
         shutil.rmtree(written, ignore_errors=True)
 
 
-def unfinished(place: Path) -> Path:
+def temporary_path(place: Path) -> Path:
     """Where this process writes what is to be renamed to `place`."""
     return place.with_name(f"{place.name}.tmp-{os.getpid()}")
 
 
-def seal(written: Path, place: Path) -> None:
+def publish(written: Path, place: Path) -> None:
     """Give a folder that is complete its name, after all of it has reached the disk."""
     files = sorted(file for file in written.rglob("*") if file.is_file())
-    (written / SEAL).write_text(json.dumps(checksums(written, files), indent=1), encoding="utf-8")
-    for path in (*files, written / SEAL, written):
+    (written / MANIFEST).write_text(json.dumps(checksums(written, files), indent=1), encoding="utf-8")
+    for path in (*files, written / MANIFEST, written):
         _flush(path)
     remove(place)  # it was damaged, or is replaced
     written.rename(place)
     _flush(place.parent)
 
 
-def is_sound(place: Path) -> bool:
+def is_intact(place: Path) -> bool:
     """Whether a sealed folder is there and as it was written. A damaged one is told."""
     if not os.path.lexists(place):
         return False
-    problem = fault(place)
+    problem = integrity_error(place)
     if problem is not None:
         log.warning("%s is damaged (%s): it is not used", place, problem)
     return problem is None
 
 
-def fault(place: Path) -> str | None:
+def integrity_error(place: Path) -> str | None:
     """What is wrong with a sealed folder, or None. What was added to it later is not looked at."""
     try:
-        listed = json.loads((place / SEAL).read_text(encoding="utf-8"))
-        return difference(place, listed) if listed else f"{SEAL} names no file"
+        listed = json.loads((place / MANIFEST).read_text(encoding="utf-8"))
+        return difference(place, listed) if listed else f"{MANIFEST} names no file"
     except FileNotFoundError:
-        return f"{SEAL} is missing"
+        return f"{MANIFEST} is missing"
     except (OSError, ValueError, AttributeError, TypeError) as error:
-        return f"{SEAL} cannot be read: {error}"
+        return f"{MANIFEST} cannot be read: {error}"
 
 
-def names(place: Path) -> list[str]:
+def manifest_names(place: Path) -> list[str]:
     """The files that were sealed, of a folder that is sound."""
-    return sorted(json.loads((place / SEAL).read_text(encoding="utf-8")))
+    return sorted(json.loads((place / MANIFEST).read_text(encoding="utf-8")))
 
 
 def checksums(folder: Path, files: Iterable[Path]) -> dict[str, list[int]]:
@@ -96,11 +96,11 @@ def difference(folder: Path, listed: Mapping[str, Sequence[int]]) -> str | None:
 def write_json(file: Path, values: Mapping[str, Any]) -> None:
     """Write a JSON file with a checksum, whole or not at all."""
     plain = json.loads(json.dumps(values, default=str))
-    written = unfinished(file)
+    written = temporary_path(file)
     try:
         text = json.dumps({**plain, CHECKSUM: _checksum(plain)}, indent=2) + "\n"
         written.write_text(text, encoding="utf-8")
-        put(written, file)
+        replace(written, file)
     finally:
         written.unlink(missing_ok=True)
 
@@ -124,7 +124,7 @@ def read_json(file: Path) -> dict[str, Any] | None:
     return None
 
 
-def put(written: Path, place: Path) -> None:
+def replace(written: Path, place: Path) -> None:
     """Give a file that is complete its name, whatever had it before."""
     if place.is_dir():
         remove(place)

@@ -8,7 +8,7 @@ from typing import Any
 from runner.system.interrupts import Interrupted
 
 
-def guarded(program: Callable[[], Any]) -> int:
+def exit_status(program: Callable[[], Any]) -> int:
     """Run a program and return its exit status: 0, 1 after an error of the user's, 128 + N after signal N."""
     try:
         program()

@@ -163,7 +163,7 @@ def follow() -> None:
         _wait_to_end()
 
 
-def together(work: Callable[..., T], *arguments: Any, **own: Any) -> T:
+def on_all_ranks(work: Callable[..., T], *arguments: Any, **own: Any) -> T:
     """Call a function of a module on all ranks at once; called by rank 0.
 
     Args:
@@ -196,7 +196,7 @@ def _next(line: _Line, asked: list[int]) -> str:
 def _wait_to_end() -> None:
     """Until all have heard that it ends: without a launcher that keeps the store, it ends with rank 0."""
     with suppress(RuntimeError):  # one of them is gone: what was to be done is done
-        wait()
+        barrier()
 
 
 def _last_word(line: _Line) -> str | None:
@@ -238,7 +238,7 @@ def group() -> Iterator[Store]:
 # --- within what is done together ---------------------------------------------------------------------------
 
 
-def from_first(decide: Callable[[], T]) -> T:
+def broadcast(decide: Callable[[], T]) -> T:
     """What rank 0 finds, on all ranks."""
     if world_size() == 1:
         return decide()
@@ -251,17 +251,17 @@ def _broadcast(value: Any) -> Any:
     return values[0]
 
 
-def wait() -> None:
+def barrier() -> None:
     """Until all ranks are here."""
-    highest(0)
+    all_max(0)
 
 
-def highest(number: int) -> int:
+def all_max(number: int) -> int:
     """The highest of all ranks' numbers."""
     return _reduced([number], dist.ReduceOp.MAX)[0]
 
 
-def totals(numbers: list[int]) -> list[int]:
+def all_sum(numbers: list[int]) -> list[int]:
     """Sums over all ranks."""
     return _reduced(numbers, dist.ReduceOp.SUM)
 

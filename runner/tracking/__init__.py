@@ -33,7 +33,7 @@ from runner.system import files
 from runner.system.errors import UserError
 from runner.system.provenance import provenance
 from runner.tracking import outbox
-from runner.tracking.outbox import Header, Operation, Pending
+from runner.tracking.outbox import Header, Operation, Outbox
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -102,11 +102,11 @@ def _without_password(uri: str) -> str:
 # --- the store ----------------------------------------------------------------------------------------------
 
 
-class Away(Exception):
+class Unreachable(Exception):
     """The store does not answer."""
 
 
-def patiently(tracking: Tracking, call: Callable[[], T], seconds: float | None = None) -> T:
+def with_retries(tracking: Tracking, call: Callable[[], T], seconds: float | None = None) -> T:
     """Make a call that may be repeated; again while the store does not answer.
 
     Args:
@@ -121,7 +121,7 @@ def patiently(tracking: Tracking, call: Callable[[], T], seconds: float | None =
         try:
             return call()
         except Exception as error:
-            if not _is_away(error):
+            if not _is_unreachable(error):
                 raise
             reason = str(error).splitlines()[0][:200]
             if end is None:
@@ -130,12 +130,12 @@ def patiently(tracking: Tracking, call: Callable[[], T], seconds: float | None =
                     log.warning("MLflow at %s does not answer; it is tried again for %g s", tracking.shown, seconds)
             left = end - time.monotonic()
             if left <= 0:
-                raise Away(f"MLflow at {tracking.shown} does not answer: {reason}") from error
+                raise Unreachable(f"MLflow at {tracking.shown} does not answer: {reason}") from error
         time.sleep(min(pause, left))
         pause = min(2 * pause, 15.0)
 
 
-def _is_away(error: Exception) -> bool:
+def _is_unreachable(error: Exception) -> bool:
     """Whether the store could not be reached, or is overloaded; not whether it refuses what it was asked."""
     from mlflow.exceptions import MlflowException
     from requests import RequestException
@@ -183,11 +183,11 @@ def connect(tracking: Tracking) -> tuple[MlflowClient, str]:
             )
         return client, found.experiment_id if found else _create_experiment(client, tracking.experiment, location)
     except MlflowException as error:
-        if _is_away(error):
+        if _is_unreachable(error):
             raise
         raise UserError(f"tracking.uri={tracking.shown}: MLflow cannot use it: {str(error).splitlines()[0]}") from error
     except OSError as error:
-        if _is_away(error):
+        if _is_unreachable(error):
             raise
         raise UserError(f"tracking.uri={tracking.shown}: {error}") from error
     finally:
@@ -226,9 +226,9 @@ def is_finished(tracking: Tracking, run_id: str | None) -> bool:
     from mlflow.exceptions import MlflowException
 
     try:
-        client, _ = patiently(tracking, lambda: connect(tracking))
-        run = patiently(tracking, lambda: client.get_run(run_id))
-    except Away as away:
+        client, _ = with_retries(tracking, lambda: connect(tracking))
+        run = with_retries(tracking, lambda: client.get_run(run_id))
+    except Unreachable as away:
         log.warning("%s; the result is taken as it lies in its folder", away)
         return True
     except MlflowException:
@@ -243,7 +243,7 @@ def tags_of(tracking: Tracking, run_id: str) -> dict[str, str]:
         UserError: there is no such run, or the store does not answer.
     """
     with _asking(tracking, run_id) as client:
-        return dict(patiently(tracking, lambda: client.get_run(run_id)).data.tags)
+        return dict(with_retries(tracking, lambda: client.get_run(run_id)).data.tags)
 
 
 def add(tracking: Tracking, run_id: str, texts: Mapping[str, str], tags: Mapping[str, str]) -> None:
@@ -255,9 +255,9 @@ def add(tracking: Tracking, run_id: str, texts: Mapping[str, str], tags: Mapping
     operations = [Operation("text", [text, name]) for name, text in texts.items()]
     operations += [Operation("tags", dict(tags))] if tags else []
     with _asking(tracking, run_id) as client:
-        patiently(tracking, lambda: client.get_run(run_id))
+        with_retries(tracking, lambda: client.get_run(run_id))
         for operation in operations:
-            patiently(tracking, lambda operation=operation: _apply(client, run_id, operation))
+            with_retries(tracking, lambda operation=operation: _apply(client, run_id, operation))
 
 
 @contextmanager
@@ -269,9 +269,9 @@ def _asking(tracking: Tracking, run_id: str) -> Iterator[MlflowClient]:
     if uri.startswith(_SQLITE) and not Path(uri.removeprefix(_SQLITE)).expanduser().is_file():
         raise UserError(f"tracking.uri={tracking.shown}: there is no such database")
     try:
-        client, _ = patiently(tracking, lambda: connect(tracking))
+        client, _ = with_retries(tracking, lambda: connect(tracking))
         yield client
-    except Away as away:
+    except Unreachable as away:
         raise UserError(f"tracking.uri={tracking.shown}: {away}") from away
     except MlflowException as error:
         raise UserError(f"tracking.uri={tracking.shown} has no run {run_id}") from error
@@ -325,7 +325,7 @@ def _draw(client: MlflowClient, run_id: str, status: str) -> None:
         for name, figure in drawn.items():
             client.log_figure(run_id, figure, f"pictures/{name}.png", save_kwargs={"dpi": 150})
     except Exception as error:  # no reason to lose a run that is complete
-        if _is_away(error):
+        if _is_unreachable(error):
             raise
         log.warning("the pictures of this run could not be drawn: %s: %s", type(error).__name__, error)
 
@@ -388,7 +388,7 @@ class Tracker:
         """
         self.tracking, self.header, self.place = tracking, header, place
         self.client: MlflowClient | None = None
-        self.pending: Pending | None = None
+        self.pending: Outbox | None = None
         self.logged = Logged()
         self._buffer: list[Any] = []
         self._flushed = time.monotonic()
@@ -459,18 +459,18 @@ class Tracker:
             assert client is not None
             assert run_id is not None
             try:
-                patiently(self.tracking, lambda: _apply(client, run_id, operation), self._patience)
+                with_retries(self.tracking, lambda: _apply(client, run_id, operation), self._patience)
                 return
-            except Away as away:
+            except Unreachable as away:
                 self.keep(away)
         assert self.pending is not None
         self.pending.add(operation)
 
-    def keep(self, away: Away) -> None:
+    def keep(self, away: Unreachable) -> None:
         """From now on keep operations in the file."""
         if self.place is None:
             raise UserError(f"tracking.uri={self.tracking.shown}: {away}") from away
-        self.pending = Pending.of(self.place.parent) or Pending.create(self.place, self.header)
+        self.pending = Outbox.of(self.place.parent) or Outbox.create(self.place, self.header)
         log.warning("%s; what is logged from now on is kept in %s", away, self.place)
 
     def _upload(self) -> None:
@@ -478,8 +478,8 @@ class Tracker:
         assert self.pending is not None
         folder = self.pending.file.parent
         try:
-            patiently(self.tracking, lambda: upload(self.tracking, folder), self._patience)
-        except Away:
+            with_retries(self.tracking, lambda: upload(self.tracking, folder), self._patience)
+        except Unreachable:
             log.warning("MLflow at %s is still away. The run is complete and kept; this uploads it later:\n"
                         "  python -m runner.upload %s", self.tracking.shown, folder)  # fmt: skip
             return
@@ -504,9 +504,9 @@ def start(tracking: Tracking, name: str, tags: Mapping[str, Any], resumes: bool 
     place = Path(tags[columns.FOLDER]) / outbox.NAME if columns.FOLDER in tags else None
     tracker = Tracker(tracking, header, place)
     try:
-        patiently(tracking, lambda: _begin(tracker, resumes))
-    except Away as away:
-        kept = Pending.of(place.parent) if place is not None else None
+        with_retries(tracking, lambda: _begin(tracker, resumes))
+    except Unreachable as away:
+        kept = Outbox.of(place.parent) if place is not None else None
         if parent is None and kept is None:
             raise UserError(
                 f"tracking.uri={tracking.shown}: {away}; start the server, or log into a file: "
@@ -529,7 +529,7 @@ def _begin(tracker: Tracker, resumes: bool) -> None:
     header = tracker.header
     client, experiment = connect(tracker.tracking)
     tracker.client = client
-    if tracker.place is not None and Pending.of(tracker.place.parent) is not None:
+    if tracker.place is not None and Outbox.of(tracker.place.parent) is not None:
         upload(tracker.tracking, tracker.place.parent)
     if columns.METRIC in header.tags:
         _show(client, experiment, header.tags[columns.METRIC])
@@ -584,12 +584,12 @@ def failures(tracking: Tracking, name: str, folder: Path) -> Iterator[None]:
 
 def uploaded(tracking: Tracking, folder: Path) -> bool:
     """Whether a run ended well while the store was away; if so it is uploaded, if the store is back."""
-    kept = Pending.of(folder)
+    kept = Outbox.of(folder)
     if kept is None or kept.status() != "FINISHED":
         return False
     try:
-        patiently(tracking, lambda: upload(tracking, folder))
-    except Away as away:
+        with_retries(tracking, lambda: upload(tracking, folder))
+    except Unreachable as away:
         log.warning("%s; this uploads the result later: python -m runner.upload %s", away, folder)
     return True
 
@@ -600,7 +600,7 @@ def upload(tracking: Tracking, folder: Path) -> str | None:
     Returns:
         The MLflow run; None if there was nothing to send.
     """
-    kept = Pending.of(folder)
+    kept = Outbox.of(folder)
     if kept is None:
         return None
     header = kept.header()

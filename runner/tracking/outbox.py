@@ -43,21 +43,21 @@ class Operation:
     [text, name]; end: [status, milliseconds since 1970]."""
 
 
-class Pending:
+class Outbox:
     """The file of a run."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
 
     @classmethod
-    def create(cls, file: Path, header: Header) -> Pending:
+    def create(cls, file: Path, header: Header) -> Outbox:
         """Begin a file."""
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(asdict(header)) + "\n", encoding="utf-8")
         return cls(file)
 
     @classmethod
-    def of(cls, folder: Path) -> Pending | None:
+    def of(cls, folder: Path) -> Outbox | None:
         """The file in a run's folder, if there is a whole header."""
         file = folder / NAME
         if not file.is_file() or b"\n" not in file.read_bytes():

@@ -17,7 +17,7 @@ def step(checkpoint: Path) -> int:
 
 def newest(folder: Path) -> Path | None:
     """The newest sound checkpoint, or None. Damaged ones are told, and passed over."""
-    return next((found for found in sorted(_all(folder), key=step, reverse=True) if files.is_sound(found)), None)
+    return next((found for found in sorted(_all(folder), key=step, reverse=True) if files.is_intact(found)), None)
 
 
 def rotate(last: Path, keep: int) -> None:

@@ -12,7 +12,7 @@ from runner.system import ranks
 from runner.system.device import peak_memory
 
 if TYPE_CHECKING:
-    from runner.training.loop import Work
+    from runner.training.loop import TrainingStats
 
 
 @dataclass
@@ -41,7 +41,7 @@ class Cost:
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - begin
 
-    def trained(self, work: Work) -> None:
+    def trained(self, work: TrainingStats) -> None:
         """Take a training's work in."""
         self.steps, self.tokens, self.real_tokens = work.steps, work.tokens, work.real_tokens
         self.seconds |= {"train": work.seconds, "update": work.update_seconds}
@@ -58,10 +58,10 @@ class Cost:
 
     def plain(self) -> dict[str, Any]:
         """As plain values, with what follows from them."""
-        self.peak_memory_bytes = ranks.together(highest_peak_memory) or None
+        self.peak_memory_bytes = ranks.on_all_ranks(highest_peak_memory) or None
         return {**asdict(self), "padding": self.padding, "tokens_per_second": self.tokens_per_second}
 
 
 def highest_peak_memory() -> int:
     """Bytes: the most that one of the ranks has held; 0 where nobody says."""
-    return ranks.highest(peak_memory() or 0)
+    return ranks.all_max(peak_memory() or 0)

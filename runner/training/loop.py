@@ -30,7 +30,7 @@ from runner.system.errors import UserError, disk_error, disk_reason
 from runner.system.interrupts import Interrupted, postponed
 from runner.training import checkpoints, projections
 from runner.training.batches import Batches
-from runner.training.teacher_logits import LOGITS, KeptLogits, Taught, joined, spread
+from runner.training.teacher_logits import LOGITS, CachedLogits, WithTeacherLogits, pack, unpack
 
 if TYPE_CHECKING:
     import datasets
@@ -56,7 +56,7 @@ def silent(step: int, values: Mapping[str, float]) -> None:
 
 
 @dataclass
-class Lesson:
+class TrainingData:
     """What is learnt from: the task, its features and how they become batches."""
 
     task: Dataset
@@ -109,18 +109,18 @@ class Lesson:
 
 
 @dataclass
-class Teaching:
+class Supervision:
     """Who teaches, and how. Without a teacher the labels do."""
 
     distillation: Distillation
     teacher: PreTrainedModel | None = None
     """Runs beside the student."""
-    logits: KeptLogits | None = None
+    logits: CachedLogits | None = None
     """Or its logits over the features, computed before."""
 
 
 @dataclass
-class Work:
+class TrainingStats:
     """What a training did since this job began, on all ranks."""
 
     steps: int = 0
@@ -150,7 +150,7 @@ def collate(
         out = dict(tokenizer.pad(inputs, padding=True, pad_to_multiple_of=multiple, return_tensors="pt"))
         out |= {name: _labels([row[name] for row in rows], out["input_ids"]) for name in label_names if name in rows[0]}
         if LOGITS in rows[0]:
-            out[LOGITS] = joined(rows)
+            out[LOGITS] = pack(rows)
         return out
 
     return batch
@@ -176,8 +176,8 @@ class DistillTrainer(Trainer):
     def __init__(
         self,
         *args: Any,
-        lesson: Lesson,
-        teaching: Teaching,
+        lesson: TrainingData,
+        teaching: Supervision,
         projections: Mapping[int, nn.Module],
         batches: Batches,
         precision: Precision,
@@ -234,7 +234,7 @@ class DistillTrainer(Trainer):
     def _taught(self, student: Prediction, inputs: Mapping[str, Any]) -> Prediction:
         """What the teacher says about a batch, from its kept logits if there are any."""
         if LOGITS in inputs:
-            logits = spread(inputs[LOGITS], student.logits[0], student.real)
+            logits = unpack(inputs[LOGITS], student.logits[0], student.real)
             return Prediction(logits, student.choices, student.tokens, numbers=student.numbers)
         live = self.teaching.teacher
         assert live is not None
@@ -281,7 +281,7 @@ class DistillTrainer(Trainer):
             meter = {"loss_sum": loss_sum, "losses": losses}
             (self.staging / name / METER_FILE).write_text(json.dumps(meter), encoding="utf-8")
             folder = Path(str(self.args.output_dir))
-            files.seal(self.staging / name, folder / name)
+            files.publish(self.staging / name, folder / name)
             shutil.rmtree(self.staging, ignore_errors=True)
             checkpoints.rotate(folder / name, self.keep)
         self.accelerator.wait_for_everyone()
@@ -319,7 +319,7 @@ class StopWhenAsked(TrainerCallback):
         self.asked = asked
 
     def on_step_end(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> Any:
-        if ranks.highest(self.asked() or 0):
+        if ranks.all_max(self.asked() or 0):
             control.should_save = control.should_training_stop = True
         return control
 
@@ -401,16 +401,16 @@ class Progress(ProgressCallback):
 
 def train(
     student: PreTrainedModel,
-    lesson: Lesson,
+    lesson: TrainingData,
     training: Training,
-    teaching: Teaching,
+    teaching: Supervision,
     pruner: Pruner | None,
     seed: int,
     folder: Path,
     title: str,
     log: Log,
     flush_log: Callable[[], None] = nothing,
-) -> Work:
+) -> TrainingStats:
     """Train `student` in place; checkpoints go to `folder`, from the last of which an interrupted training goes on.
 
     All ranks call it at once, with the same arguments but for `log` and `flush_log`, which are used on rank 0.
@@ -420,8 +420,8 @@ def train(
         UserError: the loss is not finite, or the disk is full.
     """
     transformers.utils.logging.disable_progress_bar()  # one bar is enough: not another for each file of a checkpoint
-    training = training.settled()
-    last = ranks.from_first(lambda: checkpoints.newest(folder))
+    training = training.resolved()
+    last = ranks.broadcast(lambda: checkpoints.newest(folder))
     batches = lesson.batches(training, seed)
     arguments = _arguments(training, seed, folder, lesson.length(training).steps)
     if teaching.teacher is not None:
@@ -432,7 +432,9 @@ def train(
     trainer = DistillTrainer(
         model=student,
         args=arguments,
-        train_dataset=lesson.features if teaching.logits is None else Taught(lesson.features, teaching.logits),
+        train_dataset=lesson.features
+        if teaching.logits is None
+        else WithTeacherLogits(lesson.features, teaching.logits),
         data_collator=collate(lesson.tokenizer, lesson.task.label_names, batches.multiple, lesson.teacher_inputs),
         lesson=lesson,
         teaching=teaching,
@@ -452,7 +454,7 @@ def train(
         trainer.add_callback(PruningCallback(pruner, last))
     if ranks.rank():  # else all would drop the same units in their parts of a batch; rank 0 draws as a single process
         torch.manual_seed(seed + (ranks.rank() << 32))
-    ranks.wait()  # the training's clock is not to run while others load
+    ranks.barrier()  # the training's clock is not to run while others load
     begin = time.perf_counter()
     try:
         with matmul_in(training.precision), postponed() as asked:
@@ -460,7 +462,7 @@ def train(
             if last is not None:
                 trainer.add_callback(Resume(trainer, last))
             trainer.train(resume_from_checkpoint=None if last is None else str(last))
-            signal = ranks.highest(asked() or 0)
+            signal = ranks.all_max(asked() or 0)
         if signal:
             raise Interrupted(signal, f" at step {trainer.state.global_step}; the same command goes on from there")
         ranks.check_same(dict(student.named_parameters()))
@@ -479,8 +481,8 @@ def train(
     updating = pruner.update_seconds if pruner is not None else 0.0
     done = trainer.state.global_step - (checkpoints.step(last) if last is not None else 0)
     seconds = time.perf_counter() - begin - updating
-    tokens, real_tokens = ranks.totals([trainer.tokens, int(trainer.real_tokens)])
-    return Work(done, tokens, real_tokens, seconds, updating)
+    tokens, real_tokens = ranks.all_sum([trainer.tokens, int(trainer.real_tokens)])
+    return TrainingStats(done, tokens, real_tokens, seconds, updating)
 
 
 def _arguments(training: Training, seed: int, folder: Path, steps: int) -> TrainingArguments:

@@ -45,7 +45,7 @@ LOGITS = "teacher_logits"
 
 
 @dataclass
-class KeptLogits:
+class CachedLogits:
     """The teacher's logits over a set of features."""
 
     heads: list[torch.Tensor]
@@ -70,10 +70,10 @@ class KeptLogits:
         return f"{value:08x}"
 
 
-class Taught(torch.utils.data.Dataset):
+class WithTeacherLogits(torch.utils.data.Dataset):
     """Training features with the teacher's logits beside them."""
 
-    def __init__(self, features: datasets.Dataset, logits: KeptLogits) -> None:
+    def __init__(self, features: datasets.Dataset, logits: CachedLogits) -> None:
         self.features, self.logits = features, logits
 
     def __len__(self) -> int:
@@ -88,19 +88,19 @@ class Taught(torch.utils.data.Dataset):
         return [{**row, LOGITS: self.logits.of(i)} for i, row in zip(indices, rows, strict=True)]
 
 
-def joined(rows: Sequence[Mapping[str, Any]]) -> tuple[torch.Tensor, ...]:
+def pack(rows: Sequence[Mapping[str, Any]]) -> tuple[torch.Tensor, ...]:
     """A batch's logits: for each head one tensor with those of the rows one after the other."""
     return tuple(torch.cat(parts) for parts in zip(*(row[LOGITS] for row in rows), strict=True))
 
 
-def spread(joined: Sequence[torch.Tensor], like: torch.Tensor, real: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
+def unpack(pack: Sequence[torch.Tensor], like: torch.Tensor, real: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
     """Put each head's joined logits back where a padded batch has its own.
 
     Args:
         like: a head's logits, whose shape and device are wanted.
         real: bool, in that shape: which of them are real; None if all are.
     """
-    heads = [flat.to(like.device, torch.float32) for flat in joined]
+    heads = [flat.to(like.device, torch.float32) for flat in pack]
     if real is None:
         return tuple(head.view(like.shape) for head in heads)
     empty = torch.zeros(like.shape, device=like.device)
@@ -114,14 +114,14 @@ def key(checkpoint: models.Checkpoint, task: Dataset, features: datasets.Dataset
     return hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:16]
 
 
-def taught(
+def teacher_logits(
     checkpoint: models.Checkpoint,
     tokenizer: PreTrainedTokenizerBase,
     task: Dataset,
     features: datasets.Dataset,
     precision: Precision,
     cache: Path,
-) -> KeptLogits:
+) -> CachedLogits:
     """The teacher's logits over the features: read from `cache`, or computed now and kept there.
 
     Several processes may ask at once: one computes, the others wait.
@@ -139,7 +139,7 @@ def taught(
         with lock:
             found = _read(file, len(features))
             if found is None:
-                most = human_bytes(most_bytes(task, features, checkpoint))
+                most = human_bytes(max_bytes(task, features, checkpoint))
                 log.info("the teacher runs once over %d features; its logits take at most %s in %s",
                          len(features), most, cache)  # fmt: skip
                 model = models.load(task.architecture, checkpoint)
@@ -156,7 +156,7 @@ def _compute(
     task: Dataset,
     features: datasets.Dataset,
     precision: Precision,
-) -> KeptLogits:
+) -> CachedLogits:
     found: list[tuple[torch.Tensor, ...]] = [()] * len(features)
     for rows, prediction in predictions(model, tokenizer, task, features, "Running the teacher", precision):
         heads = [head.half().cpu() for head in prediction.logits]
@@ -170,26 +170,26 @@ def _compute(
             "a logit of the teacher is not finite in float16 (its largest number is 65504): set distill.cache=false "
             "to run the teacher beside the student, in the precision of the training"
         )
-    return KeptLogits(joined_heads, counts)
+    return CachedLogits(joined_heads, counts)
 
 
-def most_bytes(task: Dataset, features: datasets.Dataset, checkpoint: models.Checkpoint) -> int:
+def max_bytes(task: Dataset, features: datasets.Dataset, checkpoint: models.Checkpoint) -> int:
     """What a teacher's logits take at most, in two bytes each."""
     return 2 * task.logits_of(features, checkpoint.config.num_labels or 1)
 
 
-def _write(logits: KeptLogits, file: Path) -> None:
+def _write(logits: CachedLogits, file: Path) -> None:
     """Whole or not at all."""
     tensors = {"counts": logits.counts, **{f"head.{i}": head for i, head in enumerate(logits.heads)}}
-    partial = files.unfinished(file)
+    partial = files.temporary_path(file)
     try:
         save_file(tensors, partial, {"heads": str(len(logits.heads)), "crc32": logits.checksum()})
-        files.put(partial, file)
+        files.replace(partial, file)
     finally:
         partial.unlink(missing_ok=True)
 
 
-def _read(file: Path, features: int) -> KeptLogits | None:
+def _read(file: Path, features: int) -> CachedLogits | None:
     """The logits in a file, or None if there is none or a damaged one."""
     if not os.path.lexists(file):
         return None
@@ -198,7 +198,7 @@ def _read(file: Path, features: int) -> KeptLogits | None:
         with safe_open(file, framework="pt") as stored:
             about = stored.metadata() or {}
             heads = [stored.get_tensor(f"head.{i}") for i in range(int(about["heads"]))]
-            found = KeptLogits(heads, stored.get_tensor("counts"))
+            found = CachedLogits(heads, stored.get_tensor("counts"))
         whole = len(found.counts) == features and found.checksum() == about["crc32"]
         # The checksum is of the bytes, whatever type the file says they have.
         if whole and all(head.dtype is torch.float16 for head in heads) and found.counts.dtype is torch.int32:

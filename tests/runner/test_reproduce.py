@@ -286,8 +286,8 @@ def test_a_configuration_or_a_model_that_was_changed_since(place: Path) -> None:
         f"{folder / 'model'} was changed since: model.safetensors is not what was written",
     ]
     (folder / "config.yaml").write_text(text)
-    (folder / "model" / files.SEAL).unlink()
-    files.seal(folder / "model", folder / "sealed")  # by somebody who knows how
+    (folder / "model" / files.MANIFEST).unlink()
+    files.publish(folder / "model", folder / "sealed")  # by somebody who knows how
     (folder / "sealed").rename(folder / "model")
     assert circumstances(place) == [
         f"{folder / 'model'} was changed since: its weights are not those that the run made"
@@ -375,7 +375,7 @@ def test_differences_name_what_differs(original: Path) -> None:
         "dataset.path", "model.path", "version of the stage prune", "hardware", "ranks", "code of the runner"
     ]  # fmt: skip
     assert asdict(then)["classes"]["criterion"] == "SnipMomentum"
-    assert then.precision["train"] in ("float32", "bf16")  # as it was settled
+    assert then.precision["train"] in ("float32", "bf16")  # as it was resolved
 
 
 def test_the_conclusion_follows_from_stages_scores_and_tolerance() -> None:

@@ -159,7 +159,7 @@ def test_what_counts_as_finished(tmp_path: Path) -> None:
     assert not tracking.is_finished(tracking.Tracking(uri=f"sqlite:///{tmp_path}/none.db"), tracker.run_id)
 
     folder = tmp_path / "run"
-    with files.making(folder / "model") as model:
+    with files.atomic_folder(folder / "model") as model:
         (model / "config.json").write_text("{}")
     scores = {"f1": 0.5}
     result = Result("m", "d", "4x1", 0, "f1", scores, scores, 0.0, Verification(0.8, 0.4, 0.8, 0), "identity", "group",

@@ -182,9 +182,9 @@ def test_weights_that_are_not_as_claimed_are_not_shared(copy: Path, hub: Path) -
     name = next(name for name in weights if "query.weight" in name)
     weights[name] += 1
     save_file(weights, model / "model.safetensors", {"format": "pt"})
-    names = files.names(model)
+    names = files.manifest_names(model)
     listed = files.checksums(model, [model / name for name in names])
-    (model / files.SEAL).write_text(json.dumps(listed))
+    (model / files.MANIFEST).write_text(json.dumps(listed))
     assert f"the weights are not as pruning.json says: {name}: 0 zeros" in refused(copy, "--repo-id", "me/sparse")
 
 

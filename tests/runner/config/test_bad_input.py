@@ -13,7 +13,7 @@ from runner import experiment as stages
 from runner.config import compose_experiment
 from runner.system import hub
 from runner.system.errors import UserError
-from runner.system.process import guarded, message
+from runner.system.process import exit_status, message
 from tests.conftest import Cli, Refused, check_refusal, save_small_model
 
 
@@ -406,14 +406,14 @@ def test_the_edge_tells_errors_of_the_users_and_lets_defects_through(
 
         return program
 
-    assert guarded(lambda: None) == 0
-    assert guarded(raising(UserError("key=value: remedy"))) == 1
+    assert exit_status(lambda: None) == 0
+    assert exit_status(raising(UserError("key=value: remedy"))) == 1
     assert capsys.readouterr().err == "error: key=value: remedy\n"
-    assert guarded(raising(KeyboardInterrupt())) == 130
+    assert exit_status(raising(KeyboardInterrupt())) == 130
     assert "interrupted" in capsys.readouterr().err
     with pytest.raises(ZeroDivisionError):
-        guarded(raising(ZeroDivisionError()))
+        exit_status(raising(ZeroDivisionError()))
     assert message(ZeroDivisionError()) is None
     monkeypatch.setenv("PRUNE_DISTILL_TRACEBACK", "1")
     with pytest.raises(UserError):
-        guarded(raising(UserError("with its traceback")))
+        exit_status(raising(UserError("with its traceback")))

@@ -38,7 +38,7 @@ from pruning import (
     Uniform,
 )
 from runner.config import GROUPS, N_OF_M, Experiment, Identity, Origin, compose, compose_experiment, identify, register
-from runner.config.training import Course
+from runner.config.training import SchedulerType
 from runner.experiment import params
 from runner.models import Checkpoint
 from runner.system.errors import UserError
@@ -113,7 +113,7 @@ def test_model_and_pattern_alone_compose_the_published_recipe(model: str, patter
     assert experiment.recipe.name == f"squad-{model}"
     train = experiment.train
     assert train.learning_rate == row.learning_rate
-    assert train.lr_scheduler_type is Course.linear
+    assert train.lr_scheduler_type is SchedulerType.linear
     assert train.warmup_steps == 1000
     assert train.per_device_train_batch_size == row.batch
     assert train.gradient_accumulation_steps == 1
@@ -158,7 +158,7 @@ def test_published_rows_update_their_masks_at_the_published_steps(model: str, pa
 def test_dense_fine_tuning_of_bert_mini_is_the_published_one() -> None:
     finetune = composed("model=bert-mini").finetune
     assert finetune.learning_rate == 5e-5
-    assert finetune.lr_scheduler_type is Course.linear
+    assert finetune.lr_scheduler_type is SchedulerType.linear
     assert finetune.per_device_train_batch_size == 8
     assert finetune.num_train_epochs == 5
     assert finetune.weight_decay == 0
@@ -169,7 +169,7 @@ def test_dense_fine_tuning_of_the_others_is_the_usual_one(model: str) -> None:
     finetune = composed(f"model={model}").finetune
     assert 3e-5 <= finetune.learning_rate <= 5e-5
     assert 12 <= finetune.per_device_train_batch_size <= 32
-    assert (finetune.num_train_epochs, finetune.lr_scheduler_type) == (2, Course.linear)
+    assert (finetune.num_train_epochs, finetune.lr_scheduler_type) == (2, SchedulerType.linear)
 
 
 @pytest.mark.parametrize(("model", "pattern"), [("bert-large", "4x1"), ("bert-mini", "2:4")])
@@ -247,7 +247,7 @@ def test_published_rows_of_text_classification_compose_too(name: str, pattern: s
     assert (origin.choices["recipe"], origin.choices["distill"], origin.changed) == (name, "simkd", {})
     train, schedule = experiment.train, experiment.schedule
     assert (train.learning_rate, train.num_train_epochs, train.weight_decay) == (rate, epochs, decay)
-    assert (train.lr_scheduler_type, train.warmup_steps) == (Course.constant, 0)
+    assert (train.lr_scheduler_type, train.warmup_steps) == (SchedulerType.constant, 0)
     assert (train.per_device_train_batch_size, experiment.dataset.max_seq_length) == (16, tokens)
     assert experiment.pattern.target == {"4x1": 0.9, "2:4": 0.5}[pattern]
     assert experiment.distill == SimKD(weight=weight)

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.runner.test_span import LONG, dev_set, json_lines, peaked, refused, row, table, words_as_tokens
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerBase
 
@@ -26,6 +25,7 @@ from runner.records import runs
 from runner.system.errors import UserError
 from runner.tracking import Tracking
 from tests.conftest import Cli
+from tests.runner.data.test_span import LONG, dev_set, json_lines, peaked, refused, row, table, words_as_tokens
 from tests.tools.pretrain_tiny import build_tokenizer
 
 TOKENIZER = build_tokenizer()

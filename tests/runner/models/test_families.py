@@ -22,13 +22,13 @@ from pruning import matrix_weights
 from runner import dry_run, evaluate, models
 from runner.config import Experiment, compose_experiment
 from runner.data.demo import Demo
-from runner.experiment import check, find, settled, trained
+from runner.experiment import check, find, resolved, trained
 from runner.inspect import inspect
 from runner.models import Model, positions, prunable_parameters, skeleton
 from runner.models.verify import Verification, verify
 from runner.stages import finetune
 from runner.system.errors import UserError
-from runner.training.loop import Lesson
+from runner.training.loop import TrainingData
 from tests.conftest import Cli, cli_in, save_small_model
 from tests.families import FAMILIES, Family, save, word_pieces
 from tests.loopback_hub import serve
@@ -357,7 +357,7 @@ def pruned_once(experiment: Experiment, folder: Path) -> Verification:
     base, task = find(experiment).base, experiment.dataset
     examples, tokenizer = task.read().train, models.load_tokenizer(base)
     assert examples is not None
-    lesson = Lesson(task, task.features(examples, tokenizer, None, labels=True), tokenizer)
+    lesson = TrainingData(task, task.features(examples, tokenizer, None, labels=True), tokenizer)
     student, pruner, work = trained(experiment, lesson, base, base, folder / "checkpoints")
     assert work.steps == 6
     finetune.save(student, tokenizer, folder / "model")
@@ -366,7 +366,7 @@ def pruned_once(experiment: Experiment, folder: Path) -> Verification:
 
 @NAMES
 def test_two_of_four_is_held_in_the_file_of_every_family(name: str, hub: Path, tmp_path: Path) -> None:
-    experiment = settled(experiment_of(name, hub, "pattern=2:4", "distill=none", *SHORT))
+    experiment = resolved(experiment_of(name, hub, "pattern=2:4", "distill=none", *SHORT))
     verification = pruned_once(experiment, tmp_path)
     assert (verification.sparsity, verification.violations) == (0.5, 0)
     tensors = load_file(tmp_path / "model" / "model.safetensors")
@@ -404,7 +404,7 @@ def test_an_architecture_that_nobody_listed_from_dry_run_to_the_pruned_file(cli:
         "not candidates: convbert.embeddings_project, qa_outputs",
     ):
         assert line in said.stderr, said.stderr
-    experiment = settled(compose_experiment([*command[2:], "distill=none"])[0])
+    experiment = resolved(compose_experiment([*command[2:], "distill=none"])[0])
     verification = pruned_once(experiment, tmp_path)
     assert (verification.sparsity, verification.violations) == (pytest.approx(0.8, abs=0.001), 0)
     patterns = {layer.name: layer.patterns for layer in inspect(tmp_path / "model").layers if layer.zeros}

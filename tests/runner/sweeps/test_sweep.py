@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 from runner import config
 from runner.sweeps import callback, jobs, launchers
 from runner.sweeps.jobs import Job, Outcome, Place, Worker
-from runner.sweeps.launchers import Ended, Joblib, Separate
+from runner.sweeps.launchers import Ended, Joblib, ProcessLauncher
 from runner.system import files
 from runner.system.errors import UserError
 from tests.conftest import ROOT, Cli
@@ -154,7 +154,7 @@ def composed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[OmegaC
         yield found  # type: ignore[misc]
 
 
-class Scripted(Separate):
+class Scripted(ProcessLauncher):
     """Ends jobs as a script says: for each attempt, how each job that is started ends; None: well."""
 
     def __init__(self, script: list[list[Ended | None]], retries: int) -> None:

@@ -32,7 +32,7 @@ from runner.system.device import Precision
 from runner.system.errors import UserError, database_reason, disk_reason, writing, writing_database
 from runner.system.process import message
 from runner.training import checkpoints, teacher_logits
-from runner.training.loop import Lesson, Teaching, train
+from runner.training.loop import Supervision, TrainingData, train
 from tests.conftest import save_small_model
 from tests.tools.pretrain_tiny import build_tokenizer
 
@@ -80,7 +80,7 @@ class Workplace:
 
     experiment: Experiment
     base: models.Checkpoint
-    lesson: Lesson
+    lesson: TrainingData
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +92,9 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
     examples = task.read().train
     assert examples is not None
     features = task.features(examples, tokenizer, None, labels=True)
-    return Workplace(experiment, models.find(path, "model.path", experiment.model), Lesson(task, features, tokenizer))
+    return Workplace(
+        experiment, models.find(path, "model.path", experiment.model), TrainingData(task, features, tokenizer)
+    )
 
 
 def spoilt_in_turn(
@@ -170,7 +172,7 @@ def test_a_dense_model_is_found_again(
     shutil.rmtree(place)
     place.touch()
     assert [again(), again()] == [3, 3]
-    assert files.fault(place) is None
+    assert files.integrity_error(place) is None
 
 
 @each_damage
@@ -212,7 +214,7 @@ def test_the_teachers_logits(
 ) -> None:
     def again() -> None:
         learnt = workplace.lesson
-        kept = teacher_logits.taught(
+        kept = teacher_logits.teacher_logits(
             workplace.base, learnt.tokenizer, learnt.task, learnt.features, Precision.float32, tmp_path
         )
         assert all(head.dtype is torch.float16 and bool(head.isfinite().all()) for head in kept.heads)
@@ -227,9 +229,9 @@ def test_the_teachers_logits(
 def test_logits_whose_type_was_spoilt(workplace: Workplace, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """In the header, which the checksum of the numbers does not hold: F16 becomes I16."""
 
-    def again() -> teacher_logits.KeptLogits:
+    def again() -> teacher_logits.CachedLogits:
         learnt = workplace.lesson
-        return teacher_logits.taught(
+        return teacher_logits.teacher_logits(
             workplace.base, learnt.tokenizer, learnt.task, learnt.features, Precision.float32, tmp_path
         )
 
@@ -280,7 +282,7 @@ def test_a_finished_run(
 ) -> None:
     monkeypatch.setattr(tracking, "is_finished", lambda where, run: run == "finished")
     folder = tmp_path / "run"
-    with files.making(folder / "model") as model:
+    with files.atomic_folder(folder / "model") as model:
         save_small_model(model)
     (folder / "model" / "pruning.json").write_text("{}")  # written after the seal
     scores = {"f1": 0.5}
@@ -325,7 +327,7 @@ def prune_while_training(workplace: Workplace, folder: Path, log: Callable[..., 
     pruner = Pruner(weights, Block(4, 1, target_sparsity=0.8), schedule, TrainingLength(7))
     how = Training(per_device_train_batch_size=8, max_steps=7, save_steps=3, save_total_limit=3, logging_steps=1,
                    learning_rate=1e-3, precision=Precision.float32)  # fmt: skip
-    train(model, workplace.lesson, how, Teaching(NoDistillation()), pruner, 0, folder, "t", log)
+    train(model, workplace.lesson, how, Supervision(NoDistillation()), pruner, 0, folder, "t", log)
     return {name: p.detach().clone() for name, p in model.named_parameters()}
 
 
@@ -355,13 +357,13 @@ def test_a_checkpoint(damage: Damage, workplace: Workplace, trained: Path, tmp_p
     assert steps == [4, 5, 6, 7]
     whole = load_file(trained / "weights")
     assert all(torch.equal(after[name], whole[name]) for name in whole)
-    assert [files.fault(folder / f"checkpoint-{step}") for step in (3, 6, 7)] == [None, None, None]
+    assert [files.integrity_error(folder / f"checkpoint-{step}") for step in (3, 6, 7)] == [None, None, None]
     assert not (folder / "checkpoint-9").exists()
 
 
 def test_a_damaged_checkpoint_does_not_push_sound_ones_out(tmp_path: Path) -> None:
     def checkpoint(step: int) -> Path:
-        with files.making(tmp_path / f"checkpoint-{step}") as folder:
+        with files.atomic_folder(tmp_path / f"checkpoint-{step}") as folder:
             (folder / "weights").write_text(str(step))
         return tmp_path / f"checkpoint-{step}"
 

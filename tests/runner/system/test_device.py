@@ -18,8 +18,8 @@ def test_a_cpu_computes_in_bf16_only_where_that_is_quicker(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     monkeypatch.setattr(device, "bf16_speedup", lambda kept: speedup)
-    assert Training().settled().precision is Precision(chosen)
-    assert Training(precision=Precision.bf16).settled().precision is Precision.bf16  # asked for is asked for
+    assert Training().resolved().precision is Precision(chosen)
+    assert Training(precision=Precision.bf16).resolved().precision is Precision.bf16  # asked for is asked for
 
 
 @pytest.mark.parametrize(
@@ -32,17 +32,17 @@ def test_a_gpu_computes_in_the_best_that_it_has(
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: bf16)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "an old GPU")
-    assert Training().settled().precision is Precision(chosen)
+    assert Training().resolved().precision is Precision(chosen)
     if capability < (8, 0):
         with pytest.raises(UserError, match=r"precision=tf32 .* an old GPU does not have it"):
-            Training(precision=Precision.tf32).settled()
+            Training(precision=Precision.tf32).resolved()
 
 
 @pytest.mark.parametrize("precision", [Precision.tf32, Precision.fp16])
 def test_what_the_machine_lacks_is_refused(precision: Precision, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UserError, match=f"precision={precision.value} .* needs an NVIDIA GPU"):
-        Training(precision=precision).settled()
+        Training(precision=precision).resolved()
 
 
 def test_the_rate_of_bf16_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

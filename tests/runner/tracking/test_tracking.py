@@ -20,7 +20,7 @@ from runner import tracking
 from runner.system import files
 from runner.system.errors import UserError
 from runner.tracking import PARENT_VARIABLE, Tracking, outbox
-from runner.tracking.outbox import Header, Operation, Pending
+from runner.tracking.outbox import Header, Operation, Outbox
 from runner.upload import main as upload
 from tests.conftest import ROOT, Cli
 
@@ -106,7 +106,7 @@ def test_a_run_survives_its_server(server: Server, tmp_path: Path, monkeypatch: 
 
     with pytest.raises(KeyboardInterrupt):
         work(1, 20, KeyboardInterrupt(), stop_at=10)
-    kept = Pending.of(folder)
+    kept = Outbox.of(folder)
     assert kept is not None
     assert kept.status() == "KILLED"
     with (folder / outbox.NAME).open("a") as torn:
@@ -337,18 +337,18 @@ def test_passwords_are_not_written_anywhere(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_a_file_without_a_whole_header_is_no_file(tmp_path: Path) -> None:
-    assert Pending.of(tmp_path) is None
+    assert Outbox.of(tmp_path) is None
     header = Header("uri", "experiment", "name", {"a": "b"}, None, 5)
-    made = Pending.create(tmp_path / outbox.NAME, header)
+    made = Outbox.create(tmp_path / outbox.NAME, header)
     made.add(Operation("tags", {"é": "\n"}))
     text = made.file.read_text()
-    found = Pending.of(tmp_path)
+    found = Outbox.of(tmp_path)
     assert found is not None
     assert found.header() == header
     assert found.operations() == [Operation("tags", {"é": "\n"})]
     assert found.status() is None
     made.file.write_text(text[:20])
-    assert Pending.of(tmp_path) is None
+    assert Outbox.of(tmp_path) is None
     with pytest.raises(UserError, match="is damaged"):
         upload([str(tmp_path)])
     with pytest.raises(UserError, match="no such folder"):

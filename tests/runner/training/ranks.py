@@ -18,7 +18,7 @@ from runner.models import Model
 from runner.system import ranks
 from runner.system.device import Precision
 from runner.training import teacher_logits
-from runner.training.loop import Lesson, Teaching, train
+from runner.training.loop import Supervision, TrainingData, train
 from tests.tools.pretrain_tiny import build_tokenizer
 
 
@@ -27,18 +27,19 @@ def main(model: str, output: Path) -> None:
     task = Demo(train_examples=44, eval_examples=4)
     examples, tokenizer = task.read(), build_tokenizer()
     assert examples.train is not None
-    lesson = Lesson(task, task.features(examples.train, tokenizer, None, labels=True), tokenizer)
+    lesson = TrainingData(task, task.features(examples.train, tokenizer, None, labels=True), tokenizer)
     found = models.find(model, "model.path", Model(path=model))
     training = Training(per_device_train_batch_size=8, num_train_epochs=2, learning_rate=1e-3, warmup_steps=0,
                         adam_epsilon=1e-3, precision=Precision.float32, logging_steps=1)  # fmt: skip
-    kept = teacher_logits.taught(found, tokenizer, task, lesson.features, Precision.float32, output / "cache")
+    kept = teacher_logits.teacher_logits(found, tokenizer, task, lesson.features, Precision.float32, output / "cache")
     student = models.load("AutoModelForQuestionAnswering", found)
     student.get_parameter("qa_outputs.weight").data.mul_(-1)  # else there is nothing to learn without dropout
     schedule = Gradual(start="2", decay="linear", end="8", frequency="2")
     parameters = models.prunable_parameters(student, Model(path=model))
     pruner = Pruner(parameters, Block(4, 1), schedule, TrainingLength(12))
     rank = os.environ.get("RANK", "0")
-    work = train(student, lesson, training, Teaching(Logits(label_weight=0.5), logits=kept), pruner, 0, output / "run",
+    supervision = Supervision(Logits(label_weight=0.5), logits=kept)
+    work = train(student, lesson, training, supervision, pruner, 0, output / "run",
                  "t", lambda step, values: None)  # fmt: skip
     torch.save(
         {"weights": student.state_dict(), "steps": work.steps, "tokens": work.real_tokens}, output / f"{rank}.pt"

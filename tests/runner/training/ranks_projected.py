@@ -16,7 +16,7 @@ from runner.data.demo import Demo
 from runner.models import Model
 from runner.system import ranks
 from runner.system.device import Precision
-from runner.training.loop import Lesson, Teaching, train
+from runner.training.loop import Supervision, TrainingData, train
 from tests.tools.pretrain_tiny import build_tokenizer
 
 QA = "AutoModelForQuestionAnswering"
@@ -27,7 +27,7 @@ def main(student: str, teacher: str, output: Path) -> None:
     task = Demo(train_examples=44, eval_examples=4)
     examples, tokenizer = task.read(), build_tokenizer()
     assert examples.train is not None
-    lesson = Lesson(task, task.features(examples.train, tokenizer, None, labels=True), tokenizer)
+    lesson = TrainingData(task, task.features(examples.train, tokenizer, None, labels=True), tokenizer)
     training = Training(per_device_train_batch_size=8, num_train_epochs=1, learning_rate=1e-3, warmup_steps=0,
                         precision=Precision.float32, logging_steps=1)  # fmt: skip
     made = {}
@@ -35,7 +35,9 @@ def main(student: str, teacher: str, output: Path) -> None:
         torch.manual_seed(0)
         taught, teaching = (models.load(QA, models.find(p, "model.path", Model(path=p))) for p in (student, teacher))
         before = {n: p.detach().clone() for n, p in taught.named_parameters() if n.startswith("distilbert")}
-        train(taught, lesson, training, Teaching(how, teaching), None, 0, output / name, "t", lambda step, values: None)
+        train(
+            taught, lesson, training, Supervision(how, teaching), None, 0, output / name, "t", lambda step, values: None
+        )
         moved = max(float((taught.get_parameter(n) - p).abs().max()) for n, p in before.items())
         made[name] = {"weights": taught.state_dict(), "moved": moved}
     torch.save(made, output / f"{os.environ['RANK']}.pt")

@@ -23,13 +23,13 @@ from runner.config.training import Training
 from runner.data.demo import Demo
 from runner.models import Model, heads
 from runner.models.footprint import footprint
-from runner.models.tokenizer import check_texts, check_vocabulary, taking
+from runner.models.tokenizer import check_texts, check_vocabulary, with_inputs
 from runner.models.verify import verify
 from runner.system import files
 from runner.system.device import Precision
 from runner.system.errors import UserError
 from runner.training import checkpoints, projections, teacher_logits
-from runner.training.loop import Lesson, Teaching, train
+from runner.training.loop import Supervision, TrainingData, train
 from tests.conftest import ROOT, Cli, save_small_model
 from tests.tools.pretrain_tiny import build_tokenizer
 
@@ -41,7 +41,7 @@ STILL: dict[str, Any] = {"dropout": 0.0, "attention_dropout": 0.0}
 
 
 @pytest.fixture(scope="module")
-def lesson() -> Lesson:
+def lesson() -> TrainingData:
     """As of a run whose student has no token types and whose teacher has."""
     task = Demo(train_examples=48, eval_examples=8)
     tokenizer = build_tokenizer()
@@ -49,8 +49,8 @@ def lesson() -> Lesson:
     names = ["input_ids", "token_type_ids", "attention_mask"]
     examples = task.read()
     assert examples.train is not None
-    features = task.features(examples.train, taking(tokenizer, names), None, labels=True)
-    return Lesson(task, features, tokenizer, tuple(names))
+    features = task.features(examples.train, with_inputs(tokenizer, names), None, labels=True)
+    return TrainingData(task, features, tokenizer, tuple(names))
 
 
 def found(folder: Path, key: str = "model.path") -> models.Checkpoint:
@@ -226,7 +226,7 @@ WAYS = {
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_an_interrupted_training_ends_with_the_same_bits(way: str, tmp_path: Path, lesson: Lesson) -> None:
+def test_an_interrupted_training_ends_with_the_same_bits(way: str, tmp_path: Path, lesson: TrainingData) -> None:
     class Interrupt(Exception):
         pass
 
@@ -241,7 +241,7 @@ def test_an_interrupted_training_ends_with_the_same_bits(way: str, tmp_path: Pat
         for attempt in range(2 if name == "interrupted" else 1):
             torch.manual_seed(5)  # a new process starts from its seed
             student = small(tmp_path / "s", "distilbert", attentions=how.needs_attention, attention_dropout=0.0)
-            taught_by = Teaching(how, small(tmp_path / "t", attentions=how.needs_attention, **WIDE))
+            taught_by = Supervision(how, small(tmp_path / "t", attentions=how.needs_attention, **WIDE))
             log = interrupt if name == "interrupted" and attempt == 0 else quiet
             torch.manual_seed(6)
             try:
@@ -263,13 +263,13 @@ def test_an_interrupted_training_ends_with_the_same_bits(way: str, tmp_path: Pat
 
 
 @pytest.mark.parametrize("way", ["hidden", "simkd linear"])
-def test_the_projection_learns(way: str, tmp_path: Path, lesson: Lesson) -> None:
+def test_the_projection_learns(way: str, tmp_path: Path, lesson: TrainingData) -> None:
     """Where nothing else of the encoder does, it alone lowers the loss."""
     torch.manual_seed(0)
     student, wide = small(tmp_path / "s", "distilbert", **STILL), small(tmp_path / "t", seed=1, **WIDE)
     student.base_model.requires_grad_(False)
     how, losses = HiddenStates(logits_weight=0.001) if way == "hidden" else SimKD(), []
-    train(student, lesson, settings(max_steps=24, logging_steps=1, learning_rate=1e-2), Teaching(how, wide), None, 0,
+    train(student, lesson, settings(max_steps=24, logging_steps=1, learning_rate=1e-2), Supervision(how, wide), None, 0,
           tmp_path / "run", "t", lambda step, values: losses.append(values["loss"]))  # fmt: skip
     assert losses[-1] < 0.8 * losses[0]
 
@@ -302,10 +302,12 @@ def test_two_ranks_train_the_same_projections(tmp_path: Path) -> None:
 # --- what the teacher reads ---------------------------------------------------------------------------------
 
 
-def test_a_teacher_with_token_types_gets_them(tmp_path: Path, lesson: Lesson) -> None:
+def test_a_teacher_with_token_types_gets_them(tmp_path: Path, lesson: TrainingData) -> None:
     wide = found(save_small_model(tmp_path / "t", **WIDE))
-    reader = taking(lesson.tokenizer, lesson.teacher_inputs)
-    kept = teacher_logits.taught(wide, reader, lesson.task, lesson.features, Precision.float32, tmp_path / "cache")
+    reader = with_inputs(lesson.tokenizer, lesson.teacher_inputs)
+    kept = teacher_logits.teacher_logits(
+        wide, reader, lesson.task, lesson.features, Precision.float32, tmp_path / "cache"
+    )
     live: Any = models.load(QA, wide).eval()
     row = lesson.features[3]
     assert set(row["token_type_ids"]) == {0, 1}
@@ -320,7 +322,7 @@ def test_a_teacher_with_token_types_gets_them(tmp_path: Path, lesson: Lesson) ->
     student, beside = small(tmp_path / "s", "distilbert"), models.load(QA, wide)
     for model in (student, beside):
         model.register_forward_pre_hook(lambda module, args, kwargs: seen.append(set(kwargs)), with_kwargs=True)
-    train(student, lesson, settings(max_steps=1), Teaching(Logits(), beside), None, 0, tmp_path / "run", "t", quiet)
+    train(student, lesson, settings(max_steps=1), Supervision(Logits(), beside), None, 0, tmp_path / "run", "t", quiet)
     asked = {"input_ids", "attention_mask", "output_hidden_states"}
     assert seen == [asked, asked | {"token_type_ids"}]
 
@@ -392,7 +394,7 @@ def test_features_with_and_without_token_types_are_kept_apart(tmp_path: Path) ->
     task, tokenizer = Demo(train_examples=8, eval_examples=8), build_tokenizer()
     examples = task.read().evaluation
     for names in (["input_ids", "attention_mask"], ["input_ids", "token_type_ids", "attention_mask"]):
-        columns = task.features(examples, taking(tokenizer, names), tmp_path, labels=False).column_names
+        columns = task.features(examples, with_inputs(tokenizer, names), tmp_path, labels=False).column_names
         assert set(names) <= set(columns)
         assert ("token_type_ids" in columns) == ("token_type_ids" in names)
 

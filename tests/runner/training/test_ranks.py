@@ -15,13 +15,13 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
-from tests.runner.test_resume import COMMAND, histories, killed, runs
 
 from runner.sweeps.callback import Sweep
 from runner.system import ranks
 from runner.system.errors import UserError
 from runner.training import checkpoints
 from tests.conftest import ROOT, Cli, save_small_model
+from tests.runner.training.test_resume import COMMAND, histories, killed, runs
 
 TWO_RANKS = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 
@@ -198,9 +198,9 @@ def agree(same: bool, folder: str | None = None) -> int:
     """Called on both ranks; rank 0 alone gets the folder."""
     number = ranks.rank()
     assert (folder is not None) == (number == 0)
-    assert ranks.from_first(lambda: f"of {number}") == "of 0"
-    assert ranks.highest(10 * number) == 10
-    assert ranks.totals([number + 1, 5]) == [3, 10]
+    assert ranks.broadcast(lambda: f"of {number}") == "of 0"
+    assert ranks.all_max(10 * number) == 10
+    assert ranks.all_sum([number + 1, 5]) == [3, 10]
     weight = torch.ones(3, 2)
     ranks.check_same({"equal": weight})
     if not same and number == 1:
@@ -221,9 +221,9 @@ def play(number: int, folder: str) -> None:
     told: list[object] = []
 
     def program() -> int:
-        told.append(ranks.together(agree, True, folder=folder))
+        told.append(ranks.on_all_ranks(agree, True, folder=folder))
         with pytest.raises(RuntimeError, match="weights have come to differ: 1 of 2, such as other"):
-            ranks.together(agree, False, folder=folder)
+            ranks.on_all_ranks(agree, False, folder=folder)
         return 3
 
     try:
@@ -238,7 +238,7 @@ def play_badly(number: int, folder: str) -> None:
     ranks.PATIENCE = 0.5
 
     def program() -> int:
-        ranks.together(fail_on_the_second)
+        ranks.on_all_ranks(fail_on_the_second)
         time.sleep(3)
         return 0
 
@@ -261,8 +261,8 @@ def test_the_others_follow_rank_0(played, expected: object, tmp_path: Path, monk
 
 def test_without_a_launcher_there_is_no_process_group(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ranks.dist, "init_process_group", lambda *a, **k: pytest.fail("a process group"))
-    assert ranks.lead(lambda: ranks.together(int, "7")) == 7
-    assert ranks.from_first(lambda: 3) == 3
-    assert ranks.highest(4) == 4
-    assert ranks.totals([1, 2]) == [1, 2]
-    ranks.wait()
+    assert ranks.lead(lambda: ranks.on_all_ranks(int, "7")) == 7
+    assert ranks.broadcast(lambda: 3) == 3
+    assert ranks.all_max(4) == 4
+    assert ranks.all_sum([1, 2]) == [1, 2]
+    ranks.barrier()

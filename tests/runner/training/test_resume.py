@@ -17,7 +17,7 @@ from runner.experiment import alone
 from runner.system import files
 from runner.system.errors import UserError
 from runner.system.interrupts import Interrupted, postponed, raise_on_signals
-from runner.system.process import guarded
+from runner.system.process import exit_status
 from runner.training import checkpoints
 from tests.conftest import ROOT, Cli
 
@@ -94,7 +94,7 @@ def checkpoint(folder: Path, step: int) -> Path:
     (written / "model.safetensors").write_bytes(bytes(range(256)) * step)
     (written / "deeper" / "state.json").write_text("{}")
     place = folder / f"checkpoint-{step}"
-    files.seal(written, place)
+    files.publish(written, place)
     return place
 
 
@@ -104,7 +104,7 @@ def test_a_damaged_checkpoint_is_passed_over(damage: str, tmp_path: Path, caplog
     checkpoint(tmp_path, 9)
     (tmp_path / "saving" / "checkpoint-110").mkdir()  # a kill in the middle of writing leaves this
     (tmp_path / "checkpoint-notes").mkdir()
-    file, seal = last / "model.safetensors", last / files.SEAL
+    file, seal = last / "model.safetensors", last / files.MANIFEST
     data = bytearray(file.read_bytes())
     data[77] ^= 4
     {
@@ -131,7 +131,7 @@ def test_a_damaged_checkpoint_of_the_same_step_is_replaced(tmp_path: Path) -> No
     place = checkpoint(tmp_path, 5)
     (place / "model.safetensors").unlink()
     assert checkpoint(tmp_path, 5) == place
-    assert files.fault(place) is None
+    assert files.integrity_error(place) is None
 
 
 # --- signals ------------------------------------------------------------------------------------------------
@@ -165,9 +165,9 @@ def test_the_exit_status_is_the_signals(
     handlers: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     raise_on_signals()
-    assert guarded(lambda: signal.raise_signal(signal.SIGTERM)) == 143
+    assert exit_status(lambda: signal.raise_signal(signal.SIGTERM)) == 143
     monkeypatch.setattr("runner.system.interrupts.SAME_SECONDS", 0.0)
-    assert guarded(lambda: signal.raise_signal(signal.SIGINT)) == 130
+    assert exit_status(lambda: signal.raise_signal(signal.SIGINT)) == 130
     assert capsys.readouterr().err.splitlines() == ["interrupted", "interrupted"]
 
 

@@ -13,8 +13,8 @@ from runner.models import Model
 from runner.system.device import Precision
 from runner.system.errors import UserError
 from runner.training import teacher_logits
-from runner.training.loop import Lesson, Teaching, collate, train
-from runner.training.teacher_logits import KeptLogits, joined, spread
+from runner.training.loop import Supervision, TrainingData, collate, train
+from runner.training.teacher_logits import CachedLogits, pack, unpack
 from tests.conftest import save_small_model
 from tests.tools.pretrain_tiny import build_tokenizer
 
@@ -22,11 +22,11 @@ ARCHITECTURE = "AutoModelForQuestionAnswering"
 
 
 @pytest.fixture(scope="module")
-def lesson() -> Lesson:
+def lesson() -> TrainingData:
     task = Demo(train_examples=60, eval_examples=4)
     examples, tokenizer = task.read(), build_tokenizer()
     assert examples.train is not None
-    return Lesson(task, task.features(examples.train, tokenizer, None, labels=True), tokenizer)
+    return TrainingData(task, task.features(examples.train, tokenizer, None, labels=True), tokenizer)
 
 
 def checkpoint(folder: Path, **changes: object) -> models.Checkpoint:
@@ -34,18 +34,18 @@ def checkpoint(folder: Path, **changes: object) -> models.Checkpoint:
     return models.find(path, "model.path", Model(path=path))
 
 
-def taught(found: models.Checkpoint, lesson: Lesson, cache: Path, precision: Precision = Precision.float32):
-    return teacher_logits.taught(found, lesson.tokenizer, lesson.task, lesson.features, precision, cache)
+def taught(found: models.Checkpoint, lesson: TrainingData, cache: Path, precision: Precision = Precision.float32):
+    return teacher_logits.teacher_logits(found, lesson.tokenizer, lesson.task, lesson.features, precision, cache)
 
 
 def test_kept_logits_are_the_live_teachers_to_the_rounding_of_float16(
-    tmp_path: Path, lesson: Lesson, one_thread: None
+    tmp_path: Path, lesson: TrainingData, one_thread: None
 ) -> None:
     found = checkpoint(tmp_path / "model", initializer_range=0.5)
     kept = taught(found, lesson, tmp_path / "cache")
     live, student = models.load(ARCHITECTURE, found).eval(), models.load(ARCHITECTURE, found)
     student.get_parameter("qa_outputs.weight").data.mul_(-0.5)
-    features = teacher_logits.Taught(lesson.features, kept)
+    features = teacher_logits.WithTeacherLogits(lesson.features, kept)
     make = collate(lesson.tokenizer, lesson.task.label_names)
     how, losses = Logits(temperature=2.0), []
     for rows in ([0, 1, 2], [59, 7, 30, 11, 12], [5]):
@@ -55,7 +55,7 @@ def test_kept_logits_are_the_live_teachers_to_the_rounding_of_float16(
             said = lesson.task.prediction(live(**inputs), inputs)
             mine = lesson.task.prediction(student.eval()(**inputs), inputs)
         assert mine.choices is not None
-        logits = spread(batch[teacher_logits.LOGITS], mine.logits[0], mine.choices)
+        logits = unpack(batch[teacher_logits.LOGITS], mine.logits[0], mine.choices)
         for kept_head, live_head in zip(logits, said.logits, strict=True):
             error = (kept_head - live_head)[mine.choices].abs()
             # Half of float16's spacing, and what another batch's shape changes in float32.
@@ -68,7 +68,7 @@ def test_kept_logits_are_the_live_teachers_to_the_rounding_of_float16(
 
 
 def test_a_training_from_kept_logits_learns_what_one_beside_the_teacher_learns(
-    tmp_path: Path, lesson: Lesson, one_thread: None
+    tmp_path: Path, lesson: TrainingData, one_thread: None
 ) -> None:
     found = checkpoint(tmp_path / "model", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
     other = checkpoint(tmp_path / "student", seed=1, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
@@ -79,7 +79,9 @@ def test_a_training_from_kept_logits_learns_what_one_beside_the_teacher_learns(
     for name in losses:
         student = models.load(ARCHITECTURE, other)
         teaching = (
-            Teaching(Logits(), logits=kept) if name == "kept" else Teaching(Logits(), models.load(ARCHITECTURE, found))
+            Supervision(Logits(), logits=kept)
+            if name == "kept"
+            else Supervision(Logits(), models.load(ARCHITECTURE, found))
         )
         work = train(student, lesson, how, teaching, None, 0, tmp_path / name, "t",
                      lambda step, values, name=name: losses[name].append(values["loss"]))  # fmt: skip
@@ -96,13 +98,13 @@ def test_choices_on_the_right_of_the_padding_are_found(one_thread: None) -> None
         {teacher_logits.LOGITS: (torch.tensor([3.0, 4.0, 5.0]),)},
     ]
     left_padded = torch.tensor([[False, True, True], [True, True, True]])
-    (head,) = spread(joined(rows), torch.zeros(2, 3), left_padded)
+    (head,) = unpack(pack(rows), torch.zeros(2, 3), left_padded)
     assert head.tolist() == [[0, 1, 2], [3, 4, 5]]
-    (head,) = spread([torch.arange(6.0)], torch.zeros(3, 2), None)  # classes: all are choices
+    (head,) = unpack([torch.arange(6.0)], torch.zeros(3, 2), None)  # classes: all are choices
     assert head.tolist() == [[0, 1], [2, 3], [4, 5]]
 
 
-def test_the_teacher_runs_once(tmp_path: Path, lesson: Lesson, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_teacher_runs_once(tmp_path: Path, lesson: TrainingData, monkeypatch: pytest.MonkeyPatch) -> None:
     found, cache = checkpoint(tmp_path / "model"), tmp_path / "cache"
     first = taught(found, lesson, cache)
     assert sum(len(head) for head in first.heads) == 2 * sum(lesson.features["length"])
@@ -129,7 +131,7 @@ def test_the_teacher_runs_once(tmp_path: Path, lesson: Lesson, monkeypatch: pyte
 
 @pytest.mark.parametrize("damage", ["flipped", "cut", "foreign", "empty"])
 def test_a_damaged_file_is_made_again(
-    damage: str, tmp_path: Path, lesson: Lesson, caplog: pytest.LogCaptureFixture
+    damage: str, tmp_path: Path, lesson: TrainingData, caplog: pytest.LogCaptureFixture
 ) -> None:
     found, cache = checkpoint(tmp_path / "model"), tmp_path / "cache"
     first = taught(found, lesson, cache)
@@ -147,7 +149,7 @@ def test_a_damaged_file_is_made_again(
     assert "is damaged" not in caplog.text
 
 
-def test_logits_too_large_for_float16_are_refused(tmp_path: Path, lesson: Lesson) -> None:
+def test_logits_too_large_for_float16_are_refused(tmp_path: Path, lesson: TrainingData) -> None:
     path = save_small_model(tmp_path / "model")
     found = models.find(str(path), "model.path", Model(path=str(path)))
     model = models.load(ARCHITECTURE, found)
@@ -159,12 +161,12 @@ def test_logits_too_large_for_float16_are_refused(tmp_path: Path, lesson: Lesson
 
 
 def test_several_heads_and_unequal_counts() -> None:
-    kept = KeptLogits([torch.arange(6.0), torch.arange(6.0) + 10], torch.tensor([1, 3, 2], dtype=torch.int32))
+    kept = CachedLogits([torch.arange(6.0), torch.arange(6.0) + 10], torch.tensor([1, 3, 2], dtype=torch.int32))
     assert [head.tolist() for head in kept.of(1)] == [[1, 2, 3], [11, 12, 13]]
     assert [head.tolist() for head in kept.of(2)] == [[4, 5], [14, 15]]
 
 
-def test_when_the_teacher_runs_beside_the_student(lesson: Lesson) -> None:
+def test_when_the_teacher_runs_beside_the_student(lesson: TrainingData) -> None:
     from runner.config import compose_experiment
     from runner.experiment import keeps_logits
 

@@ -24,7 +24,7 @@ from runner.models.verify import VerificationError, read_tensors, verify
 from runner.system.device import Precision
 from runner.system.errors import UserError
 from runner.training import checkpoints
-from runner.training.loop import PRUNER_FILE, Lesson, Teaching, train
+from runner.training.loop import PRUNER_FILE, Supervision, TrainingData, train
 from tests.conftest import ROOT, save_small_model
 from tests.tools.pretrain_tiny import build_tokenizer
 
@@ -32,12 +32,12 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
-def lesson() -> Lesson:
+def lesson() -> TrainingData:
     task = Demo(train_examples=48, eval_examples=8)
     tokenizer = build_tokenizer()
     examples = task.read()
     assert examples.train is not None
-    return Lesson(task, task.features(examples.train, tokenizer, None, labels=True), tokenizer)
+    return TrainingData(task, task.features(examples.train, tokenizer, None, labels=True), tokenizer)
 
 
 def quiet(step: int, values: object) -> None:
@@ -64,7 +64,7 @@ def without_dropout() -> dict[str, object]:
     return {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 
 
-def test_accumulation_does_not_change_the_gradient(tmp_path: Path, lesson: Lesson) -> None:
+def test_accumulation_does_not_change_the_gradient(tmp_path: Path, lesson: TrainingData) -> None:
     after = []
     for batch, accumulation in ((8, 1), (2, 4)):
         model = student(tmp_path / "model", **without_dropout())
@@ -74,12 +74,12 @@ def test_accumulation_does_not_change_the_gradient(tmp_path: Path, lesson: Lesso
         )  # fmt: skip
         # An epsilon of 1 makes the first Adam step nearly proportional to the gradient, so a factor of 4 would show.
         before = torch.nn.utils.parameters_to_vector(model.parameters()).detach()
-        train(model, lesson, same, Teaching(NoDistillation()), None, 0, tmp_path / f"run{batch}", "t", quiet)
+        train(model, lesson, same, Supervision(NoDistillation()), None, 0, tmp_path / f"run{batch}", "t", quiet)
         after.append(torch.nn.utils.parameters_to_vector(model.parameters()).detach() - before)
     assert float((after[0] - after[1]).norm() / after[0].norm()) < 1e-3
 
 
-def test_an_interrupted_run_ends_with_the_same_bits(tmp_path: Path, lesson: Lesson) -> None:
+def test_an_interrupted_run_ends_with_the_same_bits(tmp_path: Path, lesson: TrainingData) -> None:
     class Interrupt(Exception):
         pass
 
@@ -98,7 +98,7 @@ def test_an_interrupted_run_ends_with_the_same_bits(tmp_path: Path, lesson: Less
             log = interrupt if name == "interrupted" and attempt == 0 else quiet
             pruner = new_pruner(model)
             try:
-                train(model, lesson, often, Teaching(Logits(), teacher), pruner, 5, folder, "t", log)
+                train(model, lesson, often, Supervision(Logits(), teacher), pruner, 5, folder, "t", log)
                 assert not (name == "interrupted" and attempt == 0)
             except Interrupt:
                 assert checkpoints.newest(folder) == folder / "checkpoint-6"
@@ -106,21 +106,22 @@ def test_an_interrupted_run_ends_with_the_same_bits(tmp_path: Path, lesson: Less
     assert all(torch.equal(weights["whole"][n], weights["interrupted"][n]) for n in weights["whole"])
 
 
-def test_a_checkpoint_without_masks_is_not_resumed_from(tmp_path: Path, lesson: Lesson) -> None:
+def test_a_checkpoint_without_masks_is_not_resumed_from(tmp_path: Path, lesson: TrainingData) -> None:
     folder = tmp_path / "run"
     model = student(tmp_path / "model")
-    train(model, lesson, settings(save_steps=5, save_total_limit=3), Teaching(NoDistillation()), new_pruner(model), 0,
+    supervision = Supervision(NoDistillation())
+    train(model, lesson, settings(save_steps=5, save_total_limit=3), supervision, new_pruner(model), 0,
           folder, "t", quiet)  # fmt: skip
     assert checkpoints.newest(folder) == folder / "checkpoint-12"
     (folder / "checkpoint-12" / PRUNER_FILE).unlink()
     assert checkpoints.newest(folder) == folder / "checkpoint-10"
 
 
-def test_the_teacher_does_not_change_and_pruned_weights_stay_zero(tmp_path: Path, lesson: Lesson) -> None:
+def test_the_teacher_does_not_change_and_pruned_weights_stay_zero(tmp_path: Path, lesson: TrainingData) -> None:
     model, teacher = student(tmp_path / "model"), student(tmp_path / "model")
     before = {n: p.detach().clone() for n, p in teacher.named_parameters()}
     pruner = new_pruner(model)
-    train(model, lesson, settings(), Teaching(Logits(), teacher), pruner, 0, tmp_path / "run", "t", quiet)
+    train(model, lesson, settings(), Supervision(Logits(), teacher), pruner, 0, tmp_path / "run", "t", quiet)
     assert all(torch.equal(p, before[n]) for n, p in teacher.named_parameters())
     for row in pruner.report():
         weight = model.get_parameter(row.name)
@@ -128,17 +129,17 @@ def test_the_teacher_does_not_change_and_pruned_weights_stay_zero(tmp_path: Path
         assert not torch.signbit(weight[weight == 0]).any()
 
 
-def test_simkd_trains_with_the_teachers_head_frozen(tmp_path: Path, lesson: Lesson) -> None:
+def test_simkd_trains_with_the_teachers_head_frozen(tmp_path: Path, lesson: TrainingData) -> None:
     model, teacher = student(tmp_path / "a", seed=1), student(tmp_path / "b", seed=2)
-    train(model, lesson, settings(), Teaching(SimKD(), teacher), None, 0, tmp_path / "run", "t", quiet)
+    train(model, lesson, settings(), Supervision(SimKD(), teacher), None, 0, tmp_path / "run", "t", quiet)
     assert torch.equal(model.get_parameter("qa_outputs.weight"), teacher.get_parameter("qa_outputs.weight"))
     assert not model.get_parameter("qa_outputs.weight").requires_grad
 
 
-def test_a_training_that_ends_early_is_an_error(tmp_path: Path, lesson: Lesson) -> None:
+def test_a_training_that_ends_early_is_an_error(tmp_path: Path, lesson: TrainingData) -> None:
     model = student(tmp_path / "model")
     with pytest.raises(PruningError, match="before the last mask update at step 8"):
-        train(model, lesson, settings(max_steps=6), Teaching(NoDistillation()), new_pruner(model), 0,
+        train(model, lesson, settings(max_steps=6), Supervision(NoDistillation()), new_pruner(model), 0,
               tmp_path / "run", "t", quiet)  # fmt: skip
 
 
@@ -152,10 +153,10 @@ def test_a_checkpoint_in_bfloat16_is_trained_in_float32(tmp_path: Path) -> None:
     assert {p.dtype for p in model.parameters()} == {torch.float32}
 
 
-def test_verify_reads_the_file(tmp_path: Path, lesson: Lesson) -> None:
+def test_verify_reads_the_file(tmp_path: Path, lesson: TrainingData) -> None:
     model = student(tmp_path / "model")
     pruner = new_pruner(model)
-    train(model, lesson, settings(), Teaching(NoDistillation()), pruner, 0, tmp_path / "run", "t", quiet)
+    train(model, lesson, settings(), Supervision(NoDistillation()), pruner, 0, tmp_path / "run", "t", quiet)
     folder = tmp_path / "saved"
     model.save_pretrained(folder)
     architecture = "AutoModelForQuestionAnswering"
@@ -331,7 +332,7 @@ def test_two_ranks_learn_what_one_learns(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("logging_steps", [1, 3])  # noticed when it is logged, or when it would be saved
 def test_a_training_that_diverges_stops_and_keeps_the_last_good_checkpoint(
-    logging_steps: int, tmp_path: Path, lesson: Lesson
+    logging_steps: int, tmp_path: Path, lesson: TrainingData
 ) -> None:
     model, folder = student(tmp_path / "model"), tmp_path / "run"
 
@@ -339,8 +340,9 @@ def test_a_training_that_diverges_stops_and_keeps_the_last_good_checkpoint(
         if step == 3:
             model.get_parameter("qa_outputs.weight").data.fill_(float("nan"))
 
+    few, supervision = settings(save_steps=2, logging_steps=logging_steps), Supervision(NoDistillation())
     with pytest.raises(UserError, match=r"not finite at step 4: .*learning_rate"):
-        train(model, lesson, settings(save_steps=2, logging_steps=logging_steps), Teaching(NoDistillation()), None, 0,
+        train(model, lesson, few, supervision, None, 0,
               folder, "t", spoil)  # fmt: skip
     last = checkpoints.newest(folder)
     assert last is not None

@@ -54,7 +54,7 @@ from runner.data.question_answering import Span
 from runner.system.device import Precision
 from runner.system.versions import VERSIONS
 from runner.training import teacher_logits
-from runner.training.loop import Lesson, Teaching, train
+from runner.training.loop import Supervision, TrainingData, train
 
 FILE = Path(__file__).parent / "frozen.json"
 RENEW = "python -m tests.runner.test_versions --renew"
@@ -133,8 +133,8 @@ def task() -> Span:
     return Span(path="fixed", max_seq_length=64, doc_stride=16)
 
 
-def lesson() -> Lesson:
-    return Lesson(task(), task().features(examples(), tokenizer(), None, labels=True), tokenizer())
+def lesson() -> TrainingData:
+    return TrainingData(task(), task().features(examples(), tokenizer(), None, labels=True), tokenizer())
 
 
 def network(seed: int, noise: float = 0.0):
@@ -210,7 +210,7 @@ def finetune(folder: Path, noise: float) -> Frozen:
     """A training with the labels alone."""
     model, before = network(1, noise), network(1)
     courses, log = recorder()
-    train(model, lesson(), settings(), Teaching(NoDistillation()), None, SEED, folder / "finetune", "t", log)
+    train(model, lesson(), settings(), Supervision(NoDistillation()), None, SEED, folder / "finetune", "t", log)
     moved = [p - q for p, q in zip(model.parameters(), before.parameters(), strict=True)]
     return Frozen({"steps": len(courses["loss"])}, {**courses, "weights": signature(*moved)})
 
@@ -222,12 +222,12 @@ def taught(folder: Path, noise: float) -> Frozen:
     return Frozen(exact, {f"head {i}": signature(head) for i, head in enumerate(kept.heads)})
 
 
-def kept_logits(folder: Path, noise: float = 0.0) -> teacher_logits.KeptLogits:
+def kept_logits(folder: Path, noise: float = 0.0) -> teacher_logits.CachedLogits:
     with tempfile.TemporaryDirectory(dir=folder) as place:
         network(0, noise).save_pretrained(place)
         found = models.find(place, "model.path", models.Model(path=place))
         learnt = lesson()
-        return teacher_logits.taught(
+        return teacher_logits.teacher_logits(
             found, learnt.tokenizer, learnt.task, learnt.features, Precision.float32, Path(place) / "cache"
         )
 
@@ -236,10 +236,10 @@ def prune(folder: Path, noise: float) -> Frozen:
     """Trainings with mask updates at steps 2 to 8, of each criterion and of both kinds of pattern."""
     whole = Frozen({}, {})
     kept = kept_logits(folder)
-    logits = Teaching(Logits(label_weight=0.5), logits=kept)
-    hidden = Teaching(SimKD(), network(0))
+    logits = Supervision(Logits(label_weight=0.5), logits=kept)
+    hidden = Supervision(SimKD(), network(0))
     block, two_of_four = Block(4, 1, target_sparsity=0.8), NofM(2, 4)
-    cases: list[tuple[str, Pattern, Criterion, Any, Regularizer, Teaching]] = [
+    cases: list[tuple[str, Pattern, Criterion, Any, Regularizer, Supervision]] = [
         ("4x1", block, SnipMomentum(), None, Regularizer(), logits),
         ("2:4", two_of_four, SnipMomentum(), None, Regularizer(), logits),
         ("4x1 uniform", block, SnipMomentum(), Uniform(), Regularizer(), logits),
