@@ -1,4 +1,4 @@
-"""What speaks against a number of the table: each doubt becomes a note on the rows that it concerns."""
+"""Caveats of the numbers in the table: each becomes a note on the rows that it concerns (the column "Notes")."""
 
 from __future__ import annotations
 
@@ -7,32 +7,34 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from results import columns
-from results.collect import DENSE, Control, Row, natural
+from results.controls import DENSE, Control
+from results.rows import Row
+from results.runs import natural
 
 
-def find(rows: list[Row]) -> list[Row]:
-    """The rows with their doubts as notes, after those that they have. Rows without runs of ours have none.
+def add(rows: list[Row]) -> list[Row]:
+    """The rows with their caveats as notes, after the notes that they have. Rows without runs of ours get none.
 
-    Doubts about a comparison are over the rows of one model, dataset and metric among these.
+    Caveats of a comparison concern all rows of one model, dataset and metric among these.
     """
     peers: defaultdict[tuple[str, ...], list[Row]] = defaultdict(list)
     for row in rows:
         if row.runs:
             peers[row.model, row.dataset, row.metric].append(row)
-    shared = {key: [note for doubt in OF_COMPARISONS for note in doubt(group)] for key, group in peers.items()}
+    shared = {key: [note for caveat in OF_COMPARISONS for note in caveat(group)] for key, group in peers.items()}
     return [_noted(row, shared.get((row.model, row.dataset, row.metric), [])) if row.runs else row for row in rows]
 
 
 def _noted(row: Row, shared: list[str]) -> Row:
-    own = (note for doubt in OF_ROWS for note in doubt(row))
+    own = (note for caveat in OF_ROWS for note in caveat(row))
     return replace(row, notes=list(dict.fromkeys([*row.notes, *own, *shared])))
 
 
-# --- of one row: each yields notes --------------------------------------------------------------------------
+# --- one row: each function yields notes --------------------------------------------------------------------------
 
 
 def signs(row: Row) -> Iterator[str]:
-    """The published figure says gain and the means say loss, or the other way round."""
+    """The drop of the maxima is a gain and that of the means a loss, or vice versa."""
     if _opposite(row.drop_max, row.drop_mean):
         yield "the drop of the maxima and the drop of the means differ in sign"
     if any(_opposite(control.drop_max, control.drop_mean) for control in _controls(row)):
@@ -40,7 +42,7 @@ def signs(row: Row) -> Iterator[str]:
 
 
 def drops(row: Row) -> Iterator[str]:
-    """What a relative drop says depends on where the metric has its zero."""
+    """A relative drop means little if the metric has no natural zero, and nothing from a score of 0."""
     scores = (
         row.dense_max,
         row.dense_mean,
@@ -53,7 +55,7 @@ def drops(row: Row) -> Iterator[str]:
 
 
 def few_seeds(row: Row) -> Iterator[str]:
-    """The noise is as large as what is shown, or not all of it is known."""
+    """The noise is as large as the effect, or only a part of the noise is known."""
     if len(row.seeds) == 1:
         within = "its intervals are over examples alone" if row.drop_interval else "how much seeds differ is not known"
         yield f"one seed: {within}"
@@ -64,13 +66,13 @@ def few_seeds(row: Row) -> Iterator[str]:
 
 
 def dense_models(row: Row) -> Iterator[str]:
-    """Seeds that share a dense model: the more models, the higher the maximum."""
+    """Seeds share a dense model, and the maximum over fewer models is lower."""
     if row.dense_models is not None and row.dense_models < len(row.seeds):
         yield f"the dense maximum is over {_count(row.dense_models, 'model')}, the sparse one over {len(row.seeds)}"
 
 
 def subsets(row: Row) -> Iterator[str]:
-    """Fewer examples than the official splits have."""
+    """The run used fewer examples than the official splits have."""
     sizes = (("trained", row.train_examples, row.official_train),
              ("evaluated", row.evaluation_examples, row.official_evaluation))  # fmt: skip
     fewer = [f"{done} on {used:,} of {all_:,} examples" for done, used, all_ in sizes if used and all_ and used < all_]
@@ -79,7 +81,7 @@ def subsets(row: Row) -> Iterator[str]:
 
 
 def controls(row: Row) -> Iterator[str]:
-    """The dense rival lacks, or is not quite one."""
+    """The same-budget control is missing, ambiguous, or has other seeds."""
     if row.pattern != DENSE and row.control is None:
         yield "no same-budget dense control: pattern=dense, and all else as here"
     if any(control.seeds != row.seeds for control in _controls(row)):
@@ -88,20 +90,20 @@ def controls(row: Row) -> Iterator[str]:
         yield "several groups of runs could be a control: the one with most seeds is"
 
 
-# --- of the rows of one model, dataset and metric -------------------------------------------------------------
+# --- all rows of one model, dataset and metric -------------------------------------------------------------
 
 
 def unequal_seeds(rows: list[Row]) -> Iterator[str]:
-    """More seeds have a higher maximum."""
+    """The maximum over more seeds is higher."""
     counts = [len(row.seeds) for row in rows]
     if min(counts) < max(counts):
         yield f"{_named(rows)}: the maxima are over {min(counts)} to {max(counts)} seeds, and more reach higher"
 
 
 def settings(rows: list[Row]) -> Iterator[str]:
-    """Dropout and precision, which machines may choose."""
-    for name, of in SETTINGS.items():
-        values = {_plain(value) for row in rows for value in (of(row) or "").split("|") if value}
+    """Rows were trained with different dropout or precision, which may depend on the machine."""
+    for name, read in SETTINGS.items():
+        values = {_normalized(value) for row in rows for value in (read(row) or "").split("|") if value}
         if len(values) > 1:
             yield f"{_named(rows)}: trained with different {name} ({', '.join(sorted(values, key=natural))})"
 
@@ -135,8 +137,8 @@ def _named(rows: list[Row]) -> str:
     return f"{rows[0].model} {rows[0].dataset}"
 
 
-def _plain(value: str) -> str:
-    """0.10 and 0.1 are the same."""
+def _normalized(value: str) -> str:
+    """0.10 becomes 0.1; what is no number stays."""
     try:
         return f"{float(value):g}"
     except ValueError:

@@ -2,8 +2,9 @@ from dataclasses import replace
 
 import pytest
 
-from results import doubts, published
-from results.collect import Control, Row
+from results import caveats, published
+from results.controls import Control
+from results.rows import Row
 
 CONTROL = Control(0.8, 0.82, -0.1, -0.1, [-0.12, -0.08], [0, 1], ["c0", "c1"])
 SOUND = Row(
@@ -36,10 +37,10 @@ OTHER = replace(SOUND, pattern="2:4", runs=["s0", "s1"])
 
 
 def notes(*rows):
-    return [row.notes for row in doubts.find(list(rows))]
+    return [row.notes for row in caveats.add(list(rows))]
 
 
-def test_sound_rows_have_no_doubts():
+def test_sound_rows_have_no_caveats():
     assert notes(SOUND, OTHER, replace(SOUND, pattern="dense", control=None)) == [[], [], []]
 
 
@@ -69,7 +70,7 @@ def test_sound_rows_have_no_doubts():
          "several groups of runs could be a control: the one with most seeds is"),
     ],
 )  # fmt: skip
-def test_doubts_of_a_row(change, note):
+def test_caveats_of_a_row(change, note):
     assert notes(replace(SOUND, **change), OTHER) == [[note], []]
 
 
@@ -86,7 +87,7 @@ def test_doubts_of_a_row(change, note):
         {"train_examples": 1000},
     ],
 )
-def test_no_doubt_without_a_reason(change):
+def test_no_caveat_without_a_reason(change):
     assert notes(replace(SOUND, **change)) == [[]]
 
 
@@ -123,12 +124,12 @@ def test_trainings_that_are_not_known_to_differ(change):
     assert notes(SOUND, replace(OTHER, **change)) == [[], []]
 
 
-def test_notes_are_kept_and_told_once():
+def test_notes_are_added_once():
     twice = replace(SOUND, notes=["mine", "mine"], dense_models=1)
     assert notes(twice) == [["mine", "the dense maximum is over 1 model, the sparse one over 2"]]
 
 
-def test_published_rows_alone_are_not_doubted():
+def test_published_rows_alone_have_no_caveats():
     rows = published.compare([SOUND])
     assert len(rows) > 8
-    assert [row.notes for row in doubts.find(rows)] == [[]] * len(rows)
+    assert [row.notes for row in caveats.add(rows)] == [[]] * len(rows)
