@@ -173,6 +173,12 @@ def load(config: DictConfig, choices: dict[str, str], overrides: list[str]) -> t
         raise UserError(f"no value for {', '.join(missing)}: set it on the command line or in YAML{hint}")
     experiment = OmegaConf.to_object(config)
     assert isinstance(experiment, Experiment)
+    for name, override in experiment.allocation.layers.items():
+        if (override.pattern or "").isdigit():
+            raise UserError(
+                f"allocation.layers.{name}.pattern={override.pattern} is no pattern; YAML reads 2:4 as a number unless "
+                "it is quoted"
+            )
     if experiment.recipe.name == Recipe().name:
         choices = {**choices, "recipe": experiment.recipe.name}
     return experiment, _origin(experiment, config, choices, overrides)

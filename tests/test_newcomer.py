@@ -102,7 +102,7 @@ class TwoSteps(Schedule):
         self._check_lengths("second")
 
     def steps(self, length: TrainingLength) -> dict[int, float]:
-        return {span_in_steps(self.start, length, "start"): 0.5, span_in_steps(self.second, length, "second"): 1.0}
+        return {self.in_steps("start", length): 0.5, self.in_steps("second", length): 1.0}
 
     def sparsity(self, progress: float, target: float) -> float:
         return target * progress
