@@ -113,12 +113,6 @@ class Distillation:
     """Weight of the distillation loss."""
     label_weight: float = 0.0
     """Weight of the loss against the labels."""
-    teacher: str | None = None
-    """A fine-tuned model with the same tokenizer, of any width and family: a hub id, a folder, or a finished run with
-    prune=false, by its folder or its id in MLflow. If not given: the dense model itself."""
-    cache: bool = True
-    """Run the teacher once over the training features and keep its logits (float16) for every epoch, seed and pattern,
-    instead of running it beside the student. Never where hidden states are needed, nor for less than an epoch."""
 
     needs_teacher: ClassVar[bool] = True
     needs_hidden: ClassVar[bool] = False
@@ -363,7 +357,5 @@ class NoDistillation(Distillation):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.weight or self.teacher:
-            raise PruningError(
-                f"weight={self.weight}, teacher={self.teacher}: NoDistillation() has no teacher; leave them out", self
-            )
+        if self.weight:
+            raise PruningError(f"weight={self.weight}: NoDistillation() has no teacher; leave it out", self)

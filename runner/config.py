@@ -21,7 +21,6 @@ from omegaconf.errors import OmegaConfBaseException
 from pruning import (
     Allocation,
     Criterion,
-    Distillation,
     NofM,
     Pattern,
     PruningError,
@@ -29,6 +28,7 @@ from pruning import (
     Schedule,
 )
 from runner import tasks
+from runner.distillation import DistillationSettings
 from runner.errors import UserError
 from runner.models import Model
 from runner.recipe import Recipe
@@ -45,7 +45,7 @@ GROUPS: dict[str, type] = {
     "allocation": Allocation,
     "schedule": Schedule,
     "regularizer": Regularizer,
-    "distill": Distillation,
+    "distill": DistillationSettings,
     "recipe": Recipe,
 }
 # Options of the group pattern whose names cannot be file names on Windows; any other by pattern=nm.
@@ -63,7 +63,7 @@ class Experiment:
     allocation: Allocation = MISSING
     schedule: Schedule = MISSING
     regularizer: Regularizer = field(default_factory=Regularizer)
-    distill: Distillation = MISSING
+    distill: DistillationSettings = MISSING
     recipe: Recipe = field(default_factory=Recipe)
     train: Training = field(default_factory=Training)
     """Pruning while distilling."""

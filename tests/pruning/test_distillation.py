@@ -423,7 +423,6 @@ def test_a_projection_is_made_only_where_the_widths_differ():
         lambda: Logits(temperature=0.0),
         lambda: Logits(temperature=-2.0),
         lambda: NoDistillation(weight=1.0),
-        lambda: NoDistillation(teacher="bert-base-uncased"),
         lambda: NoDistillation(label_weight=0.0),
     ],
 )

@@ -90,7 +90,8 @@ WRONG = [
     (["regularizer.weight=1e-4"], ["weight"]),
     (["distill.temperature=0"], ["distill.temperature=0", "above 0"]),
     (["distill.weight=0"], ["distill.weight=0", "not both zero"]),
-    (["distill=none", "distill.weight=1"], ["distill=none", "distill.weight"]),
+    (["distill=none", "distill.weight=1"], ["distill.weight=1", "distill=none"]),
+    (["distill=none", "distill.teacher=some/model"], ["distill.teacher=some/model", "distill=none", "leave it out"]),
     (["model=hub"], ["model.path", "model=hub needs model.path=ID_OR_FOLDER"]),
     (["tracking.experiment="], ["tracking.experiment", "give it a name"]),
 ]

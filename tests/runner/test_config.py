@@ -11,33 +11,32 @@ from omegaconf import DictConfig, OmegaConf
 from transformers import BertConfig
 
 import conf
+import pruning
 from pruning import (
     Block,
     Dense,
     DiagonalFisher,
+    Distillation,
     Global,
     Gradient,
     Gradual,
     GroupLasso,
-    HiddenStates,
     LayerOverride,
     Locked,
-    Logits,
     Magnitude,
     Movement,
-    NoDistillation,
     NofM,
     OneShot,
     Platon,
     Random,
     Regularizer,
-    SimKD,
     Snip,
     SnipMomentum,
     TrainingLength,
     Uniform,
 )
 from runner.config import GROUPS, N_OF_M, Experiment, Identity, Origin, compose, compose_experiment, identify, register
+from runner.distillation import DistillationSettings, HiddenStates, Logits, NoDistillation, SimKD
 from runner.errors import UserError
 from runner.experiment import params
 from runner.models import Checkpoint
@@ -759,3 +758,10 @@ def test_identity_is_the_same_for_an_equal_experiment_made_otherwise() -> None:
 def test_missing_value_names_key_and_remedy() -> None:
     with pytest.raises(UserError, match=r"model\.path.*model=hub needs model\.path=ID_OR_FOLDER"):
         compose_experiment(["model=hub"])
+
+
+def test_every_loss_of_the_engine_can_be_configured() -> None:
+    losses = {cls.__name__ for cls in Distillation.__subclasses__() if cls.__module__.startswith("pruning.")}
+    configured = [cls for cls in DistillationSettings.__subclasses__() if cls.__module__ == "runner.distillation"]
+    assert {cls.__name__ for cls in configured} == losses
+    assert all(issubclass(cls, getattr(pruning, cls.__name__)) for cls in configured)
