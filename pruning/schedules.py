@@ -74,8 +74,6 @@ class Schedule:
 
     start: str = "10%"
     """The first update."""
-    warmup_steps: float = 0.1
-    """Learning-rate warm-up in optimizer steps, or a fraction of the training if below 1; `train` reads it here."""
 
     def __post_init__(self) -> None:
         self._check_lengths("start")

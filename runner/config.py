@@ -29,7 +29,7 @@ from pruning import (
 )
 from runner import tasks
 from runner.distillation import DistillationSettings
-from runner.errors import UserError
+from runner.errors import MOVED_KEYS, UserError, moved_key
 from runner.models import Model
 from runner.recipe import Recipe
 from runner.tasks import Dataset
@@ -167,6 +167,9 @@ def load(config: DictConfig, choices: dict[str, str], overrides: list[str]) -> t
         UserError: a key has no value.
         PruningError, UserError: a value is out of range.
     """
+    # Hydra refuses unknown keys itself, unless they are appended: +schedule.warmup_steps=5
+    if error := moved_key(" ".join(key for key in MOVED_KEYS if OmegaConf.select(config, key) is not None)):
+        raise error
     missing = sorted(OmegaConf.missing_keys(config))
     if missing:
         hint = " (model=hub needs model.path=ID_OR_FOLDER)" if "model.path" in missing else ""

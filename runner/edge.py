@@ -51,7 +51,7 @@ def message(error: BaseException) -> str | None:
     from omegaconf.errors import OmegaConfBaseException
 
     from pruning import PruningError
-    from runner.errors import UserError, database_reason
+    from runner.errors import UserError, database_reason, moved_key
 
     causes: list[BaseException] = []
     cause: BaseException | None = error
@@ -70,7 +70,8 @@ def message(error: BaseException) -> str | None:
     lines: list[str] = []
     for cause in causes:  # Hydra says where, OmegaConf what
         lines += [line for line in str(cause).strip().splitlines() if line.strip() and line not in lines]
-    return "\n".join(line for line in lines if "object_type=" not in line and "reference_type=" not in line)
+    text = "\n".join(line for line in lines if "object_type=" not in line and "reference_type=" not in line)
+    return str(moved_key(text) or text)
 
 
 def with_keys(error: PruningError) -> str:

@@ -111,7 +111,7 @@ class TwoSteps(Schedule):
 FILES = {
     "conf/pattern/banded.yaml": "defaults:\n  - /schema/pattern/Banded\nwidth: 8\ntarget_sparsity: 0.75\n",
     "conf/criterion/peak.yaml": "defaults:\n  - /schema/criterion/PeakGradient\n",
-    "conf/schedule/two_steps.yaml": "defaults:\n  - /schema/schedule/TwoSteps\nstart: 20%\nwarmup_steps: 0.1\n",
+    "conf/schedule/two_steps.yaml": "defaults:\n  - /schema/schedule/TwoSteps\nstart: 20%\n",
 }
 
 

@@ -85,6 +85,8 @@ WRONG = [
     (["schedule.initial=lots"], ["schedule.initial='lots'", "0.7", "85%"]),
     (["schedule.initial=100%"], ["schedule.initial='100%'", "below 100%"]),
     (["schedule=one_shot", "schedule.frequency=2%"], ["frequency"]),
+    (["schedule.warmup_steps=5"], ["there is no schedule.warmup_steps", "train.warmup_steps"]),
+    (["+schedule.warmup_steps=5"], ["there is no schedule.warmup_steps", "train.warmup_steps"]),
     (["regularizer=nope"], ["regularizer/nope", "none", "group_lasso"]),
     (["regularizer=group_lasso", "regularizer.weight=0"], ["regularizer.weight=0", "regularizer=none"]),
     (["regularizer.weight=1e-4"], ["weight"]),
@@ -226,6 +228,21 @@ def test_yaml_that_reads_a_pattern_as_a_number_is_told_so(cli: Cli, tmp_path: Pa
     assert "allocation.layers.*.query.pattern=124 is no pattern" in done.stderr
     assert "YAML reads 2:4 as a number unless it is quoted" in done.stderr
     assert {path.name for path in tmp_path.iterdir()} == {"m", "mine"}
+
+
+@pytest.mark.parametrize(("file", "text"), [
+    ("schedule/mine", "defaults:\n  - /schema/schedule/Gradual\nwarmup_steps: 5\n"),
+    ("experiment/mine", "# @package _global_\nschedule:\n  warmup_steps: 5\n"),
+])  # fmt: skip
+def test_yaml_with_the_former_key_of_the_warmup_gets_the_new_one(
+    file: str, text: str, cli: Cli, tmp_path: Path
+) -> None:
+    place = tmp_path / "mine" / f"{file}.yaml"
+    place.parent.mkdir(parents=True)
+    place.write_text(text, encoding="utf-8")
+    done = cli("-m", "runner", "--config-dir", "mine", file.replace("/", "="), "dataset=demo")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "error: there is no schedule.warmup_steps: it is now train.warmup_steps, set that instead\n"
 
 
 def test_settings_that_do_not_go_together_are_told_before_training(refused: Refused, tmp_path: Path) -> None:
