@@ -664,7 +664,7 @@ def params(experiment: Experiment, origin: Origin, base: models.Checkpoint) -> d
     if experiment.prune:
         out["pattern.target_sparsity"] = experiment.pattern.target
         out |= {f"distill.{k}": v for k, v in asdict(experiment.distill).items()}
-        out |= {f"schedule.{k}": v for k, v in asdict(experiment.schedule).items() if k != "warmup_steps"}
+        out |= {f"schedule.{k}": v for k, v in asdict(experiment.schedule).items()}
     out["model.hidden_dropout"] = models.hidden_dropout(base.config)
     out["model.attention_dropout"] = models.attention_dropout(base.config)
     for key in ("max_train_samples", "max_eval_samples", "holdout"):

@@ -109,7 +109,7 @@ def options(group: str) -> list[Option]:
     for file in files("conf").joinpath(group).iterdir():
         if file.name.endswith(".yaml"):
             lines = file.read_text(encoding="utf-8").splitlines()
-            about = " ".join(line.lstrip("# ") for line in lines if line.startswith("#"))
+            about = " ".join(line.lstrip("# ") for line in lines if line.startswith("#") and "@package" not in line)
             schema = next(line.rsplit("/", 1)[1] for line in lines if f"/schema/{group}/" in line)
             found.append(Option(file.name.removesuffix(".yaml"), schema, about))
     if group == "pattern":

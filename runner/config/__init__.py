@@ -21,7 +21,6 @@ from omegaconf.errors import OmegaConfBaseException
 from pruning import (
     Allocation,
     Criterion,
-    Distillation,
     NofM,
     Pattern,
     PruningError,
@@ -29,11 +28,12 @@ from pruning import (
     Schedule,
 )
 from runner import data
+from runner.config.distillation import DistillationSettings
 from runner.config.recipe import Recipe
 from runner.config.training import Training
 from runner.data.task import Dataset
 from runner.models import Model
-from runner.system.errors import UserError
+from runner.system.errors import MOVED_KEYS, UserError, moved_key
 from runner.system.versions import VERSIONS
 from runner.tracking import Tracking
 
@@ -45,7 +45,7 @@ GROUPS: dict[str, type] = {
     "allocation": Allocation,
     "schedule": Schedule,
     "regularizer": Regularizer,
-    "distill": Distillation,
+    "distill": DistillationSettings,
     "recipe": Recipe,
 }
 # Options of the group pattern whose names cannot be file names on Windows; any other by pattern=nm.
@@ -63,7 +63,7 @@ class Experiment:
     allocation: Allocation = MISSING
     schedule: Schedule = MISSING
     regularizer: Regularizer = field(default_factory=Regularizer)
-    distill: Distillation = MISSING
+    distill: DistillationSettings = MISSING
     recipe: Recipe = field(default_factory=Recipe)
     train: Training = field(default_factory=Training)
     """Pruning while distilling."""
@@ -167,12 +167,21 @@ def load(config: DictConfig, choices: dict[str, str], overrides: list[str]) -> t
         UserError: a key has no value.
         PruningError, UserError: a value is out of range.
     """
+    # Hydra refuses unknown keys itself, unless they are appended: +schedule.warmup_steps=5
+    if error := moved_key(" ".join(key for key in MOVED_KEYS if OmegaConf.select(config, key) is not None)):
+        raise error
     missing = sorted(OmegaConf.missing_keys(config))
     if missing:
         hint = " (model=hub needs model.path=ID_OR_FOLDER)" if "model.path" in missing else ""
         raise UserError(f"no value for {', '.join(missing)}: set it on the command line or in YAML{hint}")
     experiment = OmegaConf.to_object(config)
     assert isinstance(experiment, Experiment)
+    for name, override in experiment.allocation.layers.items():
+        if (override.pattern or "").isdigit():
+            raise UserError(
+                f"allocation.layers.{name}.pattern={override.pattern} is no pattern; YAML reads 2:4 as a number unless "
+                "it is quoted"
+            )
     if experiment.recipe.name == Recipe().name:
         choices = {**choices, "recipe": experiment.recipe.name}
     return experiment, _origin(experiment, config, choices, overrides)
