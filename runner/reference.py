@@ -21,8 +21,8 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from runner import config
-from runner.config import GROUPS, N_OF_M, Experiment
+from runner.config.compose import N_OF_M, register
+from runner.config.experiment import GROUPS, Experiment
 from runner.config.recipe import FinetuneRecipe
 from runner.config.training import Training
 from runner.tracking import Tracking
@@ -119,7 +119,7 @@ def options(group: str) -> list[Option]:
 
 def page() -> str:
     """The whole reference, in Markdown."""
-    config.register()
+    register()
     parts = [HEAD, "## The run\n", _table(keys(Experiment, {*GROUPS, *SECTIONS}))]
     for group, base in GROUPS.items():
         parts += [f"## `{group}`\n", *_group(group, base)]

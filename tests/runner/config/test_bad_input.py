@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from runner import __main__ as command_line
 from runner import experiment as stages
-from runner.config import compose_experiment
+from runner.config.compose import compose_experiment
 from runner.system import hub
 from runner.system.errors import UserError
 from runner.system.process import exit_status, message
@@ -403,7 +403,7 @@ def test_a_defect_while_a_sweep_is_checked_stops_it_with_its_traceback(
         raise ZeroDivisionError("a defect of the program")
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("runner.config.compose_experiment", broken)
+    monkeypatch.setattr("runner.config.compose.compose_experiment", broken)
     monkeypatch.setattr("runner.experiment.run", lambda *_: pytest.fail("a job was started"))
     monkeypatch.setattr(sys, "argv", ["python -m runner", "-m", "seed=0,1"])
     with pytest.raises(SystemExit) as caught:

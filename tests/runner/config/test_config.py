@@ -35,11 +35,13 @@ from pruning import (
     TrainingLength,
     Uniform,
 )
-from runner.config import GROUPS, N_OF_M, Experiment, Identity, Origin, compose, compose_experiment, identify, register
+from runner.config.compose import N_OF_M, compose, compose_experiment, register
 from runner.config.distillation import DistillationSettings, HiddenStates, Logits, NoDistillation, SimKD
+from runner.config.experiment import GROUPS, Experiment, Origin
 from runner.config.training import SchedulerType
 from runner.experiment import params
 from runner.models import Checkpoint
+from runner.records.identity import Identity, identify
 from runner.system.errors import UserError
 
 CONF = Path(conf.__file__).parent

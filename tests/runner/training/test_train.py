@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from pruning import Block, Gradual, Logits, NoDistillation, Pruner, PruningError, SimKD, TrainingLength
 from runner import models, tracking
-from runner.config import compose_experiment
+from runner.config.compose import compose_experiment
 from runner.config.training import Training
 from runner.data.demo import Demo
 from runner.experiment import check_gradient, run
