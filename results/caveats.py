@@ -81,7 +81,7 @@ def subsets(row: Row) -> Iterator[str]:
 
 
 def controls(row: Row) -> Iterator[str]:
-    """The same-budget control is missing, ambiguous, or has other seeds."""
+    """A same-budget control is missing, ambiguous, or has other seeds."""
     if row.pattern != DENSE and row.control is None:
         yield "no same-budget dense control: pattern=dense, and all else as here"
     if any(control.seeds != row.seeds for control in _controls(row)):

@@ -104,7 +104,7 @@ def _legend_of_bars(rows: Sequence[Row]) -> str:
     intervals = [row.drop_interval is not None for row in rows]
     lines = ["bars: 95% interval of the drop from dense, over examples and seeds"] if any(intervals) else []
     lines += [] if all(intervals) else ["dotted bars: range over seeds (no interval)"]
-    return "\n".join(["; ".join(lines), "small markers: single seeds; shaded: range over seeds"])
+    return "\n".join([*lines, "small markers: single seeds; shaded: range over seeds"])
 
 
 def _level(axes: Axes, scores: Sequence[float], label: str, colour: str, line: str) -> None:
