@@ -1,6 +1,7 @@
 """A pruning engine in pure torch, for any training loop; README.md in this folder shows it whole.
 
-    pruner = Pruner(matrix_weights(model), Block(4, 1, target_sparsity=0.8), Gradual(), TrainingLength(steps=1000))
+    plan = Plan(matrix_weights(model), Block(4, 1, target_sparsity=0.8))
+    pruner = Pruner(plan, Gradual(), TrainingLength(steps=1000))
     pruner.attach(optimizer)
     ...                      # train as always: the optimizer's step observes, prunes and keeps pruned weights at zero
     pruner.check_reached()
@@ -36,8 +37,9 @@ from pruning.distillation import (
 from pruning.errors import PruningError
 from pruning.patterns import Block, Dense, Locked, NofM, Pattern, parse
 from pruning.plan import Plan, as_matrix, matrix_weights
-from pruning.pruner import LayerReport, MaskUpdate, Pruner
+from pruning.pruner import Pruner
 from pruning.regularizers import GroupLasso, Regularizer
+from pruning.report import LayerReport, MaskUpdate
 from pruning.schedules import Gradual, OneShot, Schedule, TrainingLength
 
 __all__ = [

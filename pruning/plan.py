@@ -3,13 +3,13 @@
 import dataclasses
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from pruning.allocation import Allocation, LayerOverride, Quota
+from pruning.allocation import Allocation, Global, LayerOverride, Quota
 from pruning.errors import PruningError
 from pruning.patterns import Pattern, parse
 from pruning.regularizers import Regularizer
@@ -59,51 +59,63 @@ class Group:
 
 
 class Plan:
-    """What will be pruned, decided from names and shapes alone.
+    """What will be pruned, by which pattern and to which target, decided from names and shapes alone.
 
     Args:
-        parameters: candidates by name; those with more than two dimensions are taken as [out, in * k * k].
+        parameters: candidates by name; those with more than two dimensions are taken as [out, in * k * k]. Names break
+            ties and are the keys of saved masks.
         pattern: for all layers that `allocation.layers` does not give another.
+        allocation: spreads the target over the layers; if not given: `Global`.
 
     Raises:
         PruningError: no parameter fits, a target is out of reach, or a name in `allocation.layers` matches nothing.
     """
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter], pattern: Pattern, allocation: Allocation) -> None:
-        allocation.check_names(parameters)
-        self.shapes = {name: parameters[name].shape for name in sorted(parameters)}
+    def __init__(
+        self, parameters: Mapping[str, nn.Parameter], pattern: Pattern, allocation: Allocation | None = None
+    ) -> None:
+        self.pattern, self.allocation = pattern, allocation if allocation is not None else Global()
+        self.allocation.check_names(parameters)
+        self.candidates = {name: parameters[name] for name in sorted(parameters)}
+        """All parameters given, sorted by name."""
         self.left: dict[str, str] = {}
         """Parameter name -> why it is left as it is."""
         self.frozen: list[str] = []
         """Parameters that `allocation.layers` wants neither pruned nor trained."""
         groups: dict[str, Group] = {}
         names: dict[int, list[str]] = {}
-        for name in self.shapes:
-            names.setdefault(id(parameters[name]), []).append(name)
-        for name in self.shapes:
-            shared = names[id(parameters[name])]
-            override = allocation.override(*shared)
+        for name, p in self.candidates.items():
+            names.setdefault(id(p), []).append(name)
+        for name, p in self.candidates.items():
+            shared = names[id(p)]
+            override = self.allocation.override(*shared)
             try:
                 own = _pattern(pattern, override)
             except PruningError as error:
                 raise PruningError(f"allocation.layers, for {name}: {error}") from error
-            reason = _reason(parameters[name], own, override, shared[0] if shared[0] != name else None)
+            reason = _reason(p, own, override, shared[0] if shared[0] != name else None)
             if override.frozen:
                 self.frozen.append(name)
             if reason is not None:
                 self.left[name] = reason
             else:
-                groups.setdefault(repr(own), Group(own, {})).shapes[name] = matrix_shape(self.shapes[name])
+                groups.setdefault(repr(own), Group(own, {})).shapes[name] = matrix_shape(p.shape)
         self.groups = list(groups.values())
-        self._check(pattern, allocation)
+        self.patterns = {name: group.pattern for group in self.groups for name in group.shapes}
+        """The pattern of each parameter that has one."""
+        self.parameters = {name: p for name, p in self.candidates.items() if name in self.patterns}
+        """The parameters that have a pattern."""
+        self._check()
 
-    def _check(self, pattern: Pattern, allocation: Allocation) -> None:
+    def _check(self) -> None:
         if not self.groups:
             reasons = "; ".join(f"{name}: {reason}" for name, reason in list(self.left.items())[:3])
-            raise PruningError(f"no layer can be pruned with pattern {pattern}" + (f" ({reasons})" if reasons else ""))
+            raise PruningError(
+                f"no layer can be pruned with pattern {self.pattern}" + (f" ({reasons})" if reasons else "")
+            )
         for group in self.groups:
             fraction = group.pattern.unit_fraction(group.pattern.target)
-            allocation.check(group.quotas(allocation), fraction, group.pattern.max_sparsity)
+            self.allocation.check(group.quotas(self.allocation), fraction, group.pattern.max_sparsity)
 
     def check(self, schedule: Schedule, regularizer: Regularizer) -> None:
         """Raise PruningError if one of these does not go with a pattern or target."""
@@ -117,10 +129,11 @@ class Plan:
         """Whether mask updates are needed at all."""
         return any(group.pattern.prunes for group in self.groups)
 
-    @property
-    def patterns(self) -> dict[str, Pattern]:
-        """The pattern of each layer that has one, by parameter name."""
-        return {name: group.pattern for group in self.groups for name in group.shapes}
+    def pruned(self) -> Iterator[tuple[str, Pattern, nn.Parameter]]:
+        """Name, pattern and parameter of all that mask updates prune."""
+        for group in self.groups:
+            if group.pattern.prunes:
+                yield from ((name, group.pattern, self.parameters[name]) for name in group.shapes)
 
     def warn(self) -> None:
         """Name the layers that are left as they are, in the log."""

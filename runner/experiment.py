@@ -385,15 +385,8 @@ def finished(results: list[Path], identity: Identity, where: tracking.Tracking) 
 
 def new_pruner(experiment: Experiment, net: PreTrainedModel, length: TrainingLength) -> Pruner:
     """The pruner of this experiment for a model and a training."""
-    return Pruner(
-        models.prunable_parameters(net, experiment.model),
-        experiment.pattern,
-        experiment.schedule,
-        length,
-        experiment.criterion,
-        experiment.allocation,
-        experiment.regularizer,
-    )
+    plan = Plan(models.prunable_parameters(net, experiment.model), experiment.pattern, experiment.allocation)
+    return Pruner(plan, experiment.schedule, length, experiment.criterion, experiment.regularizer)
 
 
 def check_sparse(

@@ -15,6 +15,7 @@ from pruning import (
     Gradual,
     NofM,
     Pattern,
+    Plan,
     Pruner,
     Regularizer,
     Schedule,
@@ -76,7 +77,7 @@ def build(
     regularizer: Regularizer | None = None,
 ) -> Pruner:
     weights = matrix_weights(model) if isinstance(model, nn.Module) else model
-    return Pruner(weights, pattern, schedule, LENGTH, criterion, allocation, regularizer)
+    return Pruner(Plan(weights, pattern, allocation), schedule, LENGTH, criterion, regularizer)
 
 
 def loss_of(model: nn.Module, step: int, dtype: torch.dtype = torch.float32) -> Tensor:
