@@ -132,10 +132,6 @@ class Schedule:
         """
         raise NotImplementedError
 
-    def updates(self, length: TrainingLength, target: float) -> dict[int, float]:
-        """Optimizer steps taken before an update -> sparsity from then on."""
-        return {step: self.sparsity(progress, target) for step, progress in self.steps(length).items()}
-
 
 @dataclass
 class OneShot(Schedule):
