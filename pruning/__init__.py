@@ -10,6 +10,7 @@ Nothing here imports anything but torch and the standard library.
 """
 
 from pruning.allocation import Allocation, Global, LayerOverride, Uniform
+from pruning.blocks import Block
 from pruning.criteria import (
     Criterion,
     DiagonalFisher,
@@ -22,21 +23,20 @@ from pruning.criteria import (
     SnipMomentum,
 )
 from pruning.distillation import (
-    IGNORED,
     Distillation,
     EncoderShape,
     HiddenStates,
     Logits,
     NoDistillation,
-    Prediction,
     Projector,
     SimKD,
-    label_loss,
     projected,
 )
 from pruning.errors import PruningError
-from pruning.patterns import Block, Dense, Locked, NofM, Pattern, parse
+from pruning.nofm import NofM
+from pruning.patterns import Dense, Locked, Pattern, parse
 from pruning.plan import Plan, as_matrix, matrix_weights
+from pruning.prediction import IGNORED, Prediction, label_loss
 from pruning.pruner import Pruner
 from pruning.regularizers import GroupLasso, Regularizer
 from pruning.report import LayerReport, MaskUpdate

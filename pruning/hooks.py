@@ -42,7 +42,7 @@ class StepHooks:
     def _is_inner_step(self, frame: Any) -> bool:
         """Whether torch calls the hooks for the step of a base class, which the step of its subclass calls.
 
-        Such a step must not count twice, and hooks get no argument that tells it apart. Only the frame of torch's
+        Such a step must not count twice, and hooks get no argument that identifies it. Only the frame of torch's
         wrapper does: a counter of entered steps would never recover from a step that raises, for no hook is called
         then; and replacing `optimizer.step` would collide with learning-rate schedulers and accelerate, which do so.
         """

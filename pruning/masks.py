@@ -16,7 +16,7 @@ _INTEGER_OF_SIZE = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 class Masks:
-    """The masks of parameters, by name: pooled, bool, True = kept. Parameters without a mask are dense.
+    """The masks of parameters, by name: pooled, bool, True = not pruned. Parameters without a mask are dense.
 
     Args:
         parameters: by name, all that may get a mask.

@@ -1,4 +1,4 @@
-"""The plan: which weights are pruned, by which pattern and to which target, and why the others are not."""
+"""Plans: which weights are pruned, by which pattern and to which target, and why the others are not."""
 
 import dataclasses
 import logging
@@ -21,16 +21,16 @@ MATRIX_MODULES = (nn.Linear, nn.Conv1d, nn.Conv2d)
 
 
 def matrix_weights(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The weights of all Linear, Conv1d and Conv2d modules by parameter name, one that is shared by its first name."""
-    found: dict[int, tuple[str, nn.Parameter]] = {}
+    """The weights of all Linear, Conv1d and Conv2d modules by parameter name; a shared one by its first name."""
+    weights: dict[int, tuple[str, nn.Parameter]] = {}
     for name, module in model.named_modules():
         if isinstance(module, MATRIX_MODULES) and isinstance(module.weight, nn.Parameter):
-            found.setdefault(id(module.weight), (f"{name}.weight".lstrip("."), module.weight))
-    return dict(found.values())
+            weights.setdefault(id(module.weight), (f"{name}.weight".lstrip("."), module.weight))
+    return dict(weights.values())
 
 
 def matrix_shape(shape: torch.Size) -> torch.Size:
-    """[out, in, k, ...] -> [out, in * k * ...], as convolutions are seen; anything else as it is."""
+    """[out, in, k, ...] -> [out, in * k * ...], for convolutions; other shapes stay."""
     return torch.Size((shape[0], math.prod(shape[1:]))) if len(shape) > 2 else shape
 
 
@@ -53,7 +53,7 @@ class Group:
         return {name: shape.numel() // self.pattern.unit_size(shape) for name, shape in self.shapes.items()}
 
     def quotas(self, allocation: Allocation, progress: float = 1.0) -> dict[str, Quota]:
-        """How many units of each layer may go when this part of the target is due."""
+        """How many units of each layer may be pruned when this part of the target is due."""
         zeros = {name: self.pattern.unit_zeros(shape) for name, shape in self.shapes.items()}
         return allocation.quotas(self.units, zeros, self.pattern.max_sparsity, progress)
 
@@ -79,9 +79,9 @@ class Plan:
         self.candidates = {name: parameters[name] for name in sorted(parameters)}
         """All parameters given, sorted by name."""
         self.left: dict[str, str] = {}
-        """Parameter name -> why it is left as it is."""
+        """Parameter name -> why it is left dense."""
         self.frozen: list[str] = []
-        """Parameters that `allocation.layers` wants neither pruned nor trained."""
+        """Names of the parameters that `allocation.layers` freezes: neither pruned nor trained."""
         groups: dict[str, Group] = {}
         names: dict[int, list[str]] = {}
         for name, p in self.candidates.items():
@@ -118,7 +118,7 @@ class Plan:
             self.allocation.check(group.quotas(self.allocation), fraction, group.pattern.max_sparsity)
 
     def check(self, schedule: Schedule, regularizer: Regularizer) -> None:
-        """Raise PruningError if one of these does not go with a pattern or target."""
+        """Raise PruningError if the schedule or the regularizer does not fit a pattern or target."""
         for group in self.groups:
             if group.pattern.prunes:
                 schedule.sparsity(0.0, group.pattern.target)
@@ -136,13 +136,13 @@ class Plan:
                 yield from ((name, group.pattern, self.parameters[name]) for name in group.shapes)
 
     def warn(self) -> None:
-        """Name the layers that are left as they are, in the log."""
+        """Log the layers that are left dense."""
         for name, reason in self.left.items():
             log.warning("%s is left dense: %s", name, reason)
 
 
 def _pattern(pattern: Pattern, override: LayerOverride) -> Pattern:
-    """The pattern of a layer; another pattern without a target of its own takes that of the main one."""
+    """The pattern of a layer. A pattern given without a target takes that of the main pattern."""
     if override.pattern is not None:
         own = parse(override.pattern, (pattern.target or None) if override.target is None else override.target)
         if override.target is not None and abs(own.target - override.target) > 1e-6:
@@ -154,7 +154,7 @@ def _pattern(pattern: Pattern, override: LayerOverride) -> Pattern:
 
 
 def _reason(parameter: nn.Parameter, pattern: Pattern, override: LayerOverride, shared: str | None) -> str | None:
-    """Why a parameter is left as it is, or None if it is pruned."""
+    """Why a parameter is left dense, or None if it is pruned."""
     if override.excluded:
         return "allocation.layers excludes it"
     if override.frozen:

@@ -51,7 +51,7 @@ class MaskUpdate:
         """Add a parameter whose mask changes.
 
         Args:
-            before, after: bool masks, True = kept; before is None if there was none.
+            before, after: bool masks, True = not pruned; before is None if there was none.
             weights: number of weights behind each entry of the mask.
             regrow: whether pruned weights may come back.
         """

@@ -26,9 +26,10 @@ from pruning import (
     matrix_weights,
     scores,
 )
-from pruning.allocation import Allocation, lowest
+from pruning.allocation import Allocation
 from pruning.masks import Masks
 from pruning.plan import Plan
+from pruning.selection import lowest
 
 STEPS = 10
 SCHEDULE = Gradual(decay="linear", start="2", frequency="2", end="8")
