@@ -221,7 +221,7 @@ class Pruner:
                 losers[name] = pattern.losers(score)
                 costs[name] = pattern.cost(score, losers[name])
         if not costs:
-            self._warn_once(f"no layer with pattern {pattern} has a gradient other than zero: its masks wait for one")
+            self._warn_once(f"no layer for pattern {pattern} has a gradient other than zero: its masks wait for one")
             return {}
         if len(costs) < len(group.shapes):
             silent = sorted(group.shapes.keys() - costs.keys())
