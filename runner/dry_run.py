@@ -88,7 +88,7 @@ def layers(inputs: Inputs) -> Iterator[str]:
             yield f"  {count:>3} x {kind} {list(shape)}"
     reasons = Counter(plan.left.values())
     yield from (f"left dense: {count} layers: {reason}" for reason, count in reasons.items())
-    outside = sorted(matrices.keys() - plan.shapes.keys())
+    outside = sorted(matrices.keys() - plan.candidates.keys())
     if outside:
         yield f"not candidates: {', '.join(name.removesuffix('.weight') for name in outside)}"
     yield f"zeros in the end: {zeros / everything:.4f} of all Linear and Conv weights"

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pruning import Pruner, TrainingLength
+from pruning import Plan, Pruner, TrainingLength
 from runner import models, tracking
 from runner.config.experiment import Experiment, Origin
 from runner.data.task import Examples
@@ -184,15 +184,8 @@ def disk_needs(inputs: Inputs, units: int) -> list[DiskNeed]:
 
 def new_pruner(experiment: Experiment, net: PreTrainedModel, length: TrainingLength) -> Pruner:
     """The experiment's pruner for a model and a training."""
-    return Pruner(
-        models.prunable_parameters(net, experiment.model),
-        experiment.pattern,
-        experiment.schedule,
-        length,
-        experiment.criterion,
-        experiment.allocation,
-        experiment.regularizer,
-    )
+    plan = Plan(models.prunable_parameters(net, experiment.model), experiment.pattern, experiment.allocation)
+    return Pruner(plan, experiment.schedule, length, experiment.criterion, experiment.regularizer)
 
 
 def run_name(labels: Mapping[str, str], seed: int) -> str:
