@@ -43,7 +43,7 @@ def fine_tuned(
     folder = Path(experiment.cache_dir) / "dense" / key
     folder.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder.with_suffix(".lock"))
-    if lock_is_held(lock):
+    if files.lock_is_held(lock):
         log.info("waiting for another process that fine-tunes the same dense model")
     with lock:
         if not files.is_intact(folder):
@@ -55,15 +55,6 @@ def fine_tuned(
         else:
             log.info("dense model found in %s", folder)
     return models.find(str(folder), "the dense model", experiment.model)
-
-
-def lock_is_held(lock: FileLock) -> bool:
-    """Whether another process has the lock at this moment."""
-    try:
-        with lock.acquire(blocking=False):
-            return False
-    except TimeoutError:
-        return True
 
 
 def trained(
