@@ -131,7 +131,9 @@ def log_to_file(file: Path) -> Iterator[None]:
     """Copy the log into a file."""
     handler = logging.FileHandler(file, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    handler.handleError = lambda record: None  # a full disk: the line is on stderr, and a traceback for each would hide it
+    handler.handleError = lambda record: (
+        None
+    )  # a full disk: the line is on stderr, and a traceback for each would hide it
     logging.getLogger().addHandler(handler)
     try:
         yield
