@@ -39,9 +39,9 @@ from runner.config.compose import N_OF_M, compose, compose_experiment, register
 from runner.config.distillation import DistillationSettings, HiddenStates, Logits, NoDistillation, SimKD
 from runner.config.experiment import GROUPS, Experiment, Origin
 from runner.config.training import SchedulerType
-from runner.experiment import params
 from runner.models import Checkpoint
 from runner.records.identity import Identity, identify
+from runner.stages.announce import params
 from runner.system.errors import UserError
 from tests.pruning.training import updates_of
 

@@ -24,7 +24,7 @@ import torch
 
 import pruning.distillation
 import runner.data.question_answering
-import runner.training.loop
+import runner.training.trainer
 from pruning import (
     Block,
     Criterion,
@@ -49,13 +49,15 @@ from pruning import (
     TrainingLength,
     Uniform,
 )
-from runner import evaluate, models
+from runner import models
 from runner.config.training import Training
 from runner.data.question_answering import Span
 from runner.system.device import Precision
 from runner.system.versions import VERSIONS
-from runner.training import teacher_logits
-from runner.training.loop import Supervision, TrainingData, train
+from runner.training import inference, teacher_logits
+from runner.training.supervision import Supervision
+from runner.training.training_data import TrainingData
+from tests.training import train
 
 FILE = Path(__file__).parent / "frozen.json"
 RENEW = "python -m tests.runner.test_versions --renew"
@@ -282,7 +284,7 @@ def scored(folder: Path, noise: float) -> Frozen:
             head[row, near[:1]] += 9
     right = task().score(given, features, logits)
     exact |= {f"near: {metric}": round(value, 12) for metric, value in right.metrics.items()}
-    computed = evaluate.logits(network(0, noise), tokenizer(), task(), features, "t")
+    computed = inference.logits(network(0, noise), tokenizer(), task(), features, "t")
     lowest = np.finfo(np.float32).min
     exact["padding"] = [int((head == lowest).sum()) for head in computed]
     close = {f"head {i}": signature(torch.from_numpy(head[head > lowest])) for i, head in enumerate(computed)}
@@ -400,13 +402,13 @@ def constant_rate(patch: pytest.MonkeyPatch) -> None:
 
 
 def decayed_biases(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(runner.training.loop.Trainer, "get_decay_parameter_names", lambda self, model: [
+    patch.setattr(runner.training.trainer.Trainer, "get_decay_parameter_names", lambda self, model: [
         name for name, _ in model.named_parameters()])  # fmt: skip
 
 
 def sum_over_heads(patch: pytest.MonkeyPatch) -> None:
-    real = runner.training.loop.label_loss
-    patch.setattr(runner.training.loop, "label_loss", lambda student, labels: real(student, labels) * len(labels))
+    real = runner.training.trainer.label_loss
+    patch.setattr(runner.training.trainer, "label_loss", lambda student, labels: real(student, labels) * len(labels))
 
 
 def padding_in_the_softmax(patch: pytest.MonkeyPatch) -> None:
