@@ -62,16 +62,10 @@ def check(run: Run) -> None:
 
 
 def check_pruning(file: Path, result: Mapping[str, Any]) -> None:
-    """Refuse a pruning.json whose numbers are not the run's: the model's checksums do not cover it."""
-    try:
-        pruning = json.loads(file.read_text(encoding="utf-8"))
-        counted = {key: pruning[key] for key in result["verification"]}
-        same = (pruning["dense"], pruning["sparse"], counted) == (
-            result["dense"], result["sparse"], result["verification"]
-        )  # fmt: skip
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{file} is missing or damaged: run it again with force=true, and share that") from error
-    if not same:
+    """Refuse a pruning.json whose numbers are not those of the run's result."""
+    pruning, expected = json.loads(file.read_text(encoding="utf-8")), result["verification"]
+    expected = {**expected, "dense": result["dense"], "sparse": result["sparse"]}
+    if {key: pruning[key] for key in expected} != expected:
         raise UserError(f"{file} has other numbers than the run: run it again with force=true, and share that")
 
 
@@ -79,8 +73,6 @@ def files_of(run: Run, repo_id: str) -> dict[str, Path | bytes]:
     """The files to upload, by name: the model, pruning.json, and the card with the id to load the model from."""
     model = run.folder / "model"
     files: dict[str, Path | bytes] = {name: model / name for name in manifest_names(model)}
-    if run.result["sparse"] is not None:
-        files[PRUNING] = model / PRUNING
     return files | {card.NAME: card_for(model / card.NAME, repo_id).encode()}
 
 

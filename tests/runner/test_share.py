@@ -199,8 +199,8 @@ def test_a_result_that_says_less_is_not_shared(copy: Path, hub: Path, kind: str)
 
 
 @pytest.mark.parametrize(("name", "content", "said"), [
-    ("pruning.json", None, "pruning.json is missing or damaged"),
-    ("pruning.json", "{", "pruning.json is missing or damaged"),
+    ("pruning.json", None, "is not what the run wrote (pruning.json is missing)"),
+    ("pruning.json", "{", "is not what the run wrote (pruning.json is not what was written)"),
     ("README.md", None, "a model is not shared without its card"),
     ("README.md", "no metadata", "its metadata, YAML between two lines of ---, cannot be read: it has none"),
     ("README.md", "---\na: [\n---\n", "its metadata, YAML between two lines of ---, cannot be read"),
