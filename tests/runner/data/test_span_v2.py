@@ -21,8 +21,8 @@ from runner.config.experiment import Experiment
 from runner.data.question_answering import Span, no_answer_scores, null_token
 from runner.data.squad_metric import SquadV2Metric
 from runner.demo.text import examples as generated
-from runner.examples import diagnose
 from runner.records import runs
+from runner.records.error_analysis import diagnose
 from runner.records.identity import identify
 from runner.system.errors import UserError
 from runner.tracking import Tracking
@@ -484,8 +484,8 @@ def test_a_run_is_scored_shown_and_its_threshold_chosen(
 
     run = runs.find(str(folder), Tracking())
     found = diagnose(run, runs.restored(run, {}).experiment.dataset, 100, 100)
-    assert {kind.name: kind.examples for kind in found.kinds["Answerable"]} == {"no": len(none), "yes": 45 - len(none)}
-    lengths = {kind.name: kind.examples for kind in found.kinds["Length of the answer"]}
+    assert {kind.name: kind.examples for kind in found.slices["Answerable"]} == {"no": len(none), "yes": 45 - len(none)}
+    lengths = {kind.name: kind.examples for kind in found.slices["Length of the answer"]}
     assert lengths["no answer"] == len(none)
     for example in (*found.most_lost, *found.most_won):
         assert example.shown["Gold answers"] == (" | ".join(gold[example.id]) or "(no answer)")
