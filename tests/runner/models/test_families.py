@@ -176,14 +176,14 @@ def test_dropout_settings_reach_every_family(name: str, hub: Path) -> None:
     if FAMILIES[name].kind != "modernbert":  # whose attention drops without a module
         assert 0.2 in inside
     _, net = found(name, hub, hidden_dropout=0, attention_dropout=0)
-    assert models.dropout(net) == 0
+    assert models.max_dropout(net) == 0
 
 
 def test_dropout_of_another_tasks_head_does_not_count() -> None:
     config = transformers.AutoConfig.for_model("albert")  # as albert-base-v2: 0, 0 and classifier_dropout_prob=0.1
     assert config.classifier_dropout_prob == 0.1
-    assert models.dropout(skeleton(QA, config)) == 0
-    assert models.dropout(skeleton("AutoModelForTokenClassification", config)) == 0.1
+    assert models.max_dropout(skeleton(QA, config)) == 0
+    assert models.max_dropout(skeleton("AutoModelForTokenClassification", config)) == 0.1
 
 
 @pytest.mark.parametrize("name", ["albert-base", "modernbert-base"])

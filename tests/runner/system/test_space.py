@@ -67,7 +67,7 @@ def test_the_bytes_of_a_training_are_those_that_it_writes(tmp_path: Path) -> Non
         save_file(model.state_dict(), tmp_path / f"{i}.safetensors")
         torch.save(optimizer.state_dict(), tmp_path / f"{i}.pt")
     count = sum(p.numel() for p in model.parameters())
-    assert disk.training_bytes(count, kept=2) == pytest.approx(disk.size_of(tmp_path), rel=0.01)
+    assert disk.training_bytes(count, checkpoints=2) == pytest.approx(disk.size_of(tmp_path), rel=0.01)
     assert disk.model_bytes(count) == pytest.approx((tmp_path / "0.safetensors").stat().st_size, rel=0.01)
 
 
