@@ -253,9 +253,10 @@ class Dataset:
         """Tokenise. Columns: the model's inputs, `length`, and either the labels or what `score` needs; cached below
         `cache`. Raises UserError if there is nothing to learn from."""
         from runner.data import arrow
+        from runner.models import tokenizer as tokenizers
 
         kind = type(self).__name__.lower()
-        key = [VERSIONS["prepare"], kind, self.fingerprint(examples), tokenizer_fingerprint(tokenizer), labels]
+        key = [VERSIONS["prepare"], kind, self.fingerprint(examples), tokenizers.fingerprint(tokenizer), labels]
         name = hashlib.sha256(json.dumps([*key, self.tokenising()]).encode()).hexdigest()[:16]
 
         def tokenize(batch: dict[str, list], indices: list[int]) -> dict[str, list]:
@@ -329,13 +330,6 @@ class Dataset:
     def kinds(self, example: Mapping[str, Any]) -> dict[str, str]:
         """Of which kind an example is, by what may explain that it is hard: titles and kinds, few of each."""
         return {}
-
-
-def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Hash of all that a fast tokenizer does, but for what its last call left in it: how to cut and to pad."""
-    state = json.loads(tokenizer.backend_tokenizer.to_str())  # type: ignore[attr-defined]
-    made = {**state, "truncation": None, "padding": None, "inputs": sorted(tokenizer.model_input_names)}
-    return hashlib.sha256(json.dumps(made).encode()).hexdigest()
 
 
 def told_length(words: int, limits: Sequence[int]) -> str:

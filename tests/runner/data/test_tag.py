@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from pruning import IGNORED
 from runner.data.tagging import Tag, read_columns
-from runner.data.tagging_metric import TagMetric
+from runner.data.tagging_scores import scores as tag_scores
 from runner.data.task import Examples
 from runner.system.errors import UserError
 from tests.conftest import Cli, save_small_model
@@ -165,14 +165,14 @@ def test_a_word_begins_where_the_tokenizers_own_words_do(tmp_path: Path) -> None
     assert [made["word"].index(word) for word in range(len(WORDS))] == first
 
 
-def test_scores_are_those_of_the_metric(tmp_path: Path) -> None:
+def test_scores_are_those_of_the_tags(tmp_path: Path) -> None:
     sentences = [["Ada", "lives", "in", "Rome"], ["Rome", "."]]
     gold = [["B-PER", "O", "O", "B-LOC"], ["B-LOC", "O"]]
     said = [["B-PER", "O", "B-LOC", "I-LOC"], ["B-LOC", "O"]]
     task, examples = read(tmp_path, sentences, gold)
     made = task.features(examples.evaluation, TOKENIZERS["words"], None, labels=False)
     scores = task.score(examples.evaluation, made, [perfect(made.to_list(), said)])
-    assert scores.metrics == TagMetric().compute(predictions=said, references=gold)
+    assert scores.metrics == tag_scores(zip(said, gold, strict=True))
     assert scores.predictions == {"0": said[0], "1": said[1]}
     assert scores.by_example == {"0": 0.0, "1": 1.0}
     assert (scores.statistic, scores.statistics) == ("entity_f1", {"0": [1, 2, 2], "1": [1, 1, 1]})
