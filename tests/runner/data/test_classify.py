@@ -175,7 +175,7 @@ def test_a_trained_head_with_the_same_classes_is_taken(config: BertConfig) -> No
             named("CONTRADICTION", "NEUTRAL", "ENTAILMENT"),
             r"another order. If the data hold names, set dataset.labels='\[contradiction,neutral,en",
         ),
-        (unnamed(2), "tells apart LABEL_0, LABEL_1, the data entailment, neutral, contradiction; choose"),
+        (unnamed(2), "has the classes LABEL_0, LABEL_1, the data entailment, neutral, contradiction; choose"),
         (named("a", "b", "c"), "choose a model that was fine-tuned on these classes"),
     ],
 )
@@ -187,16 +187,16 @@ def test_a_trained_head_with_other_classes_is_refused(config: BertConfig, said: 
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"metric": "f2"}, "dataset.metric=f2 is none of this kind of task: accuracy, f1"),
-        ({"other_metrics": ["x"]}, "dataset.other_metrics=x is none of accuracy"),
+        ({"metric": "f2"}, "dataset.metric=f2 must be one of accuracy, f1"),
+        ({"other_metrics": ["x"]}, "dataset.other_metrics=x must be one of accuracy"),
         ({"metric": "pearson"}, "dataset.metric=pearson does not fit dataset.regression=false: one of accuracy"),
         (
             {"regression": True},
             "dataset.metric=accuracy does not fit dataset.regression=true: one of pearson, spearmanr",
         ),
-        ({"labels": ["a", "b", "a"]}, "a is there twice"),
+        ({"labels": ["a", "b", "a"]}, "a occurs twice"),
         ({"regression": True, "metric": "pearson", "labels": ["a"]}, "numbers have no classes"),
-        ({"holdout": 1.0}, "dataset.holdout=1.0 is out of range"),
+        ({"holdout": 1.0}, "dataset.holdout=1.0 must be a fraction of train"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(options: dict[str, Any], said: str) -> None:

@@ -17,7 +17,8 @@ from transformers import PreTrainedTokenizerBase
 from results import columns
 from runner import evaluate
 from runner.config import Experiment, compose_experiment, identify
-from runner.data.question_answering import Span, no_answer_scores, null_token
+from runner.data.question_answering import Span
+from runner.data.spans import no_answer_scores, null_token
 from runner.data.squad_metric import SquadV2Metric
 from runner.demo.text import examples as generated
 from runner.examples import diagnose
@@ -409,7 +410,7 @@ def test_thresholds_that_cannot_be_meant_are_refused() -> None:
     with pytest.raises(UserError, match=r"null_threshold=1\.5 has no effect .*dataset\.unanswerable=true"):
         Span(path="x", null_threshold=1.5)
     for value in (math.nan, math.inf):
-        with pytest.raises(UserError, match=r"null_threshold=\w+ is out of range"):
+        with pytest.raises(UserError, match=r"null_threshold=\w+ must be a finite"):
             Span(path="x", unanswerable=True, null_threshold=value)
 
 
@@ -471,11 +472,11 @@ def test_a_run_is_scored_shown_and_its_threshold_chosen(
     again = ("runner.evaluate", str(folder / "model"), *data)
     done = cli("-m", *again)
     assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout)
-    chosen = told.pop("if_chosen_on_these_examples")
-    assert told == {"model": str(folder / "model"), "examples": 45, **result["sparse"]}
+    printed = json.loads(done.stdout)
+    chosen = printed.pop("if_chosen_on_these_examples")
+    assert printed == {"model": str(folder / "model"), "examples": 45, **result["sparse"]}
     assert chosen.keys() == {"best_f1", "best_f1_threshold"}
-    assert chosen["best_f1"] >= told["f1"]
+    assert chosen["best_f1"] >= printed["f1"]
     monkeypatch.chdir(tmp_path)
     metrics = evaluate.main([*again[1:], f"dataset.null_threshold={chosen['best_f1_threshold']}"])
     assert metrics["f1"] == pytest.approx(chosen["best_f1"])

@@ -231,7 +231,7 @@ def test_other_tags_than_those_of_entities_have_an_accuracy(tmp_path: Path) -> N
     """Parts of speech, or numbers of which nobody said what they are, hold no entities: no F1 can be made up."""
     rows = [{"tokens": ["Ada", "lives"], "ner_tags": ["NNP", "VBZ"]}, {"tokens": ["Rome"], "ner_tags": ["NNP"]}]
     (tmp_path / "dev.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    with pytest.raises(UserError, match=r"metric=f1 is of entities, .* the tag NNP, .* set dataset.metric=accuracy"):
+    with pytest.raises(UserError, match=r"metric=f1 counts entities, .* the tag NNP, .* set dataset.metric=accuracy"):
         Tag(path=str(tmp_path)).read(train=False)
     task = Tag(path=str(tmp_path), metric="accuracy")
     examples = task.read(train=False).evaluation
@@ -255,10 +255,13 @@ def test_other_tags_than_those_of_entities_have_an_accuracy(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("row", "said"),
     [
-        ({"tokens": ["a", "b"], "ner_tags": ["O"]}, "row 2: columns tokens and ner_tags: 2 words with 1 tags"),
-        ({"tokens": [], "ner_tags": []}, "row 2: column tokens: a sentence without words"),
+        ({"tokens": ["a", "b"], "ner_tags": ["O"]}, "row 2: columns tokens and ner_tags: 2 words have 1 tags"),
+        ({"tokens": [], "ner_tags": []}, "row 2: column tokens: the sentence has no words"),
         ({"tokens": [None], "ner_tags": ["O"]}, "row 2: column tokens: None is no text"),
-        ({"tokens": ["a"], "ner_tags": ["B-DOG"]}, "row 2: column ner_tags: 'B-DOG' is none of the classes O, B-PER"),
+        (
+            {"tokens": ["a"], "ner_tags": ["B-DOG"]},
+            "row 2: column ner_tags: 'B-DOG' is not one of the classes O, B-PER",
+        ),
         ({"tokens": ["a"], "ner_tags": [None]}, "row 2: column ner_tags: a word has no tag"),
     ],
 )
@@ -278,18 +281,18 @@ def test_other_problems_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"dev.conll, line 2: 'lives VBZ' has 2 columns, and the lines before 3"):
         Tag(path=str(tmp_path)).read(train=False)
     (tmp_path / "dev.conll").write_bytes("Ada B-PER\nZoë B-PER\n".encode("latin-1"))
-    with pytest.raises(UserError, match=r"dev.conll, line 2: this is no UTF-8"):
+    with pytest.raises(UserError, match=r"dev.conll, line 2: this is not UTF-8"):
         Tag(path=str(tmp_path)).read(train=False)
     (tmp_path / "dev.conll").unlink()
     (tmp_path / "dev.jsonl").write_text('{"tokens": "Ada lives", "ner_tags": ["O", "O"]}\n')
-    with pytest.raises(UserError, match=r"dev.jsonl: column tokens holds no lists"):
+    with pytest.raises(UserError, match=r"dev.jsonl: column tokens needs lists"):
         Tag(path=str(tmp_path)).read(train=False)
     (tmp_path / "dev.jsonl").write_text('{"tokens": [["a"]], "ner_tags": ["O"]}\n')
     with pytest.raises(UserError, match=r"dev.jsonl: column tokens holds list<.*>, where text or numbers are needed"):
         Tag(path=str(tmp_path)).read(train=False)
     with pytest.raises(UserError, match=r"doc_stride=128 does not fit dataset.max_seq_length=128"):
         Tag(path="x", doc_stride=128)
-    with pytest.raises(UserError, match=r"dataset.metric=macro_f1 is none of this kind of task: f1, precision"):
+    with pytest.raises(UserError, match=r"dataset.metric=macro_f1 must be one of f1, precision"):
         Tag(path="x", metric="macro_f1")
 
 
