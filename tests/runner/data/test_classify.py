@@ -125,7 +125,7 @@ def test_numbers_have_one_output(tmp_path: Path) -> None:
     config = BertConfig()
     task.configure(config, read.evaluation, None)
     assert (config.num_labels, config.problem_type) == (1, "regression")
-    with pytest.raises(UserError, match=r"model.finetuned=x: its head has 3 outputs.*regression=true has one"):
+    with pytest.raises(UserError, match=r"model.finetuned=x: its head has 3 outputs.*regression=true needs one"):
         task.configure(unnamed(3), read.evaluation, "model.finetuned=x")
     logits = np.array([[1.0], [2.0], [4.0]], np.float32)
     scores = task.score(read.evaluation, task.features(read.evaluation, TOKENIZER, None, labels=False), [logits])
@@ -189,10 +189,13 @@ def test_a_trained_head_with_other_classes_is_refused(config: BertConfig, said: 
     [
         ({"metric": "f2"}, "dataset.metric=f2 must be one of accuracy, f1"),
         ({"other_metrics": ["x"]}, "dataset.other_metrics=x must be one of accuracy"),
-        ({"metric": "pearson"}, "dataset.metric=pearson does not fit dataset.regression=false: one of accuracy"),
+        (
+            {"metric": "pearson"},
+            "dataset.metric=pearson does not fit dataset.regression=false; metrics that fit are accuracy",
+        ),
         (
             {"regression": True},
-            "dataset.metric=accuracy does not fit dataset.regression=true: one of pearson, spearmanr",
+            "dataset.metric=accuracy does not fit dataset.regression=true; metrics that fit are pearson, spearmanr",
         ),
         ({"labels": ["a", "b", "a"]}, "a occurs twice"),
         ({"regression": True, "metric": "pearson", "labels": ["a"]}, "numbers have no classes"),
@@ -288,7 +291,7 @@ def test_f1_is_that_of_the_named_class_whatever_the_order(reviews: Path) -> None
 def test_f1_of_no_class_in_particular_is_refused(tmp_path: Path) -> None:
     lines(tmp_path, "dev.jsonl", [{"text": f"x{i}", "label": "abc"[i]} for i in range(3)])
     with pytest.raises(
-        UserError, match=r"dataset.positive=None: f1 is that of one class.* a, b, c, or take .*macro_f1"
+        UserError, match=r"dataset.positive=None: f1 is the F1 of one class.* a, b, c, or use .*macro_f1"
     ):
         Classify(path=str(tmp_path), metric="f1").read(train=False)
     with pytest.raises(UserError, match=r"dataset.positive=d"):

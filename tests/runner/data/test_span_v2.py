@@ -18,7 +18,7 @@ from results import columns
 from runner import evaluate
 from runner.config import Experiment, compose_experiment, identify
 from runner.data.question_answering import Span
-from runner.data.spans import no_answer_scores, null_token
+from runner.data.spans import best_of_questions, no_answer_scores, null_token
 from runner.data.squad_metric import SquadV2Metric
 from runner.demo.text import examples as generated
 from runner.examples import diagnose
@@ -121,7 +121,8 @@ def held(task: Span, data: datasets.Dataset, made: datasets.Dataset, logits: lis
     scores = task.score(data, made, logits)
     assert list(scores.predictions.values()) == texts
     assert list(scores.predictions) == data["id"][:]
-    computed = no_answer_scores(made, logits, task._best(made, logits), len(data))
+    best_spans = best_of_questions(made, logits, task.n_best, task.max_answer_length)
+    computed = no_answer_scores(made, logits, best_spans, len(data))
     for ours, theirs in zip(computed, differences, strict=True):
         assert ours > 3e38 if theirs == math.inf else ours == theirs
     everything = Span(path="x", unanswerable=True, n_best=task.n_best, max_answer_length=task.max_answer_length,

@@ -246,7 +246,7 @@ def test_other_tags_than_those_of_entities_have_an_accuracy(tmp_path: Path) -> N
     assert task.shown(row) == {"Sentence": "Ada lives", "Tags": "NNP VBZ"}
     assert task.kinds(row) == {"Length": "1 to 5 words"}
     (tmp_path / "dev.jsonl").write_text('{"tokens": ["Ada", "lives"], "ner_tags": [1, 0]}\n')
-    with pytest.raises(UserError, match=r"has the tag 0, .*: say what the tags are with dataset.labels"):
+    with pytest.raises(UserError, match=r"has the tag 0, .*: name the tags in dataset.labels"):
         Tag(path=str(tmp_path)).read(train=False)
     named = Tag(path=str(tmp_path), labels=["O", "B-PER"]).read(train=False).evaluation
     assert task.rows(named)[0]["tags"] == ["B-PER", "O"]
@@ -257,7 +257,7 @@ def test_other_tags_than_those_of_entities_have_an_accuracy(tmp_path: Path) -> N
     [
         ({"tokens": ["a", "b"], "ner_tags": ["O"]}, "row 2: columns tokens and ner_tags: 2 words have 1 tags"),
         ({"tokens": [], "ner_tags": []}, "row 2: column tokens: the sentence has no words"),
-        ({"tokens": [None], "ner_tags": ["O"]}, "row 2: column tokens: None is no text"),
+        ({"tokens": [None], "ner_tags": ["O"]}, "row 2: column tokens: None is not text"),
         (
             {"tokens": ["a"], "ner_tags": ["B-DOG"]},
             "row 2: column ner_tags: 'B-DOG' is not one of the classes O, B-PER",
@@ -278,7 +278,7 @@ def test_other_problems_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"dev.conll, line 2: 'lives' has no tag"):
         Tag(path=str(tmp_path)).read(train=False)
     (tmp_path / "dev.conll").write_text("Ada NNP B-PER\nlives VBZ\n")
-    with pytest.raises(UserError, match=r"dev.conll, line 2: 'lives VBZ' has 2 columns, and the lines before 3"):
+    with pytest.raises(UserError, match=r"dev.conll, line 2: 'lives VBZ' has 2 columns, and the lines above it 3"):
         Tag(path=str(tmp_path)).read(train=False)
     (tmp_path / "dev.conll").write_bytes("Ada B-PER\nZoë B-PER\n".encode("latin-1"))
     with pytest.raises(UserError, match=r"dev.conll, line 2: this is not UTF-8"):
