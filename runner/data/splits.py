@@ -138,7 +138,7 @@ class Splits:
 
     train: Part | None
     evaluation: dict[str, Part]
-    """By name; the first is the main one. Empty if there is none."""
+    """Name -> examples; the first is the main one. Empty if there is none."""
     source: str
     """A description for people, with the revision if known."""
 

@@ -57,7 +57,7 @@ class Scores:
     """A model's scores and predictions on the evaluation examples."""
 
     metrics: dict[str, float]
-    """By name: fractions in [0, 1], or correlations in [-1, 1]."""
+    """Name -> a fraction in [0, 1], or a correlation in [-1, 1]."""
     predictions: dict[str, Any] = field(default_factory=dict)
     """Example id -> the model's answer."""
     by_example: dict[str, float] = field(default_factory=dict)

@@ -231,8 +231,8 @@ def test_a_run_with_the_published_distillation_of_mrpc(cli: Cli, rows: Any, tmp_
     config = json.loads((folder / "model/config.json").read_text())
     assert config["architectures"] == ["BertForSequenceClassification"]
     assert config["id2label"] == {"0": "not_equivalent", "1": "equivalent"}
-    kept = json.loads((folder / "scores.json").read_text())
-    assert (len(kept["id"]), kept["statistics"]["name"]) == (20, "f1")
+    saved = json.loads((folder / "scores.json").read_text())
+    assert (len(saved["id"]), saved["statistics"]["name"]) == (20, "f1")
     assert set(json.loads((folder / "predictions.json").read_text()).values()) <= {"not_equivalent", "equivalent"}
     shown = cli("-m", "runner.examples", str(folder), "--no-log", env=env)
     assert shown.returncode == 0, shown.stderr
@@ -250,7 +250,7 @@ def test_a_run_on_numbers_teaches_by_the_teachers_numbers(cli: Cli, rows: Any, t
     (folder,) = (tmp_path / "outputs").glob("*-stsb-*")
     result = json.loads((folder / "result.json").read_text())
     assert result["sparse"].keys() == {"pearson", "spearmanr"}
-    assert "teacher" in result["stages"]  # its numbers were kept, and read from there
+    assert "teacher" in result["stages"]  # its logits were cached, and read from there
     assert again.returncode == 0, again.stderr
     assert json.loads(again.stdout)["pearson"] == pytest.approx(result["sparse"]["pearson"])
 

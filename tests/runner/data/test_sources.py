@@ -457,7 +457,7 @@ PROBLEMS: dict[str, tuple[str, str | bytes, str, dict[str, Any]]] = {
         ", row 1: column stars: 1 of 3 examples have no label", {},
     ),
     "one class": ("dev.csv", "review,stars\nx,a\ny,a\n", ": column stars: the only class is 'a'", {}),
-    "one class beside -1": (
+    "one class and -1": (
         "dev.csv", "review,stars\nx,1\ny,-1\n", ": column stars: the only class is '1' (-1 counts as no label)", {},
     ),
     "labels that are lists": ("dev.jsonl", '{"review": "x", "stars": ["a", "b"]}', ": column stars holds lists", {}),

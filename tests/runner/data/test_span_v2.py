@@ -60,7 +60,7 @@ def null_logits(made: datasets.Dataset, value: float) -> list[np.ndarray]:
 
 
 def v2_json(content: Sequence[dict[str, Any]]) -> str:
-    """As the official files are, with a plausible answer where there is none."""
+    """Content of an official file, with a plausible answer where there is none."""
     paragraphs = []
     for one in content:
         answers = [{"text": t, "answer_start": s} for t, s in zip(*one["answers"].values(), strict=True)]
@@ -267,7 +267,7 @@ def test_each_evaluation_split_has_its_scores_and_the_first_one_counts(tmp_path:
 
 
 def cls_at_the_end() -> PreTrainedTokenizerBase:
-    """As XLNet has it."""
+    """XLNet has [CLS] at the end."""
     tokenizer = build_tokenizer()
     special = [(token, tokenizer.convert_tokens_to_ids(token)) for token in ("[CLS]", "[SEP]")]
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(  # type: ignore[attr-defined]

@@ -143,7 +143,7 @@ def test_words_with_blanks_or_without_tokens_shift_no_others(
 
 
 def test_a_window_in_which_no_word_begins_is_not_learnt_from(tmp_path: Path) -> None:
-    """Its loss would be a mean over nothing."""
+    """The loss of such a window would be a mean over nothing."""
     task, examples = read(tmp_path, [["Rome", "Ada" * 30]], [["B-LOC", "B-PER"]], max_seq_length=12, doc_stride=4)
     tokenizer = TOKENIZERS["trimmed"]
     assert len(task.features(examples.evaluation, tokenizer, None, labels=False)) > 2
@@ -185,8 +185,8 @@ def test_a_word_of_which_nothing_is_left_is_outside(tmp_path: Path) -> None:
     sentences = [["Ada", "\u200d", "Rome"]]
     task, examples = read(tmp_path, sentences, [["B-PER", "O", "B-LOC"]])
     made = task.features(examples.evaluation, TOKENIZERS["words"], None, labels=False)
-    kept = [word for word in made[0]["word"] if word >= 0]
-    assert {0, 2} <= set(kept)
+    words = [word for word in made[0]["word"] if word >= 0]
+    assert {0, 2} <= set(words)
     scores = task.score(examples.evaluation, made, [perfect(made.to_list(), [["B-PER", "O", "B-LOC"]])])
     assert scores.predictions == {"0": ["B-PER", "O", "B-LOC"]}
 

@@ -94,7 +94,7 @@ def test_entities_of_a_sentence(sentence: str, found: set) -> None:
 
 
 def test_the_example_of_seqeval() -> None:
-    """Its README: F1 0.50 (one of two entities of each side)."""
+    """The README of seqeval: F1 0.50 (one of two entities of each side)."""
     gold = [["O", "O", "O", "B-MISC", "I-MISC", "I-MISC", "O"], ["B-PER", "I-PER", "O"]]
     predicted = [["O", "O", "B-MISC", "I-MISC", "I-MISC", "I-MISC", "O"], ["B-PER", "I-PER", "O"]]
     found = scores(zip(predicted, gold, strict=True))
