@@ -12,8 +12,9 @@ import pytest
 
 from results import columns
 from runner.data.demo import Demo
-from runner.data.question_answering import Span, excerpt, question_word
-from runner.data.task import Dataset, told_length
+from runner.data.question_answering import Span
+from runner.data.readable import excerpt, length_range, question_word
+from runner.data.task import Dataset
 from runner.demo.text import examples as generated
 from runner.examples import parse
 from runner.records import runs
@@ -291,17 +292,17 @@ def test_question_words(question: str, word: str) -> None:
 
 
 def test_lengths_are_ranges_without_gaps() -> None:
-    assert [told_length(n, (1, 2, 4)) for n in range(1, 7)] == [
+    assert [length_range(n, (1, 2, 4)) for n in range(1, 7)] == [
         "1 word", "2 words", "3 to 4 words", "3 to 4 words", "5 words or more", "5 words or more"
     ]  # fmt: skip
-    assert [told_length(n, (50, 100)) for n in (1, 50, 51, 100, 101)] == [
+    assert [length_range(n, (50, 100)) for n in (1, 50, 51, 100, 101)] == [
         "1 to 50 words", "1 to 50 words", "51 to 100 words", "51 to 100 words", "101 words or more"
     ]  # fmt: skip
 
 
 def test_ranges_come_in_their_order() -> None:
     every = [Compared(str(n), {}, "", "", 0.0, 0.0, 0.0) for n in (250, 120, 60, 7)]
-    of_each = {e.id: {"Length": told_length(int(e.id), (50, 100, 200))} for e in every}
+    of_each = {e.id: {"Length": length_range(int(e.id), (50, 100, 200))} for e in every}
     names = [kind.name for kind in slices(every, of_each)["Length"]]
     assert names == ["1 to 50 words", "51 to 100 words", "101 to 200 words", "201 words or more"]
 

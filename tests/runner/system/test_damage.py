@@ -420,7 +420,7 @@ def test_the_cache_of_datasets(damage: Damage, hub_cache: Path, monkeypatch: pyt
             said = str(error)
         # What is not needed may be damaged; of dataset_info.json some is.
         assert said or file.name in ("checksums.prune-distill.json", "dataset_info.json"), file
-        assert not said or re.search("dataset.path=owner/questions: .*damaged.*delete .*and it is made again", said)
+        assert not said or re.search("dataset.path=owner/questions: .*damaged.*delete .*it is created again", said)
         assert not said or str(hub_cache) in said
         shutil.rmtree(hub_cache)
         shutil.copytree(hub_cache.with_name("pristine"), hub_cache)

@@ -24,6 +24,7 @@ import torch
 
 import pruning.distillation
 import runner.data.question_answering
+import runner.data.spans
 import runner.training.trainer
 from pruning import (
     Block,
@@ -476,14 +477,14 @@ def answers_to_the_left(patch: pytest.MonkeyPatch) -> None:
 
 
 def longer_answers(patch: pytest.MonkeyPatch) -> None:
-    real = runner.data.question_answering._best_spans
-    patch.setattr(runner.data.question_answering, "_best_spans", lambda start, end, allowed, n, length: real(
+    real = runner.data.spans._best_spans
+    patch.setattr(runner.data.spans, "_best_spans", lambda start, end, allowed, n, length: real(
         start, end, allowed, n, length + 1))  # fmt: skip
 
 
 def fewer_best(patch: pytest.MonkeyPatch) -> None:
-    real = runner.data.question_answering.highest
-    patch.setattr(runner.data.question_answering, "highest", lambda values, count: real(values, count - 1))
+    real = runner.data.spans.highest
+    patch.setattr(runner.data.spans, "highest", lambda values, count: real(values, count - 1))
 
 
 NOTICED: list[tuple[Patch, str]] = [
