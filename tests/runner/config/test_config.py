@@ -264,9 +264,37 @@ def test_only_the_published_schedule_brings_the_published_warmup(schedule: str, 
     assert composed("model=bert-base", f"schedule={schedule}", "train.warmup_steps=7").train.warmup_steps == 7
 
 
-def test_the_datasets_choice_of_distillation_is_overridden_by_the_command_line() -> None:
+def test_the_recipes_choice_of_distillation_is_overridden_by_the_command_line() -> None:
+    published = composed("dataset=mrpc")
+    assert (published.recipe.distill, type(published.distill)) == ("simkd", SimKD)
     assert isinstance(composed("dataset=mrpc", "distill=logits").distill, Logits)
-    assert isinstance(composed("dataset=rte").distill, Logits)
+    assert isinstance(composed("experiment=mrpc-bert-mini-4x1", "distill=none").distill, NoDistillation)
+
+
+def test_only_a_recipe_chooses_the_distillation() -> None:
+    for pair in (["dataset=rte"], ["dataset=mrpc", "model=bert-base"], ["dataset=sst2", "model=hub", "model.path=x"]):
+        experiment = composed(*pair)
+        assert (experiment.recipe.name, experiment.recipe.distill) == ("default", "logits")
+        assert isinstance(experiment.distill, Logits), pair
+    asked = composed("recipe=mrpc-bert-mini", "model=hub", "model.path=x")
+    assert asked.distill == SimKD(weight=5.0)
+    assert isinstance(composed("dataset=mrpc", "recipe=squad-distilbert").distill, Logits)
+
+
+def test_the_recipes_distillation_is_changed_by_choosing_another_option() -> None:
+    with pytest.raises(UserError, match="recipe.distill=none has no effect: distill=simkd is chosen; set distill=none"):
+        compose_experiment(["dataset=mrpc", "recipe.distill=none"])
+
+
+def test_a_recipe_of_the_users_chooses_the_distillation(cli, tmp_path: Path) -> None:
+    (tmp_path / "mine" / "recipe").mkdir(parents=True)
+    own = "defaults:\n  - /schema/recipe/Recipe\nname: mine\ndistill: hidden\ndistill_weight: 7\n"
+    (tmp_path / "mine" / "recipe" / "rte-bert-mini.yaml").write_text(own, encoding="utf-8")
+    done = cli("-m", "runner", "--config-dir", "mine", "--cfg", "job", "--resolve", "dataset=rte")
+    assert done.returncode == 0, done.stderr
+    shown = yaml.safe_load(done.stdout)
+    assert (shown["recipe"]["distill"], shown["distill"]["weight"]) == ("hidden", 7)
+    assert "attention_weight" in shown["distill"]
 
 
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
