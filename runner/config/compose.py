@@ -58,7 +58,7 @@ def _published_distillation(implied: str, *, _root_: DictConfig) -> str:
     assert isinstance(loader, ConfigLoaderImpl)
     file = f"recipe/{_root_.get('recipe', implied)}"
     recipe = loader.repository.load_config(file) if loader.repository.config_exists(file) else None
-    return Recipe.distill if recipe is None else recipe.config.get("distill", Recipe.distill)
+    return Recipe.distill if recipe is None else OmegaConf.select(recipe.config, "distill", default=Recipe.distill)
 
 
 def _shared(store: ConfigStore, memo: dict[int, Any]) -> ConfigStore:
