@@ -78,6 +78,8 @@ def message(error: BaseException) -> str | None:
     for cause in causes:  # Hydra names the place, OmegaConf the mistake
         lines += [line for line in str(cause).strip().splitlines() if line.strip() and line not in lines]
     text = "\n".join(line for line in lines if "object_type=" not in line and "reference_type=" not in line)
+    if "'hydra/sweeper/optuna'" in text:
+        return "hydra/sweeper=optuna needs the plugin of Hydra for Optuna: .venv/bin/pip install -e '.[optuna]'"
     return str(moved_key(text) or text)
 
 

@@ -222,7 +222,8 @@ def word_model(folder: Path) -> Path:
 def test_a_run_with_the_published_distillation_of_mrpc(cli: Cli, rows: Any, tmp_path: Path) -> None:
     model = word_model(tmp_path / "small")
     with serve(small_data.make(tmp_path / "hub"), tmp_path / "home") as env:
-        done = cli("-m", "runner", "dataset=mrpc", "model=hub", f"model.path={model}", "pattern=2:4", *SHORT, env=env)
+        done = cli("-m", "runner", "dataset=mrpc", "distill=simkd", "model=hub", f"model.path={model}",
+                   "pattern=2:4", *SHORT, env=env)  # fmt: skip
     assert done.returncode == 0, done.stderr
     (row,) = rows()
     assert (row["dataset"], row["pattern"], row["metric"]) == ("mrpc", "2:4", "f1")
