@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests import fork_server
+
 ROOT = Path(__file__).parent.parent
 # Nothing here may reach a network: what tests download, they serve themselves.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -36,16 +38,8 @@ def cli_in(folder: Path) -> Cli:
     """As the fixture `cli`, in another folder."""
 
     def run(*arguments: str, env: dict[str, str] | None = None, timeout: int = 300) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, *arguments],
-            cwd=folder,
-            env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "NO_COLOR": "1", **(env or {})},
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            stdin=subprocess.DEVNULL,
-            check=False,
-        )
+        settings = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "NO_COLOR": "1", **(env or {})}
+        return fork_server.run(arguments, folder, {**os.environ, **settings}, timeout)
 
     return run
 
