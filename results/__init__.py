@@ -1,4 +1,4 @@
-"""What a sparsity pattern costs: reads the runs that `runner` logged to MLflow and prints the table.
+"""The cost of sparsity patterns: reads the runs that `runner` logged to MLflow and prints the table of results.
 
-Run it with `python -m results`. Of this package `runner` imports `results.columns` alone.
+Run it with `python -m results`. `runner` imports only `results.columns` and `results.pictures`.
 """

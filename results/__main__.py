@@ -1,8 +1,8 @@
-"""Prints the table of what was logged: `python -m results [--model bert-mini] [--pattern 2:4,4x1] [--format markdown]`.
-`python -m results report` writes it with pictures and all that was run into an HTML page.
+"""Prints the table of results: `python -m results [--model bert-mini] [--pattern 2:4,4x1] [--format markdown]`.
 
-Exit status 0 also when there is nothing to show, 1 when the store cannot be read or the filters match nothing, 2 for a
-wrong option.
+`python -m results report` writes an HTML page with the table, pictures and details of the runs; `python -m results
+picture` the picture of score against sparsity. Exit status: 0 (also for an empty table), 1 if the store cannot be read,
+the filters match nothing or there is nothing to write, 2 for a wrong option.
 """
 
 import argparse
@@ -15,7 +15,7 @@ import sys
 import warnings
 from pathlib import Path
 
-# MLflow reads these when it is imported. Left alone it retries an unreachable server for minutes.
+# MLflow reads these when it is imported. By default it retries an unreachable server for minutes.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")  # seconds
@@ -23,9 +23,15 @@ os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 from mlflow import MlflowClient
 
-from results import collect, table
+from results import columns, formats
 from results.filters import Filters
-from results.gather import NothingMatches, gather
+from results.load import NothingMatches, load
+from results.rows import Row
+from results.runs import UnknownExperiment
+from results.table import footnotes
+
+# Where commands write if --output is left out.
+OUTPUTS = {"report": Path("report.html"), "picture": Path("score-against-sparsity.png")}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -36,78 +42,108 @@ def main(arguments: list[str] | None = None) -> int:
     filters = Filters(options.model, options.dataset, options.pattern, options.tag, options.sweep)
     try:
         client = MlflowClient(tracking_uri=options.tracking_uri)
-        rows, left_out = gather(client, options.experiment, filters, options.intervals, options.compare is not None)
-    except (collect.UnknownExperiment, NothingMatches) as error:
+        rows, left_out = load(client, options.experiment, filters, options.intervals, options.compare is not None)
+    except (UnknownExperiment, NothingMatches) as error:
         return fail(f"{error} (in {options.tracking_uri})")
-    except Exception as error:  # MLflow lets through whatever its stores and drivers raise
+    except Exception as error:  # MLflow passes on whatever its stores and drivers raise
         return fail(f"cannot read {options.tracking_uri}: {type(error).__name__}: {' '.join(str(error).split())}")
-    notes = table.footnotes(rows, left_out)
-    if options.command == "report":
-        return write_report(client, rows, notes, options)
-    show(rows, notes, options.format, options.wide)
-    return 0
-
-
-def write_report(client: MlflowClient, rows: list[collect.Row], notes: list[str], options: argparse.Namespace) -> int:
-    """Writes the report page and says where, whole or not at all."""
+    notes = footnotes(rows, left_out)
+    if options.command == "table":
+        show(rows, notes, options.format, options.wide)
+        return 0
     if not any(row.runs for row in rows):
-        return fail("there is nothing to report: no pruned run is finished, verified and scored")
+        verb = "draw" if options.command == "picture" else "report"
+        return fail(f"there is nothing to {verb}: no pruned run is finished, verified and scored")
+    output = options.output or OUTPUTS[options.command]
+    if options.command == "picture":
+        return write_picture(rows, output)
+    return write_report(client, rows, notes, options.experiment or "What sparsity costs", output)
+
+
+def write_report(client: MlflowClient, rows: list[Row], notes: list[str], title: str, output: Path) -> int:
+    """Writes the report page and returns the exit status."""
     from results import report
 
-    text = report.page(client, rows, notes, options.experiment or "What sparsity costs")
-    partial = options.output.with_name(f"{options.output.name}.tmp")
+    page = report.page(client, rows, notes, title).encode()
+    return write(output, page, f"{len(rows)} rows, {len(page) / 1e6:.1f} MB, nothing in it needs a network")
+
+
+def write_picture(rows: list[Row], output: Path) -> int:
+    """Writes the picture of score against sparsity, in the format of the file's suffix, and returns the exit status."""
+    from results import tradeoff
+    from results.figures import rendered
+
+    compared = tradeoff.comparisons(rows)
+    if len(compared) != 1:
+        listed = ", ".join(" ".join(key) for key in compared) or "none with a pruned row"
+        return fail(f"picture takes one model, dataset and metric: choose by --model, --dataset or --tag "
+                    f"{columns.METRIC}=METRIC; there are: {listed}")  # fmt: skip
+    (((model, dataset, _), group),) = compared.items()
     try:
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(options.output)
+        content = rendered(tradeoff.score_against_sparsity(group), output.suffix.removeprefix(".") or "png")
+    except ValueError as error:  # an unknown suffix
+        return fail(f"--output {output}: {error}")
+    return write(output, content, f"{model} on {dataset}, {len(group)} rows")
+
+
+def write(output: Path, content: bytes, summary: str) -> int:
+    """Writes a file whole or not at all, prints its name and summary, and returns the exit status."""
+    partial = output.with_name(f"{output.name}.tmp")
+    try:
+        partial.write_bytes(content)
+        partial.replace(output)
     except OSError as error:
-        return fail(f"--output {options.output}: {error.strerror}")
-    print(f"{options.output}: {len(rows)} rows, {len(text) / 1e6:.1f} MB, nothing in it needs a network")
+        return fail(f"--output {output}: {error.strerror}")
+    print(f"{output}: {summary}")
     return 0
 
 
-def show(rows: list[collect.Row], notes: list[str], form: str, wide: bool) -> None:
-    """Prints the table, and its notes where the form has a place for them; else they go to stderr."""
+def show(rows: list[Row], notes: list[str], form: str, wide: bool) -> None:
+    """Prints the table and its notes; the notes go to stderr for formats that have no place for them."""
     if form == "html":
-        print(table.html(rows, notes))
+        print(formats.html(rows, notes))
         return
-    by_people = form in table.READ_BY_PEOPLE
+    for_people = form in formats.FOR_PEOPLE
     if form == "table":
         width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-        text = table.terminal(rows, width, wide)
+        text = formats.terminal(rows, width, wide)
     else:
-        text = table.FORMATS[form](rows)
-    if rows or not by_people:
+        text = formats.FORMATS[form](rows)
+    if rows or not for_people:
         print(text)
     if form == "markdown":
-        notes = [f"- {table.in_markdown(note)}" for note in notes]
+        notes = [f"- {formats.in_markdown(note)}" for note in notes]
     if notes:
-        separator = "\n" if rows and by_people else ""
-        print(separator + "\n".join(notes), file=sys.stdout if by_people else sys.stderr)
+        separator = "\n" if rows and for_people else ""
+        print(separator + "\n".join(notes), file=sys.stdout if for_people else sys.stderr)
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
-    """The options of the command line."""
+    """Parses the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m results",
         description="Print the table of the runs in MLflow: each row pools the seeds of runs that are alike otherwise.",
-        epilog="A terminal narrower than the table gets it in blocks, one below the other. The relative drop is of the "
+        epilog="A table wider than the terminal is split into blocks, one below the other. The relative drop is of the "
         "maxima, as in the published table; intervals are of drops of means, by a bootstrap over examples and seeds. "
-        "Controls are the rows pattern=dense, and pattern=dense distill=none, of as many steps on the same data.",
+        "Controls are the rows pattern=dense, and pattern=dense distill=none, with as many steps on the same data.",
     )
-    what = "table: print it; report: write one HTML page with table, pictures and what was run (%(default)s)"
-    parser.add_argument("command", nargs="?", choices=["table", "report"], default="table", help=what)
-    output = "the report's file (%(default)s)"
-    parser.add_argument("--output", metavar="FILE", type=Path, default=Path("report.html"), help=output)
+    what = (
+        "table: print it; report: write one HTML page with table, pictures and details of the runs; picture: write the "
+        "picture of score against sparsity, of one model, dataset and metric (%(default)s)"
+    )
+    parser.add_argument("command", nargs="?", choices=["table", *OUTPUTS], default="table", help=what)
+    output = "the file to write (report.html, or score-against-sparsity.png; a picture may be .svg or .pdf)"
+    parser.add_argument("--output", metavar="FILE", type=Path, help=output)
     uri = os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
     where = "where the runs are; if left out, $MLFLOW_TRACKING_URI or else sqlite:///mlflow.db"
     parser.add_argument("--tracking-uri", metavar="URI", default=uri, help=where)
     parser.add_argument("--experiment", metavar="NAME", help="one experiment; all active ones if left out")
-    parser.add_argument("--format", choices=table.FORMATS, default="table", help="(%(default)s)")
-    wide = "with sizes and multiply-accumulates in --format table, too; the other formats always have them"
+    parser.add_argument("--format", choices=formats.FORMATS, default="table", help="(%(default)s)")
+    wide = "show sizes and multiply-accumulates in --format table, too; the other formats always do"
     parser.add_argument("--wide", action="store_true", help=wide)
-    intervals = "leave the intervals out, which take an artifact of every run"
+    intervals = "leave out the intervals, which need an artifact of every run"
     parser.add_argument("--no-intervals", dest="intervals", action="store_false", help=intervals)
-    compare = "set the published rows beside ours, and list those that we have no runs of"
+    compare = "add the published figures to our rows, and the published rows that we have no runs of"
     parser.add_argument("--compare", choices=["published"], help=compare)
     only = parser.add_argument_group("only some runs", "PATTERNS are shell patterns separated by commas: '2:4,*x1'.")
     for name in ("model", "dataset", "pattern"):
@@ -119,7 +155,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def key_value(text: str) -> tuple[str, str]:
-    """KEY=VALUE taken apart."""
+    """Splits KEY=VALUE."""
     key, equals, value = text.partition("=")
     if not key or not equals:
         raise argparse.ArgumentTypeError(f"{text!r} is not KEY=VALUE")
@@ -127,15 +163,15 @@ def key_value(text: str) -> tuple[str, str]:
 
 
 def sqlite_fault(uri: str) -> str | None:
-    """What is wrong with the file of a sqlite URI; None if nothing is, or for another kind of store.
+    """An error message if a sqlite URI names no MLflow database; else None, also for other kinds of store.
 
-    Looked up before MLflow is asked, which would create the file, its folder and its tables without a word.
+    To be called before MLflow, which would silently create the file, its folder and its tables.
     """
-    found = re.fullmatch(r"sqlite(?:\+\w+)?:///([^?]+)(?:\?.*)?", uri)
-    if not found:
+    match = re.fullmatch(r"sqlite(?:\+\w+)?:///([^?]+)(?:\?.*)?", uri)
+    if not match:
         return None
-    path = Path(found[1]).absolute()
-    remedy = "run `python -m runner` first, or say with --tracking-uri where the runs are"
+    path = Path(match[1]).absolute()
+    remedy = "run `python -m runner` first, or give the store of the runs by --tracking-uri"
     if not path.is_file():
         return f"there is no MLflow database {path}: {remedy}"
     try:
@@ -150,19 +186,19 @@ def sqlite_fault(uri: str) -> str | None:
 
 
 def fail(message: str) -> int:
-    """Says what went wrong, without the password that a URI may hold, and returns the exit status."""
+    """Prints the error, without the password that a URI may contain, and returns the exit status."""
     print("error: " + re.sub(r"//[^/@\s]*@", "//***@", message), file=sys.stderr)
     return 1
 
 
 if __name__ == "__main__":
-    # Alembic, urllib3 and MLflow report on themselves; the output is the table's.
+    # Alembic, urllib3 and MLflow log to stderr, which is for our messages.
     logging.disable(logging.WARNING)
     warnings.simplefilter("ignore")
     try:
         status = main()
         sys.stdout.flush()
-    except BrokenPipeError:  # whoever reads has enough, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains once more when it ends
+    except BrokenPipeError:  # the reader closed the pipe, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python reports it again at exit
         status = 0
     sys.exit(status)

@@ -1,96 +1,182 @@
-"""Percentile bootstrap over questions and seeds, paired: what two models share is drawn for both alike."""
+"""Intervals of relative drops by a paired percentile bootstrap over examples and seeds: pure mathematics.
+
+A metric that is no mean over the examples is computed from the means of a few numbers of each example (`FROM_MEANS`),
+which the runner logs with the scores. So the bootstrap draws examples without knowing their content.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from results import columns
-from results.statistics import OF
 
 RESAMPLES = 2000
 LEVEL = 0.95
-SEED = 0  # the same rows have the same intervals whenever and with whatever others they are shown
-_CHUNK = 100  # resamples at once: 8 MB for the 10,570 questions of SQuAD's dev set
+SEED = 0  # fixed, so that a row has the same interval every time and with any other rows
+_CHUNK = 100  # resamples at once: 8 MB for the 10,570 examples of SQuAD's dev set
+_SMALLEST = 1e-12  # a smaller denominator is rounding error
 
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """What the models of one group of runs scored."""
+    """Scores by example of the models of one group of runs."""
 
     seeds: list[int]
     scores: Sequence[np.ndarray] | np.ndarray
-    """By seed: float64[questions, k], of each question the numbers that the metric follows from (k may differ between
-    seeds); or float64[questions], of which it is the mean."""
+    """For each seed float64[examples, k]: the numbers from whose means the metric is computed (k may differ between
+    seeds); or float64[examples], if the metric is their mean."""
     statistic: str = "mean"
-    """How it follows from their means: a name in `results.statistics.OF`."""
+    """How the metric is computed from the means: a name in `FROM_MEANS`."""
 
     @property
-    def questions(self) -> int:
-        """How many there are."""
+    def examples(self) -> int:
+        """The number of examples."""
         return len(self.scores[0])
 
     def metric(self) -> float:
-        """The metric of all questions, its mean over the seeds."""
-        return float(_metrics(self, np.full((1, self.questions), 1 / self.questions)).mean())
+        """The metric over all examples, averaged over the seeds."""
+        return float(_metrics(self, np.full((1, self.examples), 1 / self.examples)).mean())
 
 
 def interval(dense: Sample, sparse: Sample, resamples: int = RESAMPLES) -> list[float] | None:
     """The `LEVEL` interval of (mean sparse - mean dense) / mean dense, the means over seeds; None where a resampled
     dense score is not above 0.
 
-    Questions are drawn with replacement, the same for all models. Seeds are drawn with replacement: the same for both
-    samples if they have the same seeds, else for each by itself. With one seed nothing but the questions varies; with
-    two or three the interval is on the narrow side, as a bootstrap over so few is.
+    Examples are drawn with replacement, the same for all models. Seeds are drawn with replacement: the same for both
+    samples if their seeds are equal, else independently. With one seed only the examples vary; with two or three the
+    interval is rather narrow, as a bootstrap over so few is.
 
     Args:
-        dense: of the models that are compared against.
-        sparse: scored on the same questions, in the same order.
+        dense: the models to compare against.
+        sparse: scored on the same examples, in the same order.
 
     Returns:
         low and high, signed fractions.
+
+    Raises:
+        ValueError: the numbers of examples differ.
     """
-    if dense.questions != sparse.questions:
-        raise ValueError(f"{dense.questions} and {sparse.questions} questions cannot be paired")
+    if dense.examples != sparse.examples:
+        raise ValueError(f"{dense.examples} and {sparse.examples} examples cannot be paired")
     paired = dense.seeds == sparse.seeds
     sparse_seeds = _seed_shares(len(sparse.seeds), resamples, stream=1)
     dense_seeds = sparse_seeds if paired else _seed_shares(len(dense.seeds), resamples, stream=2)
     drops, at = np.empty(resamples), 0
-    for questions in _question_shares(dense.questions, resamples):
-        here = slice(at, at := at + len(questions))
-        below = (dense_seeds[here] * _metrics(dense, questions)).sum(axis=1)
+    for shares in _example_shares(dense.examples, resamples):
+        chunk = slice(at, at := at + len(shares))
+        below = (dense_seeds[chunk] * _metrics(dense, shares)).sum(axis=1)
         if not (below > columns.ZERO).all():
             return None
-        drops[here] = ((sparse_seeds[here] * _metrics(sparse, questions)).sum(axis=1) - below) / below
+        drops[chunk] = ((sparse_seeds[chunk] * _metrics(sparse, shares)).sum(axis=1) - below) / below
     low, high = np.quantile(drops, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return [float(low), float(high)]
 
 
-def _metrics(sample: Sample, questions: np.ndarray) -> np.ndarray:
+def _metrics(sample: Sample, shares: np.ndarray) -> np.ndarray:
     """The metric of each seed in each resample: float64[resamples, seeds].
 
     Args:
-        questions: float64[resamples, questions], their shares.
+        shares: float64[resamples, examples], the share of each example in each resample.
     """
-    numbers = [each.reshape(sample.questions, -1).T for each in sample.scores]  # [k, questions] each
+    numbers = [each.reshape(sample.examples, -1).T for each in sample.scores]  # [k, examples] each
     ends = np.cumsum([len(each) for each in numbers])[:-1]
-    means = questions @ np.ascontiguousarray(np.concatenate(numbers)).T
-    return np.stack([OF[sample.statistic](part) for part in np.split(means, ends, axis=1)], axis=1)
+    means = shares @ np.ascontiguousarray(np.concatenate(numbers)).T
+    return np.stack([FROM_MEANS[sample.statistic](part) for part in np.split(means, ends, axis=1)], axis=1)
 
 
 def _seed_shares(count: int, resamples: int, stream: int) -> np.ndarray:
-    """What share each seed has in each resample: float64[resamples, seeds], rows sum to 1."""
+    """The share of each seed in each resample: float64[resamples, seeds], rows sum to 1."""
     drawn = np.random.default_rng([SEED, stream]).multinomial(count, np.full(count, 1 / count), size=resamples)
     return drawn / count
 
 
-def _question_shares(count: int, resamples: int) -> Iterator[np.ndarray]:
-    """The same of the questions, a chunk of resamples at a time."""
+def _example_shares(count: int, resamples: int) -> Iterator[np.ndarray]:
+    """The share of each example in each resample, a chunk of resamples at a time."""
     generator = np.random.default_rng([SEED, 0])
     for start in range(0, resamples, _CHUNK):
         size = min(_CHUNK, resamples - start)
-        # As a multinomial would draw them, but one integer each instead of one binomial.
+        # The distribution of a multinomial, drawn by one integer each instead of one binomial: faster.
         drawn = (np.bincount(generator.integers(count, size=count), minlength=count) for _ in range(size))
         yield np.stack(list(drawn)) / count
+
+
+# --- metrics from means: each function takes the means, [..., k], and returns the metric, [...]; 0 where undefined ----
+
+
+def _mean(means: np.ndarray) -> np.ndarray:
+    """The metric is the mean itself."""
+    return means[..., 0]
+
+
+def _f1(means: np.ndarray) -> np.ndarray:
+    """2 tp / (2 tp + fp + fn); the means are of tp, fp, fn."""
+    tp, fp, fn = np.moveaxis(means, -1, 0)
+    return _over(2 * tp, 2 * tp + fp + fn)
+
+
+def _macro_f1(means: np.ndarray) -> np.ndarray:
+    """The mean of the F1 of the classes that occur; the means are of tp, fp, fn of each class."""
+    by_class = means.reshape(*means.shape[:-1], -1, 3)
+    occurs = by_class.sum(-1) > 0
+    return _over((_f1(by_class) * occurs).sum(-1), occurs.sum(-1))
+
+
+def _entity_f1(means: np.ndarray) -> np.ndarray:
+    """2 correct / (predicted + gold); the means are of these counts of entities in each sentence."""
+    correct, predicted, gold = np.moveaxis(means, -1, 0)
+    return _over(2 * correct, predicted + gold)
+
+
+def _precision(means: np.ndarray) -> np.ndarray:
+    """correct / predicted; the means are of correct, predicted and gold entities."""
+    return _over(means[..., 0], means[..., 1])
+
+
+def _recall(means: np.ndarray) -> np.ndarray:
+    """correct / gold; the means are of correct, predicted and gold entities."""
+    return _over(means[..., 0], means[..., 2])
+
+
+def _ratio(means: np.ndarray) -> np.ndarray:
+    """The first number over the second one, such as right words over words."""
+    return _over(means[..., 0], means[..., 1])
+
+
+def _matthews(means: np.ndarray) -> np.ndarray:
+    """(c - sum_k p_k t_k) / sqrt((1 - sum_k p_k^2) (1 - sum_k t_k^2)): Matthews' coefficient, for any number of classes
+    (Gorodkin 2004).
+
+    The means are of indicators: the prediction is right (c), is each class (p); the label is each class (t).
+    """
+    classes = (means.shape[-1] - 1) // 2
+    right, predicted, wanted = means[..., 0], means[..., 1 : 1 + classes], means[..., 1 + classes :]
+    spread = (1 - (predicted**2).sum(-1)) * (1 - (wanted**2).sum(-1))
+    return _over(right - (predicted * wanted).sum(-1), np.sqrt(np.maximum(spread, 0)))
+
+
+def _pearson(means: np.ndarray) -> np.ndarray:
+    """(E[xy] - E[x] E[y]) / sqrt(var x var y); the means are of x, y, xx, yy, xy."""
+    x, y, xx, yy, xy = np.moveaxis(means, -1, 0)
+    spread = np.maximum(xx - x * x, 0) * np.maximum(yy - y * y, 0)
+    return _over(xy - x * y, np.sqrt(spread))
+
+
+def _over(above: np.ndarray, below: np.ndarray) -> np.ndarray:
+    defined = below > _SMALLEST
+    return np.where(defined, above / np.where(defined, below, 1), 0.0)
+
+
+FROM_MEANS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "mean": _mean,
+    "f1": _f1,
+    "macro_f1": _macro_f1,
+    "entity_f1": _entity_f1,
+    "entity_precision": _precision,
+    "entity_recall": _recall,
+    "ratio": _ratio,
+    "matthews_correlation": _matthews,
+    "pearson": _pearson,
+}

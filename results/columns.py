@@ -1,6 +1,6 @@
-"""The names under which `runner` writes to MLflow and `results` reads, and what both say of a metric.
+"""The names under which `runner` writes to MLflow and `results` reads, and how both write a metric.
 
-The only module of `results` that `runner` imports. A name that changes here changes on both sides.
+`runner` imports this module and `results.pictures` only. A name that changes here changes on both sides.
 """
 
 from __future__ import annotations
@@ -8,20 +8,18 @@ from __future__ import annotations
 import re
 
 # Tags of an MLflow run.
-KIND = "prune_distill.kind"  # one of the five below
+KIND = "prune_distill.kind"  # one of the four below
 IDENTITY = "prune_distill.identity"  # hash of all that determines the result, seed included
-FOLDER = "folder"  # where the run writes, on the machine that made it
-GROUP = "prune_distill.group"  # the same without the seed: runs of one group are pooled
+FOLDER = "folder"  # the run's output folder, on the machine that made it
+GROUP = "prune_distill.group"  # hash without the seed: runs of one group are pooled
 METRIC = "prune_distill.metric"  # the dataset's main metric, such as "f1"
 VERIFIED = "prune_distill.verified"  # "true" once the saved model was read back and recounted
 DENSE_MODEL = "prune_distill.dense"  # hash of what made the dense model: equal in runs that pruned the same one
-CONTROL = (
-    "prune_distill.control"  # hash of data, dense model, distillation and steps, without the seed: of a run and of
-)
-# its same-budget dense control alike
-BUDGET = "prune_distill.budget"  # the same without the distillation
-REPRODUCES = "prune_distill.reproduces"  # of a reproduction: the MLflow run that it repeats, or that one's folder
-REPRODUCED = "prune_distill.reproduced"  # of a reproduction: "bit for bit", or the stage that differs first
+# Hash of data, dense model, distillation and steps, without the seed: equal in a run and its same-budget dense control.
+CONTROL = "prune_distill.control"
+BUDGET = "prune_distill.budget"  # hash of data, dense model and steps
+REPRODUCES = "prune_distill.reproduces"  # a reproduction's original: its MLflow run, or its folder
+REPRODUCED = "prune_distill.reproduced"  # a reproduction's outcome: "bit for bit", or the stage that differs first
 TRAIN_EXAMPLES, EVALUATION_EXAMPLES = "examples.train", "examples.evaluation"  # how many the run used
 OFFICIAL_TRAIN, OFFICIAL_EVALUATION = "official.train", "official.evaluation"  # how many the official splits have
 
@@ -29,10 +27,9 @@ OFFICIAL_TRAIN, OFFICIAL_EVALUATION = "official.train", "official.evaluation"  #
 PRUNED = "pruned"  # dense and sparse scored: a row of the table
 DENSE_ONLY = "dense"  # prune=false: nothing was pruned
 SWEEP = "sweep"  # the parent of a sweep's runs
-EVALUATION = "evaluation"  # a model scored without training
-REPRODUCTION = "reproduction"  # a run done again to see whether the same comes out: no row, and no further seed
+REPRODUCTION = "reproduction"  # a run repeated to compare the outcome: no row, and no further seed
 
-# Params that label a run. The others are whatever people compare by; see `runner.tracking`.
+# Params that label a run. The others are what people compare by.
 MODEL = "model"
 DATASET = "dataset"
 PATTERN = "pattern"
@@ -40,47 +37,46 @@ SEED = "seed"
 LABELS = (MODEL, DATASET, PATTERN)
 
 # Metrics. Scores and sparsities are fractions in [0, 1]; scores that are correlations lie in [-1, 1].
-RELATIVE_DROP = "relative_drop"  # (sparse - dense) / dense; not logged where that means nothing
+RELATIVE_DROP = "relative_drop"  # (sparse - dense) / dense; not logged where it is undefined
 RATIO = "sparsity/linear"  # zeros in pruned weights / elements of all Linear and Conv weights
 OVERALL_RATIO = "sparsity/all"  # the same zeros / elements of all parameters
-TARGET = "sparsity/target"  # of the weights that the pattern prunes
+TARGET = "sparsity/target"  # zeros / elements of the weights that the pattern prunes
 VIOLATIONS = "pattern/violations"  # counted on the saved file; 0 in a verified run, but for a mix that was asked for
-PADDING = "padding"  # of the tokens that the training computed
-THROUGHPUT = "tokens_per_second"  # real tokens that the training took in
-BYTES = "size/bytes"  # of the saved weights; those of the dense model take as many
-COMPRESSED = "size/compressed_bytes"  # of the same file after gzip
+PADDING = "padding"  # share of padding in the tokens that the training computed
+THROUGHPUT = "tokens_per_second"  # training throughput, without padding
+BYTES = "size/bytes"  # size of the saved weights, which is that of the dense model too
+COMPRESSED = "size/compressed_bytes"  # size of that file after gzip
 MACS_DENSE = "macs/dense"  # multiply-accumulates of the dense model for one example of the longest length
-MACS_SPARSE = "macs/sparse"  # the same without those with a weight that was pruned
+MACS_SPARSE = "macs/sparse"  # multiply-accumulates without those with a pruned weight
 MEMORY = "peak_memory_bytes"  # of the process, or of the GPU that it used
-
 
 # A tag of the experiment: columns for its list of runs in MLflow's UI, at the address ...?viewStateShareKey=results.
 VIEW = "mlflow.sharedViewState.results"
 
-# Metrics by step, of the pruning; those of the fine-tuning are under "finetune/".
+# Metrics by step of the training that prunes; those of the fine-tuning are under "finetune/".
 LOSS = "train/loss"
 SPARSITY = "train/sparsity"
 LEARNING_RATE = "train/learning_rate"
 
 # Artifacts.
-CARD = "model_card.md"  # as it lies beside the weights
+CARD = "model_card.md"  # a copy of the one next to the weights
 CONFIG = "config.yaml"  # the whole configuration, resolved
 OVERRIDES = "overrides.txt"  # the command line's, one a line
-LAYERS = (
-    "layers.json"  # list, by weight: name, shape, pattern, units, pruned_units, zeros, violations, skipped, sparsity
-)
-UPDATES = "updates.json"  # list, by mask update: step, sparsity, and weights removed and returned by name of the layer
+# A list with an entry for each weight: name, shape, pattern, units, pruned_units, zeros, violations, skipped, sparsity.
+LAYERS = "layers.json"
+# A list with an entry for each mask update: step, sparsity, and weights removed and returned by name of the layer.
+UPDATES = "updates.json"
 PREDICTIONS = "predictions.json"  # of the sparse model: example id -> answer
 DENSE_PREDICTIONS = "dense_predictions.json"  # of the dense model
-# By example: {"id": [...], "dense": [...], "sparse": [...]}, fractions: the main metric where that is their mean, else
-# whether the answer is right (or empty lists). Then there is also "statistics": {"name": NAME, "dense": [[...], ...],
-# "sparse": ...}, from whose means over the examples `results.statistics.OF[NAME]` computes the main metric.
+# {"id": [...], "dense": [...], "sparse": [...]}, a fraction for each example: the main metric where that is their mean,
+# else whether the answer is right (or empty lists). In the second case "statistics" is added: {"name": NAME, "dense":
+# [[...], ...], "sparse": ...}; `results.bootstrap.FROM_MEANS[NAME]` computes the main metric from the means over the
+# examples.
 SCORES = "scores.json"
-EXAMPLES_HTML, EXAMPLES_JSON = "examples.html", "examples.json"  # which questions were lost and won, and of which kind
-COMPARISON = "reproduction.json"  # of a reproduction: how it compares with the run that it repeats
+EXAMPLES_HTML, EXAMPLES_JSON = "examples.html", "examples.json"  # which examples were lost and won, by slice
+COMPARISON = "reproduction.json"  # how a reproduction compares with the original
 
-
-# How metrics are written in the middle of a sentence; those that are not here: by their name, with spaces.
+# How metrics are written in the middle of a sentence. Any other is written as its name, with spaces.
 _WRITTEN = {
     "macro_f1": "macro F1",
     "f1": "F1",
@@ -88,13 +84,13 @@ _WRITTEN = {
     "pearson": "Pearson correlation",
     "spearmanr": "Spearman correlation",
 }
-ZERO = 1e-9  # a score that is not above it is 0 but for rounding
+ZERO = 1e-9  # scores up to this are 0 but for rounding
 CORRELATIONS = frozenset({"matthews_correlation", "pearson", "spearmanr"})  # 0 is chance, and they may be negative
 
 
 def written(metric: str) -> str:
-    """A metric in the middle of a sentence: "exact match", "F1", "Matthews correlation"; that of a part of the
-    examples, such as "f1_mismatched" or "has_answer_f1", as "F1 mismatched" and "has answer F1"."""
+    """A metric in the middle of a sentence: "exact match", "F1", "Matthews correlation". "f1_mismatched" and
+    "has_answer_f1", which are of a part of the examples, become "F1 mismatched" and "has answer F1"."""
     for name, text in _WRITTEN.items():
         metric = re.sub(rf"(?<![^_]){name}(?![^_])", text, metric)
     return metric.replace("_", " ")
@@ -107,8 +103,8 @@ def title(metric: str) -> str:
 
 
 def relative_drop(dense: float, sparse: float) -> float | None:
-    """(sparse - dense) / dense, a signed fraction; None unless the dense score is above 0: a share of nothing, or of a
-    negative correlation, means nothing."""
+    """(sparse - dense) / dense, a signed fraction; None unless the dense score is above 0: a share of zero, or of a
+    negative correlation, is undefined."""
     return (sparse - dense) / dense if dense > ZERO else None
 
 

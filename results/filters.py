@@ -1,4 +1,4 @@
-"""Which runs are shown: by labels, by MLflow tags, by sweep; and what there is, where nothing matches."""
+"""Filters runs by labels, MLflow tags and sweep, and lists what there is where nothing matches."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ _MOST = 20  # values in a message
 
 @dataclass(frozen=True)
 class Filters:
-    """None: all."""
+    """Which runs to show. None: all."""
 
     model: str | None = None
     """Shell patterns, separated by commas."""
     dataset: str | None = None
     pattern: str | None = None
     tags: list[tuple[str, str]] = field(default_factory=list)
-    """MLflow tags with the values that they must have."""
+    """MLflow tags, with the values that they must have."""
     sweep: str | None = None
     """The id of a parent run."""
 
-    def keeps(self, run: LoggedRun) -> bool:
-        """Whether a run may be shown, as far as these filters go."""
+    def match(self, run: LoggedRun) -> bool:
+        """True for a run that passes all filters."""
         return all(test(run) for _, _, test in self._tests())
 
-    def keeps_labels(self, model: str, dataset: str, pattern: str) -> bool:
-        """The same of labels alone."""
+    def match_labels(self, model: str, dataset: str, pattern: str) -> bool:
+        """True for labels that pass the filters of labels."""
         wanted = ((self.model, model), (self.dataset, dataset), (self.pattern, pattern))
         return all(patterns is None or matches(label, patterns) for patterns, label in wanted)
 
-    def nothing(self, logged: Iterable[LoggedRun]) -> str:
-        """What to say if these filters keep none of the runs: the first that keeps none by itself, or all of them."""
+    def explain_no_match(self, logged: Iterable[LoggedRun]) -> str:
+        """The message if no run passes: names the first filter that no run passes by itself, or else all of them."""
         logged, tests = list(logged), self._tests()
         for option, read, test in tests:
             if not any(test(run) for run in logged):
@@ -46,7 +46,7 @@ class Filters:
         return f"no run matches {together} at once; there are: {_listed(map(_labels, logged))}"
 
     def _tests(self) -> list[tuple[str, Callable[[LoggedRun], str | None], Callable[[LoggedRun], bool]]]:
-        """Option as given, what it looks at, and whether a run passes."""
+        """For each filter: the option as given, the value that it reads from a run, and the test of a run."""
         tests = []
         for name in columns.LABELS:
             patterns: str | None = getattr(self, name)
@@ -54,14 +54,14 @@ class Filters:
                 read = _param(name)
                 tests.append((f"--{name} {patterns}", read, _passing(read, patterns)))
         for key, value in self.tags:
-            tests.append((f"--tag {key}={value}", _told_tag(key), _having(key, value)))
+            tests.append((f"--tag {key}={value}", _key_and_tag(key), _having(key, value)))
         if self.sweep is not None:
             tests.append((f"--sweep {self.sweep}", _tag(PARENT), _having(PARENT, self.sweep)))
         return tests
 
 
 def matches(label: str, patterns: str) -> bool:
-    """Whether a label is, or matches, one of the shell patterns separated by commas."""
+    """True if a label equals `patterns` or matches one of these shell patterns separated by commas."""
     return label == patterns or any(
         label == each or fnmatchcase(label, each) for each in map(str.strip, patterns.split(","))
     )
@@ -75,8 +75,7 @@ def _tag(key: str) -> Callable[[LoggedRun], str | None]:
     return lambda run: run.data.tags.get(key)
 
 
-def _told_tag(key: str) -> Callable[[LoggedRun], str | None]:
-    """The value of a tag; where a run lacks the tag, nothing."""
+def _key_and_tag(key: str) -> Callable[[LoggedRun], str | None]:
     return lambda run: f"{key}={run.data.tags[key]}" if key in run.data.tags else None
 
 
@@ -94,6 +93,6 @@ def _labels(run: LoggedRun) -> str | None:
 
 
 def _listed(values: Iterable[str | None]) -> str:
-    found = sorted({value for value in values if value})
-    more = [f"and {len(found) - _MOST} more"] if len(found) > _MOST else []
-    return ", ".join([*found[:_MOST], *more]) or "none"
+    distinct = sorted({value for value in values if value})
+    more = [f"and {len(distinct) - _MOST} more"] if len(distinct) > _MOST else []
+    return ", ".join([*distinct[:_MOST], *more]) or "none"

@@ -1,86 +1,178 @@
-"""Intervals of the drops of rows, from what their runs logged of each example."""
+"""Intervals of the drops of rows, from the scores by example (`columns.SCORES`) that their runs logged."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
+import json
+import tempfile
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from mlflow import MlflowClient
 
-from results import columns, scores
-from results.bootstrap import Sample, interval
-from results.collect import Control, Row
-from results.scores import Scores, Unusable
+from results import columns
+from results.bootstrap import FROM_MEANS, Sample, interval
+from results.controls import Control
+from results.rows import Row
 
-_TOLERANCE = 1e-6  # between a logged score and what follows from its examples
+_TOLERANCE = 1e-6  # between a logged score and the one computed from its examples
+_AT_ONCE = 4  # requests
+_LARGEST = 1e15
+
+
+class Unusable(Exception):
+    """The reason why the scores by example of a run give no interval, in a few words."""
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """The numbers of each example, in the order of `ids`."""
+
+    ids: list[str]
+    dense: np.ndarray
+    """float64[examples, k]. k is 1 where the main metric is a mean of fractions. For other metrics k may differ between
+    models: some have numbers for each class that occurs."""
+    sparse: np.ndarray
+    """float64[examples, k]"""
+    statistic: str = "mean"
+    """How the metric is computed from the means over the examples: a name in `FROM_MEANS`."""
 
 
 def add(client: MlflowClient, rows: list[Row]) -> list[Row]:
-    """The rows with their intervals. A row whose scores by example cannot be used has a note instead, no error."""
+    """The rows with their intervals. A row whose scores by example cannot be used gets a note instead."""
     wanted = [run for row in rows for group in (row, row.control, row.plain) if group for run in group.runs]
-    read = scores.read(client, wanted)
-    return [_with_intervals(row, read) for row in rows]
+    scores = read(client, wanted)
+    return [_with_intervals(row, scores) for row in rows]
 
 
-def _with_intervals(row: Row, read: Mapping[str, Scores | Unusable]) -> Row:
+def _with_intervals(row: Row, scores: Mapping[str, Scores | Unusable]) -> Row:
     if not row.runs:
         return row
     try:
-        ids, dense, sparse = _samples(row, read)
+        ids, dense, sparse = _samples(row, scores)
         _check(dense, row.dense_mean)
         _check(sparse, row.sparse_mean)
         row = replace(row, drop_interval=_interval(dense, sparse))
     except Unusable as error:
         return replace(row, notes=[*row.notes, f"no interval: {error}"])
     for name in ("control", "plain"):
-        rival: Control | None = getattr(row, name)
-        if rival is None:
+        control: Control | None = getattr(row, name)
+        if control is None:
             continue
         try:
-            row = replace(row, **{name: replace(rival, interval=_against(rival, ids, sparse, read))})
+            row = replace(row, **{name: replace(control, interval=_against(control, ids, sparse, scores))})
         except Unusable as error:
             row = replace(row, notes=[*row.notes, f"no interval against the control: {error}"])
     return row
 
 
-def _against(rival: Control, ids: list[str], sparse: Sample, read: Mapping[str, Scores | Unusable]) -> list[float]:
-    their_ids, _, theirs = _samples(rival, read)
-    if their_ids != ids:
+def _against(control: Control, ids: list[str], sparse: Sample, scores: Mapping[str, Scores | Unusable]) -> list[float]:
+    control_ids, _, control_sample = _samples(control, scores)
+    if control_ids != ids:
         raise Unusable("it was scored on other examples")
-    _check(theirs, rival.mean)
-    return _interval(theirs, sparse)
+    _check(control_sample, control.mean)
+    return _interval(control_sample, sparse)
 
 
 def _interval(dense: Sample, sparse: Sample) -> list[float]:
-    found = interval(dense, sparse)
-    if found is None:
+    bounds = interval(dense, sparse)
+    if bounds is None:
         raise Unusable(
             "the score that it is relative to may be 0" + " or negative" * (dense.statistic in columns.CORRELATIONS)
         )
-    return found
+    return bounds
 
 
-def _samples(group: Row | Control, read: Mapping[str, Scores | Unusable]) -> tuple[list[str], Sample, Sample]:
+def _samples(group: Row | Control, scores: Mapping[str, Scores | Unusable]) -> tuple[list[str], Sample, Sample]:
     """Ids in their order, and the samples of the dense and the sparse models. Raises Unusable."""
-    found: list[Scores] = []
+    by_seed: list[Scores] = []
     for run in group.runs:
-        each = read[run]
+        each = scores[run]
         if isinstance(each, Unusable):
             raise each
-        found.append(each)
-    ids = sorted(found[0].ids)
-    if any(sorted(each.ids) != ids for each in found):
+        by_seed.append(each)
+    ids = sorted(by_seed[0].ids)
+    if any(sorted(each.ids) != ids for each in by_seed):
         raise Unusable("its seeds were scored on different examples")
-    if len({each.statistic for each in found}) > 1:
+    if len({each.statistic for each in by_seed}) > 1:
         raise Unusable("its seeds logged different statistics")
-    orders = [np.argsort(np.array(each.ids, dtype=object)) for each in found]
-    dense = [each.dense[order] for each, order in zip(found, orders, strict=True)]
-    sparse = [each.sparse[order] for each, order in zip(found, orders, strict=True)]
-    name = found[0].statistic
+    orders = [np.argsort(np.array(each.ids, dtype=object)) for each in by_seed]
+    dense = [each.dense[order] for each, order in zip(by_seed, orders, strict=True)]
+    sparse = [each.sparse[order] for each, order in zip(by_seed, orders, strict=True)]
+    name = by_seed[0].statistic
     return ids, Sample(group.seeds, dense, name), Sample(group.seeds, sparse, name)
 
 
 def _check(sample: Sample, mean: float | None) -> None:
     if mean is None or not abs(sample.metric() - mean) <= _TOLERANCE:
         raise Unusable(f"{columns.SCORES} and the logged scores do not agree")
+
+
+# --- scores by example from the artifacts -------------------------------------------------------------------
+
+
+def read(client: MlflowClient, runs: Iterable[str]) -> dict[str, Scores | Unusable]:
+    """What each of these runs logged as `columns.SCORES`, or an error where that is missing or damaged."""
+    wanted = list(dict.fromkeys(runs))
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        return dict(zip(wanted, pool.map(lambda run_id: _attempt(client, run_id), wanted), strict=True))
+
+
+def _attempt(client: MlflowClient, run_id: str) -> Scores | Unusable:
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            text = Path(client.download_artifacts(run_id, columns.SCORES, folder)).read_bytes()
+        except Exception:  # MLflow passes on whatever its stores and drivers raise, also where nothing was logged
+            return Unusable(f"{columns.SCORES} is missing or cannot be fetched")
+    try:
+        return parse(json.loads(text))
+    except (ValueError, RecursionError):
+        return Unusable(f"{columns.SCORES} of run {run_id[:8]} is damaged")
+
+
+def parse(content: Any) -> Scores:
+    """Check the content of the artifact: unique ids, and for each a fraction or the numbers of a statistic.
+
+    Raises:
+        ValueError: it is not that.
+    """
+    if not isinstance(content, dict) or not all(
+        isinstance(content.get(key), list) for key in ("id", "dense", "sparse")
+    ):
+        raise ValueError("not three lists")
+    ids = [str(each) for each in content["id"]]
+    if not ids or len(set(ids)) != len(ids):
+        raise ValueError("no ids, or the same twice")
+    if "statistics" in content:
+        return _of_statistics(ids, content["statistics"])
+    dense, sparse = (_fractions(content[key], len(ids)) for key in ("dense", "sparse"))
+    return Scores(ids, dense, sparse)
+
+
+def _of_statistics(ids: list[str], content: Any) -> Scores:
+    if not isinstance(content, dict) or content.get("name") not in list(FROM_MEANS):  # the name may be a list
+        raise ValueError("no known statistic")
+    name = content["name"]
+    dense, sparse = (_numbers(content.get(key), len(ids)) for key in ("dense", "sparse"))
+    for numbers in (dense, sparse):
+        FROM_MEANS[name](numbers.mean(axis=0))  # raises ValueError for a wrong k
+    return Scores(ids, dense, sparse, name)
+
+
+def _fractions(values: list[Any], count: int) -> np.ndarray:
+    if not all(type(value) in (int, float) and 0 <= value <= 1 for value in values):  # NaN fails as well
+        raise ValueError("not numbers in [0, 1]")
+    if len(values) != count:
+        raise ValueError("not as many scores as ids")
+    return np.array(values, dtype=np.float64)[:, None]
+
+
+def _numbers(rows: Any, count: int) -> np.ndarray:
+    if not isinstance(rows, list) or len(rows) != count or not all(isinstance(row, list) and row for row in rows):
+        raise ValueError("not a row of numbers for each id")
+    if not all(type(value) in (int, float) and abs(value) < _LARGEST for row in rows for value in row):  # nor is NaN
+        raise ValueError("not numbers that can be squared and added")
+    return np.array(rows, dtype=np.float64)  # raises ValueError for rows that differ in length

@@ -1,80 +1,59 @@
-"""Pictures of runs, for MLflow and for the report page: curves, sparsity by layer, what mask updates removed, and score
-against sparsity. Readable without colour: markers, line styles, hatches and numbers say the same.
+"""Pictures that `runner` logs to MLflow when a run or a sweep ends: of a run the training curves, sparsity by layer and
+mask updates; of a sweep the scores against sparsity.
 """
 
 from __future__ import annotations
 
-import io
 import json
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from itertools import cycle
+from collections.abc import Mapping, Sequence
 from math import prod
-from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullFormatter, PercentFormatter
 
-from results import columns
-from results.collect import Run, fetch_children, natural, select
+from results import columns, intervals
+from results.figures import COLOURS, HATCHES, STYLE
+from results.rows import pool
+from results.runs import fetch_children, natural, select
+from results.tradeoff import comparisons, score_against_sparsity
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from mlflow import MlflowClient
 
-# Okabe and Ito (2008): told apart by colour-blind readers too.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999")
-MARKERS = "os^Dv<>"
-HATCHES = ("", "//", "--", "\\\\", "||", "xx", "++")  # of lines: circles would take ten times the bytes
 OTHER = "other"
-STYLE: Any = {
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.grid.axis": "y",
-    "grid.color": "#dddddd",
-    "axes.axisbelow": True,
-    "legend.frameon": False,
-    "hatch.linewidth": 0.5,
-    "svg.fonttype": "none",  # text as text: a tenth of the bytes
-    "svg.hashsalt": "prune-distill",  # the same picture has the same bytes
-    "text.parse_math": False,  # labels are people's own
-}
 
 History = Mapping[str, Sequence[tuple[int, float]]]
 """Metric -> (step, value), in the order of the steps."""
 
 
-def svg(figure: Figure) -> str:
-    """The picture as an SVG element, with the same bytes each time."""
-    text = io.StringIO()
-    with mpl.rc_context(STYLE):
-        figure.savefig(text, format="svg", metadata={"Date": None})
-    return text.getvalue()
-
-
-# --- one run ------------------------------------------------------------------------------------------------
-
-
 def of_run(client: MlflowClient, run_id: str) -> dict[str, Figure]:
-    """The pictures of a pruned run, by name, of what it has logged so far."""
-    found = {}
+    """The pictures of a pruned run, by name, from what it has logged so far."""
+    drawn = {}
     logged = client.get_run(run_id).data.metrics
     history = {key: _steps(client, run_id, key) for key in (columns.LOSS, columns.SPARSITY, columns.LEARNING_RATE)
                if key in logged}  # fmt: skip
     if history:
-        found["training"] = training(history)
+        drawn["training"] = training(history)
     layers = artifact(client, run_id, columns.LAYERS) or []
     if any(layer["zeros"] for layer in layers):
-        found["layers"] = sparsity_by_layer(layers)
+        drawn["layers"] = sparsity_by_layer(layers)
     updates = artifact(client, run_id, columns.UPDATES) or []
     if any(update["removed"] for update in updates):
-        found["updates"] = mask_updates(updates, layers)
-    return found
+        drawn["updates"] = mask_updates(updates, layers)
+    return drawn
+
+
+def of_sweep(client: MlflowClient, run_id: str) -> dict[str, Figure]:
+    """The pictures of a sweep's runs, by name: one for each comparison."""
+    rows = intervals.add(client, pool(select(fetch_children(client, run_id))[0]))
+    return {
+        re.sub(r"[^\w.-]+", "_", "-".join(key)): score_against_sparsity(group)
+        for key, group in comparisons(rows).items()
+    }
 
 
 def _steps(client: MlflowClient, run_id: str, key: str) -> list[tuple[int, float]]:
@@ -118,14 +97,14 @@ def training(history: History) -> Figure:
 
 
 def place(name: str) -> tuple[str, str]:
-    """Which layer and which kind of matrix a weight is: "bert.encoder.layer.3.output.dense.weight" is 3, output.dense.
+    """The layer and the kind of matrix of a weight: "bert.encoder.layer.3.output.dense.weight" is 3, output.dense.
     Weights outside of numbered layers are in layer ""."""
-    found = re.search(r"(?:^|\.)(\d+)\.(.+)$", name.removesuffix(".weight"))
-    return (found[1], found[2]) if found else ("", name.removesuffix(".weight"))
+    numbered = re.search(r"(?:^|\.)(\d+)\.(.+)$", name.removesuffix(".weight"))
+    return (numbered[1], numbered[2]) if numbered else ("", name.removesuffix(".weight"))
 
 
 def sparsity_by_layer(layers: Sequence[Mapping[str, Any]]) -> Figure:
-    """A heat map of `columns.LAYERS`: a row for each layer, a column for each kind of matrix, numbers in it."""
+    """A heat map of `columns.LAYERS` with numbers: a row for each layer, a column for each kind of matrix."""
     placed = {place(layer["name"]): layer for layer in layers}
     rows = sorted({row for row, _ in placed}, key=natural)
     kinds = list(dict.fromkeys(kind for _, kind in placed))
@@ -151,8 +130,8 @@ def sparsity_by_layer(layers: Sequence[Mapping[str, Any]]) -> Figure:
 
 
 def mask_updates(updates: Sequence[Mapping[str, Any]], layers: Sequence[Mapping[str, Any]]) -> Figure:
-    """What each of `columns.UPDATES` removed, by kind of matrix, as a part of all weights that the pattern prunes. What
-    came back is drawn below zero."""
+    """The weights that each of `columns.UPDATES` removed, by kind of matrix, as a share of all weights that the pattern
+    prunes. Returned weights are drawn below zero."""
     total = sum(prod(layer["shape"]) for layer in layers if not layer["skipped"]) or 1
     by_kind = [{sign: _by_kind(update[key]) for sign, key in ((1, "removed"), (-1, "returned"))} for update in updates]
     sums: defaultdict[str, int] = defaultdict(int)
@@ -184,81 +163,13 @@ def mask_updates(updates: Sequence[Mapping[str, Any]], layers: Sequence[Mapping[
 
 
 def _by_kind(weights: Mapping[str, int]) -> dict[str, int]:
-    found: defaultdict[str, int] = defaultdict(int)
+    counts: defaultdict[str, int] = defaultdict(int)
     for name, count in weights.items():
-        found[place(name)[1]] += count
-    return dict(found)
+        counts[place(name)[1]] += count
+    return dict(counts)
 
 
 def _count(update: Mapping[str, int], kind: str, kinds: Sequence[str]) -> int:
     if kind != OTHER:
         return update.get(kind, 0)
     return sum(count for name, count in update.items() if name not in kinds)
-
-
-# --- several runs -------------------------------------------------------------------------------------------
-
-
-def of_sweep(client: MlflowClient, run_id: str) -> dict[str, Figure]:
-    """The pictures of a sweep's runs, by name: one for each comparison."""
-    runs, _ = select(fetch_children(client, run_id))
-    found = {}
-    for (model, dataset, metric), compared in comparisons(runs).items():
-        if any(run.pattern != "dense" for run in compared):
-            found[re.sub(r"[^\w.-]+", "_", f"{model}-{dataset}-{metric}")] = score_against_sparsity(compared)
-    return found
-
-
-def comparisons(runs: Iterable[Run]) -> dict[tuple[str, str, str], list[Run]]:
-    """The runs by what may stand in one picture: model, dataset and metric."""
-    found: defaultdict[tuple[str, str, str], list[Run]] = defaultdict(list)
-    for run in sorted(runs, key=lambda run: (run.seed, run.run_id)):
-        found[run.model, run.dataset, run.metric].append(run)
-    return {key: found[key] for key in sorted(found, key=lambda key: [natural(part) for part in key])}
-
-
-def score_against_sparsity(runs: Sequence[Run]) -> Figure:
-    """Score against sparsity of the runs of one comparison: a point for each seed, a bar over their spread with their
-    mean, the dense models as a line with their spread, and the same-budget dense control as a dashed one."""
-    pruned = [run for run in runs if run.pattern != "dense" and run.ratio is not None]
-    control = [run.sparse for run in runs if run.pattern == "dense"]
-    dense = sorted({(run.seed, run.dense): run.dense for run in runs}.values())  # patterns share the models of a seed
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(6.4, 3.8), layout="constrained")
-        axes = figure.subplots()
-        _level(axes, dense, "dense", "#000000", "-")
-        if control:
-            _level(axes, control, "dense, same budget", "#555555", "--")
-        patterns = sorted({run.pattern for run in pruned}, key=natural)
-        for pattern, colour, marker in zip(patterns, cycle(COLOURS), cycle(MARKERS), strict=False):
-            _points(axes, [run for run in pruned if run.pattern == pattern], pattern, colour, marker)
-        axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-        axes.margins(x=0.15, y=0.1)
-        axes.set_xlabel("zeros, of all Linear and Conv weights")
-        axes.set_ylabel(columns.written(runs[0].metric))
-        axes.set_title(f"{runs[0].model} on {runs[0].dataset}", fontsize=10)
-        axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    return figure
-
-
-def _level(axes: Axes, scores: Sequence[float], label: str, colour: str, line: str) -> None:
-    axes.axhline(fmean(scores), color=colour, linestyle=line, linewidth=1.2, label=label)
-    if max(scores) > min(scores):
-        axes.axhspan(min(scores), max(scores), color=colour, alpha=0.08, linewidth=0)
-
-
-def _points(axes: Axes, runs: Sequence[Run], pattern: str, colour: str, marker: str) -> None:
-    by_ratio: defaultdict[float, list[float]] = defaultdict(list)
-    for run in runs:
-        assert run.ratio is not None
-        by_ratio[round(run.ratio, 3)].append(run.sparse)  # runs of one target differ in single units
-    at = sorted(by_ratio)
-    means = [fmean(by_ratio[x]) for x in at]
-    spread = [[mean - min(by_ratio[x]) for x, mean in zip(at, means, strict=True)],
-              [max(by_ratio[x]) - mean for x, mean in zip(at, means, strict=True)]]  # fmt: skip
-    axes.errorbar(
-        at, means, yerr=spread, color=colour, marker=marker, markersize=6, capsize=4, linewidth=1, label=pattern
-    )
-    for x in at:
-        axes.plot([x] * len(by_ratio[x]), by_ratio[x], color=colour, marker=marker, markersize=3, linestyle="none",
-                  alpha=0.5)  # fmt: skip

@@ -1,7 +1,7 @@
-"""Rows that others published, from `published.csv` beside this file: scores are fractions, empty where not stated.
+"""Rows that others published, from `published.csv` in this folder: scores are fractions, empty where not stated.
 
-A single score, where no mean and maximum are told apart, stands under the maximum, from which the drop was computed.
-A published row more is a line more in that file.
+A score that is not called a mean or a maximum is in the column of the maximum, from which the drop was computed. Add a
+line to that file to add a published row.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from importlib.resources import files
+from typing import Any
 
-from results.collect import Published, Row, order
+from results.rows import Published, Row, order
 
 Labels = tuple[str, str, str]  # model, dataset, pattern
 
@@ -34,44 +35,26 @@ def _entry(line: dict[str, str]) -> Published:
 
 
 def compare(ours: list[Row], wanted: Callable[[str, str, str], bool] = lambda *labels: True) -> list[Row]:
-    """Our rows with the published ones of the same labels and metric beside them, in the order of `collect.pool`.
+    """Our rows with the published ones of equal labels and metric, in the order of `rows.pool`.
 
     Args:
-        wanted: of (model, dataset, pattern), whether a published row is listed of which we have no runs.
+        wanted: takes (model, dataset, pattern); selects the published rows to list that we have no runs of.
     """
-    found = {labels: entry for labels, entry in rows().items() if wanted(*labels)}
-    beside = [_beside(row) for row in ours]
-    have = {labels_of(row) for row in beside if row.published}
-    lacking = [_without_runs(labels, entry) for labels, entry in found.items() if labels not in have]
-    return sorted([*beside, *lacking], key=order)
+    matched = [_with_published(row) for row in ours]
+    have = {_labels(row) for row in matched if row.published}
+    lacking = [_without_runs(key, entry) for key, entry in rows().items() if key not in have and wanted(*key)]
+    return sorted([*matched, *lacking], key=order)
 
 
-def labels_of(row: Row) -> Labels:
-    """What a published row is found by."""
+def _labels(row: Row) -> Labels:
     return row.model, row.dataset, row.pattern
 
 
-def _beside(row: Row) -> Row:
-    entry = rows().get(labels_of(row))
+def _with_published(row: Row) -> Row:
+    entry = rows().get(_labels(row))
     return replace(row, published=entry) if entry and entry.metric == row.metric else row
 
 
 def _without_runs(labels: Labels, entry: Published) -> Row:
-    model, dataset, pattern = labels
-    return Row(
-        model=model,
-        dataset=dataset,
-        pattern=pattern,
-        seeds=[],
-        ratio=None,
-        dense_mean=None,
-        dense_max=None,
-        sparse_mean=None,
-        sparse_max=None,
-        drop_max=None,
-        drop_mean=None,
-        metric=entry.metric,
-        differs={},
-        runs=[],
-        published=entry,
-    )
+    nothing: list[Any] = [None] * 7  # ratio to drop_mean
+    return Row(*labels, [], *nothing, metric=entry.metric, differs={}, runs=[], published=entry)

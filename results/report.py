@@ -1,6 +1,6 @@
-"""The report page: one HTML file with the table, the pictures and what was run, for readers without access to MLflow.
+"""The report page: one HTML file with the table, the pictures and the details of runs, for readers without MLflow.
 
-`python -m results report` writes it. It needs no network: pictures and style are inside, and nothing in it is a script.
+`python -m results report` writes it. It needs no network: pictures and style are embedded, and it has no scripts.
 """
 
 from __future__ import annotations
@@ -16,14 +16,16 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from results import columns, pictures, table
-from results.collect import Run, read
+from results import columns, pictures, tradeoff
+from results.figures import rendered
+from results.formats import html_table
+from results.runs import Run, read
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from mlflow import MlflowClient
 
-    from results.collect import Row
+    from results.rows import Row
 
 SECONDS = columns.seconds("")
 TITLES = {"training": "Training", "layers": "Sparsity by layer", "updates": "What each mask update removed"}
@@ -51,15 +53,15 @@ dd { margin: 0; overflow-wrap: anywhere; }
 
 @dataclass
 class Details:
-    """What the report shows of a run beside the table."""
+    """What the report shows about a run in addition to the table."""
 
     run: Run
     name: str
     address: str | None
-    """Of its page in MLflow's UI, where the store is a server."""
+    """The address of its page in MLflow's UI; None unless the store is a server."""
     began: datetime
     command: str
-    """How a person repeats it."""
+    """The command line that repeats it."""
     yaml: str
     seconds: dict[str, float]
     """Wall-clock time by stage."""
@@ -67,7 +69,7 @@ class Details:
 
 
 def details(client: MlflowClient, run_id: str) -> Details:
-    """Read them from the store."""
+    """Reads the details of a run from the store."""
     logged = client.get_run(run_id)
     run = read(logged)
     assert isinstance(run, Run)  # it is in a row
@@ -85,7 +87,7 @@ def details(client: MlflowClient, run_id: str) -> Details:
 
 
 def address(uri: str, experiment_id: str, run_id: str) -> str | None:
-    """Of a run's page in MLflow's UI; None where the store is no server."""
+    """The address of a run's page in MLflow's UI; None where the store is no server."""
     if not uri.startswith(("http://", "https://")):
         return None
     return f"{re.sub('//[^/@]*@', '//', uri).rstrip('/')}/#/experiments/{experiment_id}/runs/{run_id}"
@@ -102,26 +104,25 @@ def page(client: MlflowClient, rows: list[Row], notes: Iterable[str], title: str
     """The whole page.
 
     Args:
-        notes: what the table's reader must know.
-        title: what is shown, such as the experiment's name.
+        notes: the footnotes of the table.
+        title: the heading, such as the experiment's name.
     """
-    found = {run_id: details(client, run_id) for row in rows for run_id in row.runs}
+    by_id = {run_id: details(client, run_id) for row in rows for run_id in row.runs}
     compared = [
         _figure(
-            f"{key[0]} on {key[1]}: {columns.written(key[2])} against sparsity", pictures.score_against_sparsity(group)
+            f"{model} on {dataset}: {columns.written(metric)} against sparsity", tradeoff.score_against_sparsity(group)
         )
-        for key, group in pictures.comparisons(each.run for each in found.values()).items()
-        if any(run.pattern != "dense" for run in group)
+        for (model, dataset, metric), group in tradeoff.comparisons(rows).items()
     ]
-    listed = table.html_table(rows, lambda row: f"#{anchor(row)}" if row.runs else None)
+    listed = html_table(rows, lambda row: f"#{anchor(row)}" if row.runs else None)
     parts = [
         f"<h1>{escape(title)}</h1>",
         f'<div class="wide">{listed}</div>',
         f'<ul class="notes">{"".join(f"<li>{escape(note)}</li>" for note in notes)}</ul>',
         f'<h2>Score against sparsity</h2><div class="pictures">{"".join(compared)}</div>' if compared else "",
         "<h2>What was run</h2>",
-        _compute(found.values()),
-        *(_row(row, [found[run_id] for run_id in row.runs]) for row in rows if row.runs),
+        _compute(by_id.values()),
+        *(_row(row, [by_id[run_id] for run_id in row.runs]) for row in rows if row.runs),
     ]
     policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
     return (
@@ -134,15 +135,15 @@ def page(client: MlflowClient, rows: list[Row], notes: Iterable[str], title: str
 
 def _figure(caption: str, figure: Figure) -> str:
     # As an image: a label in it can then be no markup of this page.
-    data = base64.b64encode(pictures.svg(figure).encode()).decode()
+    data = base64.b64encode(rendered(figure, "svg")).decode()
     return f'<figure><img alt="{escape(caption)}" src="data:image/svg+xml;base64,{data}"></figure>'
 
 
-def _compute(found: Iterable[Details]) -> str:
-    """Hours by hardware: what the energy used goes with."""
+def _compute(every: Iterable[Details]) -> str:
+    """A table of runs and hours by hardware, from which readers can estimate energy."""
     hours: dict[str, float] = {}
     runs: dict[str, int] = {}
-    for details in found:
+    for details in every:
         tags = details.run.tags
         where = tags.get("hardware", "hardware not known")
         if tags.get("ranks", "1") != "1":
@@ -154,20 +155,20 @@ def _compute(found: Iterable[Details]) -> str:
         for where, total in hours.items()
     )
     head = '<thead><tr><th>Hardware</th><th class="number">Runs</th><th class="number">Hours</th></tr></thead>'
-    told = (
-        "Wall-clock time of all stages of these runs. What an interrupted run did before, and what was found in the "
-        "cache (dense models that another run made, say), is not in it."
+    explanation = (
+        "Wall-clock time of all stages of these runs. It excludes what an interrupted run did before, and what came "
+        "from the cache (such as dense models that another run made)."
     )
-    return f'<div class="wide"><table>{head}<tbody>{lines}</tbody></table></div><p>{told}</p>'
+    return f'<div class="wide"><table>{head}<tbody>{lines}</tbody></table></div><p>{explanation}</p>'
 
 
-def _row(row: Row, found: list[Details]) -> str:
+def _row(row: Row, runs: list[Details]) -> str:
     name = f"{row.model} on {row.dataset}, {row.pattern}"
-    return f'<h3 id="{anchor(row)}">{escape(name)}</h3>{"".join(map(_run, found))}'
+    return f'<h3 id="{anchor(row)}">{escape(name)}</h3>{"".join(map(_run, runs))}'
 
 
 def anchor(row: Row) -> str:
-    """The name of a row's place on the page, for links."""
+    """The id of a row's section on the page, for links."""
     return f"row-{row.runs[0]}"
 
 

@@ -1,52 +1,38 @@
-"""From rows to text: the published table for a terminal, as Markdown, LaTeX or HTML, and all figures as CSV or JSON."""
+"""The table of results: its columns, cells and footnotes. `results.formats` prints it."""
 
-import csv
-import io
-import json
-import re
-import textwrap
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields
-from html import escape
+from dataclasses import dataclass
 from itertools import groupby
 
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.measure import Measurement
-from rich.table import Table
-
 from results import columns as names
-from results.collect import REASONS, REPEATED, Control, Published, Row
+from results.controls import Control
+from results.rows import Published, Row
+from results.runs import REASONS, REPEATED
 
 UNDEFINED = "-"
-LATEX = {character: f"\\{character}" for character in "&%$#_{}"}
-LATEX |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
-LATEX |= {"|": r"\textbar{}", "<": r"\textless{}", ">": r"\textgreater{}", "\n": " ", "\r": " "}
-LATEX |= {"[": "{[}", "]": "{]}", "*": "{*}"}  # at the start of a line they would belong to the \\ before it
-_COMFORT = 24  # characters that a cell that may be broken gets, where there are so many
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column as people read it."""
+    """A column of the table for people."""
 
     header: str
     cell: Callable[[Row], str]
     numeric: bool = False
-    """Numbers are set flush right."""
+    """Numbers are right-aligned."""
     wraps: bool = False
-    """Whether a narrow terminal may break its cells over lines."""
+    """True if a narrow terminal may wrap the cells."""
     label: bool = False
-    """Whether it says which row this is: repeated where a table goes on in another block."""
+    """True if it identifies the row: repeated in each block of a table that is split."""
     wide: bool = False
-    """Whether a terminal's table leaves it out unless asked."""
+    """True if a terminal shows it with --wide only."""
     always: bool = False
-    """Whether it stays where no row has a value."""
+    """True if it is shown even if no row has a value."""
 
 
 def layout(rows: list[Row], wide: bool = True) -> list[Column]:
-    """The columns that these rows need: the published ones, then what makes them honest."""
+    """The columns that these rows need: those of the published table first."""
     metrics = {row.metric for row in rows}
     score = "score" if len(metrics) != 1 else names.written(*metrics)
     metric = [Column("Metric", lambda row: names.title(row.metric), label=True)] if len(metrics) > 1 else []
@@ -56,11 +42,11 @@ def layout(rows: list[Row], wide: bool = True) -> list[Column]:
         Column("Dataset", lambda row: row.dataset, label=True),
         Column("Sparsity pattern", lambda row: row.pattern, label=True),
         *metric,
-        *ours(score),
+        *scores(score),
         Column("Notes", lambda row: ", ".join(marked[note] for note in row.notes), wraps=True),
         *published(score),
-        *against(f"Same-budget dense {score}", "control", lambda row: row.control),
-        *against(f"Same-budget dense {score} without distillation", "undistilled control", lambda row: row.plain),
+        *control(f"Same-budget dense {score}", "control", lambda row: row.control),
+        *control(f"Same-budget dense {score} without distillation", "undistilled control", lambda row: row.plain),
         *others(rows),
         *footprint(),
         Column("Differs", lambda row: pairs(row.differs), wraps=True),
@@ -69,8 +55,8 @@ def layout(rows: list[Row], wide: bool = True) -> list[Column]:
     return [column for column in shown if column.label or column.always or has_values(column, rows)]
 
 
-def ours(score: str) -> list[Column]:
-    """The published columns, and the same of means."""
+def scores(score: str) -> list[Column]:
+    """The columns of the published table, and the drop of means with its interval."""
     return [
         Column("Element-wise/matmul, Gemm, conv ratio", lambda row: fraction(row.ratio), numeric=True, always=True),
         Column(
@@ -87,7 +73,7 @@ def ours(score: str) -> list[Column]:
         ),
         Column("Relative drop", lambda row: percent(row.drop_max), numeric=True, always=True),
         Column("Relative drop of means", lambda row: percent(row.drop_mean), numeric=True, always=True),
-        Column("95% interval of it", lambda row: between(row.drop_interval), numeric=True),
+        Column("95% interval of the drop of means", lambda row: between(row.drop_interval), numeric=True),
         Column("Seeds", lambda row: seeds(row.seeds), wraps=True, always=True),
     ]
 
@@ -106,15 +92,11 @@ def published(score: str) -> list[Column]:
     ]
 
 
-def against(header: str, name: str, of: Callable[[Row], Control | None]) -> list[Column]:
-    """A dense rival, and the drop of the means against it."""
+def control(header: str, name: str, read: Callable[[Row], Control | None]) -> list[Column]:
+    """The scores of a control, and the drop of the means against it."""
 
     def column(header: str, cell: Callable[[Control], str]) -> Column:
-        def cell_of(row: Row) -> str:
-            control = of(row)
-            return UNDEFINED if control is None else cell(control)
-
-        return Column(header, cell_of, numeric=True)
+        return Column(header, lambda row: cell(entry) if (entry := read(row)) else UNDEFINED, numeric=True)
 
     return [
         column(f"{header} (mean/max)", lambda control: mean_max(control.mean, control.max)),
@@ -124,8 +106,8 @@ def against(header: str, name: str, of: Callable[[Row], Control | None]) -> list
 
 
 def others(rows: list[Row]) -> list[Column]:
-    """The sparse scores by metrics other than the main one. A row whose main one it is has it there too: the column is
-    then whole in a table of several metrics."""
+    """Sparse scores by metrics other than the main one. In a table of several main metrics such a column also shows the
+    main scores by that metric."""
 
     def column(name: str) -> Column:
         def cell(row: Row) -> str:
@@ -137,7 +119,7 @@ def others(rows: list[Row]) -> list[Column]:
 
 
 def footprint() -> list[Column]:
-    """What the sparse model weighs."""
+    """Sizes and multiply-accumulates of the sparse model."""
     return [
         Column("Size on disk", lambda row: megabytes(row.size_bytes), numeric=True, wide=True),
         Column("Sparse, compressed", lambda row: megabytes(row.compressed_bytes), numeric=True, wide=True),
@@ -148,7 +130,7 @@ def footprint() -> list[Column]:
 
 
 def has_values(column: Column, rows: list[Row]) -> bool:
-    """Whether any row has something to show there."""
+    """True if any row has a value in the column."""
     return any(column.cell(row) not in ("", UNDEFINED) for row in rows)
 
 
@@ -185,13 +167,13 @@ def share(part: float | None, whole: float | None) -> str:
 
 
 def seeds(numbers: list[int]) -> str:
-    """How many, and which: "4 (0-2, 7)"."""
+    """Their number and a list: "4 (0-2, 7)"."""
     if not numbers:
         return UNDEFINED
-    # Numbers of one range have the same distance to their place in the list.
+    # Consecutive numbers have a constant difference to their index.
     ranges = ([number for _, number in run] for _, run in groupby(enumerate(numbers), lambda at: at[1] - at[0]))
-    told = (f"{found[0]}-{found[-1]}" if len(found) > 1 else f"{found[0]}" for found in ranges)
-    return f"{len(numbers)} ({', '.join(told)})"
+    listed = (f"{each[0]}-{each[-1]}" if len(each) > 1 else f"{each[0]}" for each in ranges)
+    return f"{len(numbers)} ({', '.join(listed)})"
 
 
 def pairs(differs: Mapping[str, str]) -> str:
@@ -200,7 +182,7 @@ def pairs(differs: Mapping[str, str]) -> str:
 
 
 def marks(rows: list[Row]) -> dict[str, str]:
-    """Note -> its mark, a letter or several, in the order in which the notes come."""
+    """Note -> its mark, one letter or more, in the order in which the notes appear."""
     return {note: mark(at) for at, note in enumerate(dict.fromkeys(note for row in rows for note in row.notes))}
 
 
@@ -209,208 +191,8 @@ def mark(at: int) -> str:
     return (mark(at // 26 - 1) if at >= 26 else "") + "abcdefghijklmnopqrstuvwxyz"[at % 26]
 
 
-def terminal(rows: list[Row], width: int | None = None, wide: bool = True) -> str:
-    """A table for the eye. Numbers never break.
-
-    Args:
-        width: in characters. None sets every row on one line; else headers break over lines, and where that is not
-            enough the table goes on in another block, below, that repeats the labels.
-        wide: with the columns that are less important.
-    """
-    columns = layout(rows, wide)
-    if width is None:
-        return grid(rows, columns, None)
-    labels = [column for column in columns if column.label]
-    blocks: list[list[Column]] = [[]]
-    for column in columns[len(labels) :]:
-        if blocks[-1] and least(rows, [*labels, *blocks[-1], column]) > width:
-            blocks.append([])
-        blocks[-1].append(column)
-    return "\n\n".join(grid(rows, [*labels, *block], width) for block in blocks)
-
-
-def grid(rows: list[Row], columns: list[Column], width: int | None) -> str:
-    """One block of the table, wider than `width` where what must not break is."""
-    console = plain_console()
-    table = grid_of(rows, columns, folded=width is not None)
-    if width is not None:
-        console.width = max(width, Measurement.get(console, console.options, table).minimum)
-    console.print(table)
-    output = console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
-    return "\n".join(line.rstrip() for line in output.splitlines() if line.strip())
-
-
-def least(rows: list[Row], columns: list[Column]) -> int:
-    """The width below which a block becomes hard to read."""
-    console = plain_console()
-    return Measurement.get(console, console.options, grid_of(rows, columns, folded=True)).minimum
-
-
-def plain_console() -> Console:
-    """Writes into a string, as wide as it takes. A label such as "glob([a-z])" must not be read as markup."""
-    return Console(file=io.StringIO(), width=10**6, markup=False, emoji=False, highlight=False)
-
-
-def grid_of(rows: list[Row], columns: list[Column], folded: bool) -> Table:
-    """The table for `rich`, its headers in lines of 12 characters if folded."""
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for column in columns:
-        header = textwrap.fill(column.header, 12, break_long_words=False) if folded else column.header
-        table.add_column(
-            header,
-            justify="right" if column.numeric else "left",
-            no_wrap=not column.wraps,
-            overflow="fold",
-            min_width=column_width(column, header, rows) if folded else None,
-        )
-    for row in rows:
-        table.add_row(*(column.cell(row) for column in columns))
-    return table
-
-
-def column_width(column: Column, header: str, rows: list[Row]) -> int:
-    """The characters that a column needs: `rich` by itself would break any cell between its words."""
-    longest = max((len(line) for row in rows for line in column.cell(row).splitlines()), default=0)
-    return max(*map(len, header.splitlines()), min(longest, _COMFORT) if column.wraps else longest)
-
-
-def markdown(rows: list[Row]) -> str:
-    """A table of GitHub's Markdown."""
-    columns = layout(rows)
-    lines = [
-        [in_markdown(column.header) for column in columns],
-        ["---:" if column.numeric else "---" for column in columns],
-        *([in_markdown(column.cell(row)) for column in columns] for row in rows),
-    ]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def in_markdown(text: str) -> str:
-    """The text as it is read once Markdown is rendered, on one line."""
-    return re.sub(r"([\\|*`<&\[]|(?<!\w)_|_(?!\w))", r"\\\1", " ".join(text.splitlines()))
-
-
-def latex(rows: list[Row]) -> str:
-    """A tabular of LaTeX's booktabs package."""
-    columns = layout(rows)
-
-    cells = [[column.header for column in columns], *([column.cell(row) for column in columns] for row in rows)]
-    header, *body = (" & ".join(cell.translate(str.maketrans(LATEX)) for cell in line) + r" \\" for line in cells)
-    alignment = "".join("r" if column.numeric else "l" for column in columns)
-    opening = [r"% \usepackage{booktabs}", rf"\begin{{tabular}}{{{alignment}}}", r"\toprule"]
-    return "\n".join([*opening, header, r"\midrule", *body, r"\bottomrule", r"\end{tabular}"])
-
-
-def html_table(rows: list[Row], address: Callable[[Row], str | None] = lambda row: None) -> str:
-    """A `<table>` element for a page, everything in it escaped.
-
-    Args:
-        address: what the first cell of a row leads to.
-    """
-
-    def line(tag: str, cells: list[str]) -> str:
-        kinds = [' class="number"' if column.numeric else "" for column in columns]
-        return "".join(f"<{tag}{kind}>{escape(cell)}</{tag}>" for kind, cell in zip(kinds, cells, strict=True))
-
-    def linked(cells: str, to: str | None) -> str:
-        if to is None:
-            return cells
-        first, rest = cells.removeprefix("<td>").split("</td>", 1)
-        return f'<td><a href="{escape(to)}">{first}</a></td>{rest}'
-
-    columns = layout(rows)
-    header = line("th", [column.header for column in columns])
-    body = "".join(
-        f"<tr>{linked(line('td', [column.cell(row) for column in columns]), address(row))}</tr>\n" for row in rows
-    )
-    return f"<table>\n<thead><tr>{header}</tr></thead>\n<tbody>\n{body}</tbody>\n</table>"
-
-
-def html(rows: list[Row], notes: list[str] | None = None) -> str:
-    """A page of its own: the table, and below it the notes (None: those of the rows)."""
-    notes = footnotes(rows, {}) if notes is None else notes
-    listed = "".join(f"<p>{escape(note)}</p>\n" for note in notes)
-    shown = f"{html_table(rows)}\n" if rows else ""
-    return f"{_PAGE}{shown}{listed}</body>\n</html>"
-
-
-_PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<title>What sparsity costs</title>
-<style>
-body { font-family: sans-serif; margin: 2em; }
-table { border-collapse: collapse; }
-th, td { border-bottom: 1px solid #ccc; padding: 0.3em 0.6em; text-align: left; vertical-align: top; }
-.number { text-align: right; font-variant-numeric: tabular-nums; }
-td.number { white-space: nowrap; }
-</style>
-</head>
-<body>
-"""
-
-
-def comma_separated(rows: list[Row]) -> str:
-    """All scalars in full precision, under a header line; what is undefined is an empty field."""
-    lines = [flat(Row, row) for row in rows]
-    header = dict.fromkeys(name for line in [flat(Row, None), *lines] for name in line)
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(header), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines)
-    return text.getvalue().rstrip("\n")
-
-
-def flat(kind: type, value: Row | Control | Published | None, prefix: str = "") -> dict[str, object]:
-    """The fields of a record as columns of CSV, but for the run ids; those of records in it by "control_mean".
-
-    Args:
-        kind: the record's type.
-        value: None gives the same names without values.
-    """
-    found: dict[str, object] = {}
-    for field in fields(kind):
-        name, item = prefix + field.name, getattr(value, field.name, None)
-        if field.name in RECORDS:
-            found |= flat(RECORDS[field.name], item, f"{name}_")
-        elif field.name.endswith("interval"):
-            found[f"{name}_low"], found[f"{name}_high"] = item or (None, None)
-        elif field.name in OTHERS:
-            found |= {OTHERS[field.name](metric): score for metric, score in (item or {}).items()}
-        elif field.name != "runs":
-            found[name] = LISTS[field.name](item or ()) if field.name in LISTS else item
-    return found
-
-
-RECORDS = {"control": Control, "plain": Control, "published": Published}
-OTHERS = {"dense_others": names.dense, "sparse_others": names.sparse}
-LISTS: dict[str, Callable] = {
-    "seeds": lambda numbers: " ".join(map(str, numbers)),
-    "differs": lambda differs: pairs(dict(differs)),
-    "notes": "; ".join,
-}
-
-
-def as_json(rows: list[Row]) -> str:
-    """A list of objects with the fields of `Row` in full precision; what is undefined is null."""
-    return json.dumps([asdict(row) for row in rows], indent=2, allow_nan=False) if rows else "[]"
-
-
-# `terminal` is the only one to which a width matters; left out, it sets one row a line.
-FORMATS: dict[str, Callable[[list[Row]], str]] = {
-    "table": terminal,
-    "markdown": markdown,
-    "csv": comma_separated,
-    "json": as_json,
-    "latex": latex,
-    "html": html,
-}
-READ_BY_PEOPLE = ("table", "markdown")  # footnotes may follow the table itself; those of HTML are in its page
-
-
 def footnotes(rows: list[Row], left_out: Mapping[str, int]) -> list[str]:
-    """What the reader of these rows must know; `left_out` counts the runs not shown, as `collect.select` returns it."""
+    """What the reader of these rows must know; `left_out` counts the runs not shown, as `runs.select` returns it."""
     notes = marked_notes(rows) if rows else ["Nothing to show: no pruned run is finished, verified and scored."]
     hidden = [f"{left_out[reason]} {reason}" for reason in REASONS if left_out.get(reason)]
     if hidden:
@@ -434,11 +216,11 @@ def footnotes(rows: list[Row], left_out: Mapping[str, int]) -> list[str]:
 
 
 def marked_notes(rows: list[Row]) -> list[str]:
-    """The notes of the rows under their marks, each with the rows that it concerns."""
-    told = []
+    """The notes by their marks, each with the rows that it concerns."""
+    lines = []
     for note, letter in marks(rows).items():
         noted = [row for row in rows if note in row.notes]
         listed = dict.fromkeys(f"{row.model} {row.dataset} {row.pattern}" for row in noted)
         concerned = "all rows" if len(noted) == len(rows) > 1 else ", ".join(listed)
-        told.append(f"{letter}: {note} ({concerned}).")
-    return told
+        lines.append(f"{letter}: {note} ({concerned}).")
+    return lines

@@ -11,8 +11,10 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from runner import config, jobs, launchers, ranks
-from runner.edge import guarded
+from runner import config
+from runner.sweeps import jobs, launchers
+from runner.system import ranks
+from runner.system.process import exit_status
 
 if TYPE_CHECKING:
     from runner.experiment import Result
@@ -35,16 +37,16 @@ def job(composed: DictConfig) -> float | None:
         return run(*config.load(OmegaConf.create(composed), choices, overrides))
 
     def looked_at() -> None:
-        from runner.preview import show
+        from runner.dry_run import show
 
         show(*config.load(OmegaConf.create(composed), config.chosen_options(hydra_config.runtime.choices), overrides))
 
     if composed.dry_run:
-        sys.exit(guarded(looked_at))
+        sys.exit(exit_status(looked_at))
     here = hydra_config.mode is RunMode.MULTIRUN
     place = jobs.place(hydra_config.job.num if here else None)
     if place is None:
-        if status := guarded(once):
+        if status := exit_status(once):
             sys.exit(status)
         return None
     outcome = place.attempt(once, overrides)
@@ -59,10 +61,10 @@ def job(composed: DictConfig) -> float | None:
 def main() -> int:
     """Run the command line; the exit status is the process's. Of several ranks, the first does."""
     if ranks.rank():
-        return guarded(ranks.follow)
+        return exit_status(ranks.follow)
     config.register()
     launchers.register()
-    return ranks.lead(lambda: guarded(job))
+    return ranks.lead(lambda: exit_status(job))
 
 
 if __name__ == "__main__":

@@ -17,10 +17,10 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from runner import seals
-from runner.baseline import lock_is_held
-from runner.errors import UserError, disk_error
-from runner.space import files, size_of, text
+from runner.stages.finetune import lock_is_held
+from runner.system.disk import file_stats, human_bytes, size_of
+from runner.system.errors import UserError, disk_error
+from runner.system.files import remove
 
 KINDS = {
     "dense": "fine-tuned dense models",
@@ -29,7 +29,7 @@ KINDS = {
     "scores": "scores of dense models",
 }
 """Folders of `cache_dir` and what they hold."""
-_UNFINISHED = re.compile(r"\.tmp(-\d+)?$")  # see seals.unfinished
+_UNFINISHED = re.compile(r"\.tmp(-\d+)?$")  # see files.unfinished
 
 
 @dataclass
@@ -50,7 +50,7 @@ class Kept:
     @property
     def newest(self) -> float | None:
         """When the newest was written, in seconds since 1970."""
-        return max((about.st_mtime for about in files(self.entries)), default=None)
+        return max((about.st_mtime for about in file_stats(self.entries)), default=None)
 
 
 def kept(cache: Path) -> list[Kept]:
@@ -81,7 +81,7 @@ def clean(cache: Path, kinds: Sequence[str] = ()) -> tuple[int, list[Path]]:
                 continue
             freed += size_of(entry)
             try:
-                seals.remove(entry)
+                remove(entry)
             except OSError as error:
                 raise disk_error(error, entry) from error
     return freed, busy
@@ -106,20 +106,20 @@ def main(arguments: list[str]) -> None:
         if unknown:
             parser.error(f"unknown kind {unknown[0]!r}: {', '.join(KINDS)} or all")
         freed, busy = clean(options.cache_dir, list(KINDS) if "all" in options.kinds else options.kinds)
-        print(f"{text(freed)} freed in {options.cache_dir}")
+        print(f"{human_bytes(freed)} freed in {options.cache_dir}")
         for entry in busy:
             print(f"{entry} is being made by a run, and was left")
         return
     for found in kept(options.cache_dir):
         written = found.newest
         when = "" if written is None else time.strftime(", the newest of %Y-%m-%d %H:%M", time.localtime(written))
-        print(f"{found.kind:<9}{text(found.bytes):>9}  {len(found.entries)} of {KINDS[found.kind]}{when}")
+        print(f"{found.kind:<9}{human_bytes(found.bytes):>9}  {len(found.entries)} of {KINDS[found.kind]}{when}")
         if found.unfinished:
-            left = f"{len(found.unfinished)} half written, {text(size_of(*found.unfinished))}"
+            left = f"{len(found.unfinished)} half written, {human_bytes(size_of(*found.unfinished))}"
             print(f"{'':<20}and {left}: `clean` removes what no run is making")
 
 
 if __name__ == "__main__":
-    from runner.edge import guarded
+    from runner.system.process import exit_status
 
-    sys.exit(guarded(lambda: main(sys.argv[1:])))
+    sys.exit(exit_status(lambda: main(sys.argv[1:])))

@@ -18,11 +18,12 @@ import torch
 from filelock import FileLock
 
 from pruning import Prediction
-from runner import models, seals
-from runner.device import Precision, computing, device
-from runner.errors import writing
-from runner.tasks import Dataset, Scores
-from runner.versions import VERSIONS
+from runner import models
+from runner.data.task import Dataset, Scores
+from runner.system import files
+from runner.system.device import Precision, computing, device
+from runner.system.errors import writing
+from runner.system.versions import VERSIONS
 
 if TYPE_CHECKING:
     import datasets
@@ -70,12 +71,12 @@ def score_once(
     with writing(file.parent):
         file.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(file.with_suffix(".lock")):
-            found = seals.read_json(file)
+            found = files.read_json(file)
             if found is not None:
                 return Scores(**found)
             model = models.load(task.architecture, checkpoint)
             scores = score(model, tokenizer, task, examples, cache / "features", title)
-            seals.write_json(file, asdict(scores))
+            files.write_json(file, asdict(scores))
             return scores
 
 
@@ -134,8 +135,8 @@ def main(arguments: list[str]) -> dict[str, Any]:
     """Compose the configuration for this model, score it, print and return the metrics. Printed is also what a setting
     that is chosen on these examples would give, such as SQuAD v2.0's threshold: for a hold-out of train."""
     from runner.config import compose_experiment
-    from runner.errors import UserError
     from runner.experiment import set_up_process
+    from runner.system.errors import UserError
 
     if not arguments or arguments[0].startswith("-") or "=" in arguments[0]:
         raise UserError("usage: python -m runner.evaluate FOLDER_OR_ID [dataset=NAME] [dataset.KEY=VALUE] ...")
@@ -147,7 +148,7 @@ def main(arguments: list[str]) -> dict[str, Any]:
     models.check_positions(net, checkpoint, experiment.dataset.max_seq_length)
     examples = experiment.dataset.read(train=False)
     experiment.dataset.configure(checkpoint.config, examples.evaluation, f"model {checkpoint.path}")
-    tokenizer = models.tokenizer(checkpoint)
+    tokenizer = models.load_tokenizer(checkpoint)
     model = models.load(experiment.dataset.architecture, checkpoint)
     cache = Path(experiment.cache_dir) / "features"
     scores = score(model, tokenizer, experiment.dataset, examples.evaluation, cache, "Scoring")
@@ -157,6 +158,6 @@ def main(arguments: list[str]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    from runner.edge import guarded
+    from runner.system.process import exit_status
 
-    sys.exit(guarded(lambda: main(sys.argv[1:])))
+    sys.exit(exit_status(lambda: main(sys.argv[1:])))

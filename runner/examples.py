@@ -22,10 +22,11 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from results import columns
-from runner import runs, tracking
-from runner.errors import UserError, writing
-from runner.runs import Run
-from runner.tasks import Dataset
+from runner import tracking
+from runner.data.task import Dataset
+from runner.records import runs
+from runner.records.runs import Run
+from runner.system.errors import UserError, writing
 from runner.tracking import Tracking
 
 log = logging.getLogger(__name__)
@@ -43,7 +44,7 @@ class Compared:
 
     id: str
     shown: dict[str, str]
-    """See `runner.tasks.Dataset.shown`."""
+    """See `runner.data.task.Dataset.shown`."""
     dense_answer: str
     sparse_answer: str
     dense: float
@@ -413,6 +414,6 @@ def _count(text: str) -> int:
 
 
 if __name__ == "__main__":
-    from runner.edge import guarded
+    from runner.system.process import exit_status
 
-    sys.exit(guarded(lambda: main(sys.argv[1:])))
+    sys.exit(exit_status(lambda: main(sys.argv[1:])))

@@ -20,22 +20,28 @@ from filelock import FileLock, Timeout
 
 from pruning import Dense, LayerReport, MaskUpdate, Plan, Pruner, TrainingLength
 from results import columns
-from runner import baseline, card, evaluate, jobs, models, projections, ranks, runs, seals, space, tokens, tracking
+from runner import evaluate, models, tracking
 from runner.config import Experiment, Identity, Origin, identify
-from runner.cost import Cost
-from runner.device import Precision, bf16_speedup, device, keep_bf16_speedup, keep_freed_memory
-from runner.errors import UserError, writing, writing_database
-from runner.footprint import Footprint, footprint
-from runner.interrupts import raise_on_signals
-from runner.space import Need
-from runner.tasks import Examples, Scores
-from runner.tasks.classes import check_same
-from runner.verify import Verification, verify
+from runner.data.classes import check_same
+from runner.data.task import Examples, Scores
+from runner.models.footprint import Footprint, footprint
+from runner.models.tokenizer import check_texts, check_vocabulary, with_inputs
+from runner.models.verify import Verification, verify
+from runner.records import card, runs
+from runner.stages import finetune
+from runner.sweeps import jobs
+from runner.system import disk, files, ranks
+from runner.system.device import Precision, bf16_speedup, device, keep_bf16_speedup, keep_freed_memory
+from runner.system.disk import DiskNeed
+from runner.system.errors import UserError, writing, writing_database
+from runner.system.interrupts import raise_on_signals
+from runner.training import projections
+from runner.training.cost import Cost
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from runner.train import Lesson, Log, Teaching, Work
+    from runner.training.loop import Log, Supervision, TrainingData, TrainingStats
 
 log = logging.getLogger(__name__)
 
@@ -63,13 +69,13 @@ class Result:
     mlflow_run: str | None
     """None until it is uploaded, if the MLflow server was away."""
     cost: dict[str, Any]
-    """Seconds by stage, tokens, memory: see `runner.cost.Cost`."""
+    """Seconds by stage, tokens, memory: see `runner.training.cost.Cost`."""
     footprint: Footprint | None = None
     """What the pruned model weighs; None with prune=false."""
     stages: dict[str, str] = field(default_factory=dict)
     """A hash of what each stage made, in the order of the stages: where a repetition first differs."""
     made_by: dict[str, Any] = field(default_factory=dict)
-    """What a repetition needs: see `runner.runs.MadeBy`."""
+    """What a repetition needs: see `runner.records.runs.MadeBy`."""
 
 
 @dataclass
@@ -96,7 +102,7 @@ class Inputs:
     """A teacher other than the dense model."""
     sparse: models.Checkpoint | None
     """A sparse checkpoint that the student starts from; None: from the dense model."""
-    lesson: Lesson | None
+    lesson: TrainingData | None
     """None if nothing is trained."""
     updates: dict[int, float]
     """Optimizer steps -> sparsity."""
@@ -120,8 +126,8 @@ def run(experiment: Experiment, origin: Origin) -> Result:
 
     Under a launcher only rank 0 is here: the others join in what it does `ranks.together`, which are the trainings.
     """
-    ranks.together(set_up_process)
-    experiment = settled(experiment)
+    ranks.on_all_ranks(set_up_process)
+    experiment = resolved(experiment)
     cost = Cost()
     name = run_name(origin.labels, experiment.seed)
     outputs = Path(experiment.output_dir)
@@ -195,13 +201,13 @@ def perform(experiment: Experiment, origin: Origin, inputs: Inputs, folder: Path
         else:
             pruned, verification, sparse_scores = None, None, None
             model = models.load(experiment.dataset.architecture, dense)
-            baseline.save(model, inputs.tokenizer, folder / "model")
+            finetune.save(model, inputs.tokenizer, folder / "model")
         result = conclude(
             experiment, origin, inputs, dense_scores, sparse_scores, verification, folder, tracker, cost, made
         )
         tracker.text(card.write(folder / "model", experiment, origin, inputs.examples, result), columns.CARD)
         record(tracker, experiment, result, pruned, dense_scores, sparse_scores)
-        seals.write_json(folder / "result.json", asdict(result))
+        files.write_json(folder / "result.json", asdict(result))
     log.info("%s", summary(result))
     return result
 
@@ -209,13 +215,13 @@ def perform(experiment: Experiment, origin: Origin, inputs: Inputs, folder: Path
 # --- before anything is trained -----------------------------------------------------------------------------
 
 
-def settled(experiment: Experiment) -> Experiment:
+def resolved(experiment: Experiment) -> Experiment:
     """The experiment with what is left to the machine chosen. Raises UserError for what the machine does not have."""
     kept = Path(experiment.cache_dir)
-    train = experiment.train.settled(kept) if experiment.prune else experiment.train
+    train = experiment.train.resolved(kept) if experiment.prune else experiment.train
     trains_dense = experiment.model.finetuned is None
     return replace(
-        experiment, train=train, finetune=experiment.finetune.settled(kept) if trains_dense else experiment.finetune
+        experiment, train=train, finetune=experiment.finetune.resolved(kept) if trains_dense else experiment.finetune
     )
 
 
@@ -264,7 +270,7 @@ def check(experiment: Experiment, sources: Sources) -> PreTrainedModel:
     check_sparse(model, sources.sparse, net, architecture, locked)
     for other in (sources.teacher, sources.sparse):
         if other is not None:
-            tokens.check_vocabulary(sources.base, other)
+            check_vocabulary(sources.base, other)
     beside(experiment, sources, net)
     if locked:
         check_zeros(sources.sparse or sources.base, architecture, locked)
@@ -290,26 +296,26 @@ def prepare(
     folder: Path,
 ) -> Inputs:
     """Tokenise, and count steps and bytes: nothing is to be found wrong after hours of training."""
-    from runner.train import Lesson
+    from runner.training.loop import TrainingData
 
-    task, tokenizer = experiment.dataset, models.tokenizer(sources.base)
+    task, tokenizer = experiment.dataset, models.load_tokenizer(sources.base)
     lesson, updates, units = None, {}, 0
     if experiment.trains:
         assert examples.train is not None
         for other in (sources.teacher, sources.sparse):
             if other is not None:
-                tokens.check_texts(sources.base, other, task, examples.train)
-        others = tuple(models.tokenizer(sources.teacher).model_input_names) if sources.teacher else None
-        made_by = tokens.taking(tokenizer, dict.fromkeys((*tokenizer.model_input_names, *(others or ()))))
+                check_texts(sources.base, other, task, examples.train)
+        others = tuple(models.load_tokenizer(sources.teacher).model_input_names) if sources.teacher else None
+        made_by = with_inputs(tokenizer, dict.fromkeys((*tokenizer.model_input_names, *(others or ()))))
         cache = Path(experiment.cache_dir) / "features"
-        lesson = Lesson(task, task.features(examples.train, made_by, cache, labels=True), tokenizer, others)
+        lesson = TrainingData(task, task.features(examples.train, made_by, cache, labels=True), tokenizer, others)
         if experiment.prune:
             length = lesson.length(experiment.train)
             pruner = new_pruner(experiment, net, length)
             updates = {s: experiment.schedule.sparsity(p, experiment.pattern.target) for s, p in pruner.updates.items()}
             units = sum(sum(group.units.values()) for group in pruner.plan.groups)
         parameters = net.num_parameters() + beside(experiment, sources, net)
-        space.check(needs(experiment, lesson, sources.base, parameters, units, identity, folder))
+        disk.check(needs(experiment, lesson, sources.base, parameters, units, identity, folder))
     made_of = [examples.train_fingerprint, examples.evaluation_fingerprint]
     made_of += [task.digest(lesson.features)] if lesson is not None else []
     digest = hashlib.sha256("".join(made_of).encode()).hexdigest()
@@ -318,36 +324,36 @@ def prepare(
 
 def needs(
     experiment: Experiment,
-    lesson: Lesson,
+    lesson: TrainingData,
     base: models.Checkpoint,
     parameters: int,
     units: int,
     identity: Identity,
     folder: Path,
-) -> list[Need]:
+) -> list[DiskNeed]:
     """The disk space that a training run takes.
 
     Args:
         parameters: of the model, and what is trained beside it.
         units: of the pattern, in all layers; each has at most two scores of four bytes and a mask of two.
     """
-    from runner import teacher
+    from runner.training import teacher_logits
 
     cache = Path(experiment.cache_dir)
-    found = [Need(folder / "model", "the model", space.of_model(parameters))]
+    found = [DiskNeed(folder / "model", "the model", disk.model_bytes(parameters))]
     if experiment.model.finetuned is None:
         dense, kept = cache / "dense" / identity.dense, experiment.finetune.save_total_limit
-        found.append(Need(dense, "the dense model", space.of_model(parameters)))
+        found.append(DiskNeed(dense, "the dense model", disk.model_bytes(parameters)))
         if not dense.is_dir():
             work = dense.with_name(f"{dense.name}.work")
-            found.append(Need(work, "checkpoints of the fine-tuning", space.of_training(parameters, kept)))
+            found.append(DiskNeed(work, "checkpoints of the fine-tuning", disk.training_bytes(parameters, kept)))
     if experiment.prune:
         kept = experiment.train.save_total_limit
-        found.append(Need(folder / "checkpoints", "checkpoints", space.of_training(parameters, kept, 10 * units)))
+        found.append(DiskNeed(folder / "checkpoints", "checkpoints", disk.training_bytes(parameters, kept, 10 * units)))
         if experiment.distill.needs_teacher and experiment.distill.weight and keeps_logits(experiment, lesson):
-            most = teacher.most_bytes(experiment.dataset, lesson.features, base)
-            found.append(Need(cache / "teacher", "the teacher's logits", most))
-    log.info("disk space, at most: %s", space.told(found))
+            most = teacher_logits.max_bytes(experiment.dataset, lesson.features, base)
+            found.append(DiskNeed(cache / "teacher", "the teacher's logits", most))
+    log.info("disk space, at most: %s", disk.summary(found))
     return found
 
 
@@ -366,7 +372,7 @@ def earlier(experiment: Experiment, name: str) -> list[Path]:
 def finished(results: list[Path], identity: Identity, where: tracking.Tracking) -> Result | None:
     """The result of this very run, if it was finished before and is still there: folder, model and MLflow run."""
     for file in results:
-        values = seals.read_json(file)
+        values = files.read_json(file)
         if values is None:  # damaged: done again
             continue
         try:
@@ -375,7 +381,7 @@ def finished(results: list[Path], identity: Identity, where: tracking.Tracking) 
             done = Result(**{**values, "footprint": Footprint(**weighed) if weighed else None})
         except (KeyError, TypeError):  # of another version
             continue
-        if done.identity != identity.run or not seals.is_sound(file.parent / "model"):
+        if done.identity != identity.run or not files.is_intact(file.parent / "model"):
             continue
         if tracking.uploaded(where, file.parent) or tracking.is_finished(where, done.mlflow_run):
             log.info("finished before; force=true would do it again\n%s", summary(done))
@@ -461,7 +467,7 @@ def dense_model(experiment: Experiment, inputs: Inputs, tracker: tracking.Tracke
     if experiment.model.finetuned:
         return inputs.base
     assert inputs.lesson is not None
-    return baseline.fine_tuned(
+    return finetune.fine_tuned(
         experiment, inputs.base, inputs.identity.dense, inputs.lesson, logger(tracker, "finetune"), tracker.flush
     )
 
@@ -480,13 +486,13 @@ def prune(
     with cost.stage("teacher"):
         teaching = teaching_of(experiment, inputs.lesson, teacher)
     track, checkpoints = logger(tracker, "train"), folder / "checkpoints"
-    student, pruner, work = ranks.together(
+    student, pruner, work = ranks.on_all_ranks(
         trained, experiment, inputs.lesson, teacher, start, checkpoints,
         teaching=teaching, track=track, flush_log=tracker.flush,
     )  # fmt: skip
     cost.trained(work)
     with cost.stage("save"):
-        baseline.save(student, inputs.tokenizer, folder / "model")
+        finetune.save(student, inputs.tokenizer, folder / "model")
     made = {"teacher": teaching.logits.checksum()} if teaching.logits is not None else {}
     made["prune"] = models.find(str(folder / "model"), "the saved model", experiment.model).weights
     return Pruned(pruner.report(), pruner.history, made)
@@ -494,14 +500,14 @@ def prune(
 
 def trained(
     experiment: Experiment,
-    lesson: Lesson,
+    lesson: TrainingData,
     teacher: models.Checkpoint,
     start: models.Checkpoint,
     checkpoints: Path,
-    teaching: Teaching | None = None,
+    teaching: Supervision | None = None,
     track: Log | None = None,
     flush_log: Callable[[], None] | None = None,
-) -> tuple[PreTrainedModel, Pruner, Work]:
+) -> tuple[PreTrainedModel, Pruner, TrainingStats]:
     """The student, pruned while it is taught, and its pruner; on all ranks.
 
     Args:
@@ -509,7 +515,7 @@ def trained(
     """
     from transformers import set_seed
 
-    from runner.train import nothing, silent, train
+    from runner.training.loop import nothing, silent, train
 
     teaching = teaching or teaching_of(experiment, lesson, teacher)
     set_seed(experiment.seed)
@@ -537,24 +543,24 @@ def student_from(experiment: Experiment, start: models.Checkpoint) -> PreTrained
     return models.load(experiment.dataset.architecture, start, how.needs_attention and bool(how.weight))
 
 
-def teaching_of(experiment: Experiment, lesson: Lesson, checkpoint: models.Checkpoint) -> Teaching:
+def teaching_of(experiment: Experiment, lesson: TrainingData, checkpoint: models.Checkpoint) -> Supervision:
     """How the student is taught: from kept logits, by a live teacher, or by the labels alone."""
-    from runner import teacher
-    from runner.train import Teaching
+    from runner.training import teacher_logits
+    from runner.training.loop import Supervision
 
     how, task = experiment.distill, experiment.dataset
     if not (how.needs_teacher and how.weight):
-        return Teaching(how)
+        return Supervision(how)
     if not keeps_logits(experiment, lesson):
-        return Teaching(how, models.load(task.architecture, checkpoint, how.needs_attention))
+        return Supervision(how, models.load(task.architecture, checkpoint, how.needs_attention))
     assert experiment.train.precision is not None
     cache = Path(experiment.cache_dir) / "teacher"
-    reader = tokens.taking(lesson.tokenizer, lesson.teacher_inputs)
-    logits = teacher.taught(checkpoint, reader, task, lesson.features, experiment.train.precision, cache)
-    return Teaching(how, logits=logits)
+    reader = with_inputs(lesson.tokenizer, lesson.teacher_inputs)
+    logits = teacher_logits.teacher_logits(checkpoint, reader, task, lesson.features, experiment.train.precision, cache)
+    return Supervision(how, logits=logits)
 
 
-def keeps_logits(experiment: Experiment, lesson: Lesson) -> bool:
+def keeps_logits(experiment: Experiment, lesson: TrainingData) -> bool:
     """Whether the teacher runs once over all features. Not for less than an epoch, which sees only some of them."""
     how, training = experiment.distill, experiment.train
     whole_epoch = lesson.length(training).steps >= lesson.batches(training, experiment.seed).steps
@@ -761,7 +767,9 @@ def announce(experiment: Experiment, origin: Origin, inputs: Inputs, folder: Pat
     log.info("%s on %s, pattern %s, seed %d -> %s", labels["model"], labels["dataset"], labels["pattern"],
              experiment.seed, folder)  # fmt: skip
     if origin.choices.get("recipe") == "default" and inputs.lesson is not None:
-        log.info("no published recipe for this pair of dataset and model: the defaults of runner/recipe.py are used")
+        log.info(
+            "no published recipe for this pair of dataset and model: the defaults of runner/config/recipe.py are used"
+        )
     train, evaluation = inputs.examples.train, inputs.examples.evaluation
     log.info("%s training and %s evaluation examples (%s)", len(train) if train is not None else "no",
              len(evaluation), inputs.examples.source)  # fmt: skip
@@ -775,7 +783,7 @@ def announce(experiment: Experiment, origin: Origin, inputs: Inputs, folder: Pat
         announce_machine(experiment, inputs.lesson, inputs.base)
 
 
-def announce_machine(experiment: Experiment, lesson: Lesson, base: models.Checkpoint) -> None:
+def announce_machine(experiment: Experiment, lesson: TrainingData, base: models.Checkpoint) -> None:
     """Say what is computed how, and what would be quicker."""
     training = experiment.train if experiment.prune else experiment.finetune
     assert training.precision is not None

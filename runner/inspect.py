@@ -18,10 +18,11 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from pruning import Block, LayerReport, NofM, Pattern, as_matrix, matrix_weights, parse
-from runner import heads, models
-from runner.errors import UserError
-from runner.hub import explain
-from runner.verify import fault, read_tensors
+from runner import models
+from runner.models import heads
+from runner.models.verify import fault, read_tensors
+from runner.system.errors import UserError
+from runner.system.hub import explain
 
 BLOCKS = ("rows", "columns", "32x32", "16x16", "8x8", "4x4", "2x2", "32x1", "16x1", "8x1", "4x1", "2x1", "1x32", "1x16",
           "1x8", "1x4", "1x2")  # fmt: skip
@@ -247,8 +248,8 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    from runner.edge import guarded
+    from runner.system.process import exit_status
 
     status: list[int] = []
-    code = guarded(lambda: status.append(main(sys.argv[1:])))
+    code = exit_status(lambda: status.append(main(sys.argv[1:])))
     sys.exit(code or status[0])

@@ -23,9 +23,9 @@ from omegaconf import MISSING
 
 from runner import config
 from runner.config import GROUPS, N_OF_M, Experiment
-from runner.recipe import FinetuneRecipe
+from runner.config.recipe import FinetuneRecipe
+from runner.config.training import Training
 from runner.tracking import Tracking
-from runner.training import Training
 
 SECTIONS = {"train": Training, "finetune": Training, "tracking": Tracking}
 """Keys of the experiment that are no group, but have keys of their own."""

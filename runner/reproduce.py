@@ -19,15 +19,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from results import columns
-from runner import config, models, ranks, runs, seals, tracking
+from runner import config, models, tracking
 from runner.config import Experiment, Origin, Restored
-from runner.errors import UserError
-from runner.runs import MadeBy, Run
+from runner.records import runs
+from runner.records.runs import MadeBy, Run
+from runner.system import files, ranks
+from runner.system.errors import UserError
 from runner.tracking import Tracking
 
 if TYPE_CHECKING:
+    from runner.data.task import Examples
     from runner.experiment import Result, Sources
-    from runner.tasks import Examples
 
 log = logging.getLogger(__name__)
 
@@ -103,7 +105,7 @@ def prepared(run: Run, options: argparse.Namespace, place: Path) -> Repetition:
     Raises:
         UserError: what it needs is not there, or this version cannot say what it was.
     """
-    from runner.experiment import identity_of, settled
+    from runner.experiment import identity_of, resolved
 
     moves, kept = runs.places(options.places), runs.kept(run)
     changes: dict[str, str | None] = {**moves, "force": "false", "output_dir": str(place)}
@@ -119,7 +121,7 @@ def prepared(run: Run, options: argparse.Namespace, place: Path) -> Repetition:
     labels = {name: run.result[name] for name in columns.LABELS}
     told = (kept.choices, kept.changed, kept.overrides) if kept is not None else (labels, {}, [])
     origin = Origin(labels, *told, found.yaml, repeats=run.run_id or str(run.folder.resolve()))
-    experiment = settled(found.experiment)
+    experiment = resolved(found.experiment)
     sources, examples = inputs(run, experiment)
     now = runs.made_by(experiment, origin, (sources.base, sources.teacher, sources.sparse), examples)
     differ = list(differences(kept, now)) if kept is not None else ["the run did not keep what it was made by"]
@@ -144,27 +146,27 @@ def begin(place: Path, now: MadeBy, again: bool) -> None:
         again: it is not, whatever it was made by.
     """
     file = place / _BEGUN
-    before = seals.read_json(file)
+    before = files.read_json(file)
     if before is not None:
         others = list(differences(MadeBy(**before), now))
         if again or others:
             print("The one that was begun there is not gone on with.", *others, sep="\n  ", flush=True)
             for path in place.iterdir():
                 if path.name != ".lock":  # held by this process
-                    seals.remove(path)
+                    files.remove(path)
         else:
             print("It goes on from what lies there; --again would begin anew.", flush=True)
-    seals.write_json(file, asdict(now))
+    files.write_json(file, asdict(now))
 
 
 def of_older(run: Run, moves: Mapping[str, str], changes: Mapping[str, str | None]) -> Restored:
     """The configuration of a run that did not keep its classes: those that give it the identity that it had."""
-    from runner.experiment import identity_of, settled
+    from runner.experiment import identity_of, resolved
 
     loaded = None
     for classes in config.candidates(run.yaml):
         # Whether bf16 pays was measured in the run's own cache.
-        tried = settled(config.restore(run.yaml, classes, moves).experiment)
+        tried = resolved(config.restore(run.yaml, classes, moves).experiment)
         loaded = loaded or inputs(run, tried)
         if identity_of(tried, *loaded).run == run.result["identity"]:
             found = {"train.precision": tried.train.precision, "finetune.precision": tried.finetune.precision}
@@ -216,7 +218,7 @@ def _changed(name: str, then: Mapping[str, Any], now: Mapping[str, Any]) -> Iter
 
 def damage(run: Run) -> Iterator[str]:
     """Whether the saved model is still the one that the run saved."""
-    problem = seals.fault(run.folder / "model")
+    problem = files.integrity_error(run.folder / "model")
     made = run.result.get("stages", {}).get("prune")
     if problem is None and made is not None and weights(run.folder) != made:
         problem = "its weights are not those that the run made"
@@ -365,12 +367,12 @@ def _tolerance(text: str) -> float:
 
 
 def _command_line() -> int:
-    from runner.edge import guarded
+    from runner.system.process import exit_status
 
     if ranks.rank():
-        return guarded(ranks.follow)
+        return exit_status(ranks.follow)
     status: list[int] = []
-    return guarded(lambda: status.append(main(sys.argv[1:]))) or status[0]
+    return exit_status(lambda: status.append(main(sys.argv[1:]))) or status[0]
 
 
 if __name__ == "__main__":

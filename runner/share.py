@@ -15,12 +15,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from runner import card, models, runs, seals
-from runner.errors import UserError
+from runner import models
 from runner.experiment import set_up_process
-from runner.hub import explain_upload
 from runner.inspect import inspect
-from runner.runs import Run
+from runner.records import card, runs
+from runner.records.runs import Run
+from runner.system.errors import UserError
+from runner.system.files import integrity_error, manifest_names
+from runner.system.hub import explain_upload
 from runner.tracking import Tracking
 
 if TYPE_CHECKING:
@@ -46,7 +48,7 @@ def check_id(repo_id: str) -> None:
 def check(run: Run) -> None:
     """Refuse a model that is not, bit for bit and zero for zero, what its run made and scored."""
     model = run.folder / "model"
-    problem = seals.fault(model)
+    problem = integrity_error(model)
     if problem is not None:
         raise UserError(f"{model} is not what the run wrote ({problem}): run it again with force=true, and share that")
     if run.result["sparse"] is None:
@@ -75,7 +77,7 @@ def check_pruning(file: Path, result: Mapping[str, Any]) -> None:
 def files_of(run: Run, repo_id: str) -> dict[str, Path | bytes]:
     """What is uploaded, by name: the sealed files, what was done to them, and the card with the id to load them by."""
     model = run.folder / "model"
-    files: dict[str, Path | bytes] = {name: model / name for name in seals.names(model)}
+    files: dict[str, Path | bytes] = {name: model / name for name in manifest_names(model)}
     if run.result["sparse"] is not None:
         files[PRUNING] = model / PRUNING
     return files | {card.NAME: card_for(model / card.NAME, repo_id).encode()}
@@ -206,6 +208,6 @@ def given_token() -> str:
 
 
 if __name__ == "__main__":
-    from runner.edge import guarded
+    from runner.system.process import exit_status
 
-    sys.exit(guarded(lambda: main(sys.argv[1:])))
+    sys.exit(exit_status(lambda: main(sys.argv[1:])))

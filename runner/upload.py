@@ -11,11 +11,10 @@ import argparse
 import sys
 from pathlib import Path
 
-from runner import pending
-from runner.errors import UserError
 from runner.experiment import alone, set_up_process
-from runner.pending import Pending
-from runner.tracking import Away, Tracking, patiently, upload
+from runner.system.errors import UserError
+from runner.tracking import Tracking, Unreachable, outbox, upload, with_retries
+from runner.tracking.outbox import Outbox
 
 PATIENCE = 5.0
 """Seconds for which a server that does not answer is tried again: here somebody waits."""
@@ -24,7 +23,7 @@ PATIENCE = 5.0
 def waiting(folder: Path) -> list[Path]:
     """The folders of runs, here or below, that keep something."""
     found = [folder, *sorted(folder.glob("*/")), *sorted(folder.glob("sweeps/*/"))]
-    return [place for place in found if (place / pending.NAME).is_file()]
+    return [place for place in found if (place / outbox.NAME).is_file()]
 
 
 def main(arguments: list[str]) -> None:
@@ -45,19 +44,19 @@ def main(arguments: list[str]) -> None:
 
 def _upload(place: Path, uri: str | None) -> None:
     with alone(place):
-        kept = Pending.of(place)
+        kept = Outbox.of(place)
         if kept is None:
-            raise UserError(f"{place / pending.NAME} is damaged: its first line does not name the run")
+            raise UserError(f"{place / outbox.NAME} is damaged: its first line does not name the run")
         header = kept.header()
         tracking = Tracking(uri or header.uri, header.experiment, patience=PATIENCE)
         try:
-            run_id = patiently(tracking, lambda: upload(tracking, place))
-        except Away as away:
+            run_id = with_retries(tracking, lambda: upload(tracking, place))
+        except Unreachable as away:
             raise UserError(f"{away}; nothing is lost: start it, and give the same command again") from away
     print(f"{place}: uploaded as MLflow run {run_id}")
 
 
 if __name__ == "__main__":
-    from runner.edge import guarded
+    from runner.system.process import exit_status
 
-    sys.exit(guarded(lambda: main(sys.argv[1:])))
+    sys.exit(exit_status(lambda: main(sys.argv[1:])))

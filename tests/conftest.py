@@ -118,7 +118,7 @@ def save_small_model(folder: Path, kind: str = "bert", seed: int = 0, **changes:
     """A random model of this architecture with the demo's vocabulary: 2 layers, H=32."""
     from transformers import AutoConfig, AutoModelForQuestionAnswering
 
-    from runner.pretrain_tiny import build_tokenizer
+    from tests.tools.pretrain_tiny import build_tokenizer
 
     tokenizer = build_tokenizer()
     sizes: dict[str, int] = {

@@ -25,7 +25,7 @@ def layers(encoder: str, *kinds: str, count: int = LAYERS) -> list[str]:
 
 @cache
 def texts() -> list[str]:
-    from runner.tasks.demo_text import examples
+    from runner.demo.text import examples
 
     return [text for example in examples(200, seed=0) for text in (example["question"], example["context"])]
 
@@ -35,7 +35,7 @@ def texts() -> list[str]:
 
 def word_pieces(folder: Path, **specials: str) -> None:
     """vocab.txt alone, with other names for the special tokens where a family has some."""
-    from runner.pretrain_tiny import build_tokenizer
+    from tests.tools.pretrain_tiny import build_tokenizer
 
     vocabulary = build_tokenizer().get_vocab()
     words = [specials.get(word.strip("[]"), word) for word in sorted(vocabulary, key=vocabulary.__getitem__)]

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from runner.tasks.demo_text import LAYOUTS, draw_paragraph, examples, vocabulary
+from runner.demo.text import LAYOUTS, draw_paragraph, examples, vocabulary
 
 ROOT = Path(__file__).parents[1]
-TINY = ROOT / "runner" / "tiny"
+TINY = ROOT / "runner" / "demo" / "tiny"
 COUNT = 1000
 
 
@@ -33,7 +33,7 @@ def test_same_seed_same_examples() -> None:
 @pytest.mark.parametrize("hash_seed", ["0", "1"])
 def test_same_examples_in_another_process(hash_seed: str) -> None:
     program = (
-        "import hashlib, json; from runner.tasks.demo_text import examples; "
+        "import hashlib, json; from runner.demo.text import examples; "
         "print(hashlib.sha256(json.dumps(list(examples(200, 7))).encode()).hexdigest())"
     )
     environment = os.environ | {"PYTHONHASHSEED": hash_seed, "PYTHONPATH": str(ROOT)}
@@ -135,7 +135,7 @@ def test_vocabulary_is_closed() -> None:
     assert set(re.findall(r"\w+|[^\w\s]", text)) == set(words)
 
 
-@pytest.mark.skipif(not (TINY / "tokenizer.json").exists(), reason="runner/tiny has not been made")
+@pytest.mark.skipif(not (TINY / "tokenizer.json").exists(), reason="runner/demo/tiny has not been made")
 def test_shipped_tokenizer_knows_every_word() -> None:
     transformers = pytest.importorskip("transformers")
     tokenizer = transformers.AutoTokenizer.from_pretrained(TINY)

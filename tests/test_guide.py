@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from runner.config import compose_experiment
-from runner.sweep import expand
+from runner.sweeps.callback import expand
 from tests.conftest import Cli
 
 ROOT = Path(__file__).parent.parent

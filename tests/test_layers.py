@@ -11,10 +11,10 @@ ROOT = Path(__file__).parent.parent
 PACKAGES = ("conf", "pruning", "results", "runner")
 STANDARD = set(sys.stdlib_module_names)
 # Who may know what, among the modules of `runner`; all others may not.
-HYDRA = {"runner/__main__.py", "runner/config.py", "runner/launchers.py", "runner/sweep.py"}
-HYDRA_ERRORS = {"runner/edge.py"}  # hydra.errors only: it tells them to the user
-MLFLOW = {"runner/tracking.py"}
-DATASETS = "runner/tasks/"
+HYDRA = {"runner/__main__.py", "runner/config/__init__.py", "runner/sweeps/launchers.py", "runner/sweeps/callback.py"}
+HYDRA_ERRORS = {"runner/system/process.py"}  # hydra.errors only: it tells them to the user
+MLFLOW = {"runner/tracking/__init__.py"}
+DATASETS = "runner/data/"
 VAGUE = {"utils", "util", "common", "base", "factory", "registry", "helpers", "misc"}
 
 
@@ -63,7 +63,7 @@ def test_modules_were_found() -> None:
     found = {package: len(modules(package)) for package in PACKAGES}
     assert {package: count for package, count in found.items() if count < least[package]} == {}
     assert sum(found.values()) >= 36
-    assert {path for path in modules("runner") if path.startswith(DATASETS)} >= {"runner/tasks/span.py"}
+    assert {path for path in modules("runner") if path.startswith(DATASETS)} >= {"runner/data/question_answering.py"}
 
 
 @pytest.mark.parametrize("text", [
@@ -79,8 +79,8 @@ def test_an_import_is_seen_wherever_it_stands(text: str) -> None:
 
 
 def test_imports_for_the_type_checker_alone_are_told_apart() -> None:
-    tree = ast.parse("if TYPE_CHECKING:\n    import datasets\nfrom . import models\nfrom .tasks import span")
-    assert list(imports(tree, "runner", type_checking=False)) == ["runner.models", "runner.tasks.span"]
+    tree = ast.parse("if TYPE_CHECKING:\n    import datasets\nfrom . import models\nfrom .data import tagging")
+    assert list(imports(tree, "runner", type_checking=False)) == ["runner.models", "runner.data.tagging"]
     assert "datasets" in set(imports(tree, "runner"))
 
 
@@ -97,10 +97,10 @@ def test_results_imports_neither_runner_nor_pruning() -> None:
 
 def test_runner_imports_of_results_the_columns_and_pictures_only() -> None:
     found = knowing("runner", "results", type_checking=True)
-    assert "runner/tracking.py" in found
+    assert "runner/tracking/__init__.py" in found
     names = {(path, ".".join(name.split(".")[:2])) for path, names in found.items() for name in names}
     assert {name for _, name in names} == {"results.columns", "results.pictures"}
-    assert {path for path, name in names if name == "results.pictures"} == {"runner/tracking.py"}
+    assert {path for path, name in names if name == "results.pictures"} == {"runner/tracking/__init__.py"}
 
 
 def test_nothing_imports_the_configuration_package() -> None:
@@ -121,13 +121,13 @@ def test_who_knows_mlflow() -> None:
 
 def test_who_knows_datasets_and_evaluate() -> None:
     found = knowing("runner", "datasets", "evaluate")
-    assert {"runner/tasks/sources.py", "runner/tasks/squad_metric.py"} <= found.keys()
+    assert {"runner/data/sources.py", "runner/data/squad_metric.py"} <= found.keys()
     assert [path for path in found if not path.startswith(DATASETS)] == []
 
 
 def test_no_module_with_a_vague_name() -> None:
     parts = {part for package in PACKAGES for path in modules(package) for part in Path(path).with_suffix("").parts}
-    assert "tasks" in parts
+    assert "data" in parts
     assert parts & VAGUE == set()
 
 

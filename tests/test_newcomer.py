@@ -227,7 +227,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from pruning import Prediction
-from runner.tasks import Dataset, Scores, sources
+from runner.data.task import Dataset, Scores
+from runner.data import sources
 
 
 @dataclass
@@ -311,11 +312,11 @@ def test_a_kind_of_task_is_one_module_and_one_yaml(tmp_path: Path) -> None:
     code, work = tmp_path / "code", tmp_path / "work"
     for package in PACKAGES:
         shutil.copytree(ROOT / package, code / package, ignore=shutil.ignore_patterns("__pycache__"))
-    (code / "runner/tasks/pointer.py").write_text(POINTER)
+    (code / "runner/data/pointer.py").write_text(POINTER)
     (code / "conf/dataset/pointer.yaml").write_text("defaults:\n  - /schema/dataset/Pointer\n")
     before, after = hashes(ROOT), hashes(code)
     touched = {path for path in before.keys() | after.keys() if before.get(path) != after.get(path)}
-    assert touched == {"runner/tasks/pointer.py", "conf/dataset/pointer.yaml"}
+    assert touched == {"runner/data/pointer.py", "conf/dataset/pointer.yaml"}
 
     work.mkdir()
     save_small_model(work / "small")

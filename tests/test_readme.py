@@ -5,7 +5,7 @@ import shlex
 from pathlib import Path
 
 from runner.config import compose_experiment
-from runner.sweep import expand
+from runner.sweeps.callback import expand
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text().replace("\\\n", "")  # a command may go on in the next line

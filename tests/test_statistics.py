@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from results.statistics import OF
-from runner.tasks.classify_scores import METRICS, OF_NUMBERS, STATISTICS
-from runner.tasks.tag_scores import counts, scores
+from results.bootstrap import FROM_MEANS
+from runner.data.classification_scores import METRICS, OF_NUMBERS, STATISTICS
+from runner.data.tagging_scores import counts, scores
 
 
 def drawn(name: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -25,10 +25,10 @@ def test_the_metric_follows_from_the_means(name: str, seed: int) -> None:
     of, rows = STATISTICS[name]
     numbers = rows(predictions, references)
     assert numbers.shape[0] == len(references)
-    assert float(OF[of](numbers.mean(0))) == pytest.approx(METRICS[name](predictions, references), abs=1e-9)
+    assert float(FROM_MEANS[of](numbers.mean(0))) == pytest.approx(METRICS[name](predictions, references), abs=1e-9)
     stacked = np.stack([numbers.mean(0), numbers[: len(numbers) // 2 + 1].mean(0)])
-    assert OF[of](stacked).shape == (2,)
-    assert OF[of](stacked)[0] == OF[of](numbers.mean(0))
+    assert FROM_MEANS[of](stacked).shape == (2,)
+    assert FROM_MEANS[of](stacked)[0] == FROM_MEANS[of](numbers.mean(0))
 
 
 @pytest.mark.parametrize("name", sorted(METRICS.keys() - {"spearmanr"}))  # whose ranks are those of the whole set
@@ -39,7 +39,7 @@ def test_so_does_that_of_examples_drawn_again(name: str) -> None:
     for seed in range(10):
         again = np.random.default_rng(seed).integers(0, len(references), len(references))
         expected = METRICS[name](predictions[again], references[again])
-        assert float(OF[of](numbers[again].mean(0))) == pytest.approx(expected, abs=1e-9)
+        assert float(FROM_MEANS[of](numbers[again].mean(0))) == pytest.approx(expected, abs=1e-9)
 
 
 def test_entities_too() -> None:
@@ -48,11 +48,11 @@ def test_entities_too() -> None:
     pairs = [tuple(names[chance.integers(0, 5, 6)].tolist() for _ in range(2)) for _ in range(30)]
     numbers = np.array([counts(predicted, gold) for predicted, gold in pairs], dtype=float)
     for name in ("f1", "precision", "recall"):
-        assert float(OF[f"entity_{name}"](numbers.mean(0))) == pytest.approx(scores(pairs)[name])
+        assert float(FROM_MEANS[f"entity_{name}"](numbers.mean(0))) == pytest.approx(scores(pairs)[name])
 
 
 def test_nothing_is_zero_and_no_warning(recwarn: pytest.WarningsRecorder) -> None:
-    for name, of in OF.items():
+    for name, of in FROM_MEANS.items():
         assert float(of(np.zeros({"mean": 1, "pearson": 5, "matthews_correlation": 5}.get(name, 3)))) == 0, name
     assert not recwarn.list
-    assert len(OF) == 9
+    assert len(FROM_MEANS) == 9

@@ -30,7 +30,7 @@ from typing import Any
 
 import numpy as np
 
-from runner.tasks.squad_scores import f1
+from runner.data.squad_scores import f1
 
 ROOT = Path(__file__).resolve().parents[2]
 REFERENCE = Path(__file__).with_name("reference_recipe.py")

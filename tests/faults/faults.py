@@ -13,7 +13,7 @@ Each trial runs the real command line in processes of its own. There are three k
   names the place, or go on without that space. With the space given back, the same command must end as in the first
   kind. Output, cache and MLflow's database lie on a small tmpfs, which only root can mount: else these are skipped.
 
-Not collected by pytest; `make fault-test` runs it, and tests/runner/test_faults.py a handful of trials.
+Not collected by pytest; `make fault-test` runs it, and tests/runner/system/test_faults.py a handful of trials.
 """
 
 from __future__ import annotations
@@ -52,20 +52,23 @@ ARGUMENTS = (
     "train.precision=float32", "finetune.precision=float32",
 )  # fmt: skip
 POINTS = {
-    "tokenising": ["runner.tasks.span:Span.tokenized"],
-    "training": ["runner.train:DistillTrainer.compute_loss", "torch.optim.lr_scheduler:LRScheduler.step"],
+    "tokenising": ["runner.data.question_answering:Span.tokenized"],
+    "training": ["runner.training.loop:DistillTrainer.compute_loss", "torch.optim.lr_scheduler:LRScheduler.step"],
     "checkpoint": [
-        "runner.train:DistillTrainer._save_checkpoint", "runner.train:save_file", "runner.seals:seal",
-        "runner.seals:_crc32", "runner.seals:_flush", "runner.checkpoints:rotate",
+        "runner.training.loop:DistillTrainer._save_checkpoint", "runner.training.loop:save_file",
+        "runner.system.files:publish",
+        "runner.system.files:_crc32", "runner.system.files:_flush", "runner.training.checkpoints:rotate",
         "transformers.trainer:Trainer._save_rng_state", "transformers.trainer:Trainer._save_optimizer_and_scheduler",
     ],
     "mask update": ["pruning.pruner:Pruner.prune", "pruning.pruner:Pruner._set_mask", "pruning.pruner:Pruner._enforce"],
     "cache": [
-        "runner.baseline:save", "runner.teacher:_write", "runner.teacher:_compute", "runner.evaluate:score",
-        "runner.tasks.arrow:mapped_once", "runner.seals:write_json", "runner.seals:unfinished", "runner.seals:remove",
+        "runner.stages.finetune:save", "runner.training.teacher_logits:_write",
+        "runner.training.teacher_logits:_compute", "runner.evaluate:score",
+        "runner.data.arrow:mapped_once", "runner.system.files:write_json", "runner.system.files:temporary_path",
+        "runner.system.files:remove",
     ],
     "verify": ["runner.experiment:verify", "runner.experiment:describe_pruning"],
-    "evaluate": ["runner.evaluate:predictions", "runner.tasks.span:Span.score"],
+    "evaluate": ["runner.evaluate:predictions", "runner.data.question_answering:Span.score"],
     "logging": [
         "runner.tracking:Tracker.flush", "runner.tracking:Tracker.params", "runner.tracking:Tracker.metrics",
         "runner.tracking:Tracker.text", "runner.experiment:record", "runner.experiment:write_json",
@@ -393,7 +396,7 @@ def main() -> int:
 
     torch.set_num_threads(1)
     # What every child needs, imported once. Nothing is run in this process that starts threads.
-    for name in ("runner.train", "runner.experiment", "runner.teacher", "mlflow", "datasets"):
+    for name in ("runner.training.loop", "runner.experiment", "runner.training.teacher_logits", "mlflow", "datasets"):
         importlib.import_module(name)
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.keep or Path(temporary)

@@ -5,9 +5,12 @@ import json
 
 import pytest
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param, RunTag
+from mlflow.entities import Metric, Param, RunData, RunInfo, RunTag
+from mlflow.entities import Run as LoggedRun
 
 from results import columns
+from results.rows import pool
+from results.runs import fetch, select
 
 
 class Experiment:
@@ -98,3 +101,40 @@ def published(experiment):
     experiment.log(seed=1, dense=0.7687, sparse=0.7627, ratio=0.7993)
     experiment.log(seed=0, dense=0.7637, sparse=0.7607, ratio=0.7993)
     return experiment
+
+
+def pooled(experiment):
+    """The rows of all runs of an experiment, and how many were left out for which reason."""
+    runs, left_out = select(fetch(experiment.client, experiment.name))
+    return pool(runs), left_out
+
+
+@pytest.fixture(scope="session")
+def rows_of():
+    """The function `pooled`."""
+    return pooled
+
+
+def logged_run(
+    run_id, *, seed=0, group="g", status="FINISHED", verified="true", end=0, dense=0.5, sparse=0.25, **params
+):
+    """A run as MLflow's client returns it, without a store."""
+    labels = {"model": "m", "dataset": "d", "pattern": "4x1", "seed": str(seed)} | params
+    tags = {
+        **{columns.KIND: columns.PRUNED, columns.IDENTITY: f"{group}-{seed}", columns.GROUP: group},
+        **{columns.METRIC: "f1", columns.VERIFIED: verified},
+    }
+    return LoggedRun(
+        RunInfo(run_id, "0", "user", status, start_time=0, end_time=end, lifecycle_stage="active"),
+        RunData(
+            metrics=[Metric("dense/f1", dense, 0, 0), Metric("sparse/f1", sparse, 0, 0)],
+            params=[Param(key, value) for key, value in labels.items()],
+            tags=[RunTag(key, value) for key, value in tags.items()],
+        ),
+    )
+
+
+@pytest.fixture(scope="session")
+def entry():
+    """The function `logged_run`."""
+    return logged_run

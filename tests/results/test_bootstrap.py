@@ -102,7 +102,7 @@ def test_undefined_where_the_dense_model_may_score_nothing():
 
 
 def test_questions_that_are_not_the_same_are_refused():
-    with pytest.raises(ValueError, match="3 and 4 questions"):
+    with pytest.raises(ValueError, match="3 and 4 examples"):
         interval(sample(np.ones(3)), sample(np.ones(4)))
 
 

@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from results import collect
 from results.filters import Filters, matches
-from results.gather import NothingMatches, gather
+from results.load import NothingMatches, load
+from results.runs import fetch
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def several(shared_experiment):
     ],
 )
 def test_what_is_shown(several, filters, expected):
-    rows, left_out = gather(several.client, several.name, filters)
+    rows, left_out = load(several.client, several.name, filters)
     assert ", ".join(f"{row.model} {row.pattern}" for row in rows) == expected
     hidden = all(each in (None, "distilbert") for each in (filters.model, filters.sweep)) and not filters.tags
     assert left_out == ({"failed": 1} if hidden and filters.pattern != " 2:4 , 8x1" else {})
@@ -61,31 +61,31 @@ def test_what_is_shown(several, filters, expected):
 )
 def test_nothing_matches(several, filters, message):
     with pytest.raises(NothingMatches) as error:
-        gather(several.client, several.name, filters)
+        load(several.client, several.name, filters)
     assert str(error.value) == message
 
 
 def test_a_long_list_is_cut(experiment):
     experiment.log()
-    (run,) = collect.fetch(experiment.client, experiment.name)
+    (run,) = fetch(experiment.client, experiment.name)
     logged = []
     for at in range(23):
         logged.append(copy.deepcopy(run))
         logged[-1].data.params["model"] = f"m{at:02}"
-    message = Filters(model="x").nothing(logged)
+    message = Filters(model="x").explain_no_match(logged)
     assert message.endswith("m18, m19, and 3 more")
 
 
 def test_an_empty_store_is_no_mistake_of_the_filter(experiment):
-    assert gather(experiment.client, experiment.name, Filters(model="bert-huge")) == ([], {})
+    assert load(experiment.client, experiment.name, Filters(model="bert-huge")) == ([], {})
 
 
 def test_published_rows_match_too(experiment):
     experiment.log()
-    rows, _ = gather(experiment.client, experiment.name, Filters(model="bert-large"), compare=True)
+    rows, _ = load(experiment.client, experiment.name, Filters(model="bert-large"), compare=True)
     assert {(row.model, row.dataset) for row in rows} == {("bert-large", "squad")}
     with pytest.raises(NothingMatches):
-        gather(experiment.client, experiment.name, Filters(model="bert-huge"), compare=True)
+        load(experiment.client, experiment.name, Filters(model="bert-huge"), compare=True)
 
 
 @given(label=st.text(min_size=1))

@@ -6,9 +6,9 @@ from statistics import fmean
 
 import pytest
 
-from results import columns, intervals, scores
+from results import intervals
 from results.filters import Filters
-from results.gather import gather
+from results.load import load
 
 DENSE = {seed: [random.Random(seed).uniform(0.5, 1) for _ in range(40)] for seed in (0, 1, 2)}
 SPARSE = {
@@ -43,7 +43,7 @@ def near(interval):
 
 
 def find(experiment, pattern="4x1", **options):
-    rows, _ = gather(experiment.client, experiment.name, **options)
+    rows, _ = load(experiment.client, experiment.name, **options)
     (row,) = [row for row in rows if row.pattern == pattern]
     return row
 
@@ -99,51 +99,6 @@ def test_the_order_of_the_examples_does_not_matter(experiment):
     first, second = find(experiment, "t"), find(experiment, "s")
     assert first.drop_interval == second.drop_interval
     assert first.drop_interval is not None
-
-
-def test_controls_are_found_behind_a_filter(experiment):
-    experiment.log(control="c")
-    dense = experiment.log(control="c", group="d", pattern="dense", sparse=0.75)
-    (row,), _ = gather(experiment.client, experiment.name, Filters(pattern="4x1"))
-    assert row.control is not None
-    assert (row.control.mean, row.control.runs) == (0.75, [dense])
-
-
-@pytest.mark.parametrize("change", [{"control": "other"}, {"control": None}, {"metric": "accuracy"}, {"pattern": "2:4"},
-                                    {"status": "FAILED"}, {"verified": "false"}])  # fmt: skip
-def test_what_is_no_control(experiment, change):
-    experiment.log(control="c")
-    experiment.log(**{"control": "c", "group": "d", "pattern": "dense", **change})
-    (row,) = [row for row in gather(experiment.client, experiment.name)[0] if row.pattern == "4x1"]
-    assert row.control is None
-    assert "no same-budget dense control: pattern=dense, and all else as here" in row.notes
-
-
-def test_controls_have_no_controls(experiment):
-    experiment.log(control="c", budget="b", group="d", pattern="dense", params={"distill": "logits"})
-    experiment.log(control="p", budget="b", group="p", pattern="dense", params={"distill": "none"})
-    rows, _ = gather(experiment.client, experiment.name)
-    assert [(row.control, row.plain) for row in rows] == [(None, None)] * 2
-    assert not [note for row in rows for note in row.notes if "control" in note]
-
-
-def test_a_row_without_distillation_has_one_control(experiment):
-    experiment.log(control="c", budget="b", params={"distill": "none"})
-    experiment.log(control="c", budget="b", group="d", pattern="dense", params={"distill": "none"})
-    row = find(experiment)
-    assert row.control is not None
-    assert row.plain is None
-
-
-def test_the_rival_with_most_seeds_is_taken(experiment):
-    experiment.log(control="c")
-    few = experiment.log(control="c", group="z", pattern="dense")
-    most = [experiment.log(control="c", group="a", pattern="dense", seed=seed) for seed in (0, 1)]
-    row = find(experiment)
-    assert row.control is not None
-    assert (row.control.runs, row.control.rivals) == (most, 2)
-    assert few not in row.control.runs
-    assert "several groups of runs could be a control: the one with most seeds is" in row.notes
 
 
 GOOD = {"id": ["a", "b"], "dense": [0.9, 0.7], "sparse": [0.8, 0.6]}
@@ -210,38 +165,15 @@ def test_only_what_is_shown_is_read(experiment, monkeypatch):
     shown = experiment.log(control="c", dense=0.8, sparse=0.7, scores=json.dumps(GOOD))
     experiment.log(group="e", pattern="2:4", dense=0.8, sparse=0.7, scores=json.dumps(GOOD))
     asked = []
-    read = scores.read
-    monkeypatch.setattr(scores, "read", lambda client, runs: asked.extend(runs) or read(client, asked))
-    gather(experiment.client, experiment.name, Filters(pattern="4x1"))
+    read = intervals.read
+    monkeypatch.setattr(intervals, "read", lambda client, runs: asked.extend(runs) or read(client, asked))
+    load(experiment.client, experiment.name, Filters(pattern="4x1"))
     assert asked == [shown]
-    gather(experiment.client, experiment.name, with_intervals=False)
+    load(experiment.client, experiment.name, with_intervals=False)
     assert asked == [shown]
 
 
 def test_rows_without_runs_are_left_alone(experiment):
-    rows, _ = gather(experiment.client, experiment.name, compare=True)
+    rows, _ = load(experiment.client, experiment.name, compare=True)
     assert rows
     assert intervals.add(experiment.client, rows) == rows
-
-
-def test_sizes_and_counts_are_pooled(experiment):
-    counts = {columns.TRAIN_EXAMPLES: 10, columns.OFFICIAL_TRAIN: 20}
-    sizes = {columns.BYTES: 100, columns.MACS_DENSE: 50}
-    for seed in (0, 1):
-        experiment.log(seed=seed, dense_model=f"m{seed // 2}", counts=counts,
-                       metrics={**sizes, columns.COMPRESSED: 40 + 20 * seed, "sparse/exact_match": 0.5 + 0.1 * seed,
-                                "dense/exact_match": 0.7, "dense/only_once": 1.0 if seed else None},
-                       params={"train.precision": ["bf16", "float32"][seed]})  # fmt: skip
-    row = find(experiment)
-    assert (row.size_bytes, row.compressed_bytes, row.macs_dense, row.macs_sparse) == (100, 50, 50, None)
-    assert (row.train_examples, row.evaluation_examples, row.official_train) == (10, None, 20)
-    assert (row.dense_models, row.precision, row.hidden_dropout) == (1, "bf16|float32", None)
-    assert row.sparse_others == pytest.approx({"exact_match": 0.55})
-    assert row.dense_others == pytest.approx({"exact_match": 0.7})
-
-
-def test_runs_of_older_versions_are_shown(published):
-    (row,) = gather(published.client, published.name)[0]
-    lacking = ("control", "plain", "size_bytes", "macs_sparse", "dense_models", "official_train", "drop_interval")
-    assert [getattr(row, name) for name in lacking] == [None] * len(lacking)
-    assert (row.sparse_others, row.dense_others) == ({}, {})

@@ -13,7 +13,7 @@ from results import columns
 from results.__main__ import main
 
 ROOT = Path(__file__).parents[2]
-# The fixture `published` is runs as older versions logged them.
+# The fixture `published` logs labels and scores only.
 NOTES = [
     "a: no interval: scores.json is missing or cannot be fetched (bert-mini squad 4x1).",
     "b: no same-budget dense control: pattern=dense, and all else as here (bert-mini squad 4x1).",
@@ -265,3 +265,43 @@ def test_a_narrow_terminal_gets_blocks(published, monkeypatch, capsys):
     assert "2.0 MB" not in narrow
     assert main(arguments(published, "--wide")) == 0
     assert "2.0 MB" in capsys.readouterr().out
+
+
+def test_the_picture_is_written_as_its_suffix_says(published, tmp_path, capsys):
+    for name, start in (("a.png", b"\x89PNG"), ("b.svg", b"<?xml"), ("c.pdf", b"%PDF")):
+        assert main(["picture", *arguments(published, "--output", str(tmp_path / name))]) == 0
+        assert capsys.readouterr().out == f"{tmp_path}/{name}: bert-mini on squad, 1 rows\n"
+        assert (tmp_path / name).read_bytes().startswith(start)
+    assert main(["picture", *arguments(published, "--output", str(tmp_path / "d.word"))]) == 1
+    assert f"error: --output {tmp_path}/d.word: Format 'word' is not supported" in capsys.readouterr().err
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["a.png", "b.svg", "c.pdf"]
+
+
+def test_a_picture_has_one_comparison(published, monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    published.log(group="b", dataset="mrpc", scores=([0.5, 0.5], [0.4, 0.4]))
+    assert main(["picture", *arguments(published)]) == 1
+    message = capsys.readouterr().err
+    assert message.endswith("there are: bert-mini mrpc f1, bert-mini squad f1\n")
+    assert "--dataset" in message
+    assert main(["picture", *arguments(published, "--dataset", "mrpc")]) == 0
+    assert [each.name for each in tmp_path.iterdir()] == ["score-against-sparsity.png"]
+
+
+def test_there_is_no_picture_of_nothing(experiment, monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["picture", *arguments(experiment)]) == 1
+    assert "there is nothing to draw" in capsys.readouterr().err
+    experiment.log(pattern="dense")
+    assert main(["picture", *arguments(experiment)]) == 1
+    assert "none with a pruned row" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_help_names_the_commands(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["--help"])
+    assert stop.value.code == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "{table,report,picture}" in text
+    assert "picture: write the picture of score against sparsity" in text

@@ -13,12 +13,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from results import bootstrap, collect, columns, pictures, scores, table
+from results import bootstrap, columns, formats, intervals, tradeoff
 from results.__main__ import main
 from results.bootstrap import Sample, interval
-from results.gather import gather
+from results.load import load
+from results.rows import pool
+from results.runs import fetch, select
 
-# --- references: the metric of lists of answers, and the numbers of each example as `results.statistics` has them ----
+# --- references: the metric of lists of answers, and the numbers of each example as `results.bootstrap` has them ----
 
 
 def f1(answers, gold, of=1):
@@ -174,7 +176,7 @@ def log(experiment, dataset, metric, name, *, seeds=(0, 1), others=None, worse=0
                                               ("pearson", "pearson")])  # fmt: skip
 def test_rows_have_the_intervals_of_their_metric(experiment, metric, name):
     gold, dense, sparse = log(experiment, "data", metric, name)
-    (row,), _ = gather(experiment.client, experiment.name)
+    (row,), _ = load(experiment.client, experiment.name)
     expected = naive(METRICS[name], dense, sparse, gold, paired=True, resamples=bootstrap.RESAMPLES)
     assert expected is not None
     assert row.drop_interval == pytest.approx(expected, abs=1e-9)
@@ -216,21 +218,21 @@ def test_several_metrics_in_one_table(experiment, capsys):
                         "sst2": main_one["sst2"], "mnli": main_one["mnli"]}  # fmt: skip
     assert found["mnli"]["Sparse accuracy validation mismatched (mean)"] == "0.7321"
     assert found["stsb"]["Sparse Spearman correlation (mean)"] == "0.8642"
-    assert all("%" in row["95% interval of it"] for row in found.values())
+    assert all("%" in row["95% interval of the drop of means"] for row in found.values())
 
 
 def test_the_only_metric_names_the_columns(experiment):
     log(experiment, "cola", "matthews_correlation", "matthews_correlation")
-    rows, _ = gather(experiment.client, experiment.name)
-    assert "| Dense Matthews correlation (mean/max) |" in table.markdown(rows)
-    assert "Metric" not in table.markdown(rows)
+    rows, _ = load(experiment.client, experiment.name)
+    assert "| Dense Matthews correlation (mean/max) |" in formats.markdown(rows)
+    assert "Metric" not in formats.markdown(rows)
 
 
 @pytest.mark.parametrize(("dense", "sparse"), [(-0.1, 0.2), (0.0, 0.3), (1e-17, 0.3)])
 def test_there_is_no_drop_from_nothing_or_less(experiment, dense, sparse):
     assert columns.relative_drop(dense, sparse) is None
     experiment.log(dataset="cola", metric="matthews_correlation", dense=dense, sparse=sparse)
-    (row,), _ = gather(experiment.client, experiment.name)
+    (row,), _ = load(experiment.client, experiment.name)
     assert (row.drop_max, row.drop_mean, row.drop_interval) == (None, None, None)
     assert "no relative drop from a dense score that is not above 0" in row.notes
 
@@ -240,7 +242,7 @@ def test_a_correlation_that_may_be_negative_has_no_interval(experiment):
     rows = rows_of("pearson", answers, gold)
     score = correlation(answers, gold)
     experiment.log(dataset="stsb", metric="pearson", dense=score, sparse=score, scores=artifact("pearson", rows, rows))
-    (row,), _ = gather(experiment.client, experiment.name)
+    (row,), _ = load(experiment.client, experiment.name)
     assert (row.drop_mean, row.drop_interval) == (0, None)
     assert "no interval: the score that it is relative to may be 0 or negative" in row.notes
 
@@ -248,7 +250,7 @@ def test_a_correlation_that_may_be_negative_has_no_interval(experiment):
 def test_a_control_has_its_interval_too(experiment):
     log(experiment, "mrpc", "f1", "f1", control="c")
     log(experiment, "mrpc", "f1", "f1", control="c", pattern="dense", worse=0.25)
-    rows, _ = gather(experiment.client, experiment.name)
+    rows, _ = load(experiment.client, experiment.name)
     (row,) = [row for row in rows if row.pattern == "4x1"]
     assert row.control is not None
     assert row.control.interval is not None
@@ -282,7 +284,7 @@ GOOD = [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]  # F1 of 2 / 3
 def test_statistics_that_cannot_be_used(experiment, name, rows, reason):
     content = {"id": ["a", "b"], "dense": [], "sparse": [], "statistics": {"name": name, "dense": GOOD, "sparse": rows}}
     experiment.log(dense=2 / 3, sparse=2 / 3, scores=json.dumps(content))
-    (row,), _ = gather(experiment.client, experiment.name)
+    (row,), _ = load(experiment.client, experiment.name)
     found = [note for note in row.notes if note.startswith("no interval: ")]
     assert row.drop_interval is None
     assert reason in found[0] if reason else found == ["no interval: the score that it is relative to may be 0"]
@@ -290,14 +292,14 @@ def test_statistics_that_cannot_be_used(experiment, name, rows, reason):
 
 def test_statistics_are_no_list():
     with pytest.raises(ValueError, match="statistic"):
-        scores.parse({"id": ["a"], "dense": [], "sparse": [], "statistics": []})
+        intervals.parse({"id": ["a"], "dense": [], "sparse": [], "statistics": []})
 
 
 def test_seeds_of_different_statistics_are_not_pooled(experiment):
     experiment.log(seed=0, dense=2 / 3, sparse=2 / 3, scores=artifact("f1", GOOD, GOOD))
     experiment.log(seed=1, dense=0.5, sparse=0.5, scores=json.dumps({"id": ["e00", "e01"], "dense": [0, 1],
                                                                       "sparse": [0, 1]}))  # fmt: skip
-    (row,), _ = gather(experiment.client, experiment.name)
+    (row,), _ = load(experiment.client, experiment.name)
     assert "no interval: its seeds logged different statistics" in row.notes
 
 
@@ -306,7 +308,7 @@ def test_the_published_rows_of_text_classification_are_set_beside_ours(experimen
     log(experiment, "mrpc", "f1", "f1", pattern="2:4", model="distilbert")
     log(experiment, "mrpc", "matthews_correlation", "matthews_correlation", pattern="2:4")
     experiment.log(dataset="sst2", metric="accuracy", group="s", scores=([1.0, 0.5], [0.5, 0.5]))
-    rows, _ = gather(experiment.client, experiment.name, compare=True)
+    rows, _ = load(experiment.client, experiment.name, compare=True)
     ours = {(row.model, row.dataset, row.pattern, row.metric): row.published for row in rows if row.runs}
     assert {key: entry and (entry.metric, entry.dense_max, entry.sparse_max) for key, entry in ours.items()} == {
         ("bert-mini", "mrpc", "4x1", "f1"): ("f1", 0.8752, 0.8722),
@@ -343,17 +345,20 @@ def test_metrics_are_written_as_people_do(metric, written, title):
 def test_each_metric_has_its_picture(experiment):
     log(experiment, "mrpc", "f1", "f1")
     experiment.log(dataset="mrpc", metric="matthews_correlation", group="n", dense=0.4, sparse=-0.1)
-    runs, _ = collect.select(collect.fetch(experiment.client, experiment.name))
-    compared = pictures.comparisons(runs)
+    runs, _ = select(fetch(experiment.client, experiment.name))
+    compared = tradeoff.comparisons(pool(runs))
     assert list(compared) == [("bert-mini", "mrpc", "f1"), ("bert-mini", "mrpc", "matthews_correlation")]
-    axes = [pictures.score_against_sparsity(group).axes[0] for group in compared.values()]
-    assert [each.get_ylabel() for each in axes] == ["F1", "Matthews correlation"]
+    axes = [tradeoff.score_against_sparsity(group).axes[0] for group in compared.values()]
+    assert [each.get_ylabel() for each in axes] == [
+        "F1, mean over seeds (fraction)",
+        "Matthews correlation, mean over seeds",
+    ]
     low, high = axes[1].get_ylim()
     assert low < -0.1 < 0.4 < high
 
 
 def test_drops_of_correlations_are_told(experiment):
     everything(experiment)
-    rows, _ = gather(experiment.client, experiment.name)
+    rows, _ = load(experiment.client, experiment.name)
     noted = [row.dataset for row in rows if any("a correlation, which is 0 at chance" in note for note in row.notes)]
     assert noted == ["cola", "stsb"]

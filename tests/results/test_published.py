@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from results import published
-from results.collect import Row
+from results.rows import Row
 
 REFERENCE = """
 bert-mini squad 4x1 0.7993 0.7662/0.7687 0.7617/0.7627 -0.78

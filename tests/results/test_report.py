@@ -7,8 +7,10 @@ from html.parser import HTMLParser
 import pytest
 from mlflow.entities import Metric
 
-from results import columns, gather, report, table
+from results import columns, report
 from results.__main__ import main
+from results.load import load
+from results.table import footnotes
 
 HOSTILE = "<script>alert(1)</script>&amp;\"'"
 
@@ -47,8 +49,8 @@ def log(experiment, **given):
 def page(experiment):
     for seed in (0, 1):
         log(experiment, seed=seed, model=HOSTILE, sparse=0.7 + seed / 100)
-    rows, left_out = gather.gather(experiment.client, experiment.name)
-    return rows, Page(report.page(experiment.client, rows, table.footnotes(rows, left_out), HOSTILE))
+    rows, left_out = load(experiment.client, experiment.name)
+    return rows, Page(report.page(experiment.client, rows, footnotes(rows, left_out), HOSTILE))
 
 
 def test_it_needs_nothing_else_and_runs_nothing(page):
@@ -93,8 +95,8 @@ def test_runs_of_a_server_are_linked():
 
 def test_runs_without_artifacts_are_reported_too(experiment):
     experiment.log()
-    rows, left_out = gather.gather(experiment.client, experiment.name)
-    found = Page(report.page(experiment.client, rows, table.footnotes(rows, left_out), "title"))
+    rows, left_out = load(experiment.client, experiment.name)
+    found = Page(report.page(experiment.client, rows, footnotes(rows, left_out), "title"))
     assert "not logged" in found.texts
     assert "python -m runner" in found.texts
 

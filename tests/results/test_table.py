@@ -1,14 +1,9 @@
-import csv
-import io
-import json
-import re
 from dataclasses import replace
-from html.parser import HTMLParser
 
 import pytest
 
 from results import table
-from results.collect import Control, Published, Row
+from results.rows import Row
 
 PUBLISHED = Row(
     **{"model": "bert-mini", "dataset": "squad", "pattern": "4x1", "seeds": [0, 1], "ratio": 0.7993},
@@ -16,137 +11,7 @@ PUBLISHED = Row(
     **{"drop_max": -0.0060 / 0.7687, "drop_mean": -0.0045 / 0.7662},
     **{"metric": "f1", "differs": {}, "runs": ["r0", "r1"]},
 )
-GAIN = replace(
-    PUBLISHED,
-    **{"model": "distilbert", "pattern": "2:4", "seeds": [7], "ratio": 0.5, "runs": ["r7"]},
-    **{"dense_mean": 0.8690, "dense_max": 0.8690, "sparse_mean": 0.8731, "sparse_max": 0.8750},
-    **{"drop_max": 0.0060 / 0.8690, "drop_mean": 0.0041 / 0.8690},
-)
-HEADERS = [
-    *["Model", "Dataset", "Sparsity pattern", "Element-wise/matmul, Gemm, conv ratio", "Dense F1 (mean/max)"],
-    *["Sparse F1 (mean/max)", "Relative drop", "Relative drop of means", "Seeds"],
-]
-CELLS = [
-    ["bert-mini", "squad", "4x1", "0.7993", "0.7662/0.7687", "0.7617/0.7627", "-0.78%", "-0.59%", "2 (0-1)"],
-    ["distilbert", "squad", "2:4", "0.5000", "0.8690", "0.8731/0.8750", "+0.69%", "+0.47%", "1 (7)"],
-]
-NASTY = replace(PUBLISHED, model="a|b\\|c & 100%_#$ {x} ~^ <y> `z` *", differs={"lr": "1|2", "glob": "[a-z]"})
-FIELDS = [
-    *["model", "dataset", "pattern", "seeds", "ratio", "dense_mean", "dense_max", "sparse_mean", "sparse_max"],
-    *["drop_max", "drop_mean", "metric", "differs"],
-]
-
-
-def markdown_cells(line):
-    """The cells of a line of a Markdown table, as GitHub splits and unescapes it."""
-    cells = re.split(r"(?<!\\)(?:\\\\)*\|", line)
-    assert cells[0] == cells[-1] == ""
-    return [re.sub(r"\\([\\|*`<&\[_])", r"\1", cell.strip()) for cell in cells[1:-1]]
-
-
-def test_markdown_is_the_published_table():
-    header, rule, *body = table.markdown([PUBLISHED, GAIN]).splitlines()
-    assert markdown_cells(header) == HEADERS
-    assert [markdown_cells(line) for line in body] == CELLS
-    assert len(markdown_cells(rule)) == len(HEADERS)
-    assert set(rule) <= set("|-: ")
-
-
-def test_markdown_escapes():
-    lines = table.markdown([NASTY]).splitlines()
-    assert {len(markdown_cells(line)) for line in lines} == {len(HEADERS) + 1}
-    cells = markdown_cells(lines[2])
-    assert cells[0] == NASTY.model
-    assert cells[-1] == "lr=1|2, glob=[a-z]"
-
-
-def test_terminal_sets_a_row_on_a_line_when_nobody_says_how_wide():
-    rows = [PUBLISHED, replace(GAIN, model="m" * 60, differs={"key": "v" * 200})]
-    header, _, *body = table.terminal(rows).splitlines()
-    assert re.split(r"  +", header.strip()) == [*HEADERS, "Differs"]
-    assert re.split(r"  +", body[0].strip()) == CELLS[0]
-    assert "m" * 60 in body[1]
-    assert "v" * 200 in body[1]
-    assert len(body) == 2
-
-
-@pytest.mark.parametrize("width", [20, 80, 120, 300])
-def test_terminal_breaks_headers_but_no_number(width):
-    rows = [PUBLISHED, replace(GAIN, differs={"learning_rate": "0.1", "epochs": "10", "schedule": "cubic"})]
-    text = table.terminal(rows, width)
-    assert all(cell in text for cell in ("0.7662/0.7687", "0.7617/0.7627", "-0.78%", "+0.69%", "distilbert"))
-    assert max(map(len, text.splitlines())) <= max(width, 125)
-
-
-def test_terminal_cuts_nothing_off():
-    row = replace(PUBLISHED, seeds=list(range(12)), differs={"key": "Z" * 50})
-    text = table.terminal([row], 20)
-    assert text.count("Z") == 50
-    assert "11" in text
-
-
-def test_terminal_prints_labels_as_they_are():
-    text = table.terminal([replace(PUBLISHED, model="glob([a-z])[bold]", pattern=":smile:")])
-    assert "glob([a-z])[bold]" in text
-    assert ":smile:" in text
-
-
-def test_csv_reads_back():
-    text = table.comma_separated([NASTY, replace(GAIN, drop_max=None, ratio=None)])
-    reader = csv.DictReader(io.StringIO(text))
-    first, second = reader
-    assert reader.fieldnames is not None
-    assert list(reader.fieldnames)[: len(FIELDS)] == FIELDS
-    assert first["model"] == NASTY.model
-    assert first["seeds"] == "0 1"
-    assert first["differs"] == "lr=1|2, glob=[a-z]"
-    for name in FIELDS[4:11]:
-        assert float(first[name]) == getattr(NASTY, name)  # all digits
-    assert second["drop_max"] == second["ratio"] == second["differs"] == ""
-
-
-def test_json_reads_back():
-    first, second = json.loads(table.as_json([NASTY, replace(GAIN, drop_max=None)]))
-    assert list(first)[: len(FIELDS) + 1] == [*FIELDS, "runs"]
-    assert Row(**first) == NASTY
-    assert second["drop_max"] is None
-    assert table.as_json([]) == "[]"
-
-
-def test_latex_escapes_and_counts():
-    lines = table.latex([NASTY, PUBLISHED]).splitlines()
-    assert lines[1] == r"\begin{tabular}{lllrrrrrll}"
-    assert lines[-1] == r"\end{tabular}"
-    assert lines[2] == r"\toprule"
-    assert lines[4] == r"\midrule"
-    assert lines[-2] == r"\bottomrule"
-    for line in (lines[3], *lines[5:-2]):
-        assert len(re.findall(r"(?<!\\)&", line)) == len(HEADERS)
-        assert line.endswith(r" \\")
-    escaped = r"a\textbar{}b\textbackslash{}\textbar{}c \& 100\%\_\#\$ \{x\} \textasciitilde{}\textasciicircum{} "
-    assert lines[5].startswith(escaped + r"\textless{}y\textgreater{}")
-    assert r"-0.78\%" in lines[6]
-
-
-def test_differs_is_left_out_where_empty():
-    assert "Differs" not in table.markdown([PUBLISHED]) + table.terminal([PUBLISHED]) + table.latex([PUBLISHED])
-    assert "Differs" in table.comma_separated([PUBLISHED]).title()
-
-
-def test_several_metrics_get_a_column():
-    header, _, *body = table.markdown([PUBLISHED, replace(GAIN, metric="exact_match")]).splitlines()
-    assert markdown_cells(header)[3] == "Metric"
-    assert "Dense score (mean/max)" in header
-    assert "Sparse score (mean/max)" in header
-    assert "F1" not in header
-    assert [markdown_cells(line)[3] for line in body] == ["F1", "Exact match"]
-
-
-@pytest.mark.parametrize(("metric", "label"), [("f1", "F1"), ("exact_match", "exact match"), ("accuracy", "accuracy")])
-def test_headers_name_the_metric(metric, label):
-    assert f"| Dense {label} (mean/max) | Sparse {label} (mean/max) |" in table.markdown(
-        [replace(PUBLISHED, metric=metric)]
-    )
+GAIN = replace(PUBLISHED, model="distilbert", pattern="2:4", seeds=[7], runs=["r7"])
 
 
 @pytest.mark.parametrize(
@@ -170,12 +35,6 @@ def test_one_number_where_mean_and_maximum_print_the_same():
     assert table.mean_max(0.86894, 0.86904) == "0.8689/0.8690"
 
 
-def test_undefined_is_a_dash():
-    row = replace(PUBLISHED, ratio=None, drop_max=None, drop_mean=None)
-    cells = markdown_cells(table.markdown([row]).splitlines()[2])
-    assert (cells[3], cells[6], cells[7]) == ("-", "-", "-")
-
-
 @pytest.mark.parametrize(
     ("left_out", "notes"),
     [
@@ -197,94 +56,17 @@ def test_footnotes_count_what_is_not_shown(left_out, notes):
     assert "Nothing" in table.footnotes([], left_out)[0]
 
 
-def test_footnote_on_rows_that_nothing_tells_apart():
+def test_footnote_on_rows_without_a_param_that_differs():
     twin = replace(PUBLISHED, dense_max=0.9)
     (note,) = table.footnotes([PUBLISHED, twin, GAIN], {})
     assert note == "2 rows of bert-mini squad 4x1 differ in something that was not logged as a param."
     assert not table.footnotes([replace(PUBLISHED, differs={"lr": "1"}), replace(twin, differs={"lr": "2"})], {})
 
 
-def test_no_format_fails_on_no_rows():
-    assert len(table.FORMATS) == 6
-    assert all(isinstance(form([]), str) for form in table.FORMATS.values())
-
-
-CONTROL = Control(0.8, 0.81, -0.05, -0.04, [-0.06, -0.02], [0, 1], ["c0", "c1"])
-FULL = replace(
-    PUBLISHED,
-    **{"drop_interval": [-0.0120, 0.00034], "control": CONTROL, "plain": replace(CONTROL, mean=0.79, interval=None)},
-    **{"sparse_others": {"exact_match": 0.68}, "dense_others": {"exact_match": 0.7}},
-    **{"size_bytes": 44.73e6, "compressed_bytes": 12e6, "macs_dense": 200.0, "macs_sparse": 83.0},
-    **{"published": Published("f1", 0.7993, None, 0.7687, 0.7617, 0.7627, -0.0078, "A & B")},
-    **{"notes": ["first", "second"]},
-)
-MORE = {
-    "95% interval of it": "-1.20% to +0.03%",
-    "Notes": "a, b",
-    "Published ratio": "0.7993",
-    "Published dense F1 (mean/max)": "0.7687",
-    "Published sparse F1 (mean/max)": "0.7617/0.7627",
-    "Published relative drop": "-0.78%",
-    "Same-budget dense F1 (mean/max)": "0.8000/0.8100",
-    "Drop of means against control": "-4.00%",
-    "95% interval against control": "-6.00% to -2.00%",
-    "Same-budget dense F1 without distillation (mean/max)": "0.7900/0.8100",
-    "Drop of means against undistilled control": "-4.00%",
-    "Sparse exact match (mean)": "0.6800",
-    "Size on disk": "44.7 MB",
-    "Sparse, compressed": "12.0 MB",
-    "Multiply-accumulates left": "41.5%",
-}
-
-
-def test_columns_beside_the_published_ones():
-    header, _, full, bare = table.markdown([FULL, PUBLISHED]).splitlines()
-    assert markdown_cells(header)[:8] == HEADERS[:8]
-    found = dict(zip(markdown_cells(header), markdown_cells(full), strict=True))
-    assert {name: found.get(name) for name in MORE} == MORE
-    assert list(found) == [*HEADERS[:8], "95% interval of it", "Seeds", *list(MORE)[1:]]
-    cells = dict(zip(markdown_cells(header), markdown_cells(bare), strict=True))
-    assert {cells[name] for name in MORE if name != "Notes"} == {"-"}
-    assert cells["Notes"] == ""
-
-
-def test_the_terminal_leaves_sizes_out_unless_asked():
-    narrow, wide = table.terminal([FULL], wide=False), table.terminal([FULL])
-    assert "44.7 MB" in wide
-    assert "44.7 MB" not in narrow
-    assert "-6.00% to -2.00%" in narrow
-    assert "0.6800" in narrow
-
-
-@pytest.mark.parametrize("width", [60, 80, 100, 140])
-def test_blocks_hold_every_cell_once(width):
-    text = table.terminal([FULL, GAIN], width)
-    assert max(map(len, text.splitlines())) <= width
-    for cell in MORE.values():
-        assert cell in text
-    blocks = text.split("\n\n")
-    assert len(blocks) > 1
-    assert text.count("bert-mini") == text.count("distilbert") == len(blocks)
-
-
 def test_marks():
     assert [table.mark(at) for at in (0, 1, 25, 26, 27, 51, 52, 701, 702)] == [
         *["a", "b", "z", "aa", "ab", "az", "ba", "zz", "aaa"]
     ]
-
-
-def test_notes_are_told_once_with_the_rows_they_concern():
-    rows = [FULL, replace(GAIN, notes=["second", "third"]), replace(GAIN, dataset="mrpc", notes=["second"])]
-    *notes, source = table.footnotes(rows, {"failed": 1})
-    assert notes == [
-        "a: first (bert-mini squad 4x1).",
-        "b: second (all rows).",
-        "c: third (distilbert squad 2:4).",
-        "1 failed run is not shown.",
-    ]
-    assert source.startswith("Published by A & B.")
-    header, _, *lines = map(markdown_cells, table.markdown(rows).splitlines())
-    assert [line[header.index("Notes")] for line in lines] == ["a, b", "b, c", "b"]
 
 
 @pytest.mark.parametrize(
@@ -299,78 +81,3 @@ def test_notes_are_told_once_with_the_rows_they_concern():
 )
 def test_seeds_are_counted_and_named(seeds, text):
     assert table.seeds(seeds) == text
-
-
-def test_csv_has_all_of_what_is_known():
-    text = table.comma_separated([FULL, PUBLISHED])
-    full, bare = csv.DictReader(io.StringIO(text))
-    assert (full["drop_interval_low"], full["drop_interval_high"]) == ("-0.012", "0.00034")
-    assert (full["control_mean"], full["control_interval_low"], full["control_seeds"]) == ("0.8", "-0.06", "0 1")
-    assert (full["plain_mean"], full["plain_interval_low"]) == ("0.79", "")
-    assert (full["sparse/exact_match"], full["dense/exact_match"]) == ("0.68", "0.7")
-    assert (full["published_dense_mean"], full["published_source"]) == ("", "A & B")
-    assert full["notes"] == "first; second"
-    assert not [name for name in full if "runs" in name]
-    assert not any(bare[name] for name in full if name not in [*FIELDS, "notes"])
-
-
-def test_json_has_notes_and_records():
-    (row,) = json.loads(table.as_json([FULL]))
-    assert row["notes"] == ["first", "second"]
-    assert row["control"]["runs"] == ["c0", "c1"]
-    assert row["published"]["source"] == "A & B"
-
-
-class Page(HTMLParser):
-    """Reads a table back: tags that came, and the text of each cell by line."""
-
-    def __init__(self):
-        super().__init__()
-        self.tags, self.lines, self.opened = set(), [], False
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.add(tag)
-        self.opened = tag in ("td", "th")
-        if tag == "tr":
-            self.lines.append([])
-        if self.opened:
-            self.lines[-1].append("")
-
-    def handle_endtag(self, tag):
-        self.opened = False
-
-    def handle_data(self, data):
-        if self.opened:
-            self.lines[-1][-1] += data
-
-
-HOSTILE = ["<script>alert(1)</script>", "</td></table><img src=x onerror=y>", "&amp;", "'\"><b>", "a|b\\", "x\ny"]
-
-
-@pytest.mark.parametrize("text", HOSTILE)
-def test_html_escapes(text):
-    row = replace(FULL, model=text, dataset=text, pattern=text, differs={text: text}, sparse_others={text: 0.5})
-    page = Page()
-    page.feed(table.html_table([row]))
-    assert page.tags == {"table", "thead", "tbody", "tr", "th", "td"}
-    header, cells = page.lines
-    assert len(header) == len(cells)
-    assert cells[:3] == [text] * 3
-    assert cells[-1] == f"{text}={text}"
-    whole = Page()
-    whole.feed(table.html([replace(row, notes=[text])], [text]))
-    assert whole.tags == page.tags | {"html", "head", "meta", "title", "style", "body", "p"}
-
-
-@pytest.mark.parametrize("text", HOSTILE)
-def test_markdown_escapes_headers_and_cells(text):
-    row = replace(FULL, model=text, sparse_others={text: 0.5}, metric=f"x{text}")
-    lines = table.markdown([row]).splitlines()
-    assert len(lines) == 3
-    assert len({len(markdown_cells(line)) for line in lines}) == 1
-    assert not [line for line in lines if re.search(r"(?<!\\)<", line)]
-
-
-def test_latex_has_no_line_that_begins_with_an_option():
-    lines = table.latex([replace(PUBLISHED, model="[x]"), replace(PUBLISHED, model="*"), NASTY]).splitlines()
-    assert [line.split(" & ")[0] for line in lines[5:7]] == ["{[}x{]}", "{*}"]

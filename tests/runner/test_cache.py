@@ -6,8 +6,8 @@ import pytest
 from filelock import FileLock
 
 from runner import cache
-from runner.edge import guarded
-from runner.errors import UserError
+from runner.system.errors import UserError
+from runner.system.process import exit_status
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def test_what_a_run_is_making_is_left(folder: Path, capsys: pytest.CaptureFixtur
 def test_a_folder_that_is_not_there_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(UserError, match="nowhere: there is no such folder"):
         cache.main(["list", "--cache-dir", str(tmp_path / "nowhere")])
-    assert guarded(lambda: cache.main(["list", "--cache-dir", str(tmp_path / "nowhere")])) == 1
+    assert exit_status(lambda: cache.main(["list", "--cache-dir", str(tmp_path / "nowhere")])) == 1
     assert "error:" in capsys.readouterr().err
 
 

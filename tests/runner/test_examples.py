@@ -11,13 +11,14 @@ from pathlib import Path
 import pytest
 
 from results import columns
-from runner import runs, seals
-from runner.errors import UserError
+from runner.data.demo import Demo
+from runner.data.question_answering import Span, excerpt, question_word
+from runner.data.task import Dataset, told_length
+from runner.demo.text import examples as generated
 from runner.examples import Compared, Diagnosis, Kind, diagnose, kinds, parse, text_of
-from runner.tasks import Dataset, told_length
-from runner.tasks.demo import Demo
-from runner.tasks.demo_text import examples as generated
-from runner.tasks.span import Span, excerpt, question_word
+from runner.records import runs
+from runner.system import files
+from runner.system.errors import UserError
 from runner.tracking import Tracking
 from tests.conftest import cli_in, save_small_model
 
@@ -188,7 +189,7 @@ def test_options_that_are_no_numbers() -> None:
 def test_what_cannot_be_compared(original: Path, tmp_path: Path) -> None:
     shutil.copytree(original / "outputs", tmp_path / "outputs")
     folder = run_in(tmp_path)
-    result = seals.read_json(folder / "result.json")
+    result = files.read_json(folder / "result.json")
     assert result is not None
     scores = json.loads((folder / columns.SCORES).read_text())
 
@@ -196,13 +197,13 @@ def test_what_cannot_be_compared(original: Path, tmp_path: Path) -> None:
         with pytest.raises(UserError, match=match):
             diagnosed(tmp_path)
 
-    seals.write_json(folder / "result.json", {**result, "sparse": None})
+    files.write_json(folder / "result.json", {**result, "sparse": None})
     refused("with prune=false there is no sparse model")
-    seals.write_json(folder / "result.json", {**result, "made_by": {**result["made_by"], "evaluation": "others"}})
+    files.write_json(folder / "result.json", {**result, "made_by": {**result["made_by"], "evaluation": "others"}})
     refused("dataset.path=generated: these are not the examples that the run was scored on; add dataset.path=PLACE")
-    seals.write_json(folder / "result.json", {**result, "made_by": {}})
+    files.write_json(folder / "result.json", {**result, "made_by": {}})
     refused("did not keep what this needs")
-    seals.write_json(folder / "result.json", result)
+    files.write_json(folder / "result.json", result)
     (folder / columns.SCORES).write_text(json.dumps({**scores, "sparse": [0.0] * EVALUATED}))
     refused("scores.json: its mean, 0.000000, is not the sparse f1 of the run")
     (folder / columns.SCORES).write_text(json.dumps({"id": [], "dense": [], "sparse": []}))

@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pruning import LayerReport, parse
-from runner.errors import UserError
 from runner.inspect import BLOCKS, GROUPS, Inspection, inspect, main, strongest
+from runner.system.errors import UserError
 from tests.conftest import Cli, save_small_model
 
 LAYER = "bert.encoder.layer"
@@ -312,7 +312,7 @@ def test_nothing_is_loaded_but_the_file(
 
 
 def test_the_embedded_model_is_dense() -> None:
-    folder = Path(__file__).parents[2] / "runner" / "tiny"  # without a head, in bfloat16
+    folder = Path(__file__).parents[2] / "runner" / "demo" / "tiny"  # without a head, in bfloat16
     found = inspect(folder)
     assert len(found.layers) >= 24
     assert (found.linear_ratio, found.patterns) == (0, [])

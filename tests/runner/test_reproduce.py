@@ -17,12 +17,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from results import columns
-from runner import config, runs, seals
+from runner import config
 from runner.config import compose_experiment
-from runner.errors import UserError
 from runner.experiment import Result
+from runner.records import runs
+from runner.records.runs import MadeBy, Run
 from runner.reproduce import Comparison, Repetition, compare, conclusion, differences, main, parse, place_of, prepared
-from runner.runs import MadeBy, Run
+from runner.system import files
+from runner.system.errors import UserError
 from runner.tracking import Tracking
 from tests.conftest import ROOT, cli_in, save_small_model
 
@@ -71,9 +73,9 @@ def run_in(place: Path) -> Path:
 
 def rewritten(folder: Path, **changes: object) -> None:
     """Change result.json, with a checksum that agrees."""
-    result = seals.read_json(folder / "result.json")
+    result = files.read_json(folder / "result.json")
     assert result is not None
-    seals.write_json(folder / "result.json", {**result, **changes})
+    files.write_json(folder / "result.json", {**result, **changes})
 
 
 def result_of(folder: Path) -> dict:
@@ -83,7 +85,7 @@ def result_of(folder: Path) -> dict:
 def compared(place: Path, tolerance: float | None = None) -> Comparison:
     """The run of `place` beside the reproduction that lies there, without running anything."""
     (again,) = place.glob("reproductions/*/*-s0-*/")
-    values = seals.read_json(again / "result.json")
+    values = files.read_json(again / "result.json")
     assert values is not None
     return compare(runs.find(str(run_in(place)), Tracking()), Result(**{**values, "folder": str(again)}), [], tolerance)
 
@@ -240,7 +242,7 @@ def test_what_was_made_otherwise_is_told_and_not_gone_on_with(place: Path) -> No
     by = result_of(folder)["made_by"]
     rewritten(folder, made_by={**by, "threads": 7, "packages": {**by["packages"], "torch": "1.0"}})
     begun = next(place.glob("reproductions/*/begun.json"))
-    seals.write_json(begun, {**by, "ranks": 2})
+    files.write_json(begun, {**by, "ranks": 2})
     done = cli_in(place)(*REPRODUCE, str(folder))
     assert f"  torch: 1.0 then, {by['packages']['torch']} now\n" in done.stdout
     assert "  threads: 7 then, 1 now (OMP_NUM_THREADS=7 gives the same number)\n" in done.stdout
@@ -284,8 +286,8 @@ def test_a_configuration_or_a_model_that_was_changed_since(place: Path) -> None:
         f"{folder / 'model'} was changed since: model.safetensors is not what was written",
     ]
     (folder / "config.yaml").write_text(text)
-    (folder / "model" / seals.SEAL).unlink()
-    seals.seal(folder / "model", folder / "sealed")  # by somebody who knows how
+    (folder / "model" / files.MANIFEST).unlink()
+    files.publish(folder / "model", folder / "sealed")  # by somebody who knows how
     (folder / "sealed").rename(folder / "model")
     assert circumstances(place) == [
         f"{folder / 'model'} was changed since: its weights are not those that the run made"
@@ -373,7 +375,7 @@ def test_differences_name_what_differs(original: Path) -> None:
         "dataset.path", "model.path", "version of the stage prune", "hardware", "ranks", "code of the runner"
     ]  # fmt: skip
     assert asdict(then)["classes"]["criterion"] == "SnipMomentum"
-    assert then.precision["train"] in ("float32", "bf16")  # as it was settled
+    assert then.precision["train"] in ("float32", "bf16")  # as it was resolved
 
 
 def test_the_conclusion_follows_from_stages_scores_and_tolerance() -> None:

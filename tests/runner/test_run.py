@@ -13,10 +13,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from runner import seals, tracking
+from runner import tracking
 from runner.config import Identity
 from runner.experiment import Result, finished, summary
-from runner.verify import Verification
+from runner.models.verify import Verification
+from runner.system import files
 from tests.conftest import Cli, save_small_model
 from tests.loopback_hub import serve
 
@@ -158,13 +159,13 @@ def test_what_counts_as_finished(tmp_path: Path) -> None:
     assert not tracking.is_finished(tracking.Tracking(uri=f"sqlite:///{tmp_path}/none.db"), tracker.run_id)
 
     folder = tmp_path / "run"
-    with seals.making(folder / "model") as model:
+    with files.atomic_folder(folder / "model") as model:
         (model / "config.json").write_text("{}")
     scores = {"f1": 0.5}
     result = Result("m", "d", "4x1", 0, "f1", scores, scores, 0.0, Verification(0.8, 0.4, 0.8, 0), "identity", "group",
                     str(folder), tracker.run_id, {"seconds": {}})  # fmt: skip
     file = folder / "result.json"
-    seals.write_json(file, asdict(result))
+    files.write_json(file, asdict(result))
 
     def found(identity: str = "identity") -> Result | None:
         return finished([file], Identity(identity, "", "", "", ""), where)
@@ -174,9 +175,9 @@ def test_what_counts_as_finished(tmp_path: Path) -> None:
     for text in ("", "{", "[]", json.dumps(asdict(result)), file.read_text().replace("0.5", "0.6", 1)):
         file.write_text(text)
         assert found() is None
-    seals.write_json(file, {**asdict(result), "of another version": 1})
+    files.write_json(file, {**asdict(result), "of another version": 1})
     assert found() is None
-    seals.write_json(file, asdict(result))
+    files.write_json(file, asdict(result))
     assert found() == result
     (folder / "model" / "config.json").unlink()
     assert found() is None
@@ -224,7 +225,7 @@ def squad_on_a_hub(root: Path) -> None:
     """A few of the demo's questions under SQuAD's id."""
     import datasets
 
-    from runner.tasks.demo_text import examples
+    from runner.demo.text import examples
 
     folder = root / "datasets" / "rajpurkar" / "squad" / "plain_text"
     for split, count, seed in (("train", 64, 0), ("validation", 16, 1)):

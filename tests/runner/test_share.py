@@ -10,8 +10,10 @@ import pytest
 from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
-from runner import card, seals, share
-from runner.errors import UserError
+from runner import share
+from runner.records import card
+from runner.system import files
+from runner.system.errors import UserError
 from tests.conftest import cli_in, save_small_model
 from tests.loopback_hub import PRIVATE, TOKEN, serve
 
@@ -180,18 +182,18 @@ def test_weights_that_are_not_as_claimed_are_not_shared(copy: Path, hub: Path) -
     name = next(name for name in weights if "query.weight" in name)
     weights[name] += 1
     save_file(weights, model / "model.safetensors", {"format": "pt"})
-    names = seals.names(model)
-    listed = seals.checksums(model, [model / name for name in names])
-    (model / seals.SEAL).write_text(json.dumps(listed))
+    names = files.manifest_names(model)
+    listed = files.checksums(model, [model / name for name in names])
+    (model / files.MANIFEST).write_text(json.dumps(listed))
     assert f"the weights are not as pruning.json says: {name}: 0 zeros" in refused(copy, "--repo-id", "me/sparse")
 
 
 @pytest.mark.parametrize("kind", ["verified", "scored"])
 def test_a_result_that_says_less_is_not_shared(copy: Path, hub: Path, kind: str) -> None:
     result = json.loads((copy / "result.json").read_text())
-    result.pop(seals.CHECKSUM)
+    result.pop(files.CHECKSUM)
     changes = {"verified": {"verification": None}, "scored": {"sparse": {"f1": 1.0, "exact_match": 1.0}}}[kind]
-    seals.write_json(copy / "result.json", {**result, **changes})
+    files.write_json(copy / "result.json", {**result, **changes})
     said = {"verified": "its model was not verified", "scored": "pruning.json does not tell the run's own numbers"}
     assert said[kind] in refused(copy, "--repo-id", "me/sparse")
 

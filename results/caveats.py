@@ -1,0 +1,145 @@
+"""Caveats of the numbers in the table: each becomes a note on the rows that it concerns (the column "Notes")."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+from results import columns
+from results.controls import DENSE, Control
+from results.rows import Row
+from results.runs import natural
+
+
+def add(rows: list[Row]) -> list[Row]:
+    """The rows with their caveats as notes, after the notes that they have. Rows without runs of ours get none.
+
+    Caveats of a comparison concern all rows of one model, dataset and metric among these.
+    """
+    peers: defaultdict[tuple[str, ...], list[Row]] = defaultdict(list)
+    for row in rows:
+        if row.runs:
+            peers[row.model, row.dataset, row.metric].append(row)
+    shared = {key: [note for caveat in OF_COMPARISONS for note in caveat(group)] for key, group in peers.items()}
+    return [_noted(row, shared.get((row.model, row.dataset, row.metric), [])) if row.runs else row for row in rows]
+
+
+def _noted(row: Row, shared: list[str]) -> Row:
+    own = (note for caveat in OF_ROWS for note in caveat(row))
+    return replace(row, notes=list(dict.fromkeys([*row.notes, *own, *shared])))
+
+
+# --- one row: each function yields notes --------------------------------------------------------------------------
+
+
+def signs(row: Row) -> Iterator[str]:
+    """The drop of the maxima is a gain and that of the means a loss, or vice versa."""
+    if _opposite(row.drop_max, row.drop_mean):
+        yield "the drop of the maxima and the drop of the means differ in sign"
+    if any(_opposite(control.drop_max, control.drop_mean) for control in _controls(row)):
+        yield "against the control, the drop of the maxima and the drop of the means differ in sign"
+
+
+def drops(row: Row) -> Iterator[str]:
+    """A relative drop means little if the metric has no natural zero, and nothing from a score of 0."""
+    scores = (
+        row.dense_max,
+        row.dense_mean,
+        *(score for control in _controls(row) for score in (control.max, control.mean)),
+    )
+    if any(score is not None and score <= columns.ZERO for score in scores):
+        yield "no relative drop from a dense score that is not above 0"
+    if row.metric in columns.CORRELATIONS:
+        yield "its drops are relative to a correlation, which is 0 at chance: not to be compared across metrics"
+
+
+def few_seeds(row: Row) -> Iterator[str]:
+    """The noise is as large as the effect, or only a part of the noise is known."""
+    if len(row.seeds) == 1:
+        within = "its intervals are over examples alone" if row.drop_interval else "how much seeds differ is not known"
+        yield f"one seed: {within}"
+    if row.drop_mean and _holds_zero(row.drop_interval):
+        yield "the interval of the drop of means includes zero: too few seeds or examples to tell its sign"
+    if any(control.drop_mean and _holds_zero(control.interval) for control in _controls(row)):
+        yield "the interval against the control includes zero: too few seeds or examples to tell its sign"
+
+
+def dense_models(row: Row) -> Iterator[str]:
+    """Seeds share a dense model, and the maximum over fewer models is lower."""
+    if row.dense_models is not None and row.dense_models < len(row.seeds):
+        yield f"the dense maximum is over {_count(row.dense_models, 'model')}, the sparse one over {len(row.seeds)}"
+
+
+def subsets(row: Row) -> Iterator[str]:
+    """The run used fewer examples than the official splits have."""
+    sizes = (("trained", row.train_examples, row.official_train),
+             ("evaluated", row.evaluation_examples, row.official_evaluation))  # fmt: skip
+    fewer = [f"{done} on {used:,} of {all_:,} examples" for done, used, all_ in sizes if used and all_ and used < all_]
+    if fewer:
+        yield ", ".join(fewer)
+
+
+def controls(row: Row) -> Iterator[str]:
+    """The same-budget control is missing, ambiguous, or has other seeds."""
+    if row.pattern != DENSE and row.control is None:
+        yield "no same-budget dense control: pattern=dense, and all else as here"
+    if any(control.seeds != row.seeds for control in _controls(row)):
+        yield "a control has other seeds, which cannot be paired with these"
+    if any(control.rivals > 1 for control in _controls(row)):
+        yield "several groups of runs could be a control: the one with most seeds is"
+
+
+# --- all rows of one model, dataset and metric -------------------------------------------------------------
+
+
+def unequal_seeds(rows: list[Row]) -> Iterator[str]:
+    """The maximum over more seeds is higher."""
+    counts = [len(row.seeds) for row in rows]
+    if min(counts) < max(counts):
+        yield f"{_named(rows)}: the maxima are over {min(counts)} to {max(counts)} seeds, and more reach higher"
+
+
+def settings(rows: list[Row]) -> Iterator[str]:
+    """Rows were trained with different dropout or precision, which may depend on the machine."""
+    for name, read in SETTINGS.items():
+        values = {_normalized(value) for row in rows for value in (read(row) or "").split("|") if value}
+        if len(values) > 1:
+            yield f"{_named(rows)}: trained with different {name} ({', '.join(sorted(values, key=natural))})"
+
+
+SETTINGS: dict[str, Callable[[Row], str | None]] = {
+    "dropout": lambda row: row.hidden_dropout,
+    "dropout of attention weights": lambda row: row.attention_dropout,
+    "precision": lambda row: row.precision,
+}
+OF_ROWS = (subsets, controls, dense_models, few_seeds, signs, drops)
+OF_COMPARISONS = (unequal_seeds, settings)
+
+
+def _controls(row: Row) -> list[Control]:
+    return [control for control in (row.control, row.plain) if control is not None]
+
+
+def _opposite(one: float | None, other: float | None) -> bool:
+    return one is not None and other is not None and one * other < 0
+
+
+def _holds_zero(interval: list[float] | None) -> bool:
+    return interval is not None and interval[0] <= 0 <= interval[1]
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _named(rows: list[Row]) -> str:
+    return f"{rows[0].model} {rows[0].dataset}"
+
+
+def _normalized(value: str) -> str:
+    """0.10 becomes 0.1; what is no number stays."""
+    try:
+        return f"{float(value):g}"
+    except ValueError:
+        return value

@@ -1,0 +1,128 @@
+"""The settings of a training, under the names that transformers' TrainingArguments give them."""
+
+from dataclasses import asdict, dataclass, replace
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from runner.system.device import Precision, best_precision, why_not
+from runner.system.errors import UserError
+from runner.system.ranks import world_size
+
+
+class Sampling(Enum):
+    """Order of the training features."""
+
+    random = "random"
+    group_by_length = "group_by_length"
+
+
+class SchedulerType(Enum):
+    """Courses of the learning rate, after the warm-up."""
+
+    linear = "linear"
+    cosine = "cosine"
+    constant = "constant"
+    constant_with_warmup = "constant_with_warmup"
+
+
+@dataclass
+class Training:
+    """One training: `finetune` for the dense model, `train` for pruning while distilling."""
+
+    learning_rate: float = 5e-5
+    """The highest learning rate."""
+    lr_scheduler_type: SchedulerType = SchedulerType.linear
+    """Course of the learning rate after the warm-up: linear, cosine, constant, constant_with_warmup."""
+    warmup_steps: float = 0.1
+    """Linear warm-up in optimizer steps, or a fraction of the training if below 1."""
+    per_device_train_batch_size: int = 16
+    """Examples in a batch, in all: under several ranks each takes its share."""
+    gradient_accumulation_steps: int = 1
+    """Batches in an optimizer step."""
+    num_train_epochs: float = 3
+    """Passes over the training features."""
+    max_steps: int = -1
+    """Optimizer steps in all, if above 0: overrides num_train_epochs."""
+    weight_decay: float = 0.0
+    """AdamW's decoupled weight decay, not for biases and LayerNorm."""
+    adam_beta1: float = 0.9
+    """Decay of AdamW's first moment."""
+    adam_beta2: float = 0.999
+    """Decay of AdamW's second moment."""
+    adam_epsilon: float = 1e-8
+    """Added to AdamW's denominator."""
+    max_grad_norm: float = 0.0
+    """Gradients are clipped to this norm; 0 does not clip."""
+    batch_tokens: int | None = None
+    """Instead of a number of examples: tokens in a batch at most, in all, padding included."""
+    train_sampling_strategy: Sampling = Sampling.group_by_length
+    """group_by_length: batches of like length, which waste little on padding; or random."""
+    precision: Precision | None = None
+    """float32, tf32, bf16 or fp16 autocast. If not given: bf16 where this machine is quicker in it, fp16 on older GPUs,
+    else float32. Scores are always taken in float32."""
+    torch_compile: bool = False
+    """Compile the model with torch.compile: a minute or more at first, quicker steps on GPUs; no gain seen on CPUs."""
+    dataloader_num_workers: int = 0
+    """Processes that prepare batches."""
+    logging_steps: int | None = None
+    """Optimizer steps between two logged losses; a hundredth of the training if not given."""
+    save_steps: int = 1000
+    """Optimizer steps between two checkpoints."""
+    save_total_limit: int = 1
+    """Checkpoints kept."""
+
+    def __post_init__(self) -> None:
+        for key in ("learning_rate", "per_device_train_batch_size", "gradient_accumulation_steps", "num_train_epochs",
+                    "save_steps", "save_total_limit"):  # fmt: skip
+            if getattr(self, key) <= 0:
+                raise UserError(f"{key}={getattr(self, key)} is out of range in train or finetune: above 0")
+        for key in ("warmup_steps", "weight_decay", "max_grad_norm", "dataloader_num_workers"):
+            if getattr(self, key) < 0:
+                raise UserError(f"{key}={getattr(self, key)} is out of range in train or finetune: not negative")
+        for key in ("adam_beta1", "adam_beta2"):
+            if not 0 <= getattr(self, key) < 1:
+                raise UserError(f"{key}={getattr(self, key)} is out of range in train or finetune: from 0 to below 1")
+        if self.warmup_steps > 1 and not float(self.warmup_steps).is_integer():
+            raise UserError(f"warmup_steps={self.warmup_steps}: whole steps, or a fraction of the training below 1")
+        if self.batch_tokens is not None and self.batch_tokens < 1:
+            raise UserError(f"batch_tokens={self.batch_tokens} is out of range in train or finetune: at least 1")
+
+    def resolved(self, kept: Path | None = None) -> "Training":
+        """The same with the precision chosen.
+
+        Args:
+            kept: a folder that keeps what is measured for the choice.
+
+        Raises:
+            UserError: this machine does not have the precision that is asked for, or a batch cannot be dealt out among
+                the ranks.
+        """
+        for key in ("per_device_train_batch_size", "batch_tokens"):
+            if (getattr(self, key) or 0) % world_size():
+                raise UserError(
+                    f"{key}={getattr(self, key)} in train or finetune is the total, and does not divide among "
+                    f"{world_size()} ranks: choose a multiple of {world_size()}"
+                )
+        precision = self.precision or best_precision(kept)
+        if why := why_not(precision):
+            raise UserError(
+                f"precision={precision.value} in train or finetune: {why}; leave it out to let it be chosen"
+            )
+        return replace(self, precision=precision)
+
+    def options(self) -> dict[str, Any]:
+        """As keyword arguments of TrainingArguments."""
+        values = self.plain()
+        for ours in ("batch_tokens", "precision", "train_sampling_strategy"):
+            del values[ours]
+        return values | {"bf16": self.precision is Precision.bf16, "fp16": self.precision is Precision.fp16}
+
+    def plain(self) -> dict[str, Any]:
+        """As plain values."""
+        return {key: value.value if isinstance(value, Enum) else value for key, value in asdict(self).items()}
+
+    def determinants(self) -> dict[str, Any]:
+        """What of it determines the result."""
+        without = ("dataloader_num_workers", "logging_steps", "save_steps", "save_total_limit")
+        return {key: value for key, value in self.plain().items() if key not in without}

@@ -1,0 +1,153 @@
+"""Datasets as arrow has them: columns as whole buffers, where reading row by row would take fifty times as long, and
+files that are kept."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from filelock import FileLock
+
+from runner.system import files
+from runner.system.errors import writing
+
+if TYPE_CHECKING:
+    import datasets
+    import numpy as np
+    import pyarrow as pa
+
+
+_FEATURES = "features.arrow"
+
+
+def mapped_once(
+    examples: datasets.Dataset, function: Callable[..., dict[str, list]], name: str, title: str, place: Path | None
+) -> datasets.Dataset:
+    """What `function(batch, indices)` makes of the examples: read from a sealed folder, or made now and kept there.
+
+    Several processes may ask at once: one makes it, the others wait.
+
+    Args:
+        name: of what is made, as datasets' fingerprint.
+        title: for the progress bar.
+        place: the folder; None: nothing is kept.
+
+    Raises:
+        UserError: the disk is full.
+    """
+
+    def mapped(file: Path | None, found: bool) -> datasets.Dataset:
+        return examples.map(
+            function,
+            batched=True,
+            with_indices=True,
+            remove_columns=examples.column_names,
+            cache_file_name=None if file is None else str(file),
+            load_from_cache_file=found,
+            new_fingerprint=name,
+            desc=title,
+        )
+
+    if place is None:
+        return mapped(None, found=False)
+    with writing(place.parent):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(place.with_name(f"{place.name}.lock")):
+            if not files.is_intact(place):
+                with files.atomic_folder(place) as folder:
+                    mapped(folder / _FEATURES, found=False)
+            return mapped(place / _FEATURES, found=True)
+
+
+def table(examples: datasets.Dataset, *names: str) -> pa.Table:
+    """These columns of the rows that a dataset selects, in its order."""
+    return cast("pa.Table", examples.select_columns(list(names)).with_format("arrow")[:])
+
+
+def field(structs: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
+    """One field of a column of records; null where the record is."""
+    return _compute().struct_field(structs, name)
+
+
+def ragged(lists: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
+    """A column of lists of numbers: all values in a row, and the length of each list."""
+    lengths = _compute().list_value_length(lists).fill_null(0)
+    return _compute().list_flatten(lists).to_numpy(), lengths.to_numpy()
+
+
+def lists(column: pa.ChunkedArray) -> Iterator[list[Any]]:
+    """A column of lists as Python's, an empty one for a null. One by one: 100,000 at once would keep the garbage
+    collector busy for longer than all else takes."""
+    values = _compute().list_flatten(column).to_pylist()
+    lengths = _compute().list_value_length(column).fill_null(0)
+    ends = itertools.accumulate(lengths.to_pylist(), initial=0)
+    for begin, end in itertools.pairwise(ends):
+        yield values[begin:end]
+
+
+def digest(examples: datasets.Dataset) -> str:
+    """Hash of the contents of all columns, and of what the numbers of classes stand for."""
+    found = hashlib.sha256()
+    for name, column in zip(examples.column_names, table(examples, *examples.column_names).columns, strict=True):
+        names = class_names(examples, name)
+        found.update(f"{name}:{'' if names is None else json.dumps(names)}".encode())
+        feed(found, column)
+    return found.hexdigest()
+
+
+def class_names(examples: datasets.Dataset, column: str) -> list[str] | None:
+    """What the numbers in a column, or in its lists, stand for; None if they stand for themselves."""
+    feature: Any = examples.features[column]
+    return getattr(getattr(feature, "feature", feature), "names", None)
+
+
+def feed(digest: hashlib._Hash, column: pa.ChunkedArray) -> None:
+    """Feed a column of text, integers or lists of these to a hash.
+
+    Only values count: neither the chunks, nor the width of integers and offsets, which differ from format to format.
+    Lengths go before contents, so that two columns give the same bytes only if they hold the same.
+    """
+    import pyarrow as pa
+
+    kind = column.type
+    digest.update(f"{len(column)} rows, {column.null_count} null;".encode())
+    if column.null_count:
+        digest.update(column.is_null().to_numpy().tobytes())
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        _feed_integers(digest, _compute().list_value_length(column))
+        feed(digest, _compute().list_flatten(column))
+    elif pa.types.is_integer(kind):
+        digest.update(b"integers:")
+        _feed_integers(digest, column)
+    elif pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        digest.update(b"text:")
+        _feed_text(digest, column)
+    else:
+        digest.update(b"other:" + json.dumps(column.to_pylist(), sort_keys=True, default=str).encode())
+
+
+def _feed_integers(digest: hashlib._Hash, column: pa.ChunkedArray) -> None:
+    digest.update(column.cast("int64").fill_null(0).to_numpy().astype("<i8").tobytes())
+
+
+def _feed_text(digest: hashlib._Hash, column: pa.ChunkedArray) -> None:
+    import numpy as np
+
+    # Large before combined: the offsets of small strings end at 2 GB. A null has no bytes after fill_null.
+    whole: Any = column.cast("large_binary").fill_null(b"").combine_chunks()
+    _, offsets, characters = whole.buffers()
+    bounds = np.frombuffer(offsets, np.int64)[whole.offset : whole.offset + len(whole) + 1] if offsets else np.zeros(1)
+    digest.update(np.diff(bounds).astype("<i8").tobytes())
+    if characters is not None:
+        digest.update(memoryview(characters)[int(bounds[0]) : int(bounds[-1])])
+
+
+def _compute() -> Any:
+    """pyarrow.compute, most of whose functions are made when it is imported: no type checker knows them."""
+    import pyarrow.compute
+
+    return pyarrow.compute

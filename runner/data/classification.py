@@ -1,0 +1,243 @@
+"""Text classification: one text or two, one of several classes, or a number (regression)."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pruning import Prediction
+from runner.data import arrow, classes, sources
+from runner.data.classification_scores import METRICS, OF_NUMBERS, STATISTICS
+from runner.data.splits import Part, Splits
+from runner.data.task import SPLIT, Dataset, Scores, told_length
+from runner.system.errors import UserError
+
+if TYPE_CHECKING:
+    import datasets
+    import numpy as np
+    import torch
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Classify(Dataset):
+    """Texts, or pairs of texts, with one label each."""
+
+    text: str = "text"
+    """Column of the text."""
+    text_pair: str | None = None
+    """Column of a second text, where the task is about two."""
+    label: str = "label"
+    """Column of the label: a class by its name or its number, or a number."""
+    id: str | None = None
+    """Column of an id. Not given: the number of the row."""
+    labels: list[str] = field(default_factory=list)
+    """The classes in the order in which the model has them. Where the data have numbers: what they stand for, from 0
+    (but "3" stands for 3). Not given: those of the data, which are sorted if the data do not say in which order."""
+    regression: bool = False
+    """The label is a number: the head has one output, and is trained by the squared error."""
+    drop_unlabelled: bool = False
+    """Leave out examples without a label (none; where there are classes also -1), instead of refusing the data."""
+    positive: str | None = None
+    """The class whose F1 is `f1`, against all others. Not given: the second of two."""
+    metric: str = "accuracy"
+    """The main metric, which names the columns of the table: accuracy, f1 (of the class `positive`), macro_f1,
+    matthews_correlation; with `regression` pearson or spearmanr."""
+    other_metrics: list[str] = field(default_factory=list)
+    """Metrics that stand beside it."""
+    max_seq_length: int = 128
+
+    architecture: ClassVar[str] = "AutoModelForSequenceClassification"
+    pipeline_tag: ClassVar[str] = "text-classification"
+    label_names: ClassVar[tuple[str, ...]] = ("labels",)
+    metrics: ClassVar[tuple[str, ...]] = tuple(METRICS)
+    scoring: ClassVar[tuple[str, ...]] = ("metric", "other_metrics", "positive")
+    selecting: ClassVar[tuple[str, ...]] = (*Dataset.selecting, "text", "text_pair", "label", "id", "drop_unlabelled")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in (self.metric, *self.other_metrics):
+            if name not in METRICS:
+                raise UserError(f"dataset.other_metrics={name} is none of {', '.join(METRICS)}")
+            if (name in OF_NUMBERS) != self.regression:
+                fitting = [each for each in METRICS if (each in OF_NUMBERS) == self.regression]
+                raise UserError(
+                    f"dataset.metric={name} does not fit dataset.regression={str(self.regression).lower()}: one of "
+                    f"{', '.join(fitting)}"
+                )
+        if self.regression and self.labels:
+            raise UserError(f"dataset.labels={self.labels} with dataset.regression=true: numbers have no classes")
+        classes.check_names(self.labels)
+
+    # --- reading --------------------------------------------------------------------------------------------
+
+    def splits(self) -> Splits:
+        texts = [name for name in (self.id, self.text, self.text_pair) if name]
+        return sources.load(
+            sources.Source(self.path, self.name, self.revision, self.train_split, self.evaluation_splits, texts)
+        )
+
+    def named(self, splits: Splits) -> tuple[Part | None, dict[str, Part]]:
+        train = self._named(splits.train) if splits.train is not None else None
+        evaluation = {name: self._named(part) for name, part in splits.evaluation.items()}
+        if self.regression:
+            return train, evaluation
+        parts = [*([train] if train is not None else []), *evaluation.values()]
+        names = classes.names(self.labels, parts, "label", self.label)
+        if "f1" in self._all_metrics():
+            self._number_of_positive(names)
+        coded = [classes.coded(part, "label", names, self.label) for part in parts]
+        return (coded.pop(0) if train is not None else None), dict(zip(evaluation, coded, strict=True))
+
+    def _named(self, part: Part) -> Part:
+        given = {"text": self.text, "text_pair": self.text_pair, "label": self.label, "id": self.id}
+        found = sources.renamed(part, {ours: theirs for ours, theirs in given.items() if theirs is not None})
+        classes.check_kind(found, "label", self.label, listed=False)
+        ids = sources.ids(found, self.id)
+        others = found.examples.select_columns([name for name in given if name != "id" and given[name] is not None])
+        return found.holding(others.add_column("id", ids))  # type: ignore[call-arg]
+
+    def groups(self, examples: datasets.Dataset) -> Sequence[str]:
+        return [str(text) for text in arrow.table(examples, "text")["text"].to_pylist()]
+
+    def checked(self, part: Part) -> Part:
+        for name in ("text", *(["text_pair"] if self.text_pair else [])):
+            sources.check_text(part, name, getattr(self, name))
+        values = arrow.table(part.examples, "label")["label"].to_pylist()
+        if self.regression:
+            part = self._numbers(part, values)
+            missing = [i for i, value in enumerate(values) if _number(value) is None]
+        else:
+            missing = [i for i, value in enumerate(values) if value in (None, classes.NONE)]
+        if not missing:
+            return part
+        if not self.drop_unlabelled:
+            by_number = "" if self.regression else " (-1 counts as none, unless dataset.labels names it as a class)"
+            raise UserError(
+                f"{part.where_all(missing)}: column {self.label}: {len(missing)} of {len(values)} examples have "
+                f"no label{by_number}; give them one, or leave them out with dataset.drop_unlabelled=true"
+            )
+        log.info("%s: %d examples without a label left out", part.name, len(missing))
+        without = set(missing)
+        return part.select([i for i in range(len(values)) if i not in without])
+
+    def _numbers(self, part: Part, values: list[Any]) -> Part:
+        """With labels as float32. Refuses what is no number."""
+        import datasets
+
+        numbers = [_number(value) for value in values]
+        bad = [i for i, number in enumerate(numbers) if number is not None and not math.isfinite(number)]
+        if bad:
+            raise UserError(
+                f"{part.where_all(bad)}: column {self.label}: {values[bad[0]]!r} is no number, which "
+                "dataset.regression=true needs"
+            )
+        examples = part.examples.remove_columns("label")
+        return part.holding(examples.add_column("label", numbers, feature=datasets.Value("float32")))  # type: ignore[call-arg]
+
+    # --- features, outputs ----------------------------------------------------------------------------------
+
+    def configure(self, config: PretrainedConfig, examples: datasets.Dataset, given: str | None) -> None:
+        if self.regression:
+            if given and config.num_labels != 1:
+                raise UserError(
+                    f"{given}: its head has {config.num_labels} outputs, and dataset.regression=true has one"
+                )
+            config.num_labels = 1
+            config.problem_type = "regression"
+        else:
+            classes.configure(config, examples.features["label"].names, given)
+            config.problem_type = "single_label_classification"
+
+    def tokenized(
+        self, batch: dict[str, list], indices: list[int], tokenizer: PreTrainedTokenizerBase, labels: bool
+    ) -> dict[str, list]:
+        second = batch["text_pair"] if self.text_pair else None
+        columns = dict(tokenizer(batch["text"], second, truncation=True, max_length=self.max_seq_length))
+        return columns | ({"labels": batch["label"]} if labels else {"example": indices})
+
+    def heads(self, outputs: Any, tokens: torch.Tensor) -> Prediction:
+        return Prediction((outputs.logits,), None, tokens, numbers=self.regression)
+
+    def logits_of(self, features: datasets.Dataset, classes: int) -> int:
+        return len(features) * classes
+
+    def score(self, examples: datasets.Dataset, features: datasets.Dataset, logits: list[np.ndarray]) -> Scores:
+        import numpy as np
+
+        ids, gold = list(map(str, examples["id"])), np.asarray(examples["label"])
+        names: list[str] = [] if self.regression else examples.features["label"].names
+        if self.regression:
+            found = logits[0][:, 0].astype(np.float64)
+            answers, right = [float(value) for value in found], {}
+        else:
+            found = logits[0].argmax(axis=1)
+            answers = [names[i] for i in found]
+            right = dict(zip(ids, (found == gold).astype(float).tolist(), strict=True))
+        splits = np.asarray(examples[SPLIT] if SPLIT in examples.column_names else [""] * len(ids))
+        first = splits == splits[0]
+        metrics = {}
+        for split in dict.fromkeys(splits.tolist()):
+            here, suffix = splits == split, "" if split == splits[0] else f"_{split}"
+            for name in self._all_metrics():
+                metrics[f"{name}{suffix}"] = METRICS[name](*self._compared(name, names, found[here], gold[here]))
+        scores = Scores(metrics, dict(zip(ids, answers, strict=True)))
+        counted = [id for id, is_first in zip(ids, first, strict=True) if is_first]
+        scores.by_example = {id: right[id] for id in counted} if right else {}
+        if self.metric != "accuracy":
+            scores.statistic, numbers = STATISTICS[self.metric]
+            compared = self._compared(self.metric, names, found[first], gold[first])
+            scores.statistics = dict(zip(counted, numbers(*compared).tolist(), strict=True))
+        return scores
+
+    def _number_of_positive(self, names: Sequence[str]) -> int:
+        """Of the class whose F1 is meant. Raises UserError if that cannot be said."""
+        if self.positive is None and len(names) == 2:
+            return 1
+        if self.positive not in names:
+            raise UserError(
+                f"dataset.positive={self.positive}: f1 is that of one class against all others: name one of "
+                f"{', '.join(names)}, or take dataset.metric=macro_f1"
+            )
+        return names.index(self.positive)
+
+    def _compared(self, metric: str, names: Sequence[str], found: Any, gold: Any) -> tuple[Any, Any]:
+        """Predictions and references as a metric takes them: for f1 whether it is the positive class."""
+        if metric != "f1":
+            return found, gold
+        positive = self._number_of_positive(names)
+        return (found == positive).astype(int), (gold == positive).astype(int)
+
+    def _all_metrics(self) -> list[str]:
+        return list(dict.fromkeys((self.metric, *self.other_metrics)))
+
+    # --- for people -----------------------------------------------------------------------------------------
+
+    def rows(self, examples: datasets.Dataset) -> list[dict[str, Any]]:
+        label = examples.features["label"]
+        rows = examples.to_list()
+        return rows if self.regression else [{**row, "label": label.names[row["label"]]} for row in rows]
+
+    def shown(self, example: Mapping[str, Any]) -> dict[str, str]:
+        texts = {"Text": example["text"]} | ({"Second text": example["text_pair"]} if self.text_pair else {})
+        return texts | {"Label": str(example["label"])}
+
+    def kinds(self, example: Mapping[str, Any]) -> dict[str, str]:
+        words = sum(len(example[name].split()) for name in ("text", "text_pair") if example.get(name))
+        of_label = {} if self.regression else {"Label": str(example["label"])}
+        return of_label | {"Length": told_length(words, (5, 10, 20, 40, 80))}
+
+
+def _number(value: Any) -> float | None:
+    """None if there is none; NaN if it is something else."""
+    if value is None or value == "" or value != value:
+        return None
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return math.nan

@@ -1,0 +1,1 @@
+"""What the demo needs without network: the generator of its text, and a small pre-trained BERT."""

@@ -1,0 +1,1 @@
+"""Many runs: the callback around a sweep, its jobs, and the launchers that start them."""

@@ -1,0 +1,175 @@
+"""Around a sweep: every job is checked before the first is launched, and one MLflow run is their parent."""
+
+import atexit
+import hashlib
+import json
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig
+
+from results import columns
+from runner import config as configuration
+from runner import tracking
+from runner.experiment import alone, resolved, saving, set_up_process
+from runner.sweeps.jobs import FOLDER_VARIABLE, Outcome, Place, command_line
+from runner.system import files, provenance, ranks
+from runner.system.device import keep_bf16_speedup
+from runner.system.errors import UserError
+from runner.system.process import exit_status
+
+log = logging.getLogger(__name__)
+
+BASIC = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
+
+LABELLED = ("model", "dataset", "pattern", "seed", "model.path")
+
+
+class JobsFailed(Exception):
+    """What a sweep ends with in MLflow where some of its jobs failed."""
+
+
+class Sweep(Callback):
+    """Hydra's callback, named in conf/config.yaml."""
+
+    def __init__(self) -> None:
+        self.open = ExitStack()
+        self.jobs: list[list[str]] | None = None
+        self.folder = Path()
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Compose and convert all jobs; a mistake in any stops the sweep before job 0."""
+        _ending(lambda: self._begin(config))
+
+    def _begin(self, config: DictConfig) -> None:
+        if ranks.world_size() > 1:
+            raise UserError(
+                "a sweep (-m) runs in one process, not in the ranks of torchrun or accelerate launch: start it without "
+                "them and let its jobs start ranks of their own, with hydra.launcher.ranks=N"
+            )
+        set_up_process()
+        overrides = list(config.hydra.overrides.task)
+        parsed = OverridesParser.create().parse_overrides(overrides)
+        varied = [o.input_line or "" for o in parsed if o.is_sweep_override()]
+        if config.hydra.sweeper._target_ == BASIC:
+            swept = config.hydra.sweeper.get("params") or {}
+            self.jobs = expand([*(f"{key}={value}" for key, value in swept.items()), *overrides])
+            checked = self.jobs
+        else:  # it will choose the jobs on the way: what they have in common is checked
+            checked = [[o.input_line or "" for o in parsed if not o.is_sweep_override()]]
+        for job in checked:
+            experiment = resolved(configuration.compose_experiment(job)[0])
+            if experiment.dry_run:
+                raise UserError("dry_run=true looks at one run: leave -m out, and name one value for each key")
+            if self.jobs is None and not experiment.dataset.holdout:
+                raise UserError(
+                    "this sweeper chooses by the score, and dataset.holdout=0 takes it on the set that the table "
+                    "reports; set dataset.holdout=0.1 to choose on a part of train"
+                )
+        if self.jobs is not None:
+            log.info("a sweep of %d runs, all configurations checked", len(self.jobs))
+        keep_bf16_speedup(Path(experiment.cache_dir))
+        atexit.register(self._abandon)
+        identity = hashlib.sha256(json.dumps(checked).encode()).hexdigest()[:16]
+        self.folder = (Path(experiment.output_dir) / "sweeps" / identity).resolve()
+        self.open.enter_context(saving(self.folder))
+        self.open.enter_context(alone(self.folder))
+        self.parent = self.open.enter_context(
+            tracking.sweep(experiment.tracking, " ".join(varied), provenance.command_line(), identity, self.folder)
+        )
+        for number in self._numbers():
+            Place(self.folder, number).clear()
+        os.environ[FOLDER_VARIABLE] = str(self.folder)
+
+    def _abandon(self) -> None:
+        """Tell MLflow of a sweep that a signal ended: then Hydra calls nothing more."""
+        with suppress(BaseException):
+            self.open.__exit__(KeyboardInterrupt, KeyboardInterrupt("the sweep was interrupted"), None)
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        """Say what came out and what is missing, and close the parent run."""
+        _ending(self._end)
+
+    def _end(self) -> None:
+        outcomes = self._outcomes()
+        done = [outcome for outcome in outcomes if outcome.folder is not None]
+        failed = [outcome for outcome in outcomes if outcome.error is not None]
+        lines = overview(done)
+        if lines:
+            log.info("the sweep's results:\n%s", "\n".join(f"  {line}" for line in lines))
+        if failed:
+            each = "".join(f"\n  {command_line(o.overrides)}\n    {o.error}" for o in failed)
+            log.error("%d of %d runs failed:%s", len(failed), len(outcomes), each)
+            log.error("These commands repeat them one by one; the sweep's own command runs all that is missing.")
+        lines += [f"failed: {' '.join(outcome.overrides)}: {outcome.error}" for outcome in failed]
+        told = "\n".join(lines)
+        self.parent.text(f"{told}\n", "summary.txt")
+        self.parent.tags({"mlflow.note.content": f"`{provenance.command_line()}`\n```\n{told}\n```"})
+        if not failed:
+            self.open.close()
+            return
+        error = JobsFailed(f"{len(failed)} of {len(outcomes)} runs failed")
+        with suppress(JobsFailed):
+            self.open.__exit__(JobsFailed, error, None)
+        sys.exit(1)
+
+    def _outcomes(self) -> list[Outcome]:
+        """Of all jobs, in their order."""
+        found = {number: Place(self.folder, number).read() for number in self._numbers()}
+        if self.jobs is None:
+            return [outcome for outcome in found.values() if outcome is not None]
+        return [found.get(i) or Outcome(job, "nothing is known of it") for i, job in enumerate(self.jobs)]
+
+    def _numbers(self) -> list[int]:
+        """Of jobs whose outcome or log is there."""
+        return sorted({int(file.stem) for file in self.folder.glob("*.*") if file.stem.isdigit()})
+
+
+def _ending(work: Callable[[], None]) -> None:
+    """Let what goes wrong end the process: of what a callback raises Hydra makes a warning, and goes on; not of
+    SystemExit."""
+    try:
+        status = exit_status(work)
+    except Exception:
+        traceback.print_exc()
+        status = 1
+    if status:
+        sys.exit(status)
+
+
+def overview(outcomes: list[Outcome]) -> list[str]:
+    """A line for each run that ended well, aligned; with what tells it from the others beside its labels."""
+    common = set.intersection(*(set(outcome.overrides) for outcome in outcomes)) if outcomes else set()
+    results, names = [], []
+    for outcome in outcomes:
+        r = files.read_json(Path(str(outcome.folder)) / "result.json")
+        if r is None:
+            continue
+        other = [o for o in outcome.overrides if o not in common and o.split("=")[0] not in LABELLED]
+        results.append(r)
+        names.append(", ".join([f"{r['model']} on {r['dataset']}, {r['pattern']}, seed {r['seed']}", *other]))
+    lines = []
+    for name, result in zip(names, results, strict=True):
+        metric = result["metric"]
+        line = f"{name:<{max(map(len, names))}}  dense {columns.written(metric)} {result['dense'][metric]:.4f}"
+        if result["sparse"] is not None:
+            line += f"  sparse {result['sparse'][metric]:.4f}"
+        lines.append(line + (f"  {result['relative_drop']:+.2%}" if result["relative_drop"] is not None else ""))
+    return lines
+
+
+def expand(overrides: list[str]) -> list[list[str]]:
+    """The overrides of each job of a basic sweep, such as pattern=4x1,2:4 seed=0,1."""
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+
+    parsed = OverridesParser.create().parse_overrides(overrides)
+    batches = BasicSweeper.split_arguments(parsed, max_batch_size=None)
+    return [list(job) for batch in batches for job in batch]

@@ -1,0 +1,93 @@
+"""The disk space that a run will take, reported and checked before it starts rather than after hours."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from runner.system.errors import UserError
+
+
+@dataclass
+class DiskNeed:
+    """Space that a run takes at its fullest moment."""
+
+    folder: Path
+    """Below which; need not be there yet."""
+    what: str
+    bytes: int
+
+
+def training_bytes(parameters: int, kept: int, engine: int = 0) -> int:
+    """Bytes of a training's checkpoints: weights and both moments of AdamW in float32, and the engine's state.
+
+    Args:
+        parameters: of the model.
+        kept: checkpoints kept; one more lies there while it is written.
+        engine: bytes of masks and scores.
+    """
+    return (kept + 1) * (12 * parameters + engine)
+
+
+def model_bytes(parameters: int) -> int:
+    """Bytes of a saved model in float32."""
+    return 4 * parameters
+
+
+def check(needs: list[DiskNeed]) -> None:
+    """Refuse to start where the space will not suffice; what lies there already, of the same run, is counted.
+
+    Raises:
+        UserError: names the folder, what is needed and what is free.
+    """
+    devices: dict[int, list[DiskNeed]] = {}
+    for need in needs:
+        devices.setdefault(_existing(need.folder).stat().st_dev, []).append(need)
+    for mine in devices.values():
+        missing = sum(max(0, need.bytes - size_of(need.folder)) for need in mine)
+        free = shutil.disk_usage(_existing(mine[0].folder)).free
+        if missing > free:
+            raise UserError(
+                f"this run will take {human_bytes(missing)} more than there is now ({summary(mine)}), and "
+                f"{human_bytes(free)} are free: free space, choose another output_dir or cache_dir, or lower "
+                "save_total_limit of train and finetune"
+            )
+
+
+def summary(needs: list[DiskNeed]) -> str:
+    """The needs in words."""
+    return ", ".join(f"{need.what} {human_bytes(need.bytes)} in {need.folder}" for need in needs)
+
+
+def human_bytes(count: float) -> str:
+    """Bytes for people."""
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}"
+        count /= 1000
+    return f"{count:.1f} GB"
+
+
+def file_stats(entries: Iterable[Path]) -> Iterator[os.stat_result]:
+    """Stat results of all regular files among and below these entries."""
+    for entry in entries:
+        below = [Path(folder) / name for folder, _, names in os.walk(entry) for name in names]
+        for path in (entry, *below):
+            with suppress(OSError):  # a link to nowhere, or removed meanwhile
+                about = path.stat()
+                if stat.S_ISREG(about.st_mode):
+                    yield about
+
+
+def size_of(*entries: Path) -> int:
+    """Bytes of all files among and below these entries; 0 for entries that do not exist."""
+    return sum(about.st_size for about in file_stats(entries))
+
+
+def _existing(folder: Path) -> Path:
+    return next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())

@@ -1,0 +1,761 @@
+"""From YAML and command line to an `Experiment`: the published recipes, precedence, labels and identity."""
+
+import itertools
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+
+import pytest
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from transformers import BertConfig
+
+import conf
+from pruning import (
+    Block,
+    Dense,
+    DiagonalFisher,
+    Global,
+    Gradient,
+    Gradual,
+    GroupLasso,
+    HiddenStates,
+    LayerOverride,
+    Locked,
+    Logits,
+    Magnitude,
+    Movement,
+    NoDistillation,
+    NofM,
+    OneShot,
+    Platon,
+    Random,
+    Regularizer,
+    SimKD,
+    Snip,
+    SnipMomentum,
+    TrainingLength,
+    Uniform,
+)
+from runner.config import GROUPS, N_OF_M, Experiment, Identity, Origin, compose, compose_experiment, identify, register
+from runner.config.training import SchedulerType
+from runner.experiment import params
+from runner.models import Checkpoint
+from runner.system.errors import UserError
+
+CONF = Path(conf.__file__).parent
+FEATURES = 88_524  # of SQuAD v1.1's train split at 384 tokens and a stride of 128
+
+
+@dataclass
+class Published:
+    """A row of the published recipes, as in the reference; the rest is common to all and written in the test."""
+
+    path: str
+    learning_rate: float
+    batch: int
+    epochs: int
+    cooldown: int
+    weight_decay: float
+    distill_weight: float
+    end: int
+    """The end of pruning, int(F // batch * (epochs - cool-down)), by hand."""
+
+
+# fmt: off
+PUBLISHED = {
+    "bert-mini": Published("google/bert_uncased_L-4_H-256_A-4", 4.5e-4, 16, 10, 5, 1e-7, 4.5, 27_660),
+    "distilbert": Published("distilbert/distilbert-base-uncased", 1e-4, 16, 20, 10, 1e-7, 3.0, 55_320),
+    "bert-base": Published("google-bert/bert-base-uncased", 7e-5, 12, 10, 4, 1e-7, 4.5, 44_262),
+    "bert-large": Published("google-bert/bert-large-uncased", 5e-5, 24, 40, 10, 0.0, 3.0, 110_640),
+}
+# fmt: on
+TARGETS = {"4x1": 0.8, "2:4": 0.5}
+ROWS = list(itertools.product(PUBLISHED, TARGETS))
+
+
+@cache
+def both(*overrides: str) -> tuple[Experiment, Origin]:
+    """Through the door; each only once, a composition takes a third of a second."""
+    return compose_experiment(overrides)
+
+
+@cache
+def composed(*overrides: str) -> Experiment:
+    """Without the origin, which is a composition more."""
+    register()
+    experiment = OmegaConf.to_object(compose(overrides))
+    assert isinstance(experiment, Experiment)
+    return experiment
+
+
+def labels(*overrides: str) -> dict[str, str]:
+    return both(*overrides)[1].labels
+
+
+def length(batch: int, epochs: int) -> TrainingLength:
+    """As the runner counts it for the features of SQuAD."""
+    return TrainingLength(steps=epochs * -(-FEATURES // batch), steps_per_epoch=FEATURES // batch, epochs=epochs)
+
+
+# --- the published rows -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("model", "pattern"), ROWS)
+def test_model_and_pattern_alone_compose_the_published_recipe(model: str, pattern: str) -> None:
+    row, (experiment, origin) = PUBLISHED[model], both(f"model={model}", f"pattern={pattern}")
+    assert origin.labels == {"model": model, "dataset": "squad", "pattern": pattern}
+    assert origin.choices["recipe"] == f"squad-{model}"
+    assert origin.changed == {}
+    assert experiment.prune
+    assert experiment.model.path == row.path
+    assert experiment.model.finetuned is None
+    assert experiment.recipe.name == f"squad-{model}"
+    train = experiment.train
+    assert train.learning_rate == row.learning_rate
+    assert train.lr_scheduler_type is SchedulerType.linear
+    assert train.warmup_steps == 1000
+    assert train.per_device_train_batch_size == row.batch
+    assert train.gradient_accumulation_steps == 1
+    assert train.num_train_epochs == row.epochs
+    assert train.max_steps == -1
+    assert train.weight_decay == row.weight_decay
+    assert (train.adam_beta1, train.adam_beta2) == (0.9, 0.9)
+    assert train.max_grad_norm == 0  # no clipping
+    assert experiment.pattern == (Block(4, 1, target_sparsity=0.8) if pattern == "4x1" else NofM(2, 4))
+    assert experiment.pattern.target == TARGETS[pattern]
+    assert experiment.schedule == Gradual(
+        start="1000", decay="exp", initial="0", end=None, frequency="1000", cooldown=f"{row.cooldown} epochs",
+        warmup_steps=1000,
+    )  # fmt: skip
+    assert experiment.distill == Logits(weight=row.distill_weight, label_weight=0.0, temperature=2.0, teacher=None)
+    assert experiment.criterion == SnipMomentum(reduce="mean", momentum=0.9, scale=1)
+    assert experiment.allocation == Global(max_per_layer=0.98, min_per_layer=0, regrow=False, layers={})
+    assert experiment.regularizer == Regularizer()  # none
+    data = experiment.dataset
+    assert data.path == "rajpurkar/squad"
+    settings = {"max_seq_length": 384, "doc_stride": 128, "n_best": 20, "max_answer_length": 30}
+    assert {key: getattr(data, key) for key in settings} == settings
+    assert (data.max_train_samples, data.max_eval_samples, data.holdout) == (None, None, 0)
+
+
+@pytest.mark.parametrize(("model", "pattern"), ROWS)
+def test_published_rows_update_their_masks_at_the_published_steps(model: str, pattern: str) -> None:
+    row, experiment = PUBLISHED[model], both(f"model={model}", f"pattern={pattern}")[0]
+    assert isinstance(experiment.schedule, Gradual)
+    assert FEATURES // row.batch * (row.epochs - row.cooldown) == row.end
+    count = (row.end - 1000 + 1000) // 1000 - 1  # the reference's n
+    when = length(row.batch, row.epochs)
+    assert experiment.schedule.last_step(when) == row.end
+    updates = experiment.schedule.updates(when, experiment.pattern.target)
+    assert list(updates) == [1000 + 1000 * t for t in range(count + 1)]
+    assert updates[1000] == 0  # the first prunes nothing
+    assert updates[max(updates)] == TARGETS[pattern]
+    middle = 1 - (1 - TARGETS[pattern]) ** (3 / count)  # "exp" of the reference, from 0
+    assert updates[4000] == pytest.approx(middle, rel=1e-9)
+
+
+def test_dense_fine_tuning_of_bert_mini_is_the_published_one() -> None:
+    finetune = composed("model=bert-mini").finetune
+    assert finetune.learning_rate == 5e-5
+    assert finetune.lr_scheduler_type is SchedulerType.linear
+    assert finetune.per_device_train_batch_size == 8
+    assert finetune.num_train_epochs == 5
+    assert finetune.weight_decay == 0
+
+
+@pytest.mark.parametrize("model", ["distilbert", "bert-base", "bert-large"])
+def test_dense_fine_tuning_of_the_others_is_the_usual_one(model: str) -> None:
+    finetune = composed(f"model={model}").finetune
+    assert 3e-5 <= finetune.learning_rate <= 5e-5
+    assert 12 <= finetune.per_device_train_batch_size <= 32
+    assert (finetune.num_train_epochs, finetune.lr_scheduler_type) == (2, SchedulerType.linear)
+
+
+@pytest.mark.parametrize(("model", "pattern"), [("bert-large", "4x1"), ("bert-mini", "2:4")])
+def test_command_line_shows_the_published_recipe(cli, model: str, pattern: str, tmp_path: Path) -> None:
+    done = cli("-m", "runner", f"model={model}", f"pattern={pattern}", "--cfg", "job", "--resolve")
+    assert done.returncode == 0, done.stderr
+    shown, row = yaml.safe_load(done.stdout), PUBLISHED[model]
+    expected = {
+        "learning_rate": row.learning_rate,
+        "lr_scheduler_type": "linear",
+        "warmup_steps": 1000,
+        "per_device_train_batch_size": row.batch,
+        "num_train_epochs": row.epochs,
+        "weight_decay": row.weight_decay,
+        "adam_beta1": 0.9,
+        "adam_beta2": 0.9,
+        "max_grad_norm": 0,
+    }
+    # PyYAML reads 1e-07 as text: compare as numbers where they are numbers.
+    assert {key: _number(shown["train"][key]) for key in expected} == expected
+    assert shown["schedule"] == {"decay": "exp", "initial": "0", "start": "1000", "end": None, "frequency": "1000",
+                                 "cooldown": f"{row.cooldown} epochs", "warmup_steps": 1000}  # fmt: skip
+    assert shown["criterion"] == {"reduce": "mean", "momentum": 0.9, "scale": 1}
+    assert shown["allocation"] == {"max_per_layer": 0.98, "min_per_layer": 0, "regrow": False, "layers": {}}
+    assert shown["regularizer"] == {}
+    assert shown["distill"] == {"weight": row.distill_weight, "label_weight": 0, "teacher": None, "cache": True,
+                                    "temperature": 2}  # fmt: skip
+    assert shown["model"]["path"] == row.path
+    assert (shown["dataset"]["path"], shown["dataset"]["max_seq_length"]) == ("rajpurkar/squad", 384)
+    if pattern == "4x1":
+        assert shown["pattern"] == {"target_sparsity": 0.8, "rows": 4, "cols": 1}
+    else:  # the target follows from n and m
+        assert shown["pattern"] == {"target_sparsity": None, "n": 2, "m": 4, "mix": False}
+    assert list(tmp_path.iterdir()) == []
+
+
+def _number(value: object) -> object:
+    try:
+        return float(str(value))
+    except ValueError:
+        return value
+
+
+# --- what there is ------------------------------------------------------------------------------------------
+
+
+def test_without_arguments_it_is_bert_mini_on_squad_4x1() -> None:
+    experiment, origin = both()
+    assert origin.labels == {"model": "bert-mini", "dataset": "squad", "pattern": "4x1"}
+    assert origin.choices == {
+        **{"model": "bert-mini", "dataset": "squad", "pattern": "4x1", "criterion": "snip_momentum"},
+        **{"allocation": "global", "schedule": "recipe", "regularizer": "none", "distill": "logits"},
+        "recipe": "squad-bert-mini",
+    }
+    assert origin.changed == {}
+    assert experiment == both("model=bert-mini", "pattern=4x1")[0]
+
+
+# Published rows of text classification: learning rate, epochs, cool-down, weight decay, distillation weight, steps
+# between updates, tokens.
+CLASSIFIED = {
+    "mrpc-bert-mini": (1e-3, 15, 5, 1e-3, 5.0, 50, 128),
+    "mrpc-distilbert": (1e-4, 120, 40, 0.0, 2.0, 50, 256),
+    "sst2-bert-mini": (5e-5, 15, 5, 5e-5, 2.0, 500, 128),
+}
+
+
+@pytest.mark.parametrize("pattern", TARGETS)
+@pytest.mark.parametrize("name", CLASSIFIED)
+def test_published_rows_of_text_classification_compose_too(name: str, pattern: str) -> None:
+    rate, epochs, cooldown, decay, weight, frequency, tokens = CLASSIFIED[name]
+    dataset, model = name.split("-", 1)
+    experiment, origin = both(f"model={model}", f"dataset={dataset}", f"pattern={pattern}")
+    assert origin.labels == {"model": model, "dataset": dataset, "pattern": pattern}
+    assert (origin.choices["recipe"], origin.choices["distill"], origin.changed) == (name, "simkd", {})
+    train, schedule = experiment.train, experiment.schedule
+    assert (train.learning_rate, train.num_train_epochs, train.weight_decay) == (rate, epochs, decay)
+    assert (train.lr_scheduler_type, train.warmup_steps) == (SchedulerType.constant, 0)
+    assert (train.per_device_train_batch_size, experiment.dataset.max_seq_length) == (16, tokens)
+    assert experiment.pattern.target == {"4x1": 0.9, "2:4": 0.5}[pattern]
+    assert experiment.distill == SimKD(weight=weight)
+    assert schedule == Gradual(decay="exp", start="1 epochs", frequency=str(frequency), cooldown=f"{cooldown} epochs",
+                               warmup_steps=0)  # fmt: skip
+    assert experiment.dataset.metric == {"mrpc": "f1", "sst2": "accuracy"}[dataset]
+
+
+def test_the_datasets_choice_of_distillation_is_overridden_by_the_command_line() -> None:
+    assert isinstance(composed("dataset=mrpc", "distill=logits").distill, Logits)
+    assert isinstance(composed("dataset=rte").distill, Logits)
+
+
+EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
+
+
+def test_there_is_an_experiment_file_for_each_published_row() -> None:
+    rows = [(f"squad-{model}", pattern) for model, pattern in ROWS] + list(itertools.product(CLASSIFIED, TARGETS))
+    assert set(EXPERIMENTS) == {f"{name}-{pattern.replace(':', 'of')}" for name, pattern in rows}
+    assert len(EXPERIMENTS) == 14
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_experiment_file_is_its_groups_and_opens_with_its_command(name: str) -> None:
+    dataset, _, rest = name.partition("-")
+    model, _, pattern = rest.rpartition("-")
+    by_file, origin = compose_experiment([f"experiment={name}"])
+    by_groups, plain = both(f"model={model}", f"dataset={dataset}", f"pattern={pattern.replace('2of4', '2:4')}")
+    assert by_file == by_groups
+    assert origin.labels == plain.labels
+    assert origin.changed == plain.changed == {}
+    header = [line for line in (CONF / f"experiment/{name}.yaml").read_text().splitlines() if line.startswith("#")]
+    assert f"# Command: python -m runner experiment={name}" in header
+    assert any(line.startswith(("# Published F1 ", "# Published accuracy ")) for line in header)
+    assert any(line.startswith("# Hardware and time:") for line in header)
+
+
+def options() -> list[tuple[str, str]]:
+    """Every option of every group: from the files, and those of N:M, whose names cannot be file names."""
+    found = [(path.parent.name, path.stem) for path in sorted(CONF.glob("*/*.yaml")) if path.parent.name != "schema"]
+    return found + [("pattern", f"{n}:{m}") for n, m in N_OF_M]
+
+
+# What there is at least, group by group, where people choose how to prune.
+CHOICES = {
+    "pattern": {
+        *("1x1", "2x2", "4x4", "8x8", "16x16", "32x32", "4x1", "8x1", "1x4", "1x8", "block", "rows", "columns"),
+        *("nm", "2:4", "1:4", "3:4", "2:8", "4:8", "1:2", "1:8", "2:16", "4:16", "dense", "locked"),
+    },
+    "criterion": {
+        *("snip_momentum", "magnitude", "gradient", "snip", "movement", "platon", "fisher", "random"),
+    },
+    "schedule": {"recipe", "short", "one_shot", "large_first"},
+    "regularizer": {"none", "group_lasso"},
+    "allocation": {"global", "uniform"},
+    "distill": {"logits", "hidden", "simkd", "none"},
+}
+
+
+def test_options_were_found() -> None:
+    by_group = {group: {o for g, o in options() if g == group} for group, _ in options()}
+    assert by_group.keys() == {*CHOICES, "model", "dataset", "recipe", "experiment"}
+    assert {group: names - by_group[group] for group, names in CHOICES.items() if not names <= by_group[group]} == {}
+    least = {"model": 16, "dataset": 16, "pattern": 16 + 9, "criterion": 8, "allocation": 2, "schedule": 4,
+             "regularizer": 2, "distill": 4, "recipe": 8, "experiment": 14}  # fmt: skip
+    assert {group: len(names) for group, names in by_group.items() if len(names) < least[group]} == {}
+    assert len(options()) == len(set(options())) >= sum(least.values()) == 99
+
+
+def schema(group: str, option: str) -> str:
+    """The class that an option's file names in its defaults list; those without a file are N:M."""
+    file = CONF / group / f"{option}.yaml"
+    if not file.is_file():
+        return NofM.__name__
+    (entry,) = [e for e in yaml.safe_load(file.read_text())["defaults"] if str(e).startswith("/schema/")]
+    assert entry.startswith(f"/schema/{group}/")
+    return entry.rpartition("/")[2]
+
+
+@pytest.mark.parametrize(("group", "option"), options())
+def test_every_option_composes_and_becomes_its_object(group: str, option: str) -> None:
+    needed = {"hub": ["model.path=x"]}.get(option, ["dataset.path=x"] if option in ("classify", "span", "tag") else [])
+    experiment = composed(f"{group}={option}", *needed)
+    if group != "experiment":
+        assert type(getattr(experiment, group)).__name__ == schema(group, option)
+    if group == "pattern" and option not in ("block", "nm"):
+        assert str(experiment.pattern) == option
+    if group == "recipe":
+        assert experiment.recipe.name == option
+
+
+def test_every_pattern_by_name_is_the_pattern() -> None:
+    assert composed("pattern=1x4").pattern == Block(1, 4, target_sparsity=0.8)
+    assert composed("pattern=8x1").pattern == Block(8, 1, target_sparsity=0.8)
+    assert composed("pattern=dense").pattern == Dense()
+    assert composed("pattern=locked").pattern == Locked()
+    assert composed("pattern=rows").pattern == Block(1, 0, target_sparsity=0.8)
+    assert composed("pattern=columns").pattern == Block(0, 1, target_sparsity=0.8)
+    assert composed("pattern=1:4").pattern == NofM(1, 4)
+    assert composed("pattern=1:4").pattern.target == 0.75
+    assert composed("pattern=block", "pattern.rows=6", "pattern.cols=2").pattern == Block(6, 2, target_sparsity=0.8)
+    assert composed("pattern=nm", "pattern.n=3", "pattern.m=8").pattern == NofM(3, 8)
+    assert composed("pattern=nm", "pattern.n=3", "pattern.m=8").pattern.target == 0.625
+    mix = composed("pattern=2:4", "pattern.mix=true", "pattern.target_sparsity=0.3").pattern
+    assert mix == NofM(2, 4, mix=True, target_sparsity=0.3)
+    assert composed("pattern.target_sparsity=0.9").pattern == Block(4, 1, target_sparsity=0.9)
+
+
+def test_other_groups_by_name_are_their_objects() -> None:
+    for option, criterion in (
+        ("snip_momentum", SnipMomentum()), ("magnitude", Magnitude()), ("gradient", Gradient()), ("snip", Snip()),
+        ("movement", Movement()), ("platon", Platon()), ("fisher", DiagonalFisher()), ("random", Random()),
+    ):  # fmt: skip
+        assert composed(f"criterion={option}").criterion == criterion
+    assert composed("criterion=platon", "criterion.beta2=0.9", "criterion.reduce=max").criterion == Platon(
+        beta2=0.9, reduce="max"
+    )
+    assert composed("allocation=uniform", "allocation.max_per_layer=0.9").allocation == Uniform(max_per_layer=0.9)
+    assert composed("schedule=one_shot", "schedule.start=25%").schedule == OneShot(start="25%", warmup_steps=0.1)
+    large = composed("schedule=large_first").schedule
+    assert isinstance(large, Gradual)
+    assert (large.decay, large.initial) == ("cubic", "85%")
+    assert composed("regularizer=group_lasso", "regularizer.weight=0.01").regularizer == GroupLasso(weight=0.01)
+    assert composed("distill=none").distill == NoDistillation()
+    assert composed("distill=simkd").distill == SimKD(weight=4.5)  # the recipe's weight
+    layers = composed("distill=hidden", "+distill.layers={1: 2, 2: 4}", "distill.attention_weight=0.5").distill
+    assert layers == HiddenStates(weight=4.5, attention_weight=0.5, temperature=2.0, layers={1: 2, 2: 4})
+    assert composed("dataset=demo", "model=tiny").recipe.name == "demo-tiny"
+
+
+# --- exceptions by layer ------------------------------------------------------------------------------------
+
+BERT = Checkpoint("somewhere", None, BertConfig(), "model.path")
+LAYERS = "+allocation.layers={*.query:{target:0.3},*.key:{frozen:true}}"
+
+
+def test_layers_can_be_given_on_the_command_line() -> None:
+    layers = composed(LAYERS).allocation.layers
+    assert layers == {"*.query": LayerOverride(target=0.3), "*.key": LayerOverride(frozen=True)}
+    assert list(layers) == ["*.query", "*.key"]  # later ones come last
+    both_ways = composed("allocation=uniform", "+allocation.layers={bert.encoder.layer.0.*:{excluded:true}}").allocation
+    assert both_ways == Uniform(layers={"bert.encoder.layer.0.*": LayerOverride(excluded=True)})
+    for quoted in ("2:4", "'2:4'"):  # Hydra's grammar has no such numbers
+        layers = composed(f"+allocation.layers={{*.value:{{pattern:{quoted}}}}}").allocation.layers
+        assert layers == {"*.value": LayerOverride(pattern="2:4")}
+
+
+YAML = """\
+# @package _global_
+allocation:
+  layers:
+    "*.query": {target: 0.3}
+    "*.key":
+      frozen: true
+    "*.value":
+      pattern: "2:4"
+"""
+
+
+def test_layers_can_be_given_in_a_file(cli, tmp_path: Path) -> None:
+    (tmp_path / "mine" / "experiment").mkdir(parents=True)
+    (tmp_path / "mine" / "experiment" / "apart.yaml").write_text(YAML, encoding="utf-8")
+    done = cli("-m", "runner", "--config-dir", "mine", "--cfg", "job", "--resolve", "experiment=apart")
+    assert done.returncode == 0, done.stderr
+    layers = yaml.safe_load(done.stdout)["allocation"]["layers"]
+    assert {name: LayerOverride(**values) for name, values in layers.items()} == {
+        "*.query": LayerOverride(target=0.3),
+        "*.key": LayerOverride(frozen=True),
+        "*.value": LayerOverride(pattern="2:4"),
+    }
+    assert list(layers) == ["*.query", "*.key", "*.value"]
+
+
+@pytest.mark.parametrize("overrides", [
+    [LAYERS], ["+allocation.layers={encoder:{target:0.3}}"], ["regularizer=group_lasso", "regularizer.weight=0.01"],
+    ["schedule=one_shot", "schedule.start=5"], ["pattern=locked", "model.sparse=some/where"],
+    ["pattern=nm", "pattern.mix=true", "pattern.target_sparsity=0.3"], ["prune=false", LAYERS],
+], ids=" ".join)  # fmt: skip
+def test_mlflow_takes_the_name_of_every_param(overrides: list[str]) -> None:
+    from mlflow.utils.validation import MAX_ENTITY_KEY_LENGTH, _validate_param_name
+
+    experiment, origin = compose_experiment(overrides)
+    logged = params(experiment, origin, BERT)
+    assert len(logged) >= 14
+    for name in logged:
+        _validate_param_name(name)
+        assert len(name) < MAX_ENTITY_KEY_LENGTH
+
+
+def test_params_show_what_was_chosen_and_changed() -> None:
+    logged = params(*compose_experiment([LAYERS, "regularizer=group_lasso", "regularizer.weight=0.01", "seed=2"]), BERT)
+    assert (logged["criterion"], logged["regularizer"], logged["seed"]) == ("snip_momentum", "group_lasso", 2)
+    assert logged["regularizer.weight"] == "0.01"
+    assert logged["schedule.initial"] == "0"
+    assert (logged["model.hidden_dropout"], logged["model.attention_dropout"]) == (0.1, 0.1)
+    shown = str(logged["allocation.layers"])
+    assert all(text in shown for text in ("*.query", "0.3", "*.key", "frozen"))
+    assert "allocation.layers" not in params(*both(), BERT)
+
+
+# --- precedence ---------------------------------------------------------------------------------------------
+
+
+def test_recipe_overrides_the_groups_defaults() -> None:
+    plain = composed("model=hub", "model.path=x")
+    mini = composed("model=bert-mini")
+    assert isinstance(plain.schedule, Gradual)
+    assert isinstance(mini.schedule, Gradual)
+    assert plain.train.learning_rate == 7e-5  # documented in runner/config/recipe.py
+    assert mini.train.learning_rate == 4.5e-4
+    assert plain.schedule.cooldown == "40%"
+    assert mini.schedule.cooldown == "5 epochs"
+
+
+def test_a_model_of_the_users_borrows_no_recipe() -> None:
+    experiment, origin = compose_experiment(["model=hub", "model.path=google/bert_uncased_L-4_H-256_A-4"])
+    assert experiment.recipe.name == "default"
+    assert origin.choices["recipe"] == "default"
+    assert composed("model=minilm-l6").recipe.name == "default"
+    assert composed("dataset=demo").recipe.name == "default"
+
+
+def test_recipe_can_be_asked_for_by_name() -> None:
+    experiment, origin = compose_experiment(["model=hub", "model.path=x", "recipe=squad-distilbert"])
+    assert experiment.recipe.name == origin.choices["recipe"] == "squad-distilbert"
+    assert experiment.train.learning_rate == 1e-4
+    assert isinstance(experiment.schedule, Gradual)
+    assert experiment.schedule.cooldown == "10 epochs"
+    assert origin.changed == {"model.path": "x"}
+
+
+@pytest.fixture
+def own_yaml(tmp_path: Path) -> Path:
+    """A folder for --config-dir with an experiment that overrides its recipe."""
+    folder = tmp_path / "mine" / "experiment"
+    folder.mkdir(parents=True)
+    (folder / "long.yaml").write_text(
+        "# @package _global_\ndefaults:\n  - override /model: distilbert\n  - override /pattern: '2:4'\n"
+        "train:\n  learning_rate: 2.0e-5\n  num_train_epochs: 7\n",
+        encoding="utf-8",
+    )
+    return folder.parent
+
+
+def test_experiment_overrides_recipe_and_command_line_overrides_both(cli, own_yaml: Path) -> None:
+    arguments = ["-m", "runner", "--config-dir", str(own_yaml), "--cfg", "job", "--resolve", "experiment=long"]
+    done = cli(*arguments, "train.num_train_epochs=3")
+    assert done.returncode == 0, done.stderr
+    shown = yaml.safe_load(done.stdout)
+    assert shown["model"]["path"] == "distilbert/distilbert-base-uncased"
+    assert _number(shown["train"]["learning_rate"]) == 2e-5  # the experiment's, not the recipe's 1e-4
+    assert shown["train"]["num_train_epochs"] == 3  # the command line's, not the experiment's 7
+    assert shown["train"]["per_device_train_batch_size"] == 16  # the recipe's
+    assert shown["schedule"]["cooldown"] == "10 epochs"  # the recipe's
+    assert shown["train"]["adam_epsilon"] == 1e-8  # the default
+
+
+def test_command_line_overrides_recipe() -> None:
+    experiment, origin = compose_experiment(["train.learning_rate=1e-3", "schedule.cooldown=2 epochs"])
+    assert experiment.train.learning_rate == 1e-3
+    assert isinstance(experiment.schedule, Gradual)
+    assert experiment.schedule.cooldown == "2 epochs"
+    assert experiment.train.num_train_epochs == 10
+    assert origin.changed == {"train.learning_rate": "0.001", "schedule.cooldown": "2 epochs"}
+    assert origin.overrides == ["train.learning_rate=1e-3", "schedule.cooldown=2 epochs"]
+
+
+def test_a_change_of_the_recipe_reaches_all_that_reads_it() -> None:
+    experiment = composed("recipe.distill_weight=9", "recipe.epochs=3", "recipe.block_sparsity=0.7")
+    assert experiment.distill.weight == 9
+    assert experiment.train.num_train_epochs == 3
+    assert experiment.pattern.target == 0.7
+
+
+@pytest.mark.parametrize("model", PUBLISHED)
+def test_short_schedule_ignores_the_recipes_times(model: str) -> None:
+    experiment, row = composed(f"model={model}", "schedule=short"), PUBLISHED[model]
+    assert experiment.train.warmup_steps == 0.1  # a fraction of the training
+    schedule = experiment.schedule
+    assert isinstance(schedule, Gradual)
+    assert (schedule.start, schedule.frequency, schedule.cooldown, schedule.end) == ("10%", "2%", "30%", None)
+    assert experiment.train.learning_rate == row.learning_rate  # the rest is still the recipe's
+    assert experiment.distill.weight == row.distill_weight
+    for steps in (20, 100, 333, 5000):  # it fits any length
+        updates = schedule.updates(TrainingLength(steps, max(1, steps // 2), 2), 0.8)
+        assert updates[max(updates)] == 0.8
+        assert 0 < min(updates) < max(updates) <= 0.75 * steps
+
+
+@pytest.mark.parametrize("option", ["short", "one_shot", "large_first"])
+def test_schedules_in_fractions_are_the_same_for_all_models_and_fit_any_length(option: str) -> None:
+    schedules = [composed(f"model={model}", f"schedule={option}").schedule for model in PUBLISHED]
+    assert len({repr(schedule) for schedule in schedules}) == 1
+    for steps in (20, 100, 333, 5000):
+        updates = schedules[0].updates(TrainingLength(steps), 0.8)
+        assert updates[max(updates)] == 0.8
+        assert (len(updates) == 1) is (option == "one_shot")
+        if option == "large_first":
+            assert updates[min(updates)] == pytest.approx(0.85 * 0.8)
+
+
+# --- labels -------------------------------------------------------------------------------------------------
+
+
+def test_labels_are_the_choices_while_nothing_defining_is_overridden() -> None:
+    assert labels("model=bert-base", "pattern=2:4", "train.learning_rate=1e-3", "model.hidden_dropout=0") == {
+        **{"model": "bert-base", "dataset": "squad", "pattern": "2:4"},
+    }
+    assert labels("model.path=google/bert_uncased_L-4_H-256_A-4")["model"] == "bert-mini"  # its own value
+
+
+def test_labels_show_the_value_where_the_choice_would_lie(tmp_path: Path) -> None:
+    assert labels("model.path=some/other")["model"] == "some/other"
+    assert labels("model=hub", "model.path=some/other")["model"] == "some/other"
+    assert labels("model=minilm-l6", "model.finetuned=org/minilm-squad")["model"] == "org/minilm-squad"
+    assert labels("model.revision=abc123")["model"] == "bert-mini@abc123"
+    assert labels("dataset.path=org/other-qa")["dataset"] == "org/other-qa"
+    assert labels("dataset.revision=abc123")["dataset"] == "squad@abc123"
+    folder = tmp_path / "my-model"
+    folder.mkdir()
+    assert labels(f"model.finetuned={folder}")["model"] == "my-model"  # a folder by its name
+
+
+def test_pattern_label_is_the_pattern_itself() -> None:
+    assert labels("pattern=nm", "pattern.n=3", "pattern.m=8")["pattern"] == "3:8"
+    assert labels("pattern=4x1", "pattern.rows=2")["pattern"] == "2x1"
+    assert labels("prune=false")["pattern"] == "dense"
+
+
+def test_yaml_of_the_origin_is_whole_and_resolved() -> None:
+    experiment, origin = compose_experiment(["model=bert-base", "seed=3", "output_dir=there"])
+    assert origin.changed == {}  # seed and places are no settings
+    written = OmegaConf.create(origin.yaml)
+    assert "${" not in origin.yaml
+    assert written.train.learning_rate == experiment.train.learning_rate == 7e-5
+    assert written.seed == 3
+    assert "hydra" not in written
+
+
+# --- identity -----------------------------------------------------------------------------------------------
+
+
+@cache
+def plain_config() -> DictConfig:
+    register()
+    return compose([])
+
+
+def experiment_with(*overrides: str) -> Experiment:
+    """As `composed`, but without a composition of its own where only values change, which is five times as fast."""
+    if any(one.split("=")[0] in GROUPS or set("[{") & set(one) for one in overrides):
+        return composed(*overrides)
+    experiment = OmegaConf.to_object(OmegaConf.merge(plain_config(), OmegaConf.from_dotlist(list(overrides))))
+    assert isinstance(experiment, Experiment)
+    return experiment
+
+
+def identity(
+    *overrides: str, model: str = "m", data: str = "d", teacher: str | None = None, sparse: str | None = None
+) -> Identity:
+    return identify(experiment_with(*overrides), model, data, teacher, sparse)
+
+
+def test_values_set_without_a_composition_are_as_with_one() -> None:
+    for override in ("train.learning_rate=1e-3", "schedule.end=9000", "recipe.epochs=3", "model.finetuned=x"):
+        assert experiment_with(override) == composed(override) != composed()
+
+
+# fmt: off
+DETERMINING = [
+    "train.learning_rate=1e-3", "train.num_train_epochs=1", "train.max_steps=7", "train.precision=bf16",
+    "train.gradient_accumulation_steps=2", "train.warmup_steps=5",
+    "pattern=2:4", "pattern=1x4", "pattern.target_sparsity=0.7", "pattern=rows", "pattern=3:4", "pattern=locked",
+    "criterion=magnitude", "criterion=movement", "criterion.momentum=0.5", "criterion.reduce=max",
+    "allocation=uniform", "allocation.max_per_layer=0.9", "allocation.min_per_layer=0.1", "allocation.regrow=true",
+    LAYERS, LAYERS.replace("0.3", "0.4"), "+allocation.layers={*.query:{pattern:2:4}}",
+    "schedule=short", "schedule=one_shot", "schedule.decay=cubic", "schedule.end=9000", "schedule.initial=50%",
+    "regularizer=group_lasso",
+    "distill=none", "distill=simkd", "distill=hidden", "distill.weight=1", "distill.label_weight=1",
+    "distill.temperature=1",
+    "dataset.max_seq_length=256", "dataset.doc_stride=64", "dataset.n_best=5", "dataset.max_answer_length=9",
+    "model.excluded=[*query]", "model.prunable=[*query]", "model.hidden_dropout=0.2", "prune=false",
+    "finetune.num_train_epochs=1", "finetune.learning_rate=1e-5",
+]
+IRRELEVANT = [
+    "dry_run=true", "output_dir=elsewhere", "cache_dir=elsewhere", "tracking.uri=sqlite:///other.db",
+    "tracking.experiment=other",
+    "train.logging_steps=3", "train.save_steps=77", "train.save_total_limit=2", "train.dataloader_num_workers=2",
+    "finetune.logging_steps=3",
+    # These say which examples there are, and the hash of their contents says it too.
+    "dataset.max_train_samples=100", "dataset.max_eval_samples=100", "dataset.holdout=0.1", "dataset.data_seed=1",
+]
+# fmt: on
+
+
+@pytest.mark.parametrize("override", DETERMINING)
+def test_what_determines_the_result_changes_run_and_group(override: str) -> None:
+    before, after = identity(), identity(override)
+    assert after.run != before.run
+    assert after.group != before.group
+
+
+@pytest.mark.parametrize("override", IRRELEVANT)
+def test_what_does_not_determine_the_result_changes_no_identity(override: str) -> None:
+    assert identity(override) == identity()
+
+
+@pytest.mark.parametrize("override", ["dataset.n_best=5", "dataset.max_answer_length=9", "dataset.metric=exact_match"])
+def test_how_it_is_scored_trains_no_dense_model_again(override: str) -> None:
+    before, after = identity(), identity(override)
+    assert after.dense == before.dense
+    assert after.run != before.run
+    assert after.control != before.control
+
+
+def test_the_order_of_the_layers_determines_the_result() -> None:
+    one, other = "*.query:{target:0.3}", "*.layer.0.*:{target:0.6}"
+    ways = [identity(f"+allocation.layers={{{a},{b}}}") for a, b in ((one, other), (other, one))]
+    assert ways[0].run != ways[1].run
+    assert ways[0].group != ways[1].group
+    assert ways[0].dense == ways[1].dense
+
+
+def test_every_two_of_the_determining_settings_differ() -> None:
+    assert len({identity(override).run for override in DETERMINING}) == len(DETERMINING) >= 44
+
+
+def test_contents_determine_the_result() -> None:
+    before = identity()
+    for other in (identity(model="n"), identity(data="e")):
+        assert len({before.run, other.run}) == len({before.group, other.group}) == 2
+        assert before.dense != other.dense
+    other = identity(teacher="t")
+    assert (other.run != before.run, other.group != before.group, other.dense == before.dense) == (True, True, True)
+    locked = identity("pattern=locked", "model.sparse=x", sparse="s")
+    for other in (identity("pattern=locked", "model.sparse=x", sparse="t"), identity("pattern=locked")):
+        assert other.run != locked.run
+        assert other.group != locked.group
+        assert other.dense == locked.dense
+    assert identity("pattern=locked", "model.sparse=elsewhere", sparse="s") == locked  # contents, not places
+
+
+def test_where_the_same_contents_are_does_not_matter() -> None:
+    assert identity("dataset.path=/a/copy", "model.path=/another/copy") == identity()
+
+
+def test_seeds_share_a_group_and_not_a_run() -> None:
+    seeds = [identity(f"seed={seed}") for seed in range(4)]
+    assert len({one.run for one in seeds}) == 4
+    assert len({one.group for one in seeds}) == 1
+    assert len({one.dense for one in seeds}) == 4  # each fine-tunes its own dense model
+
+
+def test_a_given_dense_model_is_the_same_for_all_seeds() -> None:
+    given = [identity("model.finetuned=x", f"seed={seed}") for seed in range(3)]
+    assert len({one.dense for one in given}) == 1
+    assert len({one.run for one in given}) == 3
+
+
+def test_dense_model_depends_on_fine_tuning_and_not_on_pruning() -> None:
+    dense = identity().dense
+    for same in ("pattern=2:4", "train.learning_rate=1e-3", "distill=none", "schedule=short", "prune=false"):
+        assert identity(same).dense == dense, same
+    for other in ("finetune.learning_rate=1e-5", "seed=1", "dataset.doc_stride=64", "model.hidden_dropout=0.3"):
+        assert identity(other).dense != dense, other
+
+
+def test_dense_control_does_not_depend_on_what_only_pruning_reads() -> None:
+    control = identity("pattern=dense")
+    for same in ("criterion=magnitude", "allocation=uniform", "schedule.decay=cubic", "model.excluded=[*query]",
+                 "regularizer=group_lasso", "allocation.min_per_layer=0.1"):  # fmt: skip
+        assert identity("pattern=dense", same) == control, same
+    assert identity("pattern=dense", "+allocation.layers={*.query:{pattern:2:4}}") != control
+    assert identity("pattern=dense", "schedule=short") != control  # its warm-up is the training's
+
+
+def test_a_run_and_its_same_budget_control_are_known_by_a_hash() -> None:
+    control = identity("pattern=dense").control
+    for same in ("pattern=2:4", "criterion=magnitude", "allocation=uniform", "schedule.decay=cubic", "seed=3",
+                 "model.excluded=[*query]", "regularizer=group_lasso"):  # fmt: skip
+        assert identity(same).control == control, same
+    for other in ("train.num_train_epochs=1", "distill.temperature=1", "distill=none", "model.hidden_dropout=0.2",
+                  "finetune.learning_rate=1e-5", "dataset.doc_stride=64", "train.precision=bf16"):  # fmt: skip
+        assert identity(other).control != control, other
+    assert identity(data="other").control != control
+    assert identity(teacher="other").control != control
+
+
+def test_the_budget_is_the_control_whatever_the_distillation() -> None:
+    budget = identity("pattern=dense", "distill=none").budget
+    for same in ("distill.temperature=1", "distill=simkd", "pattern=2:4"):
+        assert identity(same).budget == budget, same
+    for other in ("train.num_train_epochs=1", "train.learning_rate=1e-3", "model.hidden_dropout=0.2"):
+        assert identity(other).budget != budget, other
+
+
+def test_run_without_pruning_does_not_depend_on_pruning() -> None:
+    dense = identity("prune=false")
+    for same in ("pattern=2:4", "train.learning_rate=1e-3", "distill=none"):
+        assert identity("prune=false", same) == dense, same
+
+
+def test_identity_is_the_same_for_an_equal_experiment_made_otherwise() -> None:
+    experiment = composed()
+    copied = replace(experiment, pattern=Block(4, 1, target_sparsity=0.8))
+    assert identify(copied, "m", "d", None) == identity()
+
+
+def test_missing_value_names_key_and_remedy() -> None:
+    with pytest.raises(UserError, match=r"model\.path.*model=hub needs model\.path=ID_OR_FOLDER"):
+        compose_experiment(["model=hub"])

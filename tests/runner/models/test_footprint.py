@@ -1,0 +1,69 @@
+"""Multiply-accumulates against the formula for BERT, bytes against gzip itself."""
+
+import gzip
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoConfig
+
+from runner import models
+from runner.models import footprint
+from tests.conftest import save_small_model
+
+ARCHITECTURE = "AutoModelForQuestionAnswering"
+
+
+@pytest.mark.parametrize("tokens", [1, 17, 384])
+@pytest.mark.parametrize(("layers", "hidden", "wide"), [(12, 768, 3072), (4, 256, 1024), (2, 32, 64)])
+def test_macs_of_bert_are_those_of_the_formula(layers: int, hidden: int, wide: int, tokens: int) -> None:
+    sizes = {"hidden_size": hidden, "num_hidden_layers": layers, "intermediate_size": wide, "num_attention_heads": 2}
+    net = models.skeleton(ARCHITECTURE, AutoConfig.for_model("bert", **sizes))
+    of_matrices = tokens * (layers * (4 * hidden**2 + 2 * hidden * wide) + 2 * hidden)  # the head has two rows
+    of_attention = layers * 2 * tokens**2 * hidden  # Q K^T, and the weights times V
+    assert footprint.macs(net, tokens) == of_matrices + of_attention
+    assert set(footprint.uses(net, tokens).values()) == {tokens}
+
+
+def test_shared_layers_count_each_time_they_are_used() -> None:
+    config = AutoConfig.for_model("albert", num_hidden_layers=3, hidden_size=32, intermediate_size=64,
+                                  num_attention_heads=2, embedding_size=16)  # fmt: skip
+    used = footprint.uses(models.skeleton(ARCHITECTURE, config), 10)
+    assert {count for name, count in used.items() if "albert_layers" in name} == {30}
+    assert used["albert.encoder.embedding_hidden_mapping_in.weight"] == 10
+
+
+def test_a_model_that_looks_at_numbers_on_its_way_is_counted_too(tmp_path: Path) -> None:
+    config = AutoConfig.for_model("deberta-v2", num_hidden_layers=2, hidden_size=32, intermediate_size=64,
+                                  num_attention_heads=2, vocab_size=100)  # fmt: skip
+    import transformers
+
+    transformers.AutoModelForQuestionAnswering.from_config(config).save_pretrained(tmp_path)
+    found = footprint.footprint(tmp_path, ARCHITECTURE, 16)
+    assert found.macs_dense > 16 * 2 * (4 * 32**2 + 2 * 32 * 64)
+    assert found.macs_dense - found.macs_sparse < 100  # nothing was pruned
+
+
+def test_what_is_zero_remains_neither_as_bytes_nor_as_multiply_accumulates(tmp_path: Path) -> None:
+    folder = save_small_model(tmp_path / "model")
+    whole = footprint.footprint(folder, ARCHITECTURE, 20)
+    file = folder / "model.safetensors"
+    assert whole.bytes == file.stat().st_size
+    assert whole.compressed_bytes == pytest.approx(len(gzip.compress(file.read_bytes(), 6)), rel=0.001)
+    model: Any = models.load(ARCHITECTURE, models.find(str(folder), "model", models.Model(path=str(folder))))
+    with torch.no_grad():
+        model.bert.encoder.layer[0].output.dense.weight[:, :60] = 0
+    model.save_pretrained(folder)
+    pruned = footprint.footprint(folder, ARCHITECTURE, 20)
+    assert (pruned.bytes, pruned.macs_dense) == (whole.bytes, whole.macs_dense)
+    assert whole.macs_sparse - pruned.macs_sparse == 20 * 32 * 60
+    assert whole.compressed_bytes - pruned.compressed_bytes > 32 * 60 * 3
+
+
+def test_large_files_are_compressed_in_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "data"
+    file.write_bytes(bytes(torch.randint(0, 4, (300_000,), dtype=torch.uint8).numpy()))
+    whole = footprint.compressed(file)
+    monkeypatch.setattr(footprint, "_CHUNK", 2**16)
+    assert whole < footprint.compressed(file) < 1.02 * whole
