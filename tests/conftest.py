@@ -44,6 +44,16 @@ def cli_in(folder: Path) -> Cli:
     return run
 
 
+@pytest.fixture(scope="session", autouse=True)
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of what all tests of a session share, also those of other pytest-xdist workers."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared"
+    folder.mkdir(exist_ok=True)
+    os.environ[fork_server.SHARED] = str(folder)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def prepared_hub() -> Path:
     """The folder with real data and weights, for tests that need them."""

@@ -1,11 +1,12 @@
 """A fork server: Python with the heavy libraries imported, which forks a process for each command line of the tests.
 
-`ForkServer(environment).run(["-m", "runner", "model=tiny"], folder, environment, timeout)` does what `subprocess.run` does
-with `python -m runner model=tiny`, without the 5 to 7 CPU seconds of imports. The process is real: it has a working folder,
+`run(["-m", "runner", "model=tiny"], folder, environment, timeout)` does what `subprocess.run` does with
+`python -m runner model=tiny`, without the 5 to 7 CPU seconds of imports. The process is real: it has a working folder,
 an environment, exit status, output and exit handlers of its own, and imports the modules of this project afresh.
 
-Libraries read variables when they are imported, so a server serves the environment that it was started with: commands may
-differ in the variables of `READ_LATE` alone. All commands of one server share the seed of `hash(str)`.
+Libraries read variables when they are imported, so a server serves the environment that it was started with: its
+commands differ in the variables of `READ_LATE` alone. They share the seed of `hash(str)`, and a fresh MLflow database
+is a copy of the first that was made (in the folder `SHARED`), since its migrations take as long as a small run.
 """
 
 import contextlib
@@ -16,16 +17,21 @@ import os
 import runpy
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType, TracebackType
-from typing import IO
+from typing import IO, Any
+
+import filelock
 
 READ_LATE = ("PYTHONPATH", "PYTEST_CURRENT_TEST", "NO_COLOR", "COLUMNS", "HF_TOKEN", "MLFLOW_TRACKING_URI")
 """Variables that no library reads while it is imported; those of this project (PRUNE_DISTILL_*) are others."""
+SHARED = "PRUNE_DISTILL_TEST_FOLDER"
+"""The variable with the folder of what all tests of a session share."""
 SERVER_ONLY = {
     "JE_ARROW_MALLOC_CONF": "background_thread:false",  # a process with threads must not fork
     "MLFLOW_LOGGING_LEVEL": "WARNING",  # as runner/tracking.py sets it before it imports MLflow
@@ -78,7 +84,8 @@ class ForkServer:
         with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
             request = json.dumps([list(arguments), str(folder), dict(environment)]).encode()
             self._socket.settimeout(None)
-            socket.send_fds(self._socket, [request], [out.fileno(), err.fileno()])
+            with contextlib.suppress(ConnectionError):  # its log says why it ended
+                socket.send_fds(self._socket, [request], [out.fileno(), err.fileno()])
             process = self._reply()
             try:
                 self._socket.settimeout(timeout)
@@ -98,7 +105,9 @@ class ForkServer:
         self._log.close()
 
     def _reply(self) -> int:
-        reply = self._socket.recv(64)
+        reply = b""
+        with contextlib.suppress(ConnectionError):
+            reply = self._socket.recv(64)
         if not reply:
             raise RuntimeError(f"the fork server ended: {_text(self._log)}")
         return int(reply)
@@ -135,6 +144,7 @@ def serve(descriptor: int) -> tuple[list[str], list[int]]:
     """Answer commands until the client is gone. Returns in each forked process: its arguments, its output's files."""
     for name in LIBRARIES:
         importlib.import_module(name)
+    _copy_databases()
     gc.collect()
     gc.freeze()  # the pages of what is imported stay shared
     with socket.socket(fileno=descriptor) as client:
@@ -158,6 +168,29 @@ def serve(descriptor: int) -> tuple[list[str], list[int]]:
                 os.close(file)
             client.send(str(process).encode())
             client.send(str(os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])).encode())
+
+
+def _copy_databases() -> None:
+    """Let MLflow fill a fresh SQLite database from the first that it has migrated."""
+    utils: Any = sys.modules["mlflow.store.db.utils"]
+    migrate = utils._initialize_tables
+
+    def initialise(engine: Any) -> None:
+        first = Path(os.environ.get(SHARED, "/nowhere"), "mlflow.db")
+        if not first.parent.exists() or engine.dialect.name != "sqlite":
+            return migrate(engine)
+        with filelock.FileLock(f"{first}.lock"), contextlib.closing(engine.raw_connection()) as connection:
+            database = connection.driver_connection
+            if first.exists():
+                with contextlib.closing(sqlite3.connect(first)) as source:
+                    source.backup(database)
+            else:
+                migrate(engine)
+                with contextlib.closing(sqlite3.connect(f"{first}.new")) as target:
+                    database.backup(target)
+                os.rename(f"{first}.new", first)
+
+    utils._initialize_tables = initialise
 
 
 def become(arguments: list[str], files: list[int]) -> None:
