@@ -3,14 +3,18 @@
 import json
 import logging
 import os
+import shutil
+import sqlite3
 import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 
 from tests import fork_server
 
@@ -141,6 +145,36 @@ def save_small_model(folder: Path, kind: str = "bert", seed: int = 0, **changes:
     AutoModelForQuestionAnswering.from_config(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+FINISHED = (
+    "dataset=demo", "dataset.train_examples=64", "dataset.eval_examples=60", "schedule=short",
+    "train.max_steps=20", "train.per_device_train_batch_size=8", "train.learning_rate=1e-2", "train.warmup_steps=2",
+    "finetune.max_steps=8", "finetune.per_device_train_batch_size=8", "finetune.learning_rate=1e-2",
+    "distill.label_weight=1", "train.precision=null", "pattern=4x1",
+)  # fmt: skip
+"""The settings of `finished_run`."""
+
+
+@pytest.fixture(scope="session")
+def finished_run(shared_folder: Path) -> Path:
+    """A folder in which one run of a small model has finished: to read, and to copy with `copy_run` for who writes."""
+    place = shared_folder / "finished"
+    with FileLock(f"{place}.lock"):
+        if not place.exists():
+            model = save_small_model(place / "small-model")
+            done = cli_in(place)("-m", "runner", "model=hub", f"model.path={model}", *FINISHED)
+            assert done.returncode == 0, done.stderr
+    return place
+
+
+def copy_run(finished: Path, place: Path) -> Path:
+    """A copy of the folder `finished_run` in `place`, whose MLflow has its artifacts there."""
+    shutil.copytree(finished, place, dirs_exist_ok=True)
+    with closing(sqlite3.connect(place / "mlflow.db")) as store, store:
+        for table, column in (("experiments", "artifact_location"), ("runs", "artifact_uri")):
+            store.execute(f"update {table} set {column} = replace({column}, ?, ?)", (str(finished), str(place)))
+    return place
 
 
 @pytest.fixture

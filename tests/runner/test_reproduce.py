@@ -26,7 +26,7 @@ from runner.reproduce import Comparison, Repetition, compare, conclusion, differ
 from runner.system import files
 from runner.system.errors import UserError
 from runner.tracking import Tracking
-from tests.conftest import ROOT, cli_in, save_small_model
+from tests.conftest import ROOT, cli_in, copy_run, save_small_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")  # as many as the command line's processes have
 
@@ -49,10 +49,10 @@ def made(place: Path, *overrides: str) -> Path:
 
 
 @pytest.fixture(scope="module")
-def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def original(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a run in `outputs/`, which was reproduced once."""
-    place = tmp_path_factory.mktemp("original")
-    folder = made(place, "pattern=4x1", "train.precision=null")
+    place = copy_run(finished_run, tmp_path_factory.mktemp("original"))
+    folder = run_in(place)
     done = cli_in(place)(*REPRODUCE, str(folder.relative_to(place)))
     assert done.returncode == 0, done.stdout + done.stderr
     (place / "told.txt").write_text(done.stdout)
