@@ -120,17 +120,14 @@ class Allocation:
 
     def __post_init__(self) -> None:
         if not 0 < self.max_per_layer <= 1:
-            raise PruningError(f"allocation.max_per_layer={self.max_per_layer} is out of range: between 0 and 1")
+            raise PruningError(f"max_per_layer={self.max_per_layer} must be in (0, 1]", self)
         if not 0 <= self.min_per_layer <= self.max_per_layer:
             raise PruningError(
-                f"allocation.min_per_layer={self.min_per_layer} is out of range: from 0 to "
-                f"allocation.max_per_layer={self.max_per_layer:g}"
+                f"min_per_layer={self.min_per_layer} must be from 0 to max_per_layer={self.max_per_layer:g}", self
             )
         for name, override in self.layers.items():
             if override.target is not None and not 0 < override.target < 1:
-                raise PruningError(
-                    f"allocation.layers.{name}.target={override.target} is out of range: between 0 and 1"
-                )
+                raise PruningError(f"layers[{name!r}].target={override.target} must be in (0, 1)", self)
 
     def override(self, *names: str) -> LayerOverride:
         """All that `layers` says about a parameter of these names, whose layer is its name without the last part."""
@@ -151,8 +148,9 @@ class Allocation:
         for pattern in self.layers:
             if not any(_matches(pattern, name) for name in known):
                 raise PruningError(
-                    f"allocation.layers: {pattern!r} matches no layer (such as "
-                    f"{', '.join(name.rpartition('.')[0] for name in known[:3])}; * matches any text)"
+                    f"layers[{pattern!r}] matches no layer (such as "
+                    f"{', '.join(name.rpartition('.')[0] for name in known[:3])}; * matches any text)",
+                    self,
                 )
 
     def quotas(
@@ -184,13 +182,15 @@ class Allocation:
         target = fraction * max_sparsity
         if fraction * total - reachable > unit / 2 + 1e-6:
             raise PruningError(
-                f"target sparsity {target:g} is above what allocation.max_per_layer={self.max_per_layer:g} allows for "
-                f"these layers: at most {reachable / total * max_sparsity:.4f}"
+                f"target sparsity {target:g} is above what max_per_layer={self.max_per_layer:g} allows for these "
+                f"layers: at most {reachable / total * max_sparsity:.4f}",
+                self,
             )
         if needed - fraction * total > unit / 2 + 1e-6:
             raise PruningError(
-                f"target sparsity {target:g} is below what allocation.min_per_layer={self.min_per_layer:g} demands of "
-                f"these layers: at least {needed / total * max_sparsity:.4f}"
+                f"target sparsity {target:g} is below what min_per_layer={self.min_per_layer:g} demands of these "
+                f"layers: at least {needed / total * max_sparsity:.4f}",
+                self,
             )
 
     def select(self, costs: Mapping[str, Tensor], fraction: float, quotas: Mapping[str, Quota]) -> dict[str, Tensor]:

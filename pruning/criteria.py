@@ -48,7 +48,7 @@ class Criterion:
 
     def __post_init__(self) -> None:
         if self.reduce not in REDUCTIONS:
-            raise PruningError(f"criterion.reduce={self.reduce!r} is unknown: one of {', '.join(REDUCTIONS)}")
+            raise PruningError(f"reduce={self.reduce!r} must be one of {', '.join(REDUCTIONS)}", self)
 
     @property
     def reduction(self) -> Reduction:
@@ -87,7 +87,7 @@ class SnipMomentum(Criterion):
         super().__post_init__()
         if not (0 <= self.momentum < 1 and self.scale > 0):
             raise PruningError(
-                f"criterion.momentum={self.momentum} criterion.scale={self.scale}: momentum in [0, 1) and scale > 0"
+                f"momentum={self.momentum} must be in [0, 1) and scale={self.scale} must be above 0", self
             )
 
     def observation(self, weight: Tensor, gradient: Tensor) -> Tensor:
@@ -147,7 +147,7 @@ class Movement(Criterion):
     """S <- S - w * dL/dw: weights that move away from zero matter (Sanh et al. 2020, arXiv 2005.07683, section 4).
 
     The sum runs over all optimizer steps. The paper trains S by its own optimizer and lets pruned weights return; here
-    it is the running sum itself, and they return only with allocation.regrow. Memory: one number per block, or per
+    it is the running sum itself, and they return only with `Allocation.regrow`. Memory: one number per block, or per
     weight under N:M.
     """
 
@@ -182,9 +182,7 @@ class Platon(Criterion):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not (0 < self.beta1 < 1 and 0 <= self.beta2 < 1):  # with beta1 = 0 nothing is ever uncertain
-            raise PruningError(
-                f"criterion.beta1={self.beta1} criterion.beta2={self.beta2}: beta1 in (0, 1) and beta2 in [0, 1)"
-            )
+            raise PruningError(f"beta1={self.beta1} must be in (0, 1) and beta2={self.beta2} in [0, 1)", self)
 
     def observation(self, weight: Tensor, gradient: Tensor) -> Tensor:
         return (weight * gradient).abs_()

@@ -113,12 +113,6 @@ class Distillation:
     """Weight of the distillation loss."""
     label_weight: float = 0.0
     """Weight of the loss against the labels."""
-    teacher: str | None = None
-    """A fine-tuned model with the same tokenizer, of any width and family: a hub id, a folder, or a finished run with
-    prune=false, by its folder or its id in MLflow. If not given: the dense model itself."""
-    cache: bool = True
-    """Run the teacher once over the training features and keep its logits (float16) for every epoch, seed and pattern,
-    instead of running it beside the student. Never where hidden states are needed, nor for less than an epoch."""
 
     needs_teacher: ClassVar[bool] = True
     needs_hidden: ClassVar[bool] = False
@@ -128,7 +122,7 @@ class Distillation:
     def __post_init__(self) -> None:
         if self.weight < 0 or self.label_weight < 0 or self.weight + self.label_weight == 0:
             raise PruningError(
-                f"distill.weight={self.weight} distill.label_weight={self.label_weight}: none negative, not both zero"
+                f"weight={self.weight}, label_weight={self.label_weight}: must not be negative, and not both zero", self
             )
 
     @property
@@ -168,15 +162,15 @@ class Logits(Distillation):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_temperature(self.temperature)
+        _check_temperature(self)
 
     def loss(self, student: Prediction, teacher: Prediction) -> Tensor:
         return _of_logits(student, teacher, self.temperature)
 
 
-def _check_temperature(temperature: float) -> None:
-    if temperature <= 0:
-        raise PruningError(f"distill.temperature={temperature}: must be above 0")
+def _check_temperature(distillation: "Logits | HiddenStates") -> None:
+    if distillation.temperature <= 0:
+        raise PruningError(f"temperature={distillation.temperature} must be above 0", distillation)
 
 
 def _of_logits(student: Prediction, teacher: Prediction, temperature: float) -> Tensor:
@@ -210,8 +204,8 @@ class HiddenStates(Distillation):
     """Weight of the hidden states' squared error."""
     attention_weight: float = 0.0
     """Weight of the attention's divergence; 0: none. Both models then compute attention in the plain way, which keeps
-    [batch, heads, tokens, tokens] numbers for each layer. The student must have no dropout of attention weights
-    (model.attention_dropout=0), for it would be in what is compared."""
+    [batch, heads, tokens, tokens] numbers for each layer. The student must have no dropout of attention
+    weights, for it would be in what is compared."""
     logits_weight: float = 1.0
     """Weight of the logits' loss, which teaches the head."""
     temperature: float = 2.0
@@ -219,26 +213,28 @@ class HiddenStates(Distillation):
     layers: dict[int, int] = field(default_factory=dict)
     """Layer of the student -> layer of the teacher, counted from 1; 0 is what the embeddings give, which has no
     attention. Such as {3: 6, 6: 12}. Not given: all of the student's layers, spread evenly over the teacher's, layer m
-    of M to m * N / M of N (rounded up), and the embeddings to the embeddings. On the command line:
-    +distill.layers={3: 6, 6: 12}, in quotes."""
+    of M to m * N / M of N (rounded up), and the embeddings to the embeddings."""
 
     needs_hidden: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_temperature(self.temperature)
+        _check_temperature(self)
         weights = {key: getattr(self, key) for key in ("hidden_weight", "attention_weight", "logits_weight")}
-        told = " ".join(f"distill.{key}={value}" for key, value in weights.items())
+        values = ", ".join(f"{key}={value}" for key, value in weights.items())
         if min(weights.values()) < 0:
-            raise PruningError(f"{told}: none may be negative")
+            raise PruningError(f"{values}: none may be negative", self)
         if not self.hidden_weight and not self.attention_weight:
-            raise PruningError(f"{told}: no layer is imitated; use distill=logits")
+            raise PruningError(f"{values}: no layer is imitated; use Logits()", self)
         if not self.logits_weight and not self.label_weight:
-            raise PruningError(f"{told} distill.label_weight=0.0: nothing teaches the head; set one of the last two")
+            raise PruningError(
+                f"{values}, label_weight={self.label_weight}: nothing trains the head; set one of the last two", self
+            )
         if self.layers and self.attention_weight and not any(s and t for s, t in self.layers.items()):
             raise PruningError(
-                f"distill.layers={self.layers}: what the embeddings give has no attention; name layers, or set "
-                "distill.attention_weight=0"
+                f"layers={self.layers}: the output of the embeddings has no attention; name layers, or set "
+                "attention_weight=0",
+                self,
             )
 
     @property
@@ -249,8 +245,9 @@ class HiddenStates(Distillation):
         mapped = self.mapped(student.layers, teacher.layers)
         if self.needs_attention and student.heads != teacher.heads:
             raise PruningError(
-                f"distill.attention_weight={self.attention_weight}: the student has {student.heads} attention heads in "
-                f"a layer and the teacher {teacher.heads}, which cannot be compared; set distill.attention_weight=0"
+                f"attention_weight={self.attention_weight}: the student has {student.heads} attention heads in a layer "
+                f"and the teacher {teacher.heads}, which cannot be compared; set attention_weight=0",
+                self,
             )
         if not self.hidden_weight or student.width == teacher.width:
             return {}
@@ -271,8 +268,9 @@ class HiddenStates(Distillation):
             wrong = [layer for layer in layers if not 0 <= layer <= most]
             if wrong:
                 raise PruningError(
-                    f"distill.layers={self.layers}: the {who} has no layer {wrong[0]}; it has 1 to {most}, and 0 for "
-                    "the embeddings"
+                    f"layers={self.layers}: the {who} has no layer {wrong[0]}; it has 1 to {most}, and 0 for the "
+                    "embeddings",
+                    self,
                 )
         return dict(sorted(self.layers.items()))
 
@@ -283,7 +281,7 @@ class HiddenStates(Distillation):
             errors = [_squared_error(student.hidden[s], teacher.hidden[t], student.tokens) for s, t in mapped]
             loss = loss + self.hidden_weight * torch.stack(errors).mean()
         if self.attention_weight:
-            _check_attentions(student, teacher)
+            self._check_attentions(student, teacher)
             pairs = [(student.attentions[s - 1], teacher.attentions[t - 1]) for s, t in mapped if s and t]
             each = [_attention_kl(s, t, student.tokens) for s, t in pairs]
             loss = loss + self.attention_weight * torch.stack(each).mean()
@@ -291,13 +289,12 @@ class HiddenStates(Distillation):
             loss = loss + self.logits_weight * _of_logits(student, teacher, self.temperature)
         return loss
 
-
-def _check_attentions(student: Prediction, teacher: Prediction) -> None:
-    for who, said in (("student", student), ("teacher", teacher)):
-        if len(said.attentions) != len(said.hidden) - 1 or any(each is None for each in said.attentions):
-            raise PruningError(
-                f"the {who} does not give the attention weights of each of its layers; set distill.attention_weight=0"
-            )
+    def _check_attentions(self, student: Prediction, teacher: Prediction) -> None:
+        for who, output in (("student", student), ("teacher", teacher)):
+            if len(output.attentions) != len(output.hidden) - 1 or any(each is None for each in output.attentions):
+                raise PruningError(
+                    f"the {who} does not give the attention weights of each of its layers; set attention_weight=0", self
+                )
 
 
 def _attention_kl(student: Tensor, teacher: Tensor, tokens: Tensor) -> Tensor:
@@ -360,5 +357,5 @@ class NoDistillation(Distillation):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.weight or self.teacher:
-            raise PruningError("distill=none has no teacher: leave distill.weight and distill.teacher alone")
+        if self.weight:
+            raise PruningError(f"weight={self.weight}: NoDistillation() has no teacher; leave it out", self)

@@ -138,8 +138,7 @@ def parse(text: str, target_sparsity: float | None = None) -> Pattern:
         if found is not None:
             return found
         waiting += cls.__subclasses__()
-    hint = "; YAML reads 2:4 as a number unless it is quoted" if text.isdigit() else ""
-    raise PruningError(f"there is no pattern {text!r}: write 4x1, 2:4, rows, columns, dense or locked{hint}")
+    raise PruningError(f"there is no pattern {text!r}: write 4x1, 2:4, rows, columns, dense or locked")
 
 
 def _not_a_matrix(pattern: Pattern, shape: torch.Size) -> str | None:
@@ -164,13 +163,13 @@ class Block(Pattern):
     def __post_init__(self) -> None:
         if self.rows < 0 or self.cols < 0 or self.rows == self.cols == 0:
             raise PruningError(
-                f"pattern.rows={self.rows} pattern.cols={self.cols}: a block needs at least one of each; "
-                "0 is a whole row or column, and not both"
+                f"rows={self.rows}, cols={self.cols}: a block needs at least one of each; 0 stands for the whole axis, "
+                "in one of them at most",
+                self,
             )
         if not 0 < self.target < 1:
             raise PruningError(
-                f"pattern.target_sparsity={self.target} is out of range: a fraction of zeros between 0 and 1 "
-                "(pattern=dense prunes nothing)"
+                f"target_sparsity={self.target} must be in (0, 1), a fraction of zeros (Dense() prunes nothing)", self
             )
 
     def __str__(self) -> str:
@@ -246,15 +245,16 @@ class NofM(Pattern):
 
     def __post_init__(self) -> None:
         if not 0 < self.n < self.m:
-            raise PruningError(f"pattern.n={self.n} pattern.m={self.m}: N:M needs 0 < n < m")
+            raise PruningError(f"n={self.n}, m={self.m}: N:M needs 0 < n < m", self)
         exact = self.max_sparsity
         given = self.target_sparsity
         if given is None or abs(given - exact) <= 1e-6:
             self.target_sparsity = exact  # 0.666667 for 1:3 means all groups, no more and no less
         elif not (self.mix and 0 < given < exact):
             raise PruningError(
-                f"pattern.target_sparsity={given} is impossible for {self}: every group keeps {self.n} of {self.m}, "
-                f"which is {exact:g}; leave it out, choose another n and m, or set pattern.mix=true and less than that"
+                f"target_sparsity={given} is impossible for {self}: every group keeps {self.n} of {self.m} weights, "
+                f"which is {exact:g}; leave it out, choose another n and m, or set mix=True and a lower target",
+                self,
             )
 
     def __str__(self) -> str:
@@ -354,9 +354,7 @@ class Dense(_Unpruned):
 
     def __post_init__(self) -> None:
         if self.target_sparsity != 0:
-            raise PruningError(
-                f"pattern.target_sparsity={self.target_sparsity}: the dense control has none; leave it out"
-            )
+            raise PruningError(f"target_sparsity={self.target_sparsity}: Dense() prunes nothing; leave it out", self)
 
     def __str__(self) -> str:
         return "dense"
@@ -375,7 +373,7 @@ class Locked(_Unpruned):
     def __post_init__(self) -> None:
         if self.target_sparsity != 0:
             raise PruningError(
-                f"pattern.target_sparsity={self.target_sparsity}: locked keeps the zeros that are there; leave it out"
+                f"target_sparsity={self.target_sparsity}: Locked() takes the zeros that exist; leave it out", self
             )
 
     def __str__(self) -> str:

@@ -182,7 +182,7 @@ class Pruner:
         masks = {name: self._masks.get(name, as_matrix(p.detach()) != 0) for name, p in locked.items()}
         if locked and all(bool(mask.all()) for mask in masks.values()):
             raise PruningError(
-                f"pattern=locked: none of the {len(locked)} weights has a zero to keep (such as {next(iter(locked))}); "
+                f"Locked(): none of the {len(locked)} weights has a zero to keep (such as {next(iter(locked))}); "
                 "start from a sparse checkpoint"
             )
         for name, mask in masks.items():

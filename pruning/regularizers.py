@@ -35,13 +35,11 @@ class GroupLasso(Regularizer):
 
     def __post_init__(self) -> None:
         if not self.weight > 0:
-            raise PruningError(
-                f"regularizer.weight={self.weight} is out of range: above 0 (regularizer=none is without)"
-            )
+            raise PruningError(f"weight={self.weight} must be above 0 (Regularizer() has no penalty)", self)
 
     def check(self, pattern: Pattern) -> None:
         if not isinstance(pattern, Block):
-            raise PruningError(f"regularizer=group_lasso needs a block pattern: {pattern} has no block to shrink whole")
+            raise PruningError(f"GroupLasso() needs a block pattern: {pattern} has no block to shrink whole", self)
 
     def gradient(self, weight: Tensor, pattern: Pattern) -> Tensor | None:
         norm = pattern.pool(weight.square(), torch.sum).sqrt()

@@ -12,7 +12,7 @@ DECAYS: dict[str, Decay] = {}
 
 
 def decay(course: Decay) -> Decay:
-    """Make a function (progress in [0, 1], initial, target) -> sparsity available as `schedule.decay=<its name>`."""
+    """Make a function (progress in [0, 1], initial, target) -> sparsity available as `Gradual(decay=<its name>)`."""
     DECAYS[course.__name__] = course
     return course
 
@@ -62,34 +62,6 @@ class TrainingLength:
 _SPAN = re.compile(r"(?P<value>\d+(\.\d*)?)\s*(?P<unit>steps?|ep|epochs?|%)?", re.ASCII)
 
 
-def _read(text: str, key: str) -> tuple[float, str]:
-    """A length of time as a number and its unit: "step", "epoch" or "%"."""
-    found = _SPAN.fullmatch(text.strip())
-    unit = {"%": "%", "e": "epoch"}.get((found["unit"] or "s")[0], "step") if found else ""
-    if found is None or (unit == "step" and not float(found["value"]).is_integer()):
-        raise PruningError(
-            f"schedule.{key}={text!r} is no length of time: "
-            'write a whole number of optimizer steps ("1000"), "2.5 epochs" or "10%" of the training'
-        )
-    return float(found["value"]), unit
-
-
-def span_in_steps(text: str, length: TrainingLength, key: str) -> int:
-    """A length of time such as "1000", "5 epochs" or "10%" (of the training) in optimizer steps.
-
-    Raises:
-        PruningError: the text is no such length.
-    """
-    value, unit = _read(text, key)
-    if unit == "%":
-        return round(value / 100 * length.steps)
-    if unit == "epoch":
-        if length.steps_per_epoch is None:
-            raise PruningError(f"schedule.{key}={text!r}: the training is not counted in epochs; write optimizer steps")
-        return int(value * length.steps_per_epoch)
-    return int(value)
-
-
 _INITIAL = re.compile(r"(?P<value>\d+(\.\d*)?)\s*(?P<unit>%)?", re.ASCII)
 
 
@@ -102,8 +74,6 @@ class Schedule:
 
     start: str = "10%"
     """The first update."""
-    warmup_steps: float = 0.1
-    """Learning-rate warm-up in optimizer steps, or a fraction of the training if below 1; `train` reads it here."""
 
     def __post_init__(self) -> None:
         self._check_lengths("start")
@@ -112,7 +82,39 @@ class Schedule:
         anything = TrainingLength(steps=1, steps_per_epoch=1, epochs=1)  # only to see that the texts can be read
         for key in keys:
             if getattr(self, key) is not None:
-                span_in_steps(getattr(self, key), anything, key)
+                self.in_steps(key, anything)
+
+    def in_steps(self, key: str, length: TrainingLength) -> int:
+        """The field `key`, a length such as "1000", "5 epochs" or "10%" (of the training), in optimizer steps.
+
+        Raises:
+            PruningError: the text is no such length.
+        """
+        value, unit = self._read(key)
+        if unit == "%":
+            return round(value / 100 * length.steps)
+        if unit == "epoch":
+            if length.steps_per_epoch is None:
+                raise self._not_in_epochs(key)
+            return int(value * length.steps_per_epoch)
+        return int(value)
+
+    def _read(self, key: str) -> tuple[float, str]:
+        """The field `key` as a number and its unit: "step", "epoch" or "%"."""
+        text = getattr(self, key)
+        match = _SPAN.fullmatch(text.strip())
+        unit = {"%": "%", "e": "epoch"}.get((match["unit"] or "s")[0], "step") if match else ""
+        if match is None or (unit == "step" and not float(match["value"]).is_integer()):
+            raise PruningError(
+                f"{key}={text!r} is no length of time: "
+                'write a whole number of optimizer steps ("1000"), "2.5 epochs" or "10%" of the training',
+                self,
+            )
+        return float(match["value"]), unit
+
+    def _not_in_epochs(self, key: str) -> PruningError:
+        text = getattr(self, key)
+        return PruningError(f"{key}={text!r}: the training is not counted in epochs; write optimizer steps", self)
 
     def steps(self, length: TrainingLength) -> dict[int, float]:
         """Optimizer steps taken before an update -> progress, which ends at 1.
@@ -140,9 +142,9 @@ class OneShot(Schedule):
     """One update, at `start`, to the target: the baseline, and for 2:4 a recipe of its own (arXiv 2104.08378)."""
 
     def steps(self, length: TrainingLength) -> dict[int, float]:
-        step = span_in_steps(self.start, length, "start")
+        step = self.in_steps("start", length)
         if step > length.steps:
-            raise PruningError(f"schedule.start={self.start}: step {step} is after the last of {length.steps} steps")
+            raise PruningError(f"start={self.start}: step {step} is after the last of {length.steps} steps", self)
         return {step: 1.0}
 
     def sparsity(self, progress: float, target: float) -> float:
@@ -170,16 +172,16 @@ class Gradual(Schedule):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.decay not in DECAYS:
-            raise PruningError(f"schedule.decay={self.decay!r} is unknown: one of {', '.join(DECAYS)}")
+            raise PruningError(f"decay={self.decay!r} must be one of {', '.join(DECAYS)}", self)
         self._check_lengths("end", "frequency", "cooldown")
         if not 0 <= self._initial(1.0) < 1:
-            raise PruningError(f"schedule.initial={self.initial!r} is out of range: from 0 to below 1, or below 100%")
+            raise PruningError(f"initial={self.initial!r} must be in [0, 1), or below 100%", self)
 
     def _initial(self, target: float) -> float:
         found = _INITIAL.fullmatch(self.initial.strip())
         if found is None:
             raise PruningError(
-                f'schedule.initial={self.initial!r} is neither a sparsity ("0.7") nor a part of the target ("85%")'
+                f'initial={self.initial!r} is neither a sparsity ("0.7") nor a part of the target ("85%")', self
             )
         return float(found["value"]) * target / 100 if found["unit"] else float(found["value"])
 
@@ -189,38 +191,38 @@ class Gradual(Schedule):
         initial = self._initial(target)
         if initial >= target:
             raise PruningError(
-                f'schedule.initial={self.initial} is not below the target sparsity {target:g}; "85%" is a part of it'
+                f'initial={self.initial} is not below the target sparsity {target:g}; "85%" is a part of it', self
             )
         return DECAYS[self.decay](progress, initial, target)
 
     def last_step(self, length: TrainingLength) -> int:
         """The step after which no update comes, before rounding down to whole updates."""
         if self.end is not None:
-            return span_in_steps(self.end, length, "end")
-        cooldown, unit = _read(self.cooldown, "cooldown")
+            return self.in_steps("end", length)
+        cooldown, unit = self._read("cooldown")
         if unit == "epoch":
             if length.steps_per_epoch is None or length.epochs is None:
-                raise PruningError(
-                    f"schedule.cooldown={self.cooldown!r}: the training is not counted in epochs; write optimizer steps"
-                )
+                raise self._not_in_epochs("cooldown")
             # The published recipes count from the front, in whole batches: int(I * (epochs - cool-down)).
             return int(length.steps_per_epoch * (length.epochs - cooldown))
-        return length.steps - span_in_steps(self.cooldown, length, "cooldown")
+        return length.steps - self.in_steps("cooldown", length)
 
     def steps(self, length: TrainingLength) -> dict[int, float]:
-        start = span_in_steps(self.start, length, "start")
-        frequency = max(1, span_in_steps(self.frequency, length, "frequency"))
+        start = self.in_steps("start", length)
+        frequency = max(1, self.in_steps("frequency", length))
         end = self.last_step(length)
         if end > length.steps:
             raise PruningError(
-                f"the schedule is longer than the training: it ends at step {end} of {length.steps} (schedule.end="
-                f"{self.end}); shorten it, train longer, or take schedule=short, which fits any length"
+                f"the schedule is longer than the training: it ends at step {end} of {length.steps} (end={self.end}); "
+                "shorten it, train longer, or use Gradual(), which fits any length",
+                self,
             )
         count = (end - start) // frequency
         if count < 1:
             raise PruningError(
                 f"the schedule does not fit into the training of {length.steps} steps: masks are updated from step "
-                f"{start} to step {end} (schedule.start={self.start}, end={self.end}, cooldown={self.cooldown}) every "
-                f"{frequency} steps; train longer, change these, or take schedule=short, which fits any length"
+                f"{start} to step {end} (start={self.start}, end={self.end}, cooldown={self.cooldown}) every "
+                f"{frequency} steps; train longer, change these, or use Gradual(), which fits any length",
+                self,
             )
         return {start + t * frequency: t / count for t in range(count + 1)}

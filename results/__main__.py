@@ -79,8 +79,9 @@ def write_picture(rows: list[Row], output: Path) -> int:
         return fail(f"picture takes one model, dataset and metric: choose by --model, --dataset or --tag "
                     f"{columns.METRIC}=METRIC; there are: {listed}")  # fmt: skip
     (((model, dataset, _), group),) = compared.items()
+    figure = tradeoff.score_against_sparsity(group)
     try:
-        content = rendered(tradeoff.score_against_sparsity(group), output.suffix.removeprefix(".") or "png")
+        content = rendered(figure, output.suffix.removeprefix(".") or "png")
     except ValueError as error:  # an unknown suffix
         return fail(f"--output {output}: {error}")
     return write(output, content, f"{model} on {dataset}, {len(group)} rows")
@@ -122,7 +123,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     """Parses the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m results",
-        description="Print the table of the runs in MLflow: each row pools the seeds of runs that are alike otherwise.",
+        description="Print the table of the runs in MLflow: each row pools runs that differ only in their seed.",
         epilog="A table wider than the terminal is split into blocks, one below the other. The relative drop is of the "
         "maxima, as in the published table; intervals are of drops of means, by a bootstrap over examples and seeds. "
         "Controls are the rows pattern=dense, and pattern=dense distill=none, with as many steps on the same data.",

@@ -60,9 +60,9 @@ def few_seeds(row: Row) -> Iterator[str]:
         within = "its intervals are over examples alone" if row.drop_interval else "how much seeds differ is not known"
         yield f"one seed: {within}"
     if row.drop_mean and _holds_zero(row.drop_interval):
-        yield "the interval of the drop of means includes zero: too few seeds or examples to tell its sign"
+        yield "the interval of the drop of means includes zero: too few seeds or examples to know its sign"
     if any(control.drop_mean and _holds_zero(control.interval) for control in _controls(row)):
-        yield "the interval against the control includes zero: too few seeds or examples to tell its sign"
+        yield "the interval against the control includes zero: too few seeds or examples to know its sign"
 
 
 def dense_models(row: Row) -> Iterator[str]:
@@ -81,7 +81,7 @@ def subsets(row: Row) -> Iterator[str]:
 
 
 def controls(row: Row) -> Iterator[str]:
-    """The same-budget control is missing, ambiguous, or has other seeds."""
+    """A same-budget control is missing, ambiguous, or has other seeds."""
     if row.pattern != DENSE and row.control is None:
         yield "no same-budget dense control: pattern=dense, and all else as here"
     if any(control.seeds != row.seeds for control in _controls(row)):

@@ -38,13 +38,13 @@ class Control:
 
 
 def control(group: Group, dense: list[Group]) -> Control | None:
-    """The same training without pruning, from the groups of pattern `DENSE`; None for a group of that pattern."""
+    """Trained like the group but without pruning, from the groups of pattern `DENSE`; None for such a group itself."""
     same = sharing(columns.CONTROL, group, dense)
     return None if group[0].pattern == DENSE or not same else against(group, same)
 
 
 def undistilled_control(group: Group, dense: list[Group]) -> Control | None:
-    """The same number of steps without pruning and without distillation; None for a group that was not distilled."""
+    """Trained for as many steps without pruning and distillation; None for a group that was not distilled itself."""
     if group[0].pattern == DENSE or group[0].params.get(DISTILL) == NO_DISTILLATION:
         return None
     same = [other for other in sharing(columns.BUDGET, group, dense) if other[0].params.get(DISTILL) == NO_DISTILLATION]

@@ -124,22 +124,19 @@ def html_table(rows: list[Row], address: Callable[[Row], str | None] = lambda ro
     Args:
         address: the link of a row's first cell.
     """
+    columns = layout(rows)
 
     def line(tag: str, cells: list[str]) -> str:
         kinds = [' class="number"' if column.numeric else "" for column in columns]
-        return "".join(f"<{tag}{kind}>{escape(cell)}</{tag}>" for kind, cell in zip(kinds, cells, strict=True))
+        return "".join(f"<{tag}{kind}>{cell}</{tag}>" for kind, cell in zip(kinds, cells, strict=True))
 
-    def linked(cells: str, to: str | None) -> str:
-        if to is None:
-            return cells
-        first, rest = cells.removeprefix("<td>").split("</td>", 1)
-        return f'<td><a href="{escape(to)}">{first}</a></td>{rest}'
-
-    columns = layout(rows)
-    header = line("th", [column.header for column in columns])
-    body = "".join(
-        f"<tr>{linked(line('td', [column.cell(row) for column in columns]), address(row))}</tr>\n" for row in rows
-    )
+    body = ""
+    for row in rows:
+        first, *rest = (escape(column.cell(row)) for column in columns)
+        if link := address(row):
+            first = f'<a href="{escape(link)}">{first}</a>'
+        body += f"<tr>{line('td', [first, *rest])}</tr>\n"
+    header = line("th", [escape(column.header) for column in columns])
     return f"<table>\n<thead><tr>{header}</tr></thead>\n<tbody>\n{body}</tbody>\n</table>"
 
 

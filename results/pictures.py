@@ -18,7 +18,7 @@ from matplotlib.ticker import MaxNLocator, NullFormatter, PercentFormatter
 from results import columns, intervals
 from results.figures import COLOURS, HATCHES, STYLE
 from results.rows import pool
-from results.runs import fetch_children, natural, select
+from results.runs import artifact, fetch_children, natural, select
 from results.tradeoff import comparisons, score_against_sparsity
 
 if TYPE_CHECKING:
@@ -38,10 +38,10 @@ def of_run(client: MlflowClient, run_id: str) -> dict[str, Figure]:
                if key in logged}  # fmt: skip
     if history:
         drawn["training"] = training(history)
-    layers = artifact(client, run_id, columns.LAYERS) or []
+    layers = _entries(client, run_id, columns.LAYERS)
     if any(layer["zeros"] for layer in layers):
         drawn["layers"] = sparsity_by_layer(layers)
-    updates = artifact(client, run_id, columns.UPDATES) or []
+    updates = _entries(client, run_id, columns.UPDATES)
     if any(update["removed"] for update in updates):
         drawn["updates"] = mask_updates(updates, layers)
     return drawn
@@ -60,12 +60,8 @@ def _steps(client: MlflowClient, run_id: str, key: str) -> list[tuple[int, float
     return sorted((metric.step, metric.value) for metric in client.get_metric_history(run_id, key))
 
 
-def artifact(client: MlflowClient, run_id: str, name: str) -> Any:
-    """A JSON artifact of a run, or None if it did not log one."""
-    if name not in {entry.path for entry in client.list_artifacts(run_id)}:
-        return None
-    with open(client.download_artifacts(run_id, name), encoding="utf-8") as text:
-        return json.load(text)
+def _entries(client: MlflowClient, run_id: str, name: str) -> list[Any]:
+    return json.loads(artifact(client, run_id, name) or "[]")
 
 
 def training(history: History) -> Figure:

@@ -12,14 +12,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from html import escape
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from results import columns, pictures, tradeoff
 from results.figures import rendered
 from results.formats import html_table
-from results.runs import Run, read
+from results.runs import Run, artifact, read
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -73,14 +71,14 @@ def details(client: MlflowClient, run_id: str) -> Details:
     logged = client.get_run(run_id)
     run = read(logged)
     assert isinstance(run, Run)  # it is in a row
-    overrides = shlex.join((_text(client, run_id, columns.OVERRIDES) or "").splitlines())
+    overrides = shlex.join((artifact(client, run_id, columns.OVERRIDES) or "").splitlines())
     return Details(
         run=run,
         name=logged.info.run_name or run_id,
         address=address(str(client.tracking_uri), logged.info.experiment_id, run_id),
         began=datetime.fromtimestamp(logged.info.start_time / 1000, UTC),
         command=f"python -m runner {overrides}".strip(),
-        yaml=_text(client, run_id, columns.CONFIG) or "not logged",
+        yaml=artifact(client, run_id, columns.CONFIG) or "not logged",
         seconds={k.removeprefix(SECONDS): v for k, v in logged.data.metrics.items() if k.startswith(SECONDS)},
         pictures=pictures.of_run(client, run_id),
     )
@@ -91,13 +89,6 @@ def address(uri: str, experiment_id: str, run_id: str) -> str | None:
     if not uri.startswith(("http://", "https://")):
         return None
     return f"{re.sub('//[^/@]*@', '//', uri).rstrip('/')}/#/experiments/{experiment_id}/runs/{run_id}"
-
-
-def _text(client: MlflowClient, run_id: str, name: str) -> str | None:
-    if name not in {entry.path for entry in client.list_artifacts(run_id)}:
-        return None
-    with TemporaryDirectory() as folder:
-        return Path(client.download_artifacts(run_id, name, folder)).read_text(encoding="utf-8")
 
 
 def page(client: MlflowClient, rows: list[Row], notes: Iterable[str], title: str) -> str:

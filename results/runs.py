@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from mlflow import MlflowClient
 from mlflow.entities import Run as LoggedRun
@@ -88,6 +90,14 @@ def pages(search: Callable[..., PagedList]) -> Iterator:
         page = search(page_token=token)
         yield from page
         token = page.token or ""
+
+
+def artifact(client: MlflowClient, run_id: str, name: str) -> str | None:
+    """The text of an artifact of a run, or None if the run did not log it."""
+    if name not in {entry.path for entry in client.list_artifacts(run_id)}:
+        return None
+    with TemporaryDirectory() as folder:
+        return Path(client.download_artifacts(run_id, name, folder)).read_text(encoding="utf-8")
 
 
 def select(logged: Iterable[LoggedRun]) -> tuple[list[Run], Counter[str]]:

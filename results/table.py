@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 
 from results import columns as names
@@ -57,22 +58,13 @@ def layout(rows: list[Row], wide: bool = True) -> list[Column]:
 
 def scores(score: str) -> list[Column]:
     """The columns of the published table, and the drop of means with its interval."""
+    always = partial(Column, numeric=True, always=True)
     return [
-        Column("Element-wise/matmul, Gemm, conv ratio", lambda row: fraction(row.ratio), numeric=True, always=True),
-        Column(
-            f"Dense {score} (mean/max)",
-            lambda row: mean_max(row.dense_mean, row.dense_max),
-            numeric=True,
-            always=True,
-        ),
-        Column(
-            f"Sparse {score} (mean/max)",
-            lambda row: mean_max(row.sparse_mean, row.sparse_max),
-            numeric=True,
-            always=True,
-        ),
-        Column("Relative drop", lambda row: percent(row.drop_max), numeric=True, always=True),
-        Column("Relative drop of means", lambda row: percent(row.drop_mean), numeric=True, always=True),
+        always("Element-wise/matmul, Gemm, conv ratio", lambda row: fraction(row.ratio)),
+        always(f"Dense {score} (mean/max)", lambda row: mean_max(row.dense_mean, row.dense_max)),
+        always(f"Sparse {score} (mean/max)", lambda row: mean_max(row.sparse_mean, row.sparse_max)),
+        always("Relative drop", lambda row: percent(row.drop_max)),
+        always("Relative drop of means", lambda row: percent(row.drop_mean)),
         Column("95% interval of the drop of means", lambda row: between(row.drop_interval), numeric=True),
         Column("Seeds", lambda row: seeds(row.seeds), wraps=True, always=True),
     ]
@@ -120,12 +112,11 @@ def others(rows: list[Row]) -> list[Column]:
 
 def footprint() -> list[Column]:
     """Sizes and multiply-accumulates of the sparse model."""
+    wide = partial(Column, numeric=True, wide=True)
     return [
-        Column("Size on disk", lambda row: megabytes(row.size_bytes), numeric=True, wide=True),
-        Column("Sparse, compressed", lambda row: megabytes(row.compressed_bytes), numeric=True, wide=True),
-        Column(
-            "Multiply-accumulates left", lambda row: share(row.macs_sparse, row.macs_dense), numeric=True, wide=True
-        ),
+        wide("Size on disk", lambda row: megabytes(row.size_bytes)),
+        wide("Sparse, compressed", lambda row: megabytes(row.compressed_bytes)),
+        wide("Multiply-accumulates left", lambda row: share(row.macs_sparse, row.macs_dense)),
     ]
 
 

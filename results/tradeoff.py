@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import cycle
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 TARGET_SPARSITY = "pattern.target_sparsity"  # a param
+CONTROL_STYLES = (("#882255", "--"), ("#7A5C00", "-."), ("#555555", ":"))  # colour and line
+_LEGEND = 21  # characters of a line
 
 
 def comparisons(rows: Iterable[Row]) -> dict[tuple[str, str, str], list[Row]]:
@@ -48,8 +50,8 @@ def score_against_sparsity(rows: Sequence[Row]) -> Figure:
         figure = Figure(figsize=(7.2, 4.2), layout="constrained")
         axes = figure.subplots()
         _level(axes, [score for _, score in sorted(dense)], "dense", "#000000", "-")
-        for (label, scores), line in zip(_controls(rows), cycle(("--", "-.", ":")), strict=False):
-            _level(axes, scores, label, "#555555", line)
+        for (label, scores), (colour, line) in zip(_controls(rows), cycle(CONTROL_STYLES), strict=False):
+            _level(axes, scores, label, colour, line)
         for (label, series), colour, marker in zip(_series(pruned).items(), cycle(COLOURS), cycle(MARKERS),
                                                    strict=False):  # fmt: skip
             _points(axes, series, label, colour, marker)
@@ -76,7 +78,7 @@ def _controls(rows: Sequence[Row]) -> list[tuple[str, list[float]]]:
         if row.pattern == DENSE:
             name, _ = levels.get(tuple(row.runs), (_with_params(label, row.differs), []))
             levels[tuple(row.runs)] = name, [sparse for _, sparse in row.scores]
-    return list(levels.values())
+    return sorted(levels.values())
 
 
 def _series(rows: Iterable[Row]) -> dict[str, list[Row]]:
@@ -102,27 +104,27 @@ def _legend_of_bars(rows: Sequence[Row]) -> str:
     intervals = [row.drop_interval is not None for row in rows]
     lines = ["bars: 95% interval of the drop from dense, over examples and seeds"] if any(intervals) else []
     lines += [] if all(intervals) else ["dotted bars: range over seeds (no interval)"]
-    return "\n".join(["; ".join(lines), "small markers: single seeds; shaded: range over seeds"])
+    return "\n".join([*lines, "small markers: single seeds; shaded: range over seeds"])
 
 
 def _level(axes: Axes, scores: Sequence[float], label: str, colour: str, line: str) -> None:
-    axes.axhline(fmean(scores), color=colour, linestyle=line, linewidth=1.4, label=textwrap.fill(label, 24))
+    axes.axhline(fmean(scores), color=colour, linestyle=line, linewidth=1.4, label=textwrap.fill(label, _LEGEND))
     if max(scores) > min(scores):
         axes.axhspan(min(scores), max(scores), color=colour, alpha=0.08, linewidth=0)
 
 
 def _points(axes: Axes, rows: Sequence[Row], label: str, colour: str, marker: str) -> None:
-    x: list[Any] = [row.ratio for row in rows]
-    means: list[Any] = [row.sparse_mean for row in rows]
+    x = [row.ratio or 0.0 for row in rows]
+    scores = [[sparse for _, sparse in row.scores] for row in rows]
+    axes.plot(x, list(map(fmean, scores)), color=colour, marker=marker, markersize=6, linewidth=1.2,
+              label=textwrap.fill(label, _LEGEND))  # fmt: skip
     bounds = [_bounds(row) for row in rows]
-    axes.plot(x, means, color=colour, marker=marker, markersize=6, linewidth=1.2, label=textwrap.fill(label, 24))
     # Around the middle of the bounds: a percentile interval need not contain the mean.
     _, _, (bars,) = axes.errorbar(x, [(low + high) / 2 for low, high in bounds], color=colour, capsize=4, fmt="none",
                                   yerr=[(high - low) / 2 for low, high in bounds])  # fmt: skip
     bars.set_linestyle(["-" if row.drop_interval else ":" for row in rows])
-    for row in rows:
-        axes.plot([row.ratio] * len(row.scores), [sparse for _, sparse in row.scores], color=colour, marker=marker,
-                  markersize=3, linestyle="none", alpha=0.5)  # fmt: skip
+    for at, by_seed in zip(x, scores, strict=True):
+        axes.plot([at] * len(by_seed), by_seed, color=colour, marker=marker, markersize=3, linestyle="none", alpha=0.5)
 
 
 def _bounds(row: Row) -> tuple[float, float]:

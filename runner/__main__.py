@@ -11,7 +11,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from runner import config
+from runner.config.compose import chosen_options, load, register
 from runner.sweeps import jobs, launchers
 from runner.system import ranks
 from runner.system.process import exit_status
@@ -27,19 +27,19 @@ def job(composed: DictConfig) -> float | None:
     """One run, in this process or in one of a launcher's. In a sweep, its score."""
     from runner.experiment import run
 
-    config.register()
+    register()
     hydra_config = HydraConfig.get()
     overrides = list(hydra_config.overrides.task)
 
     def once() -> Result:
         ranks.check_launcher()
-        choices = config.chosen_options(hydra_config.runtime.choices)
-        return run(*config.load(OmegaConf.create(composed), choices, overrides))
+        choices = chosen_options(hydra_config.runtime.choices)
+        return run(*load(OmegaConf.create(composed), choices, overrides))
 
     def looked_at() -> None:
         from runner.dry_run import show
 
-        show(*config.load(OmegaConf.create(composed), config.chosen_options(hydra_config.runtime.choices), overrides))
+        show(*load(OmegaConf.create(composed), chosen_options(hydra_config.runtime.choices), overrides))
 
     if composed.dry_run:
         sys.exit(exit_status(looked_at))
@@ -62,7 +62,7 @@ def main() -> int:
     """Run the command line; the exit status is the process's. Of several ranks, the first does."""
     if ranks.rank():
         return exit_status(ranks.follow)
-    config.register()
+    register()
     launchers.register()
     return ranks.lead(lambda: exit_status(job))
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from pruning import NoDistillation, Plan, matrix_weights
 from runner import models
-from runner.config import Experiment, Origin
+from runner.config.experiment import Experiment, Origin
 from runner.experiment import (
     Inputs,
     announce,

@@ -134,7 +134,7 @@ def predictions(
 def main(arguments: list[str]) -> dict[str, Any]:
     """Compose the configuration for this model, score it, print and return the metrics. Printed is also what a setting
     that is chosen on these examples would give, such as SQuAD v2.0's threshold: for a hold-out of train."""
-    from runner.config import compose_experiment
+    from runner.config.compose import compose_experiment
     from runner.experiment import set_up_process
     from runner.system.errors import UserError
 

@@ -21,13 +21,14 @@ from filelock import FileLock, Timeout
 from pruning import Dense, LayerReport, MaskUpdate, Plan, Pruner, TrainingLength
 from results import columns
 from runner import evaluate, models, tracking
-from runner.config import Experiment, Identity, Origin, identify
+from runner.config.experiment import Experiment, Origin
 from runner.data.classes import check_same
 from runner.data.task import Examples, Scores
 from runner.models.footprint import Footprint, footprint
 from runner.models.tokenizer import check_texts, check_vocabulary, with_inputs
 from runner.models.verify import Verification, verify
 from runner.records import card, runs
+from runner.records.identity import Identity, identify
 from runner.stages import finetune
 from runner.sweeps import jobs
 from runner.system import disk, files, ranks
@@ -664,7 +665,7 @@ def params(experiment: Experiment, origin: Origin, base: models.Checkpoint) -> d
     if experiment.prune:
         out["pattern.target_sparsity"] = experiment.pattern.target
         out |= {f"distill.{k}": v for k, v in asdict(experiment.distill).items()}
-        out |= {f"schedule.{k}": v for k, v in asdict(experiment.schedule).items() if k != "warmup_steps"}
+        out |= {f"schedule.{k}": v for k, v in asdict(experiment.schedule).items()}
     out["model.hidden_dropout"] = models.hidden_dropout(base.config)
     out["model.attention_dropout"] = models.attention_dropout(base.config)
     for key in ("max_train_samples", "max_eval_samples", "holdout"):

@@ -21,8 +21,8 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from runner import config
-from runner.config import GROUPS, N_OF_M, Experiment
+from runner.config.compose import N_OF_M, register
+from runner.config.experiment import GROUPS, Experiment
 from runner.config.recipe import FinetuneRecipe
 from runner.config.training import Training
 from runner.tracking import Tracking
@@ -109,7 +109,7 @@ def options(group: str) -> list[Option]:
     for file in files("conf").joinpath(group).iterdir():
         if file.name.endswith(".yaml"):
             lines = file.read_text(encoding="utf-8").splitlines()
-            about = " ".join(line.lstrip("# ") for line in lines if line.startswith("#"))
+            about = " ".join(line.lstrip("# ") for line in lines if line.startswith("#") and "@package" not in line)
             schema = next(line.rsplit("/", 1)[1] for line in lines if f"/schema/{group}/" in line)
             found.append(Option(file.name.removesuffix(".yaml"), schema, about))
     if group == "pattern":
@@ -119,7 +119,7 @@ def options(group: str) -> list[Option]:
 
 def page() -> str:
     """The whole reference, in Markdown."""
-    config.register()
+    register()
     parts = [HEAD, "## The run\n", _table(keys(Experiment, {*GROUPS, *SECTIONS}))]
     for group, base in GROUPS.items():
         parts += [f"## `{group}`\n", *_group(group, base)]

@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from results import columns
-from runner import config, models, tracking
-from runner.config import Experiment, Origin, Restored
+from runner import models, tracking
+from runner.config.experiment import Experiment, Origin
+from runner.config.restore import Restored, candidates, restore
 from runner.records import runs
 from runner.records.runs import MadeBy, Run
 from runner.system import files, ranks
@@ -164,14 +165,14 @@ def of_older(run: Run, moves: Mapping[str, str], changes: Mapping[str, str | Non
     from runner.experiment import identity_of, resolved
 
     loaded = None
-    for classes in config.candidates(run.yaml):
+    for classes in candidates(run.yaml):
         # Whether bf16 pays was measured in the run's own cache.
-        tried = resolved(config.restore(run.yaml, classes, moves).experiment)
+        tried = resolved(restore(run.yaml, classes, moves).experiment)
         loaded = loaded or inputs(run, tried)
         if identity_of(tried, *loaded).run == run.result["identity"]:
             found = {"train.precision": tried.train.precision, "finetune.precision": tried.finetune.precision}
             precision = {key: value.value if value is not None else None for key, value in found.items()}
-            return config.restore(run.yaml, classes, {**changes, **precision})
+            return restore(run.yaml, classes, {**changes, **precision})
     raise UserError(
         f"{run.folder}: the version of the runner that made it did not keep which criterion, allocation and the like "
         "it used, and none of those that fit its config.yaml gives it the identity that it had: the data, the base "

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from runner.config import compose_experiment
+from runner.config.compose import compose_experiment
 from runner.sweeps.callback import expand
 from tests.conftest import Cli
 

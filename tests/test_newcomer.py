@@ -102,7 +102,7 @@ class TwoSteps(Schedule):
         self._check_lengths("second")
 
     def steps(self, length: TrainingLength) -> dict[int, float]:
-        return {span_in_steps(self.start, length, "start"): 0.5, span_in_steps(self.second, length, "second"): 1.0}
+        return {self.in_steps("start", length): 0.5, self.in_steps("second", length): 1.0}
 
     def sparsity(self, progress: float, target: float) -> float:
         return target * progress
@@ -111,7 +111,7 @@ class TwoSteps(Schedule):
 FILES = {
     "conf/pattern/banded.yaml": "defaults:\n  - /schema/pattern/Banded\nwidth: 8\ntarget_sparsity: 0.75\n",
     "conf/criterion/peak.yaml": "defaults:\n  - /schema/criterion/PeakGradient\n",
-    "conf/schedule/two_steps.yaml": "defaults:\n  - /schema/schedule/TwoSteps\nstart: 20%\nwarmup_steps: 0.1\n",
+    "conf/schedule/two_steps.yaml": "defaults:\n  - /schema/schedule/TwoSteps\nstart: 20%\n",
 }
 
 

@@ -4,7 +4,7 @@ import re
 import shlex
 from pathlib import Path
 
-from runner.config import compose_experiment
+from runner.config.compose import compose_experiment
 from runner.sweeps.callback import expand
 
 ROOT = Path(__file__).parent.parent

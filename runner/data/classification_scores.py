@@ -78,7 +78,7 @@ OF_NUMBERS = frozenset({"pearson", "spearmanr"})
 
 
 # --- what they follow from ----------------------------------------------------------------------------------
-# Of each example a few numbers, [examples, k], from whose means `results.statistics` computes the metric: so that a
+# Of each example a few numbers, [examples, k], from whose means `results.bootstrap` computes the metric: so that a
 # bootstrap need not know the examples.
 
 
@@ -142,4 +142,4 @@ STATISTICS: dict[str, tuple[str, Callable[[np.ndarray, np.ndarray], np.ndarray]]
     "pearson": ("pearson", _moments),
     "spearmanr": ("pearson", _moments_of_ranks),
 }
-"""By metric: its name in `results.statistics.OF`, and the numbers of each example."""
+"""By metric: its name in `results.bootstrap.FROM_MEANS`, and the numbers of each example."""

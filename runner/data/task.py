@@ -63,7 +63,7 @@ class Scores:
     """Example id -> how well it was answered, in [0, 1]: the main metric where that is a mean over the examples, else
     whether the answer is right; empty where no answer is right or wrong. Of the first evaluation split only."""
     statistic: str = "mean"
-    """How the main metric follows from means over the examples: a name in `results.statistics.OF`."""
+    """How the main metric follows from means over the examples: a name in `results.bootstrap.FROM_MEANS`."""
     statistics: dict[str, list[float]] = field(default_factory=dict)
     """Example id -> its numbers for that; empty for the mean, whose are `by_example`."""
     choosing: dict[str, float] = field(default_factory=dict)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from results import columns
 from runner import models
-from runner.config import Experiment, Origin
+from runner.config.experiment import Experiment, Origin
 from runner.data.task import Dataset, Examples
 from runner.models import heads
 from runner.records import runs

@@ -13,8 +13,9 @@ from typing import Any
 import torch
 
 from results import columns
-from runner import config, models, tracking
-from runner.config import Experiment, Origin, Restored
+from runner import models, tracking
+from runner.config.experiment import Experiment, Origin
+from runner.config.restore import Restored, classes, restore
 from runner.data.task import Examples
 from runner.system import files, provenance, ranks
 from runner.system.device import hardware, instructions
@@ -107,7 +108,7 @@ class MadeBy:
     choices: dict[str, str]
     changed: dict[str, str]
     overrides: list[str]
-    """As in `runner.config.Origin`."""
+    """As in `runner.config.experiment.Origin`."""
     precision: dict[str, str | None]
     """By training, as it was chosen on that machine."""
     data: str
@@ -141,7 +142,7 @@ def made_by(
     """
     trainings = {"train": experiment.train, "finetune": experiment.finetune}
     return MadeBy(
-        classes=config.classes(experiment),
+        classes=classes(experiment),
         choices=origin.choices,
         changed=origin.changed,
         overrides=origin.overrides,
@@ -185,7 +186,7 @@ def restored(run: Run, changes: Mapping[str, str | None]) -> Restored:
             f"{run.folder}: the version of the runner that made it did not keep what this needs; run it again with "
             "force=true"
         )
-    return config.restore(run.yaml, found.classes, changes)
+    return restore(run.yaml, found.classes, changes)
 
 
 def kept(run: Run) -> MadeBy | None:

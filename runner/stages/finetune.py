@@ -18,7 +18,7 @@ from runner.system.errors import writing
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from runner.config import Experiment
+    from runner.config.experiment import Experiment
     from runner.training.loop import Log, TrainingData
 
 log = logging.getLogger(__name__)

@@ -17,8 +17,8 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
 from results import columns
-from runner import config as configuration
 from runner import tracking
+from runner.config.compose import compose_experiment
 from runner.experiment import alone, resolved, saving, set_up_process
 from runner.sweeps.jobs import FOLDER_VARIABLE, Outcome, Place, command_line
 from runner.system import files, provenance, ranks
@@ -66,7 +66,7 @@ class Sweep(Callback):
         else:  # it will choose the jobs on the way: what they have in common is checked
             checked = [[o.input_line or "" for o in parsed if not o.is_sweep_override()]]
         for job in checked:
-            experiment = resolved(configuration.compose_experiment(job)[0])
+            experiment = resolved(compose_experiment(job)[0])
             if experiment.dry_run:
                 raise UserError("dry_run=true looks at one run: leave -m out, and name one value for each key")
             if self.jobs is None and not experiment.dataset.holdout:

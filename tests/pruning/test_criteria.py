@@ -344,7 +344,7 @@ def test_random_scores_are_spread_over_zero_to_one(pattern, shape):
 @pytest.mark.parametrize("cls", MEMORY)
 @pytest.mark.parametrize("reduce", ["median", "", "Mean"])
 def test_an_unknown_reduction_is_refused_and_the_known_are_named(cls, reduce):
-    with pytest.raises(PruningError, match=rf"criterion\.reduce='{reduce}' is unknown: one of mean, sum, max"):
+    with pytest.raises(PruningError, match=rf"^reduce='{reduce}' must be one of mean, sum, max"):
         cls(reduce=reduce)
 
 
@@ -352,16 +352,16 @@ def test_an_unknown_reduction_is_refused_and_the_known_are_named(cls, reduce):
     ("momentum", "scale"), [(1.0, 1.0), (-0.1, 1.0), (0.9, 0.0), (0.9, -1.0), (math.nan, 1.0), (0.9, math.nan)]
 )
 def test_constants_of_snip_momentum_that_make_no_sense_are_refused(momentum, scale):
-    with pytest.raises(PruningError, match=r"criterion\.momentum"):
+    with pytest.raises(PruningError, match=r"^momentum=.* must be in \[0, 1\) and scale=.* must be above 0"):
         SnipMomentum(momentum, scale)
 
 
 @pytest.mark.parametrize(("beta1", "beta2"), [(1.0, 0.5), (-0.1, 0.5), (0.5, 1.0), (0.5, -0.1), (math.nan, 0.5)])
 def test_constants_of_platon_that_make_no_sense_are_refused(beta1, beta2):
-    with pytest.raises(PruningError, match=r"criterion\.beta"):
+    with pytest.raises(PruningError, match=r"^beta1=.* must be in \(0, 1\) and beta2=.* in \[0, 1\)"):
         Platon(beta1, beta2)
 
 
 def test_platon_needs_some_smoothing_to_be_uncertain_at_all():
-    with pytest.raises(PruningError, match=r"criterion\.beta1=0"):
+    with pytest.raises(PruningError, match=r"^beta1=0"):
         Platon(beta1=0.0)

@@ -550,7 +550,7 @@ def test_patterns_that_choose_nothing_refuse_to_prune_at_all(pattern):
     ],
 )
 def test_patterns_that_make_no_sense_are_refused(build):
-    with pytest.raises(PruningError, match=r"pattern\."):
+    with pytest.raises(PruningError, match=r"^(rows|n|target_sparsity)="):
         build()
 
 
@@ -610,15 +610,7 @@ def test_a_name_that_says_nothing_is_refused_with_those_that_do(text):
         parse(text)
 
 
-def test_what_yaml_makes_of_2_to_4_gets_a_hint():
-    with pytest.raises(PruningError, match=r"no pattern '124'.*YAML reads 2:4 as a number unless it is quoted"):
-        parse("124")
-    with pytest.raises(PruningError) as refusal:
-        parse("4y1")
-    assert "YAML" not in str(refusal.value)
-
-
 @pytest.mark.parametrize("text", ["allxall", "0x0", "4:4", "5:4", "0:4", "2:4 mix"])
 def test_a_name_of_a_pattern_that_makes_no_sense_is_refused(text):
-    with pytest.raises(PruningError, match=r"pattern\."):
+    with pytest.raises(PruningError, match=r"^(rows|n|target_sparsity)="):
         parse(text, 0.9)

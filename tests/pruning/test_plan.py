@@ -155,7 +155,7 @@ def test_a_star_matches_dots_and_names_tell_upper_from_lower_case():
 
 @pytest.mark.parametrize("name", ["hea", "Head", "encoder.0", "encoder.?", "weight", "", "head.bias", "head.*.weight"])
 def test_names_that_match_nothing_are_refused_and_some_that_do_are_shown(name):
-    with pytest.raises(PruningError, match=r"allocation\.layers: '.*' matches no layer \(such as encoder\.0\.out, "):
+    with pytest.raises(PruningError, match=r"layers\['.*'\] matches no layer \(such as encoder\.0\.out, "):
         Plan(parameters(**FOUR), Block(2, 1), Global(layers={name: LayerOverride(excluded=True)}))
 
 
@@ -306,9 +306,7 @@ def test_a_model_of_one_layer_has_a_plan():
 @pytest.mark.parametrize("kind", [Global, Uniform])
 def test_a_target_above_the_caps_is_refused_naming_the_bound(kind):
     assert plan(kind=kind, cap=0.9).prunes
-    with pytest.raises(
-        PruningError, match=r"0\.8 is above what allocation\.max_per_layer=0\.5 allows.*at most 0\.5000"
-    ):
+    with pytest.raises(PruningError, match=r"0\.8 is above what max_per_layer=0\.5 allows.*at most 0\.5000"):
         plan(kind=kind, cap=0.5)
 
 
@@ -316,28 +314,26 @@ def test_a_target_above_the_caps_is_refused_naming_the_bound(kind):
 def test_a_target_below_the_floors_is_refused_naming_the_bound(kind):
     low = Block(2, 1, target_sparsity=0.25)
     assert plan(low, kind=kind, floor=0.25).prunes
-    with pytest.raises(
-        PruningError, match=r"0\.25 is below what allocation\.min_per_layer=0\.5 demands.*at least 0\.5"
-    ):
+    with pytest.raises(PruningError, match=r"0\.25 is below what min_per_layer=0\.5 demands.*at least 0\.5"):
         plan(low, kind=kind, floor=0.5)
 
 
 def test_the_bounds_are_checked_for_each_group():
-    with pytest.raises(PruningError, match=r"0\.95 is above what allocation\.max_per_layer=0\.9 allows"):
+    with pytest.raises(PruningError, match=r"0\.95 is above what max_per_layer=0\.9 allows"):
         plan(cap=0.9, head=LayerOverride(target=0.95))
-    with pytest.raises(PruningError, match=r"0\.125 is below what allocation\.min_per_layer=0\.5 demands"):
+    with pytest.raises(PruningError, match=r"0\.125 is below what min_per_layer=0\.5 demands"):
         plan(floor=0.5, head=LayerOverride(target=0.125))
 
 
 def test_n_of_m_at_all_its_groups_is_no_matter_of_the_cap():
     assert plan(NofM(2, 4), cap=0.98).groups[0].quotas(Global(0.98))["head.weight"].most == 4
-    with pytest.raises(PruningError, match=r"0\.5 is above what allocation\.max_per_layer=0\.25"):
+    with pytest.raises(PruningError, match=r"0\.5 is above what max_per_layer=0\.25"):
         plan(NofM(2, 4), cap=0.25)
 
 
 @pytest.mark.parametrize("target", [0.0, 1.0, 1.5, -0.25])
 def test_an_override_with_a_target_out_of_range_is_refused_naming_the_layer(target):
-    with pytest.raises(PruningError, match=r"allocation\.layers\.head\.target=.* out of range"):
+    with pytest.raises(PruningError, match=r"layers\['head'\]\.target=.* must be in \(0, 1\)"):
         plan(head=LayerOverride(target=target))
 
 
@@ -347,8 +343,8 @@ def test_an_override_with_a_target_out_of_range_is_refused_naming_the_layer(targ
         (NofM(2, 4), LayerOverride(target=0.7), "is impossible for 2:4"),
         (NofM(2, 4, mix=True, target_sparsity=0.3), LayerOverride(target=0.7), "is impossible for 2:4 mix"),
         (Block(2, 1), LayerOverride(pattern="2:4 mix"), "is impossible for 2:4 mix"),
-        (Dense(), LayerOverride(target=0.5), "the dense control has none"),
-        (Block(2, 1), LayerOverride(pattern="124"), "YAML reads 2:4 as a number"),
+        (Dense(), LayerOverride(target=0.5), "prunes nothing"),
+        (Block(2, 1), LayerOverride(pattern="124"), "there is no pattern '124'"),
         (Block(2, 1), LayerOverride(pattern="4:4"), "N:M needs 0 < n < m"),
     ],
 )

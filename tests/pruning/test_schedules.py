@@ -7,7 +7,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from pruning import Gradual, OneShot, PruningError, Schedule, TrainingLength
-from pruning.schedules import DECAYS, span_in_steps
+from pruning.schedules import DECAYS
 
 PROPERTY = settings(deadline=None, derandomize=True, max_examples=100)
 LENGTH = TrainingLength(steps=1000, steps_per_epoch=100, epochs=10)
@@ -223,7 +223,7 @@ def test_updates_are_evenly_spaced_and_the_last_has_the_target(start, frequency,
     ],
 )
 def test_lengths_of_time(text, steps):
-    assert span_in_steps(text, LENGTH, "start") == steps
+    assert OneShot(start=text).in_steps("start", LENGTH) == steps
 
 
 @pytest.mark.parametrize(
@@ -231,15 +231,15 @@ def test_lengths_of_time(text, steps):
 )
 @pytest.mark.parametrize("key", ["start", "end", "frequency", "cooldown"])
 def test_bad_lengths_are_refused_when_the_schedule_is_built(text, key):
-    with pytest.raises(PruningError, match=rf"schedule\.{key}="):
+    with pytest.raises(PruningError, match=rf"^{key}="):
         Gradual(**{key: text})
-    with pytest.raises(PruningError, match=r"schedule\.start="):
+    with pytest.raises(PruningError, match=r"^start="):
         OneShot(start=text)
 
 
 @pytest.mark.parametrize("decay", ["cube", "", "EXP"])
 def test_an_unknown_decay_is_refused_and_the_known_are_named(decay):
-    with pytest.raises(PruningError, match=rf"'{decay}' is unknown: one of exp, linear, cos, cubic, slow_cubic"):
+    with pytest.raises(PruningError, match=rf"'{decay}' must be one of exp, linear, cos, cubic, slow_cubic"):
         Gradual(decay=decay)
 
 
@@ -274,21 +274,21 @@ def test_the_first_update_prunes_the_initial_sparsity_at_once(initial, target, f
 def test_an_initial_sparsity_at_or_above_the_target_is_refused(initial):
     schedule = Gradual(initial=initial)
     assert schedule.sparsity(0, 0.95) > 0
-    with pytest.raises(PruningError, match=rf"schedule\.initial={initial} is not below the target sparsity 0\.8"):
+    with pytest.raises(PruningError, match=rf"^initial={initial} is not below the target sparsity 0\.8"):
         schedule.sparsity(0, 0.8)
-    with pytest.raises(PruningError, match=r"schedule\.initial="):
+    with pytest.raises(PruningError, match=r"^initial="):
         schedule.updates(LENGTH, 0.8)
 
 
 @pytest.mark.parametrize("initial", ["1", "1.0", "7", "85", "100%", "100.5%", "250%"])
 def test_an_initial_sparsity_of_everything_is_refused_when_the_schedule_is_built(initial):
-    with pytest.raises(PruningError, match=r"schedule\.initial=.*out of range"):
+    with pytest.raises(PruningError, match=r"^initial=.* must be in \[0, 1\)"):
         Gradual(initial=initial)
 
 
 @pytest.mark.parametrize("initial", ["", "-0.1", "-5%", "some", "0,7", "85 percent", "1e-1", "nan", "0.7 of it"])
 def test_an_initial_sparsity_that_cannot_be_read_is_refused_when_the_schedule_is_built(initial):
-    with pytest.raises(PruningError, match=r"schedule\.initial=.*is neither a sparsity"):
+    with pytest.raises(PruningError, match=r"^initial=.*is neither a sparsity"):
         Gradual(initial=initial)
 
 
@@ -309,7 +309,7 @@ def test_one_shot_knows_no_other_sparsity(progress, target):
 
 @pytest.mark.parametrize("start", ["1001", "11 epochs", "101%"])
 def test_one_shot_after_the_end_is_refused(start):
-    with pytest.raises(PruningError, match=r"schedule\.start=.* is after the last of 1000 steps"):
+    with pytest.raises(PruningError, match=r"^start=.* is after the last of 1000 steps"):
         OneShot(start=start).updates(LENGTH, 0.5)
 
 
@@ -376,14 +376,14 @@ def test_a_training_too_short_is_refused(schedule):
 )
 def test_epochs_need_a_training_that_is_counted_in_them(schedule, key):
     assert schedule.steps(LENGTH)
-    with pytest.raises(PruningError, match=rf"schedule\.{key}=.*the training is not counted in epochs"):
+    with pytest.raises(PruningError, match=rf"^{key}=.*the training is not counted in epochs"):
         schedule.steps(TrainingLength(steps=1000))
 
 
 def test_a_cooldown_in_epochs_needs_to_know_how_many_there_are():
     """From the back it would be another step than that of the recipes, which count from the front."""
     schedule = Gradual(start="1", frequency="1", cooldown="5 epochs")
-    with pytest.raises(PruningError, match=r"schedule\.cooldown="):
+    with pytest.raises(PruningError, match=r"^cooldown="):
         schedule.steps(TrainingLength(steps=1010, steps_per_epoch=100))
 
 
@@ -399,6 +399,6 @@ def test_steps_and_fractions_need_no_epochs(schedule):
 @given(percent=st.integers(0, 100), steps=st.integers(1, 5000), per_epoch=st.integers(1, 500))
 def test_fractions_of_the_training_and_epochs_in_steps(percent, steps, per_epoch):
     length = TrainingLength(steps, per_epoch, steps / per_epoch)
-    assert abs(span_in_steps(f"{percent}%", length, "start") - percent * steps / 100) <= 0.5
-    assert span_in_steps(f"{percent} epochs", length, "start") == percent * per_epoch
-    assert span_in_steps(f"{percent}.5 epochs", length, "start") == (2 * percent + 1) * per_epoch // 2
+    assert abs(OneShot(start=f"{percent}%").in_steps("start", length) - percent * steps / 100) <= 0.5
+    assert OneShot(start=f"{percent} epochs").in_steps("start", length) == percent * per_epoch
+    assert OneShot(start=f"{percent}.5 epochs").in_steps("start", length) == (2 * percent + 1) * per_epoch // 2

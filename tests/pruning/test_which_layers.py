@@ -191,7 +191,7 @@ def test_an_exception_for_any_name_of_a_shared_weight_holds_for_the_weight(name,
 
 
 def test_an_exception_that_matches_no_layer_is_an_error_that_names_it():
-    with pytest.raises(PruningError, match=r"'encoder\.\*' matches no layer \(such as 0, 2"):
+    with pytest.raises(PruningError, match=r"layers\['encoder\.\*'\] matches no layer \(such as 0, 2"):
         build(network(), PATTERNS["4x1"](), allocation=Global(layers={"encoder.*": LayerOverride(frozen=True)}))
 
 

@@ -54,11 +54,11 @@ def test_sound_rows_have_no_caveats():
         ),
         (
             {"drop_interval": [-0.1, 0.0]},
-            "the interval of the drop of means includes zero: too few seeds or examples to tell its sign",
+            "the interval of the drop of means includes zero: too few seeds or examples to know its sign",
         ),
         (
             {"plain": replace(CONTROL, interval=[-0.1, 0.1])},
-            "the interval against the control includes zero: too few seeds or examples to tell its sign",
+            "the interval against the control includes zero: too few seeds or examples to know its sign",
         ),
         ({"dense_models": 1}, "the dense maximum is over 1 model, the sparse one over 2"),
         ({"train_examples": 50}, "trained on 50 of 100 examples"),

@@ -16,7 +16,7 @@ ROW = Row(
     **{"model": "bert-mini", "dataset": "squad", "pattern": "4x1", "seeds": [0, 1], "ratio": 0.8, "metric": "f1"},
     **{"dense_mean": 0.8, "dense_max": 0.82, "sparse_mean": 0.72, "sparse_max": 0.74, "drop_max": None},
     **{"drop_mean": -0.1, "drop_interval": [-0.15, -0.05], "differs": {}, "runs": ["a0", "a1"]},
-    **{"scores": [(0.78, 0.70), (0.82, 0.74)]},
+    scores=[(0.78, 0.70), (0.82, 0.74)],
 )
 
 

@@ -8,7 +8,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from runner import reference
-from runner.config import GROUPS, N_OF_M, compose
+from runner.config.compose import N_OF_M, compose
+from runner.config.experiment import GROUPS
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs" / "reference.md").read_text(encoding="utf-8")

@@ -17,8 +17,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from results import columns
-from runner import config
-from runner.config import compose_experiment
+from runner.config.compose import compose_experiment
+from runner.config.experiment import GROUPS
+from runner.config.restore import candidates, classes, restore
 from runner.experiment import Result
 from runner.records import runs
 from runner.records.runs import MadeBy, Run
@@ -256,7 +257,7 @@ def test_a_run_of_an_earlier_version(place: Path) -> None:
     folder = run_in(place)
     kept = result_of(folder)["made_by"]["classes"]
     rewritten(folder, stages={}, made_by={})
-    fitting = list(config.candidates((folder / "config.yaml").read_text()))
+    fitting = list(candidates((folder / "config.yaml").read_text()))
     assert kept in fitting
     assert len(fitting) > 1
     done = cli_in(place)(*REPRODUCE, str(folder))
@@ -333,13 +334,11 @@ def test_a_folder_of_another_run_is_not_cleared(place: Path) -> None:
 ])  # fmt: skip
 def test_a_configuration_comes_back_exactly(overrides: list[str]) -> None:
     experiment, origin = compose_experiment(overrides)
-    back = config.restore(origin.yaml, config.classes(experiment), {})
+    back = restore(origin.yaml, classes(experiment), {})
     assert back.experiment == experiment
-    assert [type(getattr(back.experiment, g)) for g in config.GROUPS] == [
-        type(getattr(experiment, g)) for g in config.GROUPS
-    ]
+    assert [type(getattr(back.experiment, g)) for g in GROUPS] == [type(getattr(experiment, g)) for g in GROUPS]
     assert (back.yaml, back.added) == (origin.yaml, [])
-    moved = config.restore(origin.yaml, config.classes(experiment), {"model.path": "/new", "train.precision": None})
+    moved = restore(origin.yaml, classes(experiment), {"model.path": "/new", "train.precision": None})
     assert moved.experiment == replace(
         experiment, model=replace(experiment.model, path="/new"), train=replace(experiment.train, precision=None)
     )
@@ -347,15 +346,15 @@ def test_a_configuration_comes_back_exactly(overrides: list[str]) -> None:
 
 def test_a_configuration_of_another_version() -> None:
     experiment, origin = compose_experiment(["model=tiny", "dataset=demo"])
-    classes = config.classes(experiment)
+    chosen = classes(experiment)
     older = origin.yaml.replace("  batch_tokens: null\n", "", 1)
-    assert config.restore(older, classes, {}).added == ["train.batch_tokens"]
+    assert restore(older, chosen, {}).added == ["train.batch_tokens"]
     with pytest.raises(UserError, match=r"Key 'of_tomorrow' not in 'Experiment'.*take the version that made the run"):
-        config.restore(origin.yaml + "of_tomorrow: 1\n", classes, {})
+        restore(origin.yaml + "of_tomorrow: 1\n", chosen, {})
     with pytest.raises(UserError, match="no criterion of the class Crystal"):
-        config.restore(origin.yaml, {**classes, "criterion": "Crystal"}, {})
+        restore(origin.yaml, {**chosen, "criterion": "Crystal"}, {})
     with pytest.raises(UserError, match="learning_rate=-1"):
-        config.restore(origin.yaml, classes, {"train.learning_rate": "-1"})
+        restore(origin.yaml, chosen, {"train.learning_rate": "-1"})
     run = Run(Path("outputs/x"), None, origin.yaml, {"made_by": {"of tomorrow": 1}})
     with pytest.raises(UserError, match="another version of the runner"):
         runs.kept(run)

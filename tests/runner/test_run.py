@@ -14,9 +14,9 @@ import torch
 from safetensors.torch import load_file
 
 from runner import tracking
-from runner.config import Identity
 from runner.experiment import Result, finished, summary
 from runner.models.verify import Verification
+from runner.records.identity import Identity
 from runner.system import files
 from tests.conftest import Cli, save_small_model
 from tests.loopback_hub import serve

@@ -5,7 +5,7 @@ Held by what is imported and copied, not by the clock: that is the same on every
 
 import pytest
 
-from runner import config
+from runner.config.compose import compose, register
 from tests.conftest import Cli
 
 # Needed to train, to read data or to track, and not to compose. Each takes a tenth of a second to several.
@@ -67,11 +67,11 @@ def test_listing_and_composing_do_not_copy_the_store(cli: Cli, arguments: list[s
 
 def test_what_is_composed_is_a_copy_of_the_schema() -> None:
     """The store is shared by all that read it, so nobody may write into it."""
-    config.register()
-    first = config.compose(["model=tiny", "dataset=demo"])
+    register()
+    first = compose(["model=tiny", "dataset=demo"])
     before = first.train.logging_steps
     first.train.logging_steps = 17
     first.model.excluded.append("everything")
-    again = config.compose(["model=tiny", "dataset=demo"])
+    again = compose(["model=tiny", "dataset=demo"])
     assert again.train.logging_steps == before != 17
     assert again.model.excluded == []

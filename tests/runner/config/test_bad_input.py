@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from runner import __main__ as command_line
 from runner import experiment as stages
-from runner.config import compose_experiment
+from runner.config.compose import compose_experiment
 from runner.system import hub
 from runner.system.errors import UserError
 from runner.system.process import exit_status, message
@@ -54,9 +54,9 @@ WRONG = [
     (["dataset.holdout=1.5"], ["dataset.holdout=1.5", "below 1"]),
     (["dataset.max_train_samples=0"], ["dataset.max_train_samples=0", "at least 1"]),
     (["dataset.doc_stride=384"], ["dataset.doc_stride=384", "dataset.max_seq_length=384"]),
-    (["pattern.target_sparsity=0"], ["pattern.target_sparsity=0", "between 0 and 1", "pattern=dense"]),
-    (["pattern.target_sparsity=1"], ["pattern.target_sparsity=1", "between 0 and 1"]),
-    (["pattern.target_sparsity=80"], ["pattern.target_sparsity=80", "between 0 and 1"]),
+    (["pattern.target_sparsity=0"], ["pattern.target_sparsity=0", "in (0, 1)", "pattern=dense"]),
+    (["pattern.target_sparsity=1"], ["pattern.target_sparsity=1", "in (0, 1)"]),
+    (["pattern.target_sparsity=80"], ["pattern.target_sparsity=80", "in (0, 1)"]),
     (["pattern=dense", "pattern.target_sparsity=0.5"], ["pattern.target_sparsity=0.5", "leave it out"]),
     (["pattern=2:4", "pattern.target_sparsity=0.8"], ["pattern.target_sparsity=0.8", "2:4", "which is 0.5", "choose"]),
     (["pattern=nm", "pattern.n=4", "pattern.m=4"], ["pattern.n=4", "pattern.m=4", "0 < n < m"]),
@@ -64,17 +64,17 @@ WRONG = [
     (["pattern=block", "pattern.rows=0", "pattern.cols=0"], ["pattern.rows=0", "pattern.cols=0", "at least one"]),
     (["pattern=block", "pattern.rows=-4"], ["pattern.rows=-4", "at least one"]),
     (["pattern=locked", "pattern.target_sparsity=0.5"], ["pattern.target_sparsity=0.5", "leave it out"]),
-    (["pattern=nm", "pattern.target_sparsity=0.3"], ["pattern.target_sparsity=0.3", "2:4", "pattern.mix=true"]),
+    (["pattern=nm", "pattern.target_sparsity=0.3"], ["pattern.target_sparsity=0.3", "2:4", "pattern.mix=True"]),
     (["pattern=nm", "pattern.mix=true", "pattern.target_sparsity=0.7"], ["pattern.target_sparsity=0.7", "2:4 mix"]),
     (["criterion=nope"], ["criterion/nope", "fisher", "movement", "platon", "snip_momentum"]),
     (["criterion.reduce=median"], ["criterion.reduce='median'", "mean, sum, max"]),
-    (["criterion=platon", "criterion.beta1=1"], ["criterion.beta1=1", "beta1 in (0, 1)"]),
+    (["criterion=platon", "criterion.beta1=1"], ["criterion.beta1=1.0 must be in (0, 1)"]),
     (["criterion=fisher", "criterion.momentum=0.9"], ["momentum"]),
-    (["allocation.max_per_layer=0"], ["allocation.max_per_layer=0", "between 0 and 1"]),
-    (["allocation.max_per_layer=1.5"], ["allocation.max_per_layer=1.5", "between 0 and 1"]),
+    (["allocation.max_per_layer=0"], ["allocation.max_per_layer=0", "in (0, 1]"]),
+    (["allocation.max_per_layer=1.5"], ["allocation.max_per_layer=1.5", "in (0, 1]"]),
     (["allocation.min_per_layer=0.99"], ["allocation.min_per_layer=0.99", "allocation.max_per_layer=0.98"]),
     (["allocation.min_per_layer=-0.1"], ["allocation.min_per_layer=-0.1", "from 0"]),
-    (["+allocation.layers={*.query:{target:1.5}}"], ["allocation.layers.*.query.target=1.5", "between 0 and 1"]),
+    (["+allocation.layers={*.query:{target:1.5}}"], ["allocation.layers['*.query'].target=1.5", "in (0, 1)"]),
     (["+allocation.layers={*.query:{target:most}}"], ["most", "target"]),
     (["+allocation.layers={*.query:{sparsity:0.5}}"], ["sparsity"]),
     (["criterion.momentum=-1"], ["momentum=-1"]),
@@ -85,12 +85,15 @@ WRONG = [
     (["schedule.initial=lots"], ["schedule.initial='lots'", "0.7", "85%"]),
     (["schedule.initial=100%"], ["schedule.initial='100%'", "below 100%"]),
     (["schedule=one_shot", "schedule.frequency=2%"], ["frequency"]),
+    (["schedule.warmup_steps=5"], ["there is no schedule.warmup_steps", "train.warmup_steps"]),
+    (["+schedule.warmup_steps=5"], ["there is no schedule.warmup_steps", "train.warmup_steps"]),
     (["regularizer=nope"], ["regularizer/nope", "none", "group_lasso"]),
     (["regularizer=group_lasso", "regularizer.weight=0"], ["regularizer.weight=0", "regularizer=none"]),
     (["regularizer.weight=1e-4"], ["weight"]),
     (["distill.temperature=0"], ["distill.temperature=0", "above 0"]),
     (["distill.weight=0"], ["distill.weight=0", "not both zero"]),
-    (["distill=none", "distill.weight=1"], ["distill=none", "distill.weight"]),
+    (["distill=none", "distill.weight=1"], ["distill.weight=1", "distill=none"]),
+    (["distill=none", "distill.teacher=some/model"], ["distill.teacher=some/model", "distill=none", "leave it out"]),
     (["model=hub"], ["model.path", "model=hub needs model.path=ID_OR_FOLDER"]),
     (["tracking.experiment="], ["tracking.experiment", "give it a name"]),
 ]
@@ -189,11 +192,11 @@ def test_exceptions_that_make_no_sense_are_told_before_data_are_read(refused: Re
     folder = save_small_model(tmp_path / "m")
     arguments = ["model=hub", f"model.path={folder}", "dataset.path=./nowhere"]
     text = refused(*arguments, "+allocation.layers={*.qeury:{target:0.3}}")
-    assert "allocation.layers: '*.qeury' matches no layer (such as bert.encoder.layer.0.attention" in text
+    assert "allocation.layers['*.qeury'] matches no layer (such as bert.encoder.layer.0.attention" in text
     for layer, words in (
         ("*.query:{pattern:nope}", ["allocation.layers, for", "query", "'nope'", "4x1, 2:4"]),
         ("*.query:{pattern:4:4}", ["allocation.layers, for", "query", "0 < n < m"]),
-        ("*.query:{pattern:'124'}", ["allocation.layers, for", "query", "'124'", "unless it is quoted"]),
+        ("*.query:{pattern:'124'}", ["allocation.layers.*.query.pattern=124", "unless it is quoted"]),
         ("*:{excluded:true}", ["no layer can be pruned with pattern 4x1", "allocation.layers excludes it"]),
         ("*:{frozen:true}", ["no layer can be pruned with pattern 4x1", "allocation.layers freezes it"]),
     ):
@@ -222,9 +225,24 @@ def test_yaml_that_reads_a_pattern_as_a_number_is_told_so(cli: Cli, tmp_path: Pa
                "dataset=demo")  # fmt: skip
     assert (done.returncode, done.stdout) == (1, "")
     check_refusal(done.stderr)
-    assert "allocation.layers, for bert.encoder.layer.0.attention.self.query" in done.stderr
+    assert "allocation.layers.*.query.pattern=124 is no pattern" in done.stderr
     assert "YAML reads 2:4 as a number unless it is quoted" in done.stderr
     assert {path.name for path in tmp_path.iterdir()} == {"m", "mine"}
+
+
+@pytest.mark.parametrize(("file", "text"), [
+    ("schedule/mine", "defaults:\n  - /schema/schedule/Gradual\nwarmup_steps: 5\n"),
+    ("experiment/mine", "# @package _global_\nschedule:\n  warmup_steps: 5\n"),
+])  # fmt: skip
+def test_yaml_with_the_former_key_of_the_warmup_gets_the_new_one(
+    file: str, text: str, cli: Cli, tmp_path: Path
+) -> None:
+    place = tmp_path / "mine" / f"{file}.yaml"
+    place.parent.mkdir(parents=True)
+    place.write_text(text, encoding="utf-8")
+    done = cli("-m", "runner", "--config-dir", "mine", file.replace("/", "="), "dataset=demo")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "error: there is no schedule.warmup_steps: it is now train.warmup_steps, set that instead\n"
 
 
 def test_settings_that_do_not_go_together_are_told_before_training(refused: Refused, tmp_path: Path) -> None:
@@ -385,7 +403,7 @@ def test_a_defect_while_a_sweep_is_checked_stops_it_with_its_traceback(
         raise ZeroDivisionError("a defect of the program")
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("runner.config.compose_experiment", broken)
+    monkeypatch.setattr("runner.config.compose.compose_experiment", broken)
     monkeypatch.setattr("runner.experiment.run", lambda *_: pytest.fail("a job was started"))
     monkeypatch.setattr(sys, "argv", ["python -m runner", "-m", "seed=0,1"])
     with pytest.raises(SystemExit) as caught:

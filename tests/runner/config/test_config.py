@@ -11,36 +11,37 @@ from omegaconf import DictConfig, OmegaConf
 from transformers import BertConfig
 
 import conf
+import pruning
 from pruning import (
     Block,
     Dense,
     DiagonalFisher,
+    Distillation,
     Global,
     Gradient,
     Gradual,
     GroupLasso,
-    HiddenStates,
     LayerOverride,
     Locked,
-    Logits,
     Magnitude,
     Movement,
-    NoDistillation,
     NofM,
     OneShot,
     Platon,
     Random,
     Regularizer,
-    SimKD,
     Snip,
     SnipMomentum,
     TrainingLength,
     Uniform,
 )
-from runner.config import GROUPS, N_OF_M, Experiment, Identity, Origin, compose, compose_experiment, identify, register
+from runner.config.compose import N_OF_M, compose, compose_experiment, register
+from runner.config.distillation import DistillationSettings, HiddenStates, Logits, NoDistillation, SimKD
+from runner.config.experiment import GROUPS, Experiment, Origin
 from runner.config.training import SchedulerType
 from runner.experiment import params
 from runner.models import Checkpoint
+from runner.records.identity import Identity, identify
 from runner.system.errors import UserError
 
 CONF = Path(conf.__file__).parent
@@ -126,7 +127,6 @@ def test_model_and_pattern_alone_compose_the_published_recipe(model: str, patter
     assert experiment.pattern.target == TARGETS[pattern]
     assert experiment.schedule == Gradual(
         start="1000", decay="exp", initial="0", end=None, frequency="1000", cooldown=f"{row.cooldown} epochs",
-        warmup_steps=1000,
     )  # fmt: skip
     assert experiment.distill == Logits(weight=row.distill_weight, label_weight=0.0, temperature=2.0, teacher=None)
     assert experiment.criterion == SnipMomentum(reduce="mean", momentum=0.9, scale=1)
@@ -191,7 +191,7 @@ def test_command_line_shows_the_published_recipe(cli, model: str, pattern: str, 
     # PyYAML reads 1e-07 as text: compare as numbers where they are numbers.
     assert {key: _number(shown["train"][key]) for key in expected} == expected
     assert shown["schedule"] == {"decay": "exp", "initial": "0", "start": "1000", "end": None, "frequency": "1000",
-                                 "cooldown": f"{row.cooldown} epochs", "warmup_steps": 1000}  # fmt: skip
+                                 "cooldown": f"{row.cooldown} epochs"}  # fmt: skip
     assert shown["criterion"] == {"reduce": "mean", "momentum": 0.9, "scale": 1}
     assert shown["allocation"] == {"max_per_layer": 0.98, "min_per_layer": 0, "regrow": False, "layers": {}}
     assert shown["regularizer"] == {}
@@ -251,9 +251,16 @@ def test_published_rows_of_text_classification_compose_too(name: str, pattern: s
     assert (train.per_device_train_batch_size, experiment.dataset.max_seq_length) == (16, tokens)
     assert experiment.pattern.target == {"4x1": 0.9, "2:4": 0.5}[pattern]
     assert experiment.distill == SimKD(weight=weight)
-    assert schedule == Gradual(decay="exp", start="1 epochs", frequency=str(frequency), cooldown=f"{cooldown} epochs",
-                               warmup_steps=0)  # fmt: skip
+    assert schedule == Gradual(decay="exp", start="1 epochs", frequency=str(frequency), cooldown=f"{cooldown} epochs")
     assert experiment.dataset.metric == {"mrpc": "f1", "sst2": "accuracy"}[dataset]
+
+
+@pytest.mark.parametrize(
+    ("schedule", "steps"), [("recipe", 1000), ("short", 0.1), ("large_first", 0.1), ("one_shot", 0.1)]
+)
+def test_only_the_published_schedule_brings_the_published_warmup(schedule: str, steps: float) -> None:
+    assert composed("model=bert-base", "dataset=squad", f"schedule={schedule}").train.warmup_steps == steps
+    assert composed("model=bert-base", f"schedule={schedule}", "train.warmup_steps=7").train.warmup_steps == 7
 
 
 def test_the_datasets_choice_of_distillation_is_overridden_by_the_command_line() -> None:
@@ -366,7 +373,7 @@ def test_other_groups_by_name_are_their_objects() -> None:
         beta2=0.9, reduce="max"
     )
     assert composed("allocation=uniform", "allocation.max_per_layer=0.9").allocation == Uniform(max_per_layer=0.9)
-    assert composed("schedule=one_shot", "schedule.start=25%").schedule == OneShot(start="25%", warmup_steps=0.1)
+    assert composed("schedule=one_shot", "schedule.start=25%").schedule == OneShot(start="25%")
     large = composed("schedule=large_first").schedule
     assert isinstance(large, Gradual)
     assert (large.decay, large.initial) == ("cubic", "85%")
@@ -759,3 +766,12 @@ def test_identity_is_the_same_for_an_equal_experiment_made_otherwise() -> None:
 def test_missing_value_names_key_and_remedy() -> None:
     with pytest.raises(UserError, match=r"model\.path.*model=hub needs model\.path=ID_OR_FOLDER"):
         compose_experiment(["model=hub"])
+
+
+def test_every_loss_of_the_engine_can_be_configured() -> None:
+    losses = {cls.__name__ for cls in Distillation.__subclasses__() if cls.__module__.startswith("pruning.")}
+    configured = [
+        cls for cls in DistillationSettings.__subclasses__() if cls.__module__ == "runner.config.distillation"
+    ]
+    assert {cls.__name__ for cls in configured} == losses
+    assert all(issubclass(cls, getattr(pruning, cls.__name__)) for cls in configured)

@@ -17,7 +17,7 @@ OWN = {"classify", "span", "tag"}
 
 READ = """
 import json, sys
-from runner.config import compose_experiment
+from runner.config.compose import compose_experiment
 out = {}
 for name in sys.argv[1:]:
     task = compose_experiment([f"dataset={name}", "model=hub", "model.path=x"])[0].dataset

@@ -16,12 +16,14 @@ from transformers import PreTrainedTokenizerBase
 
 from results import columns
 from runner import evaluate
-from runner.config import Experiment, compose_experiment, identify
+from runner.config.compose import compose_experiment
+from runner.config.experiment import Experiment
 from runner.data.question_answering import Span, no_answer_scores, null_token
 from runner.data.squad_metric import SquadV2Metric
 from runner.demo.text import examples as generated
 from runner.examples import diagnose
 from runner.records import runs
+from runner.records.identity import identify
 from runner.system.errors import UserError
 from runner.tracking import Tracking
 from tests.conftest import Cli

@@ -20,7 +20,8 @@ from torch import nn
 import conf
 from pruning import matrix_weights
 from runner import dry_run, evaluate, models
-from runner.config import Experiment, compose_experiment
+from runner.config.compose import compose_experiment
+from runner.config.experiment import Experiment
 from runner.data.demo import Demo
 from runner.experiment import check, find, resolved, trained
 from runner.inspect import inspect

@@ -15,12 +15,15 @@ from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
 from safetensors.torch import load_file
 
-from runner import config, data
+from runner import data
+from runner.config.compose import compose_experiment
+from runner.config.experiment import with_subclasses
 from runner.data.task import Dataset
 from runner.experiment import Result
 from runner.models.verify import Verification
 from runner.records import card
 from runner.records.card import Counted, Facts, Source
+from runner.records.identity import identify
 from tests.conftest import cli_in, save_small_model
 from tests.loopback_hub import serve
 
@@ -279,17 +282,17 @@ def test_weights_of_two_models_have_a_licence_only_if_it_is_the_same() -> None:
     (["dataset=squad", "dataset.path=lab/qa", "dataset.licence=cc-by-sa-4.0"], ("lab/qa", "cc-by-sa-4.0")),
 ])  # fmt: skip
 def test_the_licence_of_the_data_belongs_to_these_data(overrides: list[str], known: tuple[str | None, ...]) -> None:
-    experiment, origin = config.compose_experiment(["model=tiny", *overrides])
+    experiment, origin = compose_experiment(["model=tiny", *overrides])
     found = card.data_of(experiment.dataset, origin)
     assert (found.hub_id, found.licence) == known
 
 
 def test_the_licence_does_not_change_the_identity() -> None:
     plain, other = (
-        config.compose_experiment(["model=tiny", "dataset=squad", *more])[0]
+        compose_experiment(["model=tiny", "dataset=squad", *more])[0]
         for more in ([], ["dataset.licence=mit"])
     )  # fmt: skip
-    assert config.identify(plain, "m", "d", None) == config.identify(other, "m", "d", None)
+    assert identify(plain, "m", "d", None) == identify(other, "m", "d", None)
 
 
 @pytest.mark.parametrize(("counted", "said"), [
@@ -321,13 +324,13 @@ def test_a_drop_that_is_not_defined_is_left_out() -> None:
 
 def test_every_kind_of_dataset_has_the_hubs_name_of_its_task() -> None:
     data.import_all()
-    kinds = [kind for kind in config._with_subclasses(Dataset) if hasattr(kind, "architecture")]
+    kinds = [kind for kind in with_subclasses(Dataset) if hasattr(kind, "architecture")]
     assert len(kinds) >= 2
     assert [kind.__name__ for kind in kinds if not re.fullmatch("[a-z]+(-[a-z]+)*", kind.pipeline_tag)] == []
 
 
 def test_the_card_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    experiment, origin = config.compose_experiment(["model=tiny"])
+    experiment, origin = compose_experiment(["model=tiny"])
     (tmp_path / "README.md").write_text("as it was")
     monkeypatch.setattr(card, "gather", lambda *given: facts(pruning={}))  # whose text cannot be made
     with pytest.raises(KeyError):

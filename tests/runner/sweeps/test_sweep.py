@@ -15,7 +15,7 @@ from hydra import compose, initialize_config_module
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
-from runner import config
+from runner.config.compose import register
 from runner.sweeps import callback, jobs, launchers
 from runner.sweeps.jobs import Job, Outcome, Place, Worker
 from runner.sweeps.launchers import Ended, Joblib, ProcessLauncher
@@ -147,7 +147,7 @@ def composed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[OmegaC
     monkeypatch.setenv("PRUNE_DISTILL_PARENT_RUN", "the parent")
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    config.register()
+    register()
     with initialize_config_module("conf", version_base="1.3"):
         found = compose("config", ["hydra.searchpath=[pkg://more]"], return_hydra_config=True)
         HydraConfig.instance().set_config(found)

@@ -17,7 +17,8 @@ from safetensors.torch import load_file, save_file
 
 from pruning import Block, Gradual, NoDistillation, Pruner, TrainingLength
 from runner import evaluate, models, tracking
-from runner.config import Experiment, Identity, compose_experiment
+from runner.config.compose import compose_experiment
+from runner.config.experiment import Experiment
 from runner.config.training import Training
 from runner.data.demo import Demo
 from runner.data.question_answering import Span
@@ -26,6 +27,7 @@ from runner.experiment import Result, finished
 from runner.models import Model
 from runner.models.footprint import Footprint
 from runner.models.verify import Verification
+from runner.records.identity import Identity
 from runner.stages import finetune
 from runner.system import files
 from runner.system.device import Precision

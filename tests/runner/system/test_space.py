@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from runner import experiment as stages
-from runner.config import compose_experiment
+from runner.config.compose import compose_experiment
 from runner.system import disk
 from runner.system.disk import DiskNeed
 from runner.system.errors import UserError

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from pruning import HiddenStates, LayerReport, Logits, Projector, SimKD, matrix_weights
 from runner import evaluate, inspect, models
 from runner import experiment as stages
-from runner.config import compose_experiment
+from runner.config.compose import compose_experiment
 from runner.config.training import Training
 from runner.data.demo import Demo
 from runner.models import Model, heads

@@ -167,7 +167,7 @@ def test_several_heads_and_unequal_counts() -> None:
 
 
 def test_when_the_teacher_runs_beside_the_student(lesson: TrainingData) -> None:
-    from runner.config import compose_experiment
+    from runner.config.compose import compose_experiment
     from runner.experiment import keeps_logits
 
     def kept(*overrides: str) -> bool:

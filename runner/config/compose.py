@@ -1,0 +1,147 @@
+"""The one door from YAML to Python: Hydra composes, dataclasses check, `Experiment` comes out.
+
+The engine's own dataclasses are the schemas, stored as `schema/<group>/<class name>`; a YAML file of the group names
+its schema in its defaults list and fills the fields. No list to edit: every subclass is registered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from pruning import NofM
+from runner import data
+from runner.config.experiment import GROUPS, Experiment, Origin, with_subclasses
+from runner.config.recipe import Recipe
+from runner.data.task import Dataset
+from runner.models import Model
+from runner.system.errors import MOVED_KEYS, UserError, moved_key
+
+# Options of the group pattern whose names cannot be file names on Windows; any other by pattern=nm.
+N_OF_M = ((1, 4), (2, 4), (3, 4), (2, 8), (4, 8), (1, 2), (1, 8), (2, 16), (4, 16))
+
+
+def register() -> None:
+    """Store every dataclass as a schema. Called once, before Hydra composes."""
+    data.import_all()
+    store = ConfigStore.instance()
+    # Hydra copies its repository with this store in it for each compose, and three times for every group that --help
+    # lists, only to change the list of sources. What is loaded from the store is copied by the store itself.
+    ConfigStore.__deepcopy__ = _shared  # type: ignore[attr-defined]
+    store.store(group="schema", name="experiment", node=Experiment, package="_global_")
+    for group, base in GROUPS.items():
+        for cls in with_subclasses(base):
+            store.store(group=f"schema/{group}", name=cls.__name__, node=cls, package=group)
+    for n, m in N_OF_M:
+        node = {"defaults": [f"/schema/pattern/{NofM.__name__}", "_self_"], "n": n, "m": m}
+        store.store(group="pattern", name=f"{n}:{m}", node=node)
+
+
+def _shared(store: ConfigStore, memo: dict[int, Any]) -> ConfigStore:
+    """The deep copy of a singleton: itself."""
+    return store
+
+
+def compose(overrides: Sequence[str], with_hydra: bool = False) -> DictConfig:
+    """Compose the configuration, in a Hydra job or outside of one."""
+    import hydra
+    from hydra.core.global_hydra import GlobalHydra
+
+    if GlobalHydra.instance().is_initialized():
+        return hydra.compose("config", list(overrides), return_hydra_config=with_hydra)
+    with hydra.initialize_config_module("conf", version_base="1.3"):
+        return hydra.compose("config", list(overrides), return_hydra_config=with_hydra)
+
+
+def compose_experiment(overrides: Sequence[str]) -> tuple[Experiment, Origin]:
+    """Compose, check and convert. Raises UserError, PruningError or Hydra's own errors, before anything is loaded."""
+    register()
+    config = compose(overrides, with_hydra=True)
+    choices = chosen_options(config.hydra.runtime.choices)
+    with open_dict(config):  # a masked copy would forget that this is an Experiment
+        del config["hydra"]
+    return load(config, choices, list(overrides))
+
+
+def chosen_options(choices: Mapping[Any, Any]) -> dict[str, str]:
+    """Of all that Hydra calls choices, the options of our groups."""
+    return {k: str(v) for k, v in choices.items() if k in (*GROUPS, "experiment") and v}
+
+
+def load(config: DictConfig, choices: dict[str, str], overrides: list[str]) -> tuple[Experiment, Origin]:
+    """A composed configuration as objects, with its origin.
+
+    Raises:
+        UserError: a key has no value.
+        PruningError, UserError: a value is out of range.
+    """
+    # Hydra refuses unknown keys itself, unless they are appended: +schedule.warmup_steps=5
+    if error := moved_key(" ".join(key for key in MOVED_KEYS if OmegaConf.select(config, key) is not None)):
+        raise error
+    missing = sorted(OmegaConf.missing_keys(config))
+    if missing:
+        hint = " (model=hub needs model.path=ID_OR_FOLDER)" if "model.path" in missing else ""
+        raise UserError(f"no value for {', '.join(missing)}: set it on the command line or in YAML{hint}")
+    experiment = OmegaConf.to_object(config)
+    assert isinstance(experiment, Experiment)
+    for name, override in experiment.allocation.layers.items():
+        if (override.pattern or "").isdigit():
+            raise UserError(
+                f"allocation.layers.{name}.pattern={override.pattern} is no pattern; YAML reads 2:4 as a number unless "
+                "it is quoted"
+            )
+    if experiment.recipe.name == Recipe().name:
+        choices = {**choices, "recipe": experiment.recipe.name}
+    return experiment, _origin(experiment, config, choices, overrides)
+
+
+def _origin(experiment: Experiment, config: DictConfig, choices: dict[str, str], overrides: list[str]) -> Origin:
+    # An experiment file may override values as the command line does, so it is no part of the plain configuration;
+    # nor is a recipe that belongs to dataset and model anyway.
+    implied = f"{choices['dataset']}-{choices['model']}"
+    asked = {
+        k: v for k, v in choices.items() if k != "experiment" and not (k == "recipe" and v in (implied, Recipe().name))
+    }
+    plain = _flat(compose([f"{group}={option}" for group, option in asked.items()]))
+    actual = _flat(config)
+    changed = {key: value for key, value in actual.items() if value != plain.get(key)}
+    labels = {
+        "model": _label(choices["model"], "model", ("finetuned", "path"), Model.defining, changed),
+        "dataset": _label(choices["dataset"], "dataset", ("path",), Dataset.defining, changed),
+        "pattern": str(experiment.pattern) if experiment.prune else "dense",
+    }
+    return Origin(labels, choices, changed, overrides, OmegaConf.to_yaml(config, resolve=True))
+
+
+def _label(choice: str, group: str, shown: tuple[str, ...], defining: tuple[str, ...], changed: dict[str, str]) -> str:
+    """The option's name, only while nothing that defines the group is overridden; else the value."""
+    overridden = [key for key in (*shown, *defining) if f"{group}.{key}" in changed]
+    if not overridden:
+        return choice
+    value = changed[f"{group}.{overridden[0]}"]
+    if overridden[0] not in shown:
+        return f"{choice}@{value}"
+    return Path(value).name if Path(value).exists() else value
+
+
+def _flat(config: DictConfig) -> dict[str, str]:
+    """Dotted keys of the resolved values, without those that say where, not what."""
+    out: dict[str, str] = {}
+
+    def walk(node: Any, prefix: str) -> None:
+        for key, value in node.items():
+            if isinstance(value, dict) and all(str(name).isidentifier() for name in value):  # else people's own names
+                walk(value, f"{prefix}{key}.")
+            else:
+                out[f"{prefix}{key}"] = str(value)
+
+    values = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(values, dict)
+    for key in ("recipe", "tracking", "output_dir", "cache_dir", "force", "dry_run", "seed"):
+        values.pop(key, None)
+    walk(values, "")
+    return out

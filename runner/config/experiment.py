@@ -1,0 +1,102 @@
+"""What a run is asked to do: `Experiment`, the object behind the YAML, and `Origin`, what people typed to get it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from omegaconf import MISSING
+
+from pruning import Allocation, Criterion, Pattern, Regularizer, Schedule
+from runner.config.distillation import DistillationSettings
+from runner.config.recipe import Recipe
+from runner.config.training import Training
+from runner.data.task import Dataset
+from runner.models import Model
+from runner.tracking import Tracking
+
+GROUPS: dict[str, type] = {
+    "model": Model,
+    "dataset": Dataset,
+    "pattern": Pattern,
+    "criterion": Criterion,
+    "allocation": Allocation,
+    "schedule": Schedule,
+    "regularizer": Regularizer,
+    "distill": DistillationSettings,
+    "recipe": Recipe,
+}
+
+
+@dataclass
+class Experiment:
+    """One run. The groups first, then the two trainings, then the run's own keys."""
+
+    model: Model = field(default_factory=Model)
+    dataset: Dataset = field(default_factory=Dataset)
+    pattern: Pattern = MISSING
+    criterion: Criterion = MISSING
+    allocation: Allocation = MISSING
+    schedule: Schedule = MISSING
+    regularizer: Regularizer = field(default_factory=Regularizer)
+    distill: DistillationSettings = MISSING
+    recipe: Recipe = field(default_factory=Recipe)
+    train: Training = field(default_factory=Training)
+    """Pruning while distilling."""
+    finetune: Training = field(default_factory=Training)
+    """Fine-tuning of the dense model, where `model.finetuned` does not give one."""
+    tracking: Tracking = field(default_factory=Tracking)
+    prune: bool = True
+    """false: only make, score, save and log the dense model."""
+    force: bool = False
+    """Run again although the same run was finished before."""
+    dry_run: bool = False
+    """Say what the run would do (layers, units, target, steps, mask updates, memory, time), and train nothing."""
+    seed: int = 0
+    """Seed of the head's weights, the data order and dropout."""
+    output_dir: str = "outputs"
+    """Each run makes a folder of its own in here."""
+    cache_dir: str = "cache"
+    """Dense models, tokenised features, teachers' logits and dense scores, found again by their content."""
+
+    @property
+    def trains(self) -> bool:
+        """Whether anything is trained."""
+        return self.prune or not self.model.finetuned
+
+    def resolved(self) -> Experiment:
+        """The experiment with what is left to the machine, the precision, chosen.
+
+        Raises:
+            UserError: this machine does not have what is asked for.
+        """
+        cache = Path(self.cache_dir)
+        train = self.train.resolved(cache) if self.prune else self.train
+        finetune = self.finetune.resolved(cache) if self.model.finetuned is None else self.finetune
+        return replace(self, train=train, finetune=finetune)
+
+
+@dataclass
+class Origin:
+    """Where an experiment came from: what people typed, for labels and records."""
+
+    labels: dict[str, str]
+    """model, dataset and pattern, as the table names them."""
+    choices: dict[str, str]
+    """The option chosen in each group."""
+    changed: dict[str, str]
+    """Every key whose value is not that of its group's option or recipe, with its value."""
+    overrides: list[str]
+    """The command line."""
+    yaml: str
+    """The whole configuration, resolved."""
+    repeats: str | None = None
+    """The run that this one reproduces; None: it is a run of its own."""
+
+
+def with_subclasses(cls: type) -> Iterator[type]:
+    """A class and all classes below it."""
+    yield cls
+    for sub in cls.__subclasses__():
+        yield from with_subclasses(sub)

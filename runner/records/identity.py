@@ -1,0 +1,82 @@
+"""The identity of a run: hashes of all that determines its result."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from runner.config.experiment import Experiment
+from runner.system.versions import VERSIONS
+
+
+@dataclass
+class Identity:
+    """Hashes of all that determines a result."""
+
+    run: str
+    """All of it."""
+    group: str
+    """All but the seed."""
+    dense: str
+    """What determines the dense model, seed included."""
+    control: str
+    """All but the seed and what is pruned, and how: equal in a run and its same-budget dense control."""
+    budget: str
+    """The same without the distillation."""
+
+
+def identify(experiment: Experiment, model: str, data: str, teacher: str | None, sparse: str | None = None) -> Identity:
+    """Hash what determines the result: paths and logging do not, contents do.
+
+    Args:
+        model: fingerprint of the checkpoint that the run starts from (fine-tuned or not).
+        data: fingerprint of the examples.
+        teacher: fingerprint of a teacher other than the dense model.
+        sparse: fingerprint of the sparse checkpoint that the student starts from, where that is not the dense model.
+    """
+    dense: dict[str, Any] = {
+        "model": model,
+        "dropout": [experiment.model.hidden_dropout, experiment.model.attention_dropout],
+        "data": [data, type(experiment.dataset).__name__, experiment.dataset.settings()],
+        "versions": {stage: VERSIONS[stage] for stage in ("prepare", "finetune")},
+    }
+    if experiment.model.finetuned is None:
+        dense["finetune"] = experiment.finetune.determinants()
+    run = dict(dense, versions=VERSIONS, prune=experiment.prune, scores=experiment.dataset.score_settings())
+    if experiment.prune:
+        run |= {
+            "pattern": _typed(experiment.pattern),
+            "distill": {**_typed(experiment.distill), "teacher": teacher},
+            "train": experiment.train.determinants(),
+        }
+        if sparse is not None:
+            run["sparse"] = sparse
+        if experiment.pattern.prunes or experiment.pattern.locks or experiment.allocation.layers:
+            run |= {
+                "layers": [experiment.model.prunable, experiment.model.excluded],
+                "criterion": _typed(experiment.criterion),
+                "allocation": _typed(experiment.allocation),
+                "schedule": _typed(experiment.schedule),
+                "regularizer": _typed(experiment.regularizer),
+            }
+    seed = experiment.seed
+    control = {key: run[key] for key in (*dense, "scores", "distill", "train") if key in run}
+    budget = {key: value for key, value in control.items() if key != "distill"}
+    return Identity(
+        run=_hash([run, seed]),
+        group=_hash(run),
+        dense=_hash([dense, seed if experiment.model.finetuned is None else None]),
+        control=_hash(control),
+        budget=_hash(budget),
+    )
+
+
+def _typed(value: Any) -> dict[str, Any]:
+    return {"type": type(value).__name__, **asdict(value)}
+
+
+def _hash(value: Any) -> str:
+    # Keys are not sorted: they come in the order of the fields, and that of allocation.layers has a meaning.
+    return hashlib.sha256(json.dumps(value, default=str).encode()).hexdigest()[:16]
