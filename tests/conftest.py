@@ -8,9 +8,10 @@ import sqlite3
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -27,6 +28,11 @@ os.environ.pop("MLFLOW_TRACKING_URI", None)
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
 Refused = Callable[..., str]
+
+
+def few(values: Iterable[Any], every: int = 3) -> list[Any]:
+    """Parameters of a long grid that holds one property: all but each `every`th are slow."""
+    return [v if i % every == 0 else pytest.param(v, marks=pytest.mark.slow) for i, v in enumerate(values)]
 
 
 @pytest.fixture

@@ -29,7 +29,10 @@ from runner.system.errors import UserError
 from runner.tracking import Tracking
 from tests.conftest import ROOT, cli_in, copy_run, save_small_model
 
-pytestmark = pytest.mark.usefixtures("one_thread")  # as many as the command line's processes have
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),  # as many as the command line's processes have
+    pytest.mark.xdist_group("reproduce"),  # `original` is made once
+]
 
 SHORT = (
     "dataset=demo", "dataset.train_examples=64", "dataset.eval_examples=24", "schedule=short",
@@ -157,6 +160,7 @@ def test_by_its_id_a_second_call_tells_the_same_and_again_computes(original: Pat
     assert (again / "model" / "model.safetensors").stat().st_mtime_ns > before
 
 
+@pytest.mark.slow
 def test_one_that_is_killed_goes_on(original: Path, tmp_path: Path) -> None:
     folder = made(tmp_path, "pattern=2:4", "train.max_steps=200", "train.save_steps=20", "seed=3")
     command = [sys.executable, *REPRODUCE, str(folder)]

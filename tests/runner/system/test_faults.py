@@ -10,6 +10,7 @@ import pytest
 from tests.conftest import ROOT
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no os.fork")
 def test_nothing_is_lost() -> None:
     harness = str(ROOT / "tests" / "faults" / "faults.py")
