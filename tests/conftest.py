@@ -55,13 +55,14 @@ def cli_in(folder: Path) -> Cli:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The folder of what all tests of a session share, also those of other pytest-xdist workers."""
     base = tmp_path_factory.getbasetemp()
     folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared"
     folder.mkdir(exist_ok=True)
     os.environ[fork_server.SHARED] = str(folder)
-    return folder
+    yield folder
+    fork_server.stop()
 
 
 @pytest.fixture(scope="session")

@@ -135,6 +135,12 @@ def run(
     return server.run(arguments, folder, environment, timeout)
 
 
+def stop() -> None:
+    """End all servers."""
+    while _servers:
+        _servers.popitem()[1].stop()
+
+
 def _text(file: IO[bytes]) -> str:
     file.seek(0)
     return file.read().decode().replace("\r\n", "\n").replace("\r", "\n")  # as subprocess does with text=True
