@@ -1,6 +1,7 @@
 """A pruning engine in pure torch, for any training loop; README.md in this folder shows it whole.
 
-    pruner = Pruner(matrix_weights(model), Block(4, 1, target_sparsity=0.8), Gradual(), TrainingLength(steps=1000))
+    plan = Plan(matrix_weights(model), Block(4, 1, target_sparsity=0.8))
+    pruner = Pruner(plan, Gradual(), TrainingLength(steps=1000))
     pruner.attach(optimizer)
     ...                      # train as always: the optimizer's step observes, prunes and keeps pruned weights at zero
     pruner.check_reached()
@@ -9,6 +10,7 @@ Nothing here imports anything but torch and the standard library.
 """
 
 from pruning.allocation import Allocation, Global, LayerOverride, Uniform
+from pruning.blocks import Block
 from pruning.criteria import (
     Criterion,
     DiagonalFisher,
@@ -21,23 +23,23 @@ from pruning.criteria import (
     SnipMomentum,
 )
 from pruning.distillation import (
-    IGNORED,
     Distillation,
     EncoderShape,
     HiddenStates,
     Logits,
     NoDistillation,
-    Prediction,
     Projector,
     SimKD,
-    label_loss,
     projected,
 )
 from pruning.errors import PruningError
-from pruning.patterns import Block, Dense, Locked, NofM, Pattern, parse
+from pruning.nofm import NofM
+from pruning.patterns import Dense, Locked, Pattern, parse
 from pruning.plan import Plan, as_matrix, matrix_weights
-from pruning.pruner import LayerReport, MaskUpdate, Pruner
+from pruning.prediction import IGNORED, Prediction, label_loss
+from pruning.pruner import Pruner
 from pruning.regularizers import GroupLasso, Regularizer
+from pruning.report import LayerReport, MaskUpdate
 from pruning.schedules import Gradual, OneShot, Schedule, TrainingLength
 
 __all__ = [

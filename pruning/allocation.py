@@ -1,4 +1,4 @@
-"""Allocation: one budget of units to prune, spread over many weights."""
+"""Allocations: how one budget of units to prune is spread over many weights."""
 
 import fnmatch
 import math
@@ -9,74 +9,17 @@ import torch
 from torch import Tensor
 
 from pruning.errors import PruningError
-
-_SAMPLE = 1 << 16  # numbers drawn at most to bracket a threshold
-_SMALL = 1 << 13  # numbers that are sorted at once
-
-
-def lowest(cost: Tensor, count: int, pruned: int | None = None) -> Tensor:
-    """Bool mask of exactly the `count` lowest of a one-dimensional `cost`; among equals the first by index.
-
-    Linear in time. NaN counts as +inf.
-
-    Args:
-        pruned: how many are -inf, if that is known: it saves looking.
-    """
-    if count <= 0:
-        return torch.zeros_like(cost, dtype=torch.bool)
-    if count >= cost.numel():
-        return torch.ones_like(cost, dtype=torch.bool)
-    low, high = torch.aminmax(cost)  # NaN if there is any
-    if bool(high.isnan()):
-        cost = cost.nan_to_num(nan=math.inf, posinf=math.inf, neginf=-math.inf)  # NaN equals nothing: no tie to fill up
-        low = cost.min()
-    if pruned is None:
-        pruned = _number(cost == -math.inf) if float(low) == -math.inf else 0
-    threshold, spare = _threshold(cost, count, pruned)
-    chosen = cost <= threshold
-    chosen[spare] = False
-    return chosen
-
-
-def _number(chosen: Tensor) -> int:
-    return int(torch.count_nonzero(chosen))  # many times faster than the sum of a bool
-
-
-def _threshold(values: Tensor, count: int, pruned: int) -> tuple[Tensor, Tensor]:
-    """The count-th lowest value, and the places of those of its equals that are too many, the last by index.
-
-    Sorting or quickselect on all values is several times slower than a few passes over them: a sorted sample brackets
-    the threshold, all values are counted against the bracket, and only those inside are sorted. The counts decide, so
-    that an unlucky sample, or a wrong number of `pruned` values (-inf), costs time and never the result.
-    """
-    size = values.numel()
-    if size > _SMALL and pruned < count:
-        sample = values[:: size // min(_SAMPLE, size // 8) | 1]  # odd, so as not to walk along one column
-        sample = sample[sample > -math.inf].sort().values
-        middle, margin = (count - pruned) * len(sample) // (size - pruned), 4 * math.isqrt(len(sample))
-        low = float(sample[middle - margin]) if middle > margin else torch.finfo(values.dtype).min
-        high = float(sample[middle + margin]) if middle + margin < len(sample) else math.inf
-        under = values < low
-        below = _number(under)
-        places = torch.nonzero((values <= high).logical_xor_(under)).flatten()
-        if below < count <= below + len(places):
-            inside = values[places]
-            threshold = inside[0] if low == high else inside.sort().values[count - below - 1]
-            below += _number(inside < threshold)
-            return threshold, places[inside == threshold][count - below :]
-    threshold = values.sort().values[count - 1]
-    ties = torch.nonzero(values == threshold).flatten()
-    return threshold, ties[count - _number(values < threshold) :]
+from pruning.selection import count_true, lowest
 
 
 @dataclass
 class LayerOverride:
-    """What is different for the layers of a name."""
+    """Exceptions for the layers whose names match."""
 
     pattern: str | None = None
     """Another pattern, by its name, such as 4x1 or "2:4"."""
     target: float | None = None
-    """A target sparsity of their own: the others' target is then over the others alone."""
+    """Another target sparsity. The main target then holds over the remaining layers."""
     frozen: bool = False
     """Neither pruned nor trained."""
     excluded: bool = False
@@ -85,7 +28,7 @@ class LayerOverride:
 
 @dataclass
 class Quota:
-    """The units of one layer: how many there are, and how many may go."""
+    """How many units one layer has, and how many of them may be pruned."""
 
     units: int
     """Units in the layer."""
@@ -96,7 +39,7 @@ class Quota:
     cap: int | None = None
     """The most units to prune; None: all."""
     gone: int = 0
-    """Units pruned before, whose cost is -inf, and which are to stay so."""
+    """Units pruned already: their cost is -inf, and they stay pruned."""
 
     @property
     def most(self) -> int:
@@ -106,14 +49,15 @@ class Quota:
 
 @dataclass
 class Allocation:
-    """Base of allocations. The cap keeps a layer from being wiped out."""
+    """Base of allocations. The cap keeps a layer from being pruned away."""
 
     max_per_layer: float = 0.98
     """No layer gets a higher sparsity than this fraction."""
     min_per_layer: float = 0.0
-    """No layer ends with a lower sparsity than this fraction, to within a unit; on the way, the part of it then due."""
+    """No layer ends with a lower sparsity than this fraction, to within a unit; before the last update, the part of it
+    that is due then."""
     regrow: bool = False
-    """Let pruned units come back, as zeros, if a later update scores them higher. Otherwise they are gone for good."""
+    """Let pruned units come back, as zeros, if a later update scores them higher. Otherwise they stay pruned."""
     layers: dict[str, LayerOverride] = field(default_factory=dict)
     """Exceptions by shell pattern of layer names: pattern, target, frozen, excluded. Of several that match, each
     sets what it names, later ones first."""
@@ -130,7 +74,7 @@ class Allocation:
                 raise PruningError(f"layers[{name!r}].target={override.target} must be in (0, 1)", self)
 
     def override(self, *names: str) -> LayerOverride:
-        """All that `layers` says about a parameter of these names, whose layer is its name without the last part."""
+        """The exceptions for a parameter with these names, merged. Its layer is its name without the last part."""
         merged = LayerOverride()
         for pattern, override in self.layers.items():
             if any(_matches(pattern, name) for name in names):
@@ -210,7 +154,7 @@ def _matches(pattern: str, parameter: str) -> bool:
 
 @dataclass
 class Global(Allocation):
-    """Units are ranked over all layers together: exactly `round(fraction * units)` of them go.
+    """Units are ranked over all layers together; exactly `round(fraction * units)` of them are pruned.
 
     Where units differ in size from layer to layer (whole rows, whole columns), the ranking is walked until the number
     of zeros is as near as whole units allow.
@@ -234,14 +178,14 @@ class Global(Allocation):
     def _ranked(self, flat: Tensor, count: int, gone: int, sizes: list[int], most: list[int]) -> Tensor:
         """The `count` lowest of all, with at most so many of each layer; `gone` are -inf, and `flat` is used up.
 
-        Layers that get too much are held to their cap: what is above it costs infinity from then on. The threshold
-        only rises by that, so that a layer once held stays full. What that brings over the cap in turn is rare; then
-        all layers are held. Costs that are infinite by themselves are told apart last.
+        Layers that exceed their cap are held to it: the units above it get an infinite cost. That can only raise the
+        threshold, so a layer once held stays full. Rarely it pushes another layer over its cap; then all layers are
+        held. Costs that were infinite before are distinguished last.
         """
         layers, held = flat.split(sizes), [False] * len(sizes)
         for again in (False, True, True):
             chosen = lowest(flat, count, gone)
-            full = [_number(mask) > cap for mask, cap in zip(chosen.split(sizes), most, strict=True)]
+            full = [count_true(mask) > cap for mask, cap in zip(chosen.split(sizes), most, strict=True)]
             if not any(full):
                 return chosen
             for i, cost in enumerate(layers):
@@ -255,14 +199,14 @@ class Global(Allocation):
 
 
 def _floored(cost: Tensor, quota: Quota) -> Tensor:
-    """The cost with as many units as the floor demands below all others, but for those pruned before."""
+    """The cost, below all others for as many units as the floor demands; units pruned already stay at -inf."""
     if quota.floor <= quota.gone:
         return cost
     return cost.masked_fill(lowest(cost, quota.floor) & (cost != -math.inf), torch.finfo(cost.dtype).min)
 
 
 def _nearest(cost: Tensor, zeros: Tensor, budget: float) -> Tensor:
-    """The cheapest units, in order, whose zeros come nearest to the budget."""
+    """The cheapest units, as many as bring the number of zeros nearest to the budget."""
     order = cost.nan_to_num(nan=math.inf, posinf=math.inf, neginf=-math.inf).sort(stable=True).indices
     reached = torch.cat([zeros.new_zeros(1), zeros[order].cumsum(0)])
     count = int((reached.double() - budget).abs().argmin())

@@ -1,4 +1,4 @@
-"""Criteria: how much a weight matters.
+"""Criteria: how important a weight is.
 
 A criterion sees weights and gradients at every optimizer step, pools them to one number per unit where the pattern
 allows, and keeps what it needs as named tensors of that size; the pruner owns and saves them. Pooling comes first and
@@ -21,13 +21,13 @@ REDUCTIONS: dict[str, Reduction] = {"mean": torch.mean, "sum": torch.sum, "max":
 
 @dataclass
 class Layer:
-    """What a criterion may know of one layer when it is asked for its scores."""
+    """The inputs of a criterion for the scores of one layer."""
 
     name: str
     weight: Tensor
     """[out, in]"""
     state: dict[str, Tensor]
-    """What `accumulate` has kept; empty if no gradient was seen."""
+    """Tensors that `accumulate` stored; empty before the first gradient."""
     second_moment: Tensor | None
     """[out, in]: Adam's running mean of squared gradients, if the optimizer has it."""
     pool: Callable[[Tensor], Tensor]
@@ -44,7 +44,7 @@ class Criterion:
     needs_gradient: ClassVar[bool] = False
     """Whether `observation` and `accumulate` are called at every optimizer step."""
     needs_second_moment: ClassVar[bool] = False
-    """Whether the optimizer must be of Adam's kind."""
+    """Whether the optimizer must have Adam's second moment."""
 
     def __post_init__(self) -> None:
         if self.reduce not in REDUCTIONS:
@@ -60,11 +60,11 @@ class Criterion:
         raise NotImplementedError
 
     def accumulate(self, state: dict[str, Tensor], pooled: Tensor) -> None:
-        """Take one step's pooled observation into the state. `pooled` may be kept or changed."""
+        """Add one step's pooled observation to the state. `pooled` may be stored or changed in place."""
         raise NotImplementedError
 
     def saliency(self, layer: Layer) -> Tensor | None:
-        """The pooled scores; higher matters more. None if nothing is known of this layer."""
+        """The pooled scores: higher is more important. None if nothing is known of this layer."""
         raise NotImplementedError
 
 
@@ -113,7 +113,7 @@ class Magnitude(Criterion):
 
 @dataclass
 class _LastStep(Criterion):
-    """Criteria of the last optimizer step alone."""
+    """Base of criteria that use the last optimizer step alone."""
 
     needs_gradient: ClassVar[bool] = True
 
@@ -218,7 +218,7 @@ class Random(Criterion):
     """A fixed random order: the control that a criterion has to beat. Memory: one number per block, or per weight."""
 
     seed: int = 0
-    """Another seed is another order."""
+    """Seed of the order."""
 
     def saliency(self, layer: Layer) -> Tensor | None:
         if "score" not in layer.state:

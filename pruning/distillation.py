@@ -1,4 +1,4 @@
-"""Distillation: the loss that pulls the student towards its dense teacher."""
+"""Distillation: losses that pull the student towards its dense teacher."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -10,81 +10,20 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pruning.errors import PruningError
+from pruning.prediction import Prediction
 
-IGNORED = -100
-"""The label of a token that has none."""
-_NEVER = -1e30  # divided by a temperature it is still a float
 _SMALLEST = 1e-12  # an attention weight below it has no logarithm to learn from
-
-
-@dataclass
-class Prediction:
-    """What a model says about a batch, in the form that distillation needs."""
-
-    logits: tuple[Tensor, ...]
-    """One tensor per head: [batch, choices] where it answers once an example, such as a class, or the start of a span
-    among the tokens; [batch, tokens, choices] where it answers at each token."""
-    choices: Tensor | None
-    """Bool [batch, choices]: which choices are real. None if all are. For span extraction: not padding."""
-    tokens: Tensor
-    """Bool [batch, tokens]: which tokens are not padding."""
-    hidden: tuple[Tensor, ...] = ()
-    """[batch, tokens, width] each, if asked for: what the embeddings give, then what each layer gives."""
-    attentions: tuple[Tensor, ...] = ()
-    """[batch, heads, tokens, tokens] each, if asked for: the attention weights of each layer."""
-    numbers: bool = False
-    """The heads give numbers, [batch, 1], and no logits: regression."""
-
-    @property
-    def real(self) -> Tensor | None:
-        """Bool, which of a head's logits are real, in their shape; None if all are."""
-        if self.logits[0].dim() == 3:
-            return self.tokens[..., None].expand_as(self.logits[0])
-        return self.choices
-
-    def answers(self) -> tuple[Tensor, ...]:
-        """Per head float32 [answers, choices], an answer for each example or for each token that is not padding.
-
-        Choices that are not real are _NEVER, not -inf, for 0 * inf would be NaN: it too gives probability 0 exactly.
-        """
-        return tuple(self._answers(logits.float()) for logits in self.logits)
-
-    def _answers(self, logits: Tensor) -> Tensor:
-        if logits.dim() == 3:
-            return logits[self.tokens]
-        return logits if self.choices is None else logits.masked_fill(~self.choices, _NEVER)
-
-
-def label_loss(student: Prediction, labels: tuple[Tensor, ...]) -> Tensor:
-    """Mean over the heads of the loss against the labels: cross entropy over the real choices only, or the mean squared
-    error of numbers.
-
-    Args:
-        labels: for each head [batch], or [batch, tokens] where it answers at each token, IGNORED where none is asked.
-    """
-    heads = zip(student.answers(), labels, strict=True)
-    return torch.stack([_label_loss(answers, label, student) for answers, label in heads]).mean()
-
-
-def _label_loss(answers: Tensor, label: Tensor, student: Prediction) -> Tensor:
-    if student.numbers:
-        return F.mse_loss(answers.squeeze(-1), label.float())
-    if label.dim() == 1:
-        return F.cross_entropy(answers, label)
-    label = label[student.tokens]
-    total = F.cross_entropy(answers, label, ignore_index=IGNORED, reduction="sum")
-    return total / (label != IGNORED).sum().clamp(min=1)  # a batch may have no label at all
 
 
 @dataclass(frozen=True)
 class EncoderShape:
-    """What is to be known of student and teacher before they say anything."""
+    """The sizes of a student or teacher, known before it computes anything."""
 
     layers: int
     width: int
-    """Of the hidden states."""
+    """Width of the hidden states."""
     heads: int
-    """Of the attention of each layer."""
+    """Attention heads in each layer."""
 
 
 def projected(student: Prediction, projections: Mapping[int, nn.Module]) -> Prediction:
@@ -117,7 +56,7 @@ class Distillation:
     needs_teacher: ClassVar[bool] = True
     needs_hidden: ClassVar[bool] = False
     shares_head: ClassVar[bool] = False
-    """Whether the student gets the teacher's head, frozen."""
+    """Whether the student takes over the teacher's head, frozen."""
 
     def __post_init__(self) -> None:
         if self.weight < 0 or self.label_weight < 0 or self.weight + self.label_weight == 0:
@@ -189,12 +128,12 @@ def _kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
 
 @dataclass
 class HiddenStates(Distillation):
-    """The teacher's layers imitated, its logits beside them: hidden_weight * hidden + attention_weight * attention +
-    logits_weight * the loss of `logits`.
+    """Imitation of the teacher's layers and logits: hidden_weight * hidden + attention_weight * attention +
+    logits_weight * the loss of `Logits`.
 
     hidden (TinyBERT, arXiv 1909.10351, eq. 8; PKD, arXiv 1908.09355): the squared error of the hidden states, the mean
     over the mapped layers, the tokens that are not padding, and the width. Where the teacher has another width, a
-    learned linear projection for each mapped layer takes the student's states to it; it is thrown away in the end.
+    learned linear projection for each mapped layer takes the student's states to it; it is discarded in the end.
 
     attention (MiniLM, arXiv 2002.10957, eq. 6): the KL divergence from the teacher's attention weights, the mean over
     the mapped layers, the attention heads and the tokens that are not padding.
@@ -203,13 +142,13 @@ class HiddenStates(Distillation):
     hidden_weight: float = 1.0
     """Weight of the hidden states' squared error."""
     attention_weight: float = 0.0
-    """Weight of the attention's divergence; 0: none. Both models then compute attention in the plain way, which keeps
-    [batch, heads, tokens, tokens] numbers for each layer. The student must have no dropout of attention
-    weights, for it would be in what is compared."""
+    """Weight of the attention's divergence; 0: none. Both models then compute attention eagerly and store
+    [batch, heads, tokens, tokens] numbers for each layer. The student must have no dropout of attention weights, which
+    the comparison would include."""
     logits_weight: float = 1.0
-    """Weight of the logits' loss, which teaches the head."""
+    """Weight of the logits' loss, which trains the head."""
     temperature: float = 2.0
-    """Of the logits' loss."""
+    """Temperature of the logits' loss."""
     layers: dict[int, int] = field(default_factory=dict)
     """Layer of the student -> layer of the teacher, counted from 1; 0 is what the embeddings give, which has no
     attention. Such as {3: 6, 6: 12}. Not given: all of the student's layers, spread evenly over the teacher's, layer m
@@ -260,7 +199,7 @@ class HiddenStates(Distillation):
             student, teacher: how many layers they have.
 
         Raises:
-            PruningError: `layers` names one that there is not.
+            PruningError: `layers` names a layer that does not exist.
         """
         if not self.layers:
             return {m: -(-m * teacher // student) for m in range(student + 1)}
@@ -322,7 +261,7 @@ class Projector(StrEnum):
 
 @dataclass
 class SimKD(Distillation):
-    """The teacher's classifier reused (arXiv 2203.14001, eq. 3): the student's last hidden states are fitted to the
+    """Reuse of the teacher's classifier (arXiv 2203.14001, eq. 3): the student's last hidden states are fitted to the
     teacher's by mean squared error over the tokens that are not padding; the head is the teacher's, frozen.
 
     Where the student is not as wide as the teacher, a projector between them is trained along and becomes part of the
@@ -332,7 +271,7 @@ class SimKD(Distillation):
 
     projector: Projector = Projector.linear
     """Only where the widths differ. linear: folded into the head in the end, so the saved model is an ordinary one.
-    mlp: two layers with a GELU between, that stay in the saved model, and are counted; only this program loads it."""
+    mlp: two layers with a GELU between, that stay in the saved model and count as its parameters."""
 
     needs_hidden: ClassVar[bool] = True
     shares_head: ClassVar[bool] = True
@@ -348,7 +287,7 @@ class SimKD(Distillation):
 
 @dataclass
 class NoDistillation(Distillation):
-    """Only the labels."""
+    """Training on the labels only."""
 
     weight: float = 0.0
     label_weight: float = 1.0

@@ -1,15 +1,15 @@
-"""The plan: which weights are pruned, by which pattern and to which target, and why the others are not."""
+"""Plans: which weights are pruned, by which pattern and to which target, and why the others are not."""
 
 import dataclasses
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from pruning.allocation import Allocation, LayerOverride, Quota
+from pruning.allocation import Allocation, Global, LayerOverride, Quota
 from pruning.errors import PruningError
 from pruning.patterns import Pattern, parse
 from pruning.regularizers import Regularizer
@@ -21,16 +21,16 @@ MATRIX_MODULES = (nn.Linear, nn.Conv1d, nn.Conv2d)
 
 
 def matrix_weights(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The weights of all Linear, Conv1d and Conv2d modules by parameter name, one that is shared by its first name."""
-    found: dict[int, tuple[str, nn.Parameter]] = {}
+    """The weights of all Linear, Conv1d and Conv2d modules by parameter name; a shared one by its first name."""
+    weights: dict[int, tuple[str, nn.Parameter]] = {}
     for name, module in model.named_modules():
         if isinstance(module, MATRIX_MODULES) and isinstance(module.weight, nn.Parameter):
-            found.setdefault(id(module.weight), (f"{name}.weight".lstrip("."), module.weight))
-    return dict(found.values())
+            weights.setdefault(id(module.weight), (f"{name}.weight".lstrip("."), module.weight))
+    return dict(weights.values())
 
 
 def matrix_shape(shape: torch.Size) -> torch.Size:
-    """[out, in, k, ...] -> [out, in * k * ...], as convolutions are seen; anything else as it is."""
+    """[out, in, k, ...] -> [out, in * k * ...], for convolutions; other shapes stay."""
     return torch.Size((shape[0], math.prod(shape[1:]))) if len(shape) > 2 else shape
 
 
@@ -53,60 +53,72 @@ class Group:
         return {name: shape.numel() // self.pattern.unit_size(shape) for name, shape in self.shapes.items()}
 
     def quotas(self, allocation: Allocation, progress: float = 1.0) -> dict[str, Quota]:
-        """How many units of each layer may go when this part of the target is due."""
+        """How many units of each layer may be pruned when this part of the target is due."""
         zeros = {name: self.pattern.unit_zeros(shape) for name, shape in self.shapes.items()}
         return allocation.quotas(self.units, zeros, self.pattern.max_sparsity, progress)
 
 
 class Plan:
-    """What will be pruned, decided from names and shapes alone.
+    """What will be pruned, by which pattern and to which target, decided from names and shapes alone.
 
     Args:
-        parameters: candidates by name; those with more than two dimensions are taken as [out, in * k * k].
+        parameters: candidates by name; those with more than two dimensions are taken as [out, in * k * k]. Names break
+            ties and are the keys of saved masks.
         pattern: for all layers that `allocation.layers` does not give another.
+        allocation: spreads the target over the layers; if not given: `Global`.
 
     Raises:
         PruningError: no parameter fits, a target is out of reach, or a name in `allocation.layers` matches nothing.
     """
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter], pattern: Pattern, allocation: Allocation) -> None:
-        allocation.check_names(parameters)
-        self.shapes = {name: parameters[name].shape for name in sorted(parameters)}
+    def __init__(
+        self, parameters: Mapping[str, nn.Parameter], pattern: Pattern, allocation: Allocation | None = None
+    ) -> None:
+        self.pattern, self.allocation = pattern, allocation if allocation is not None else Global()
+        self.allocation.check_names(parameters)
+        self.candidates = {name: parameters[name] for name in sorted(parameters)}
+        """All parameters given, sorted by name."""
         self.left: dict[str, str] = {}
-        """Parameter name -> why it is left as it is."""
+        """Parameter name -> why it is left dense."""
         self.frozen: list[str] = []
-        """Parameters that `allocation.layers` wants neither pruned nor trained."""
+        """Names of the parameters that `allocation.layers` freezes: neither pruned nor trained."""
         groups: dict[str, Group] = {}
         names: dict[int, list[str]] = {}
-        for name in self.shapes:
-            names.setdefault(id(parameters[name]), []).append(name)
-        for name in self.shapes:
-            shared = names[id(parameters[name])]
-            override = allocation.override(*shared)
+        for name, p in self.candidates.items():
+            names.setdefault(id(p), []).append(name)
+        for name, p in self.candidates.items():
+            shared = names[id(p)]
+            override = self.allocation.override(*shared)
             try:
                 own = _pattern(pattern, override)
             except PruningError as error:
                 raise PruningError(f"allocation.layers, for {name}: {error}") from error
-            reason = _reason(parameters[name], own, override, shared[0] if shared[0] != name else None)
+            reason = _reason(p, own, override, shared[0] if shared[0] != name else None)
             if override.frozen:
                 self.frozen.append(name)
             if reason is not None:
                 self.left[name] = reason
             else:
-                groups.setdefault(repr(own), Group(own, {})).shapes[name] = matrix_shape(self.shapes[name])
+                groups.setdefault(repr(own), Group(own, {})).shapes[name] = matrix_shape(p.shape)
         self.groups = list(groups.values())
-        self._check(pattern, allocation)
+        self.patterns = {name: group.pattern for group in self.groups for name in group.shapes}
+        """The pattern of each parameter that has one."""
+        self.parameters = {name: p for name, p in self.candidates.items() if name in self.patterns}
+        """The parameters that have a pattern."""
+        self._check()
 
-    def _check(self, pattern: Pattern, allocation: Allocation) -> None:
+    def _check(self) -> None:
         if not self.groups:
             reasons = "; ".join(f"{name}: {reason}" for name, reason in list(self.left.items())[:3])
-            raise PruningError(f"no layer can be pruned with pattern {pattern}" + (f" ({reasons})" if reasons else ""))
+            raise PruningError(
+                f"no layer can be pruned with pattern {self.pattern}" + (f" ({reasons})" if reasons else "")
+            )
         for group in self.groups:
             fraction = group.pattern.unit_fraction(group.pattern.target)
-            allocation.check(group.quotas(allocation), fraction, group.pattern.max_sparsity)
+            self.allocation.check(group.quotas(self.allocation), fraction, group.pattern.max_sparsity)
 
     def check(self, schedule: Schedule, regularizer: Regularizer) -> None:
-        """Raise PruningError if one of these does not go with a pattern or target."""
+        """Raise PruningError if the schedule or the regularizer does not fit a pattern or target."""
         for group in self.groups:
             if group.pattern.prunes:
                 schedule.sparsity(0.0, group.pattern.target)
@@ -117,19 +129,20 @@ class Plan:
         """Whether mask updates are needed at all."""
         return any(group.pattern.prunes for group in self.groups)
 
-    @property
-    def patterns(self) -> dict[str, Pattern]:
-        """The pattern of each layer that has one, by parameter name."""
-        return {name: group.pattern for group in self.groups for name in group.shapes}
+    def pruned(self) -> Iterator[tuple[str, Pattern, nn.Parameter]]:
+        """Name, pattern and parameter of all that mask updates prune."""
+        for group in self.groups:
+            if group.pattern.prunes:
+                yield from ((name, group.pattern, self.parameters[name]) for name in group.shapes)
 
     def warn(self) -> None:
-        """Name the layers that are left as they are, in the log."""
+        """Log the layers that are left dense."""
         for name, reason in self.left.items():
             log.warning("%s is left dense: %s", name, reason)
 
 
 def _pattern(pattern: Pattern, override: LayerOverride) -> Pattern:
-    """The pattern of a layer; another pattern without a target of its own takes that of the main one."""
+    """The pattern of a layer. A pattern given without a target takes that of the main pattern."""
     if override.pattern is not None:
         own = parse(override.pattern, (pattern.target or None) if override.target is None else override.target)
         if override.target is not None and abs(own.target - override.target) > 1e-6:
@@ -141,7 +154,7 @@ def _pattern(pattern: Pattern, override: LayerOverride) -> Pattern:
 
 
 def _reason(parameter: nn.Parameter, pattern: Pattern, override: LayerOverride, shared: str | None) -> str | None:
-    """Why a parameter is left as it is, or None if it is pruned."""
+    """Why a parameter is left dense, or None if it is pruned."""
     if override.excluded:
         return "allocation.layers excludes it"
     if override.frozen:

@@ -1,20 +1,21 @@
-"""Regularizers: a pull on the weights towards the pattern, before mask updates remove what is left of it."""
+"""Regularizers: penalties that pull weights towards the pattern before mask updates prune them."""
 
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from pruning.blocks import Block
 from pruning.errors import PruningError
-from pruning.patterns import Block, Pattern
+from pruning.patterns import Pattern
 
 
 @dataclass
 class Regularizer:
-    """Base and default: none."""
+    """Base and default: no penalty."""
 
     def check(self, pattern: Pattern) -> None:
-        """Raise PruningError if it makes no sense with a pattern that prunes."""
+        """Raise PruningError if the penalty makes no sense with a pattern that prunes."""
 
     def gradient(self, weight: Tensor, pattern: Pattern) -> Tensor | None:
         """[out, in] float32 weight -> what is added to its gradient, or None."""
@@ -27,11 +28,11 @@ class GroupLasso(Regularizer):
     1608.03665, equation 2), over the blocks of the pattern.
 
     Its gradient, weight * sqrt(|b|) * w / ||b||_2 and 0 for a block of zeros, joins that of the loss after the
-    criterion has seen the latter, in every optimizer step up to the last mask update.
+    criterion has observed the latter, in every optimizer step up to the last mask update.
     """
 
     weight: float = 1e-4
-    """Of the penalty, beside a loss of weight 1."""
+    """Weight of the penalty; that of the loss is 1."""
 
     def __post_init__(self) -> None:
         if not self.weight > 0:

@@ -19,13 +19,13 @@ def decay(course: Decay) -> Decay:
 
 @decay
 def exp(progress: float, initial: float, target: float) -> float:
-    """The kept fraction shrinks by the same factor at each update: fast, then slow."""
+    """Each update prunes the same fraction of the remaining weights: fast, then slow."""
     return 1 - (1 - initial) * ((1 - target) / (1 - initial)) ** progress
 
 
 @decay
 def linear(progress: float, initial: float, target: float) -> float:
-    """The same number of units at each update."""
+    """Each update prunes the same number of units: constant speed."""
     return initial + (target - initial) * progress
 
 
@@ -49,14 +49,14 @@ def slow_cubic(progress: float, initial: float, target: float) -> float:
 
 @dataclass
 class TrainingLength:
-    """How long a training is, so that epochs and fractions can be turned into optimizer steps."""
+    """The length of a training, which turns epochs and fractions into optimizer steps."""
 
     steps: int
-    """Optimizer steps in all."""
+    """Total number of optimizer steps."""
     steps_per_epoch: int | None = None
-    """Whole batches in the training features, F // batch. Needed where a schedule speaks of epochs."""
+    """Whole batches in the training examples, examples // batch. Needed if a schedule is given in epochs."""
     epochs: float | None = None
-    """Passes over the training features. Needed where a cool-down is given in epochs."""
+    """Passes over the training examples. Needed if a cool-down is given in epochs."""
 
 
 _SPAN = re.compile(r"(?P<value>\d+(\.\d*)?)\s*(?P<unit>steps?|ep|epochs?|%)?", re.ASCII)
@@ -79,7 +79,7 @@ class Schedule:
         self._check_lengths("start")
 
     def _check_lengths(self, *keys: str) -> None:
-        anything = TrainingLength(steps=1, steps_per_epoch=1, epochs=1)  # only to see that the texts can be read
+        anything = TrainingLength(steps=1, steps_per_epoch=1, epochs=1)  # only to check that the texts can be read
         for key in keys:
             if getattr(self, key) is not None:
                 self.in_steps(key, anything)
@@ -128,13 +128,9 @@ class Schedule:
         """Sparsity at `progress` in [0, 1] from the first to the last update; `target` at 1.
 
         Raises:
-            PruningError: the schedule does not go with this target.
+            PruningError: the schedule does not fit this target.
         """
         raise NotImplementedError
-
-    def updates(self, length: TrainingLength, target: float) -> dict[int, float]:
-        """Optimizer steps taken before an update -> sparsity from then on."""
-        return {step: self.sparsity(progress, target) for step, progress in self.steps(length).items()}
 
 
 @dataclass
@@ -178,12 +174,12 @@ class Gradual(Schedule):
             raise PruningError(f"initial={self.initial!r} must be in [0, 1), or below 100%", self)
 
     def _initial(self, target: float) -> float:
-        found = _INITIAL.fullmatch(self.initial.strip())
-        if found is None:
+        match = _INITIAL.fullmatch(self.initial.strip())
+        if match is None:
             raise PruningError(
                 f'initial={self.initial!r} is neither a sparsity ("0.7") nor a part of the target ("85%")', self
             )
-        return float(found["value"]) * target / 100 if found["unit"] else float(found["value"])
+        return float(match["value"]) * target / 100 if match["unit"] else float(match["value"])
 
     def sparsity(self, progress: float, target: float) -> float:
         if progress >= 1 or not target:

@@ -17,10 +17,9 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from runner.stages.finetune import lock_is_held
 from runner.system.disk import file_stats, human_bytes, size_of
 from runner.system.errors import UserError, disk_error
-from runner.system.files import remove
+from runner.system.files import lock_is_held, lock_path, remove
 
 KINDS = {
     "dense": "fine-tuned dense models",
@@ -75,7 +74,7 @@ def clean(cache: Path, kinds: Sequence[str] = ()) -> tuple[int, list[Path]]:
     for found in kept(cache):
         entries = found.entries if found.kind in kinds else []
         for entry in [*entries, *(found.unfinished if found.kind in kinds or not kinds else ())]:
-            lock = entry.with_name(f"{entry.name.split('.')[0]}.lock")
+            lock = lock_path(entry)
             if lock.is_file() and lock_is_held(FileLock(lock)):
                 busy.append(entry)
                 continue

@@ -13,8 +13,9 @@ from pathlib import Path
 
 from runner.experiment import alone, set_up_process
 from runner.system.errors import UserError
-from runner.tracking import Tracking, Unreachable, outbox, upload, with_retries
+from runner.tracking import Tracking, Unreachable, outbox, with_retries
 from runner.tracking.outbox import Outbox
+from runner.tracking.upload import send
 
 PATIENCE = 5.0
 """Seconds for which a server that does not answer is tried again: here somebody waits."""
@@ -44,13 +45,13 @@ def main(arguments: list[str]) -> None:
 
 def _upload(place: Path, uri: str | None) -> None:
     with alone(place):
-        kept = Outbox.of(place)
+        kept = Outbox.read(place)
         if kept is None:
             raise UserError(f"{place / outbox.NAME} is damaged: its first line does not name the run")
         header = kept.header()
         tracking = Tracking(uri or header.uri, header.experiment, patience=PATIENCE)
         try:
-            run_id = with_retries(tracking, lambda: upload(tracking, place))
+            run_id = with_retries(tracking, lambda: send(tracking, place))
         except Unreachable as away:
             raise UserError(f"{away}; nothing is lost: start it, and give the same command again") from away
     print(f"{place}: uploaded as MLflow run {run_id}")

@@ -23,7 +23,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGES = ("conf", "pruning", "results", "runner")
 
 CLASSES = {
-    "pruning/patterns.py": '''
+    "pruning/blocks.py": '''
 
 @dataclass
 class Banded(Pattern):
@@ -49,7 +49,7 @@ class Banded(Pattern):
 
     def misfit(self, shape: torch.Size) -> str | None:
         if len(shape) != 2:
-            return _not_a_matrix(self, shape)
+            return not_a_matrix(self, shape)
         return f"{shape[1]} columns are no bands of {self.width} diagonals" if shape[1] % self.width else None
 
     def pool(self, values: Tensor, reduction: Reduction = torch.mean) -> Tensor:

@@ -1,113 +1,105 @@
-"""The dense model: given, or fine-tuned once and found again by the hash of what made it. It is also the teacher."""
+"""Stage 4: the dense model: given, or fine-tuned once and cached by the hash of what made it. It is also the teacher."""
 
 from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from filelock import FileLock
-
 from pruning import NoDistillation
 from runner import models
+from runner.config.experiment import Experiment
 from runner.system import files, ranks
 from runner.system.errors import writing
+from runner.training.supervision import Supervision
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from runner.config.experiment import Experiment
-    from runner.training.loop import Log, TrainingData
+    from runner.stages.context import RunContext
+    from runner.tracking.logger import TrainingLogger
+    from runner.training.training_data import TrainingData
 
 log = logging.getLogger(__name__)
 
 
-def fine_tuned(
-    experiment: Experiment,
-    base: models.Checkpoint,
-    key: str,
-    lesson: TrainingData,
-    track: Log,
-    flush_log: Callable[[], None],
-) -> models.Checkpoint:
-    """The dense model that these settings make: from the cache, or trained now.
+@dataclass
+class FinetuningTask:
+    """What every rank needs to fine-tune the dense model."""
 
-    Several processes may ask at once: one trains, the others wait. The lock is the operating system's, so it does
-    not outlive its process.
+    experiment: Experiment
+    base: models.Checkpoint
+    """The pretrained checkpoint."""
+    data: TrainingData
+    folder: Path
+    """The folder of the fine-tuned model."""
 
-    Args:
-        key: hash of all that determines the dense model.
-    """
-    folder = Path(experiment.cache_dir) / "dense" / key
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder.with_suffix(".lock"))
-    if lock_is_held(lock):
-        log.info("waiting for another process that fine-tunes the same dense model")
-    with lock:
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of the training's checkpoints."""
+        return self.folder.with_name(f"{self.folder.name}.work")
+
+
+def finetune(run: RunContext) -> models.Checkpoint:
+    """The dense model, fine-tuned now if it is neither given nor in the cache."""
+    base, data = run.inputs.sources.base, run.inputs.data
+    with run.cost.stage("finetune"):
+        if run.experiment.model.finetuned:
+            return base
+        assert data is not None
+        task = FinetuningTask(run.experiment, base, data, run.inputs.dense_folder)
+        return finetune_once(task, run.tracker.logger("finetune"))
+
+
+def finetune_once(task: FinetuningTask, logger: TrainingLogger | None = None) -> models.Checkpoint:
+    """The dense model from the cache, or fine-tuned now; of several processes that ask at once, one trains it and the
+    others wait."""
+
+    def read(folder: Path) -> models.Checkpoint | None:
         if not files.is_intact(folder):
-            log.info("fine-tuning the dense model (kept in %s)", folder)
-            work = folder.with_name(f"{folder.name}.work")
-            model = ranks.on_all_ranks(trained, experiment, base, work, lesson, track=track, flush_log=flush_log)
-            save(model, lesson.tokenizer, folder)
-            shutil.rmtree(work, ignore_errors=True)
-        else:
-            log.info("dense model found in %s", folder)
-    return models.find(str(folder), "the dense model", experiment.model)
+            return None
+        return models.find(str(folder), "the dense model", task.experiment.model)
+
+    def make(folder: Path) -> models.Checkpoint:
+        log.info("fine-tuning the dense model (cached in %s)", folder)
+        model = ranks.on_all_ranks(train_dense, task, logger=logger)
+        save_model(model, task.data.tokenizer, folder)
+        shutil.rmtree(task.checkpoints, ignore_errors=True)
+        return models.find(str(folder), "the dense model", task.experiment.model)
+
+    return files.make_once(task.folder, read, make, "fine-tunes the same dense model")
 
 
-def lock_is_held(lock: FileLock) -> bool:
-    """Whether another process has the lock at this moment."""
-    try:
-        with lock.acquire(blocking=False):
-            return False
-    except TimeoutError:
-        return True
-
-
-def trained(
-    experiment: Experiment,
-    base: models.Checkpoint,
-    work: Path,
-    lesson: TrainingData,
-    track: Log | None = None,
-    flush_log: Callable[[], None] | None = None,
-) -> PreTrainedModel:
-    """Fine-tune the dense model, on all ranks; checkpoints go to `work`."""
+def train_dense(task: FinetuningTask, logger: TrainingLogger | None = None) -> PreTrainedModel:
+    """Fine-tune the dense model, on all ranks."""
     from transformers import set_seed
 
-    from runner.training.loop import Supervision, nothing, silent, train
+    from runner.training.job import TrainingJob
+    from runner.training.loop import train
 
+    experiment, data = task.experiment, task.data
     set_seed(experiment.seed)  # the head is drawn at random
-    model = models.load(lesson.task.architecture, base)
+    model = models.load(data.task.architecture, task.base)
+    supervision = Supervision(NoDistillation())
     train(
-        model,
-        lesson,
-        experiment.finetune,
-        Supervision(NoDistillation()),
-        None,
-        experiment.seed,
-        work,
-        "Fine-tuning",
-        track or silent,
-        flush_log or nothing,
+        TrainingJob(
+            model, data, experiment.finetune, supervision, None, experiment.seed, task.checkpoints, "Fine-tuning"
+        ),
+        logger,
     )
     return model
 
 
-def save(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    folder: Path,
-    also: Callable[[Path], None] = lambda partial: None,
-) -> None:
-    """Write a model folder whole or not at all, and seal it.
-
-    Args:
-        also: gets the folder before it is renamed, to add to it or to refuse it by raising.
-    """
+def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Write a model folder atomically, with checksums."""
     with writing(folder), files.atomic_folder(folder) as partial:
         model.save_pretrained(partial, safe_serialization=True)
         tokenizer.save_pretrained(partial)
-        also(partial)
+
+
+def keep_dense(run: RunContext, dense: models.Checkpoint) -> None:
+    """Save the dense model in the run's folder, for prune=false."""
+    model = models.load(run.experiment.dataset.architecture, dense)
+    save_model(model, run.inputs.tokenizer, run.folder.model)

@@ -1,5 +1,5 @@
-"""What is kept on the disk: written beside its place, sealed with checksums of what it holds, then renamed. So what has
-its name was written to its end, and what the disk spoilt since is noticed."""
+"""Atomic, checksummed files and folders: write to a temporary path, add checksums, rename. Later corruption is
+detected."""
 
 from __future__ import annotations
 
@@ -8,26 +8,88 @@ import logging
 import os
 import shutil
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from filelock import FileLock
+
+from runner.system.errors import writing
 
 log = logging.getLogger(__name__)
 
 MANIFEST = "sealed.json"
-"""Name, size and CRC-32 of each file of a folder."""
+"""The file of a folder with the name, size and CRC-32 of each other file."""
 CHECKSUM = "crc32"
 """The key of a JSON file that holds the checksum of all others."""
 _CHUNK = 2**24
 
+T = TypeVar("T")
+
+
+def make_once(
+    place: Path, read: Callable[[Path], T | None], make: Callable[[Path], T], waiting: str = "makes the same file"
+) -> T:
+    """The value stored at `place`: read, or made and written now. If several processes ask at once, one makes it and
+    the others wait.
+
+    Args:
+        read: reads the value; None if it does not exist or is damaged.
+        make: computes the value, writes it to `place` (by `atomic_folder`, `atomic_write` or `write_json`), returns it.
+        waiting: what the other process does, for the log: "waiting for another process that ...".
+
+    Raises:
+        UserError: the disk refuses.
+    """
+    with writing(place.parent):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        # The operating system's lock: it ends with its process, however that ends.
+        lock = FileLock(lock_path(place))
+        if lock_is_held(lock):
+            log.info("waiting for another process that %s", waiting)
+        with lock:
+            value = read(place)
+            return make(place) if value is None else value
+
+
+def lock_path(place: Path) -> Path:
+    """The lock file of what is made at `place`, or at any path next to it with the same name before the first dot."""
+    return place.with_name(f"{place.name.split('.')[0]}.lock")
+
+
+def lock_is_held(lock: FileLock) -> bool:
+    """Whether another process has the lock at this moment."""
+    try:
+        with lock.acquire(blocking=False):
+            return False
+    except TimeoutError:
+        return True
+
+
+def atomic_write(place: Path, contents: str | bytes | Callable[[Path], object]) -> None:
+    """Write a file completely or not at all.
+
+    Args:
+        contents: text (UTF-8), bytes, or a function that writes the file to the path that it gets.
+    """
+    written = temporary_path(place)
+    try:
+        if callable(contents):
+            contents(written)
+        else:
+            written.write_bytes(contents.encode() if isinstance(contents, str) else contents)
+        replace(written, place)
+    finally:
+        written.unlink(missing_ok=True)
+
 
 @contextmanager
 def atomic_folder(place: Path) -> Iterator[Path]:
-    """A folder to write into, which is sealed and gets its name in the end; it is removed if that fails."""
+    """A folder to write into. At the end it gets a manifest of checksums and its name; after an error it is removed."""
     written = temporary_path(place)
     try:
-        remove(written)  # of a process that was killed and had the same number
+        remove(written)  # left by a killed process with the same number
         written.mkdir(parents=True)
         yield written
         publish(written, place)
@@ -36,23 +98,23 @@ def atomic_folder(place: Path) -> Iterator[Path]:
 
 
 def temporary_path(place: Path) -> Path:
-    """Where this process writes what is to be renamed to `place`."""
+    """The path at which this process writes what it then renames to `place`."""
     return place.with_name(f"{place.name}.tmp-{os.getpid()}")
 
 
 def publish(written: Path, place: Path) -> None:
-    """Give a folder that is complete its name, after all of it has reached the disk."""
+    """Rename a complete folder to its place, after its files and a manifest of them have reached the disk."""
     files = sorted(file for file in written.rglob("*") if file.is_file())
     (written / MANIFEST).write_text(json.dumps(checksums(written, files), indent=1), encoding="utf-8")
     for path in (*files, written / MANIFEST, written):
         _flush(path)
-    remove(place)  # it was damaged, or is replaced
+    remove(place)  # damaged, or replaced on purpose
     written.rename(place)
     _flush(place.parent)
 
 
 def is_intact(place: Path) -> bool:
-    """Whether a sealed folder is there and as it was written. A damaged one is told."""
+    """Whether a folder exists and its files match its manifest. A damaged one is logged."""
     if not os.path.lexists(place):
         return False
     problem = integrity_error(place)
@@ -62,7 +124,7 @@ def is_intact(place: Path) -> bool:
 
 
 def integrity_error(place: Path) -> str | None:
-    """What is wrong with a sealed folder, or None. What was added to it later is not looked at."""
+    """What is wrong with a folder that has a manifest, or None. Files that were added later are not checked."""
     try:
         listed = json.loads((place / MANIFEST).read_text(encoding="utf-8"))
         return difference(place, listed) if listed else f"{MANIFEST} names no file"
@@ -73,17 +135,17 @@ def integrity_error(place: Path) -> str | None:
 
 
 def manifest_names(place: Path) -> list[str]:
-    """The files that were sealed, of a folder that is sound."""
+    """The files in the manifest of an intact folder."""
     return sorted(json.loads((place / MANIFEST).read_text(encoding="utf-8")))
 
 
 def checksums(folder: Path, files: Iterable[Path]) -> dict[str, list[int]]:
-    """Size and CRC-32 of files by their names below a folder."""
+    """Size in bytes and CRC-32 of files, by their paths relative to a folder."""
     return {file.relative_to(folder).as_posix(): [file.stat().st_size, _crc32(file)] for file in files}
 
 
 def difference(folder: Path, listed: Mapping[str, Sequence[int]]) -> str | None:
-    """How the files of a folder differ from their checksums, or None."""
+    """The first difference between the files of a folder and their checksums, or None."""
     for name, (size, checksum) in listed.items():
         file = folder / name
         if not file.is_file():
@@ -94,19 +156,13 @@ def difference(folder: Path, listed: Mapping[str, Sequence[int]]) -> str | None:
 
 
 def write_json(file: Path, values: Mapping[str, Any]) -> None:
-    """Write a JSON file with a checksum, whole or not at all."""
+    """Write a JSON file with a checksum, completely or not at all."""
     plain = json.loads(json.dumps(values, default=str))
-    written = temporary_path(file)
-    try:
-        text = json.dumps({**plain, CHECKSUM: _checksum(plain)}, indent=2) + "\n"
-        written.write_text(text, encoding="utf-8")
-        replace(written, file)
-    finally:
-        written.unlink(missing_ok=True)
+    atomic_write(file, json.dumps({**plain, CHECKSUM: _checksum(plain)}, indent=2) + "\n")
 
 
 def read_json(file: Path) -> dict[str, Any] | None:
-    """What `write_json` wrote, or None if there is nothing. So it is of a damaged file, which is told."""
+    """The values that `write_json` wrote; None if the file does not exist, or is damaged, which is logged."""
     if not os.path.lexists(file):
         return None
     try:
@@ -125,14 +181,14 @@ def read_json(file: Path) -> dict[str, Any] | None:
 
 
 def replace(written: Path, place: Path) -> None:
-    """Give a file that is complete its name, whatever had it before."""
+    """Rename a complete file to its place, whatever is there."""
     if place.is_dir():
         remove(place)
     written.replace(place)
 
 
 def remove(path: Path) -> None:
-    """Remove a file or a folder, if it is there."""
+    """Remove a file or a folder if it exists."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:

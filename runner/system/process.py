@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import sys
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from runner.system.interrupts import Interrupted
+from runner.system.interrupts import Interrupted, raise_on_signals
 
 if TYPE_CHECKING:
     from pruning import PruningError
+
+SWEEP_FOLDER = "PRUNE_DISTILL_SWEEP"
+"""Environment variable: the folder of the sweep that a process works for."""
 
 _OPTIONS = {
     "Dense()": "pattern=dense",
@@ -51,13 +58,9 @@ def message(error: BaseException) -> str | None:
     from omegaconf.errors import OmegaConfBaseException
 
     from pruning import PruningError
-    from runner.system.errors import UserError, database_reason, moved_key
+    from runner.system.errors import UserError, causes_of, database_reason, moved_key
 
-    causes: list[BaseException] = []
-    cause: BaseException | None = error
-    while cause is not None:
-        causes.append(cause)
-        cause = cause.__cause__
+    causes = causes_of(error)
     for kind in (UserError, PruningError):  # OmegaConf and Hydra wrap what our dataclasses raise
         found = next((c for c in causes if isinstance(c, kind)), None)
         if found is not None:
@@ -86,3 +89,50 @@ def with_keys(error: PruningError) -> str:
         return text
     names = "|".join(field.name for field in fields(error.owner))
     return re.sub(rf"(?<![\w.])({names})(?=[=\[])", rf"{group}.\1", text)
+
+
+def command(main: Callable[[list[str]], Any]) -> None:
+    """The last line of a command's module: run `main` on the command line, and exit with its status, an int if it
+    returns one."""
+    status: list[Any] = []
+    failed = exit_status(lambda: status.append(main(sys.argv[1:])))
+    sys.exit(failed or (status[0] if isinstance(status[0], int) else 0))
+
+
+def set_up_process() -> None:
+    """Show our own log lines on stderr, and silence the libraries."""
+    from runner.system import ranks
+    from runner.system.device import keep_freed_memory
+
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # tokenizers warn when a process forks after use
+    keep_freed_memory()
+    if ranks.rank() == 0:  # the others end when it does
+        raise_on_signals()
+    root = logging.getLogger()
+    if not any(getattr(handler, "ours", False) for handler in root.handlers):
+        handler = logging.StreamHandler()
+        handler.ours = True  # type: ignore[attr-defined]
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        root.addHandler(handler)
+    root.setLevel(logging.WARNING)
+    for ours in ("runner", "pruning"):
+        logging.getLogger(ours).setLevel(logging.INFO)
+    for library in ("huggingface_hub", "datasets"):
+        logging.getLogger(library).propagate = False  # they have handlers of their own
+    warnings.filterwarnings("ignore", category=FutureWarning)
+
+
+@contextmanager
+def log_to_file(file: Path) -> Iterator[None]:
+    """Copy the log into a file."""
+    handler = logging.FileHandler(file, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    handler.handleError = lambda record: (
+        None
+    )  # a full disk: the line is on stderr, and a traceback for each would hide it
+    logging.getLogger().addHandler(handler)
+    try:
+        yield
+    finally:
+        logging.getLogger().removeHandler(handler)
+        handler.close()

@@ -1,6 +1,7 @@
-"""What a run could not log because the MLflow server was away: a file in the run's folder, in the order of the calls.
+"""The outbox of a run: operations that wait for an MLflow store that does not answer, in a file in the run's folder.
 
-JSON lines: a header, then one operation each. A process may be killed while it appends: a torn last line is dropped.
+JSON lines: a header, then one operation each, in the order of the calls. A torn last line, of a process that was
+killed while it appended, is dropped.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 NAME = "mlflow-pending.jsonl"
-"""The file, in the folder of a run."""
+"""File name of the outbox."""
 
 
 @dataclass
@@ -20,21 +21,21 @@ class Header:
     """The run that the operations belong to."""
 
     uri: str
-    """Of the store; without a password."""
+    """URI of the store, without a password."""
     experiment: str
     name: str
     tags: dict[str, str]
     run_id: str | None
-    """None: the run could not even be begun."""
+    """None: the run could not be created."""
     start_ms: int
-    """When it began, in milliseconds since 1970."""
+    """Start time in milliseconds since 1970."""
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
-    """A tag of the run, by which one that an upload has begun is found again."""
+    """A tag of the run, by which a repeated upload finds the run that it has created."""
 
 
 @dataclass
 class Operation:
-    """One call to MLflow, as it was made."""
+    """One call to MLflow."""
 
     kind: str
     """params, tags, metrics, text, input or end."""
@@ -44,27 +45,27 @@ class Operation:
 
 
 class Outbox:
-    """The file of a run."""
+    """The outbox file of a run."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
 
     @classmethod
     def create(cls, file: Path, header: Header) -> Outbox:
-        """Begin a file."""
+        """Create the file with its header."""
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(asdict(header)) + "\n", encoding="utf-8")
         return cls(file)
 
     @classmethod
-    def of(cls, folder: Path) -> Outbox | None:
-        """The file in a run's folder, if there is a whole header."""
+    def read(cls, folder: Path) -> Outbox | None:
+        """The outbox in a run's folder; None without a file or a complete header."""
         file = folder / NAME
         if not file.is_file() or b"\n" not in file.read_bytes():
             return None
-        found = cls(file)
-        found._mend()
-        return found
+        outbox = cls(file)
+        outbox._drop_torn_line()
+        return outbox
 
     def add(self, operation: Operation) -> None:
         """Append an operation."""
@@ -72,27 +73,26 @@ class Outbox:
             lines.write(json.dumps([operation.kind, operation.values]) + "\n")
 
     def header(self) -> Header:
-        """The first line."""
+        """Read the header: the first line."""
         return Header(**json.loads(self._lines()[0]))
 
     def operations(self) -> list[Operation]:
-        """All others."""
+        """Read the operations: all other lines."""
         return [Operation(*json.loads(line)) for line in self._lines()[1:]]
 
     def status(self) -> str | None:
-        """How the run ended; None if it did not."""
+        """The status with which the run ended; None if it did not end."""
         last = self.operations()[-1:]
         return last[0].values[0] if last and last[0].kind == "end" else None
 
     def remove(self) -> None:
-        """All of it was uploaded."""
+        """Delete the file."""
         self.file.unlink()
 
     def _lines(self) -> list[str]:
         return self.file.read_text(encoding="utf-8").splitlines()
 
-    def _mend(self) -> None:
-        """Drop a line that was not written to its end."""
+    def _drop_torn_line(self) -> None:
         data = self.file.read_bytes()
         if not data.endswith(b"\n"):
             self.file.write_bytes(data[: data.rindex(b"\n") + 1])

@@ -1,4 +1,4 @@
-"""What a run costs: seconds by stage, tokens, memory. Beside the scores in result.json and MLflow."""
+"""What a run costs: seconds by stage, tokens, memory; recorded in result.json and MLflow."""
 
 from __future__ import annotations
 
@@ -6,62 +6,76 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from runner.system import ranks
 from runner.system.device import peak_memory
 
-if TYPE_CHECKING:
-    from runner.training.loop import TrainingStats
+
+@dataclass
+class TrainingStats:
+    """What a training did since its process began, on all ranks."""
+
+    steps: int = 0
+    """Optimizer steps."""
+    tokens: int = 0
+    """Tokens that the student computed, padding included."""
+    real_tokens: int = 0
+    """Tokens without padding."""
+    seconds: float = 0.0
+    """Seconds spent training, without mask updates."""
+    update_seconds: float = 0.0
+    """Seconds spent in mask updates."""
 
 
 @dataclass
 class Cost:
-    """Of this job, all its ranks: what an interrupted run did before, and what was found in the cache, is not in it."""
+    """The cost of this process's part of a run, all ranks together. Work before an interruption, and what a cache
+    provided, is not included."""
 
     seconds: dict[str, float] = field(default_factory=dict)
     """Wall-clock seconds by stage: prepare, finetune, evaluate_dense, teacher, train, update, save, evaluate."""
     steps: int = 0
     """Optimizer steps of the pruning."""
     ranks: int = field(default_factory=ranks.world_size)
-    """Processes that shared each batch of the trainings."""
+    """Processes that share each batch."""
     tokens: int = 0
-    """That the student computed in them on all ranks, padding included."""
+    """Tokens that the student computed on all ranks, padding included."""
     real_tokens: int = 0
-    """The same without padding."""
+    """Tokens without padding."""
     peak_memory_bytes: int | None = None
-    """The most that a process held so far, on its GPU if it computes there; not given where nobody says."""
+    """Largest memory of one rank so far, on its GPU if it computes there; None where the system does not report it."""
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Add the time that this context takes to a stage's."""
+        """Add the time spent in this context to a stage."""
         begin = time.perf_counter()
         try:
             yield
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - begin
 
-    def trained(self, work: TrainingStats) -> None:
-        """Take a training's work in."""
-        self.steps, self.tokens, self.real_tokens = work.steps, work.tokens, work.real_tokens
-        self.seconds |= {"train": work.seconds, "update": work.update_seconds}
+    def add_training(self, stats: TrainingStats) -> None:
+        """Record the pruning's training."""
+        self.steps, self.tokens, self.real_tokens = stats.steps, stats.tokens, stats.real_tokens
+        self.seconds |= {"train": stats.seconds, "update": stats.update_seconds}
 
     @property
     def padding(self) -> float | None:
-        """The part of the computed tokens that was padding."""
+        """The fraction of the computed tokens that is padding."""
         return 1 - self.real_tokens / self.tokens if self.tokens else None
 
     @property
     def tokens_per_second(self) -> float | None:
-        """Tokens that are not padding, by the time of the training."""
+        """Real tokens per second of training."""
         return self.real_tokens / self.seconds["train"] if self.seconds.get("train") and self.real_tokens else None
 
     def plain(self) -> dict[str, Any]:
-        """As plain values, with what follows from them."""
-        self.peak_memory_bytes = ranks.on_all_ranks(highest_peak_memory) or None
+        """Plain values, with the derived ones."""
+        self.peak_memory_bytes = ranks.on_all_ranks(max_peak_memory) or None
         return {**asdict(self), "padding": self.padding, "tokens_per_second": self.tokens_per_second}
 
 
-def highest_peak_memory() -> int:
-    """Bytes: the most that one of the ranks has held; 0 where nobody says."""
+def max_peak_memory() -> int:
+    """Largest peak memory of any rank in bytes; 0 where the system does not report it."""
     return ranks.all_max(peak_memory() or 0)

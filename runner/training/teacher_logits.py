@@ -25,7 +25,6 @@ from safetensors.torch import save_file
 
 from runner import models
 from runner.evaluate import predictions
-from runner.stages.finetune import lock_is_held
 from runner.system import files
 from runner.system.device import Precision
 from runner.system.disk import human_bytes
@@ -134,7 +133,7 @@ def teacher_logits(
     with writing(cache):
         cache.mkdir(parents=True, exist_ok=True)
         lock = FileLock(file.with_suffix(".lock"))
-        if lock_is_held(lock):
+        if files.lock_is_held(lock):
             log.info("waiting for another process that runs the same teacher")
         with lock:
             found = _read(file, len(features))

@@ -23,6 +23,7 @@ from pruning import (
     Movement,
     NofM,
     Pattern,
+    Plan,
     Platon,
     Pruner,
     SnipMomentum,
@@ -61,7 +62,7 @@ class Bench:
                 weight *= 0.01  # a third of the layers would be wiped out: the caps bind
             self.parameters[f"layer.{i:03}.weight"] = nn.Parameter(weight)
         self.optimizer = torch.optim.AdamW(self.parameters.values(), lr=0.0)
-        self.pruner = Pruner(self.parameters, pattern, SCHEDULE, LENGTH, criterion, Global())
+        self.pruner = Pruner(Plan(self.parameters, pattern, Global()), SCHEDULE, LENGTH, criterion)
         self.pruner.attach(self.optimizer)
         for p in self.parameters.values():
             p.grad = torch.randn(p.shape, generator=random)
@@ -70,17 +71,18 @@ class Bench:
 
     def scores(self) -> Tensor:
         """All block scores in one tensor."""
-        return torch.cat([state["score"].flatten() for state in self.pruner._state.values()])
+        return torch.cat([state["score"].flatten() for state in self.pruner.scores.state.values()])
 
     def update_from(self, before: float, after: float) -> Callable[[], None]:
         """The update from one sparsity to another, as often as it is called."""
         pruner, target = self.pruner, self.pruner.pattern.target
         if before:
             pruner.prune(before / target)
-        kept = dict(pruner._masks), dict(pruner._bits), dict(pruner._fractions)
+        masks = pruner.masks
+        saved = dict(masks._masks), dict(masks._bits), dict(pruner._fractions)
 
         def update() -> None:
-            pruner._masks, pruner._bits, pruner._fractions = dict(kept[0]), dict(kept[1]), dict(kept[2])
+            masks._masks, masks._bits, pruner._fractions = dict(saved[0]), dict(saved[1]), dict(saved[2])
             pruner.prune(after / target)
 
         return update
@@ -126,7 +128,7 @@ def bench_step(rounds: int) -> None:
         model = BertForQuestionAnswering(BertConfig())
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
         weights = {n: p for n, p in model.named_parameters() if p.dim() == 2 and "encoder" in n}
-        pruner = Pruner(weights, Block(4, 1, target_sparsity=0.8), SCHEDULE, LENGTH)
+        pruner = Pruner(Plan(weights, Block(4, 1, target_sparsity=0.8)), SCHEDULE, LENGTH)
         spent = [0.0]
         for hook in ("_before_step", "_after_step"):
             setattr(pruner, hook, clocked(getattr(pruner, hook), spent))
@@ -169,12 +171,13 @@ def bench_memory() -> None:
         for criterion in (SnipMomentum(), Movement(), Platon(), DiagonalFisher(), Magnitude()):
             bench = Bench([(768, 768)], pattern, criterion)
             bench.pruner.prune(0.5)
-            state = sum(t.nbytes for s in bench.pruner._state.values() for t in s.values())
-            masks = sum(t.nbytes for kept in (bench.pruner._masks, bench.pruner._bits) for t in kept.values())
+            state = sum(t.nbytes for s in bench.pruner.scores.state.values() for t in s.values())
+            masks = bench.pruner.masks
+            stored = sum(t.nbytes for part in (masks._masks, masks._bits) for t in part.values())
             per = 768 * 768
             print(
                 f"  {pattern!s:4} {type(criterion).__name__:15} {state / per:5.2f} bytes a weight of scores, "
-                f"{masks / per:4.2f} of masks (the weight: 4, Adam's moments: 8)"
+                f"{stored / per:4.2f} of masks (the weight: 4, Adam's moments: 8)"
             )
 
 

@@ -28,9 +28,10 @@ from pruning import (
     SnipMomentum,
     Uniform,
 )
-from pruning.allocation import Quota, lowest
+from pruning.allocation import Quota
 from pruning.criteria import Layer
 from pruning.plan import Group
+from pruning.selection import lowest
 from tests.pruning.test_patterns import KINDS, nonzero_weight, patterns, saliencies, shapes_of
 
 PROPERTY = settings(deadline=None, derandomize=True, max_examples=150)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pruning import Block, DiagonalFisher, GroupLasso, Magnitude, NofM, OneShot, Snip, SnipMomentum, matrix_weights
-from pruning.pruner import _KEEPS_ZEROS
+from pruning.masks import KEEPS_ZEROS
 from tests.conftest import few
 from tests.pruning.training import (
     OPTIMIZERS,
@@ -104,8 +104,8 @@ def pruned_network(pattern_name="4x1", steps=6, optimizer_name="adamw-foreach", 
 
 def test_optimizers_of_both_kinds_are_tried():
     made = {type(make(network().parameters())) for make in MORE_OPTIMIZERS.values()}
-    assert made >= set(_KEEPS_ZEROS)
-    assert len(made - set(_KEEPS_ZEROS)) >= 6
+    assert made >= set(KEEPS_ZEROS)
+    assert len(made - set(KEEPS_ZEROS)) >= 6
 
 
 @pytest.mark.parametrize("at_once", [False, True], ids=["gradual", "before the first step"])

@@ -58,14 +58,14 @@ def test_without_overrides_there_is_one_group_in_the_order_of_names():
     assert found.frozen == []
     assert found.prunes
     assert {str(pattern) for pattern in found.patterns.values()} == {"2x1"}
-    assert list(found.shapes) == sorted(found.shapes)
+    assert list(found.candidates) == sorted(found.candidates)
 
 
 def test_the_order_in_which_parameters_come_does_not_matter():
     first = Plan(parameters(**FOUR), Block(2, 1), Global())
     second = Plan(parameters(**dict(reversed(FOUR.items()))), Block(2, 1), Global())
     assert grouped(first) == grouped(second)
-    assert list(first.shapes) == list(second.shapes)
+    assert list(first.candidates) == list(second.candidates)
 
 
 def test_another_pattern_is_another_group_with_the_target_of_the_main_one():
@@ -280,7 +280,7 @@ def test_the_plan_of_a_convolution_has_the_shape_of_its_matrix():
     found = plan(Block(4, 1), {"conv": (8, 3, 3, 3)})
     assert found.groups[0].shapes == {"conv.weight": torch.Size((8, 27))}
     assert found.groups[0].units == {"conv.weight": 54}
-    assert found.shapes == {"conv.weight": torch.Size((8, 3, 3, 3))}
+    assert {name: p.shape for name, p in found.candidates.items()} == {"conv.weight": torch.Size((8, 3, 3, 3))}
     with pytest.raises(PruningError, match=r"\[8, 27\] does not divide into groups of 4"):
         plan(NofM(2, 4), {"conv": (8, 3, 3, 3)})
 

@@ -50,6 +50,7 @@ from tests.pruning.training import (
     sparse_network,
     sparsity_after,
     train,
+    updates_of,
     zeros,
 )
 
@@ -103,7 +104,7 @@ def test_updates_come_before_the_forward_pass_of_their_step(pattern_name):
 def test_the_blocks_pruned_are_those_of_the_lowest_momentum_scores(pattern_name):
     pattern, model = PATTERNS[pattern_name](), network()
     optimizer = OPTIMIZERS["adamw-foreach"](model.parameters())
-    updates = SCHEDULE.updates(LENGTH, pattern.target)
+    updates = updates_of(SCHEDULE, LENGTH, pattern.target)
     build(model, pattern).attach(optimizer)
     weights = matrix_weights(model)
     scores = {

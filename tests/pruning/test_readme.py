@@ -32,3 +32,12 @@ def test_everything_that_can_be_chosen_is_named():
     found = set().union(*(concrete(base) for base in (Pattern, Criterion, Schedule, Regularizer)))
     assert len(found) >= 4 + 8 + 2 + 1
     assert {name for name in found if f"`{name}" not in TEXT} == set()
+
+
+def test_nothing_here_knows_the_command_line():
+    folder = Path(pruning.__file__).parent
+    for file in (*folder.glob("*.py"), folder / "README.md"):
+        text = file.read_text(encoding="utf-8")
+        assert re.findall(r"YAML|MLflow|Hydra|\bhub\b|\bconf/|\brunner\b|command line", text) == [], file.name
+        keys = r"(?<![\w.])(pattern|schedule|criterion|regularizer|distill|model|train|dataset)\.\w+=|\bdistill[.=]"
+        assert re.findall(keys, text) == [], file.name

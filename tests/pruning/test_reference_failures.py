@@ -4,6 +4,7 @@ put in.
 
 import copy
 import math
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -23,10 +24,12 @@ from pruning import (
     SnipMomentum,
     TrainingLength,
     matrix_weights,
-    pruner,
+    scores,
 )
-from pruning.allocation import Allocation, lowest
+from pruning.allocation import Allocation
+from pruning.masks import Masks
 from pruning.plan import Plan
+from pruning.selection import lowest
 
 STEPS = 10
 SCHEDULE = Gradual(decay="linear", start="2", frequency="2", end="8")
@@ -35,14 +38,22 @@ SCHEDULE = Gradual(decay="linear", start="2", frequency="2", end="8")
 class Training:
     """A small network in a plain loop."""
 
-    def __init__(self, model: nn.Module | None = None, pattern: Pattern | None = None, steps: int = STEPS, **options):
+    def __init__(
+        self,
+        model: nn.Module | None = None,
+        pattern: Pattern | None = None,
+        steps: int = STEPS,
+        allocation: Allocation | None = None,
+        **options,
+    ):
         torch.manual_seed(0)
         self.model = model or nn.Sequential(nn.Linear(16, 32), nn.Tanh(), nn.Linear(32, 16))
         self.width = next(m.in_features for m in self.model.modules() if isinstance(m, nn.Linear))
         trained = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(trained, lr=1e-2)
         self.pattern = pattern or Block(4, 1, target_sparsity=0.75)
-        self.pruner = Pruner(matrix_weights(self.model), self.pattern, SCHEDULE, TrainingLength(steps), **options)
+        plan = Plan(matrix_weights(self.model), self.pattern, allocation)
+        self.pruner = Pruner(plan, SCHEDULE, TrainingLength(steps), **options)
         self.done = 0
 
     def run(self, steps: int, change: Callable[[], None] = lambda: None) -> "Training":
@@ -165,7 +176,8 @@ def update_work(layers: int) -> int:
     torch.manual_seed(0)
     parameters = {f"{i:03}.weight": nn.Parameter(torch.randn(32, 32)) for i in range(layers)}
     optimizer = torch.optim.SGD(parameters.values(), lr=0.1, momentum=0.9)
-    found = Pruner(parameters, Block(4, 1, target_sparsity=0.8), SCHEDULE, TrainingLength(STEPS), SnipMomentum())
+    plan = Plan(parameters, Block(4, 1, target_sparsity=0.8))
+    found = Pruner(plan, SCHEDULE, TrainingLength(STEPS), SnipMomentum())
     found.attach(optimizer)
     for p in parameters.values():
         p.grad = torch.randn_like(p)
@@ -210,7 +222,7 @@ def prune_what_does_not_fit(patch: pytest.MonkeyPatch) -> None:
 
 
 def take_any_gradient(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(pruner, "_all_finite", lambda tensors: True)
+    patch.setattr(scores, "_all_finite", lambda tensors: True)
 
 
 def say_nothing(patch: pytest.MonkeyPatch) -> None:
@@ -231,11 +243,11 @@ def prune_frozen_layers(patch: pytest.MonkeyPatch) -> None:
             for p in frozen:
                 p.requires_grad_(False)
 
-    patch.setattr(pruner, "Plan", Thawed)
+    patch.setattr(sys.modules[__name__], "Plan", Thawed)
 
 
 def rank_by_zeros(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(pruner, "_any", lambda values: True)
+    patch.setattr(scores, "_any", lambda values: True)
 
 
 def look_at_all_layers_for_each(patch: pytest.MonkeyPatch) -> None:
@@ -252,16 +264,16 @@ def look_at_all_layers_for_each(patch: pytest.MonkeyPatch) -> None:
 
 
 def leave_the_moments(patch: pytest.MonkeyPatch) -> None:
-    zero = Pruner._zero
+    zero = Masks._zero
     only_weights = lambda self, name, t: zero(self, name, t) if isinstance(t, nn.Parameter) else None  # noqa: E731
-    patch.setattr(Pruner, "_zero", only_weights)
+    patch.setattr(Masks, "_zero", only_weights)
 
 
 def write_into_the_configuration(patch: pytest.MonkeyPatch) -> None:
     attach = Pruner.attach
 
     def change(self, optimizer):
-        self.allocation.max_per_layer = 0.99
+        self.plan.allocation.max_per_layer = 0.99
         attach(self, optimizer)
 
     patch.setattr(Pruner, "attach", change)

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from pruning import Gradual, OneShot, PruningError, Schedule, TrainingLength
 from pruning.schedules import DECAYS
+from tests.pruning.training import updates_of
 
 PROPERTY = settings(deadline=None, derandomize=True, max_examples=100)
 LENGTH = TrainingLength(steps=1000, steps_per_epoch=100, epochs=10)
@@ -118,9 +119,9 @@ def test_some_decays_are_fast_first_and_some_slow_first(progress, course):
 
 
 def test_slow_cubic_is_the_cube_of_the_part_of_the_updates():
-    updates = Gradual(decay="slow_cubic", start="0", frequency="10", end="100").updates(LENGTH, 0.8)
+    updates = updates_of(Gradual(decay="slow_cubic", start="0", frequency="10", end="100"), LENGTH, 0.8)
     assert updates == pytest.approx({10 * t: 0.8 * (t / 10) ** 3 for t in range(11)})
-    cubic = Gradual(decay="cubic", start="0", frequency="10", end="100").updates(LENGTH, 0.8)
+    cubic = updates_of(Gradual(decay="cubic", start="0", frequency="10", end="100"), LENGTH, 0.8)
     assert cubic == pytest.approx({10 * t: 0.8 * (1 - (1 - t / 10) ** 3) for t in range(11)})
     assert all(cubic[step] > updates[step] for step in list(updates)[1:-1])
 
@@ -150,7 +151,7 @@ def test_updates_of_the_published_recipes(model, target):
 
     length = TrainingLength(math.ceil(FEATURES / batch) * epochs, per_epoch, epochs)
     schedule = Gradual(decay="exp", start="1000", frequency="1000", cooldown=f"{cooldown} epochs")
-    updates = schedule.updates(length, target)
+    updates = updates_of(schedule, length, target)
     assert list(updates) == list(expected)
     assert updates == pytest.approx(expected, rel=1e-12)
     assert list(schedule.steps(length).values()) == [t / n for t in range(n + 1)]
@@ -163,7 +164,7 @@ def test_updates_of_the_published_recipes(model, target):
 def test_bert_mini_by_hand():
     """88,524 // 16 = 5532 steps an epoch, pruning up to 27,660: 26 updates after that of step 1000."""
     schedule = Gradual(start="1000", frequency="1000", cooldown="5 epochs")
-    updates = schedule.updates(TrainingLength(55_330, 5532, 10), 0.8)
+    updates = updates_of(schedule, TrainingLength(55_330, 5532, 10), 0.8)
     assert updates[2000] == pytest.approx(1 - 0.2 ** (1 / 26))
     assert updates[14_000] == pytest.approx(1 - 0.2**0.5)
     assert updates[26_000] == pytest.approx(1 - 0.2 ** (25 / 26))
@@ -193,9 +194,9 @@ def test_updates_are_evenly_spaced_and_the_last_has_the_target(start, frequency,
     schedule = Gradual(decay=decay, start=str(start), frequency=str(frequency), end=str(end))
     if start + frequency > end:  # not even a second update
         with pytest.raises(PruningError, match="does not fit"):
-            schedule.updates(LENGTH, 0.8)
+            updates_of(schedule, LENGTH, 0.8)
         return
-    updates = schedule.updates(LENGTH, 0.8)
+    updates = updates_of(schedule, LENGTH, 0.8)
     assert list(updates) == list(range(start, end + 1, frequency))
     values = list(updates.values())
     assert values == sorted(values)
@@ -263,7 +264,7 @@ def test_an_unknown_decay_is_refused_and_the_known_are_named(decay):
 @pytest.mark.parametrize("decay", DECAYS)
 def test_the_first_update_prunes_the_initial_sparsity_at_once(initial, target, first, decay):
     schedule = Gradual(decay=decay, initial=initial, start="100", frequency="100", end="500")
-    updates = schedule.updates(LENGTH, target)
+    updates = updates_of(schedule, LENGTH, target)
     assert updates[100] == pytest.approx(first, abs=1e-12)
     assert updates[500] == target
     assert list(updates.values()) == sorted(updates.values())
@@ -277,7 +278,7 @@ def test_an_initial_sparsity_at_or_above_the_target_is_refused(initial):
     with pytest.raises(PruningError, match=rf"^initial={initial} is not below the target sparsity 0\.8"):
         schedule.sparsity(0, 0.8)
     with pytest.raises(PruningError, match=r"^initial="):
-        schedule.updates(LENGTH, 0.8)
+        updates_of(schedule, LENGTH, 0.8)
 
 
 @pytest.mark.parametrize("initial", ["1", "1.0", "7", "85", "100%", "100.5%", "250%"])
@@ -298,7 +299,7 @@ def test_an_initial_sparsity_that_cannot_be_read_is_refused_when_the_schedule_is
 @pytest.mark.parametrize(("start", "step"), [("0", 0), ("10%", 100), ("3 epochs", 300), ("1000", 1000), ("100%", 1000)])
 def test_one_shot_is_one_update_to_the_target(start, step):
     assert OneShot(start=start).steps(LENGTH) == {step: 1.0}
-    assert OneShot(start=start).updates(LENGTH, 0.5) == {step: 0.5}
+    assert updates_of(OneShot(start=start), LENGTH, 0.5) == {step: 0.5}
 
 
 @PROPERTY
@@ -310,7 +311,7 @@ def test_one_shot_knows_no_other_sparsity(progress, target):
 @pytest.mark.parametrize("start", ["1001", "11 epochs", "101%"])
 def test_one_shot_after_the_end_is_refused(start):
     with pytest.raises(PruningError, match=r"^start=.* is after the last of 1000 steps"):
-        OneShot(start=start).updates(LENGTH, 0.5)
+        updates_of(OneShot(start=start), LENGTH, 0.5)
 
 
 # --- when ------------------------------------------------------------------------------------------------------------
@@ -327,24 +328,24 @@ def test_one_shot_after_the_end_is_refused(start):
     ],
 )
 def test_when_updates_come(schedule, updates):
-    assert list(schedule.updates(LENGTH, 0.8)) == updates
+    assert list(updates_of(schedule, LENGTH, 0.8)) == updates
 
 
 def test_a_cooldown_in_epochs_counts_whole_batches_from_the_front():
     """As the published recipes do; the last, short batch of each epoch makes the training itself longer."""
     length = TrainingLength(steps=1010, steps_per_epoch=100, epochs=10)
-    assert max(Gradual(start="1", frequency="1", cooldown="5 epochs").updates(length, 0.8)) == 500
-    assert max(Gradual(start="1", frequency="1", cooldown="500").updates(length, 0.8)) == 510
+    assert max(updates_of(Gradual(start="1", frequency="1", cooldown="5 epochs"), length, 0.8)) == 500
+    assert max(updates_of(Gradual(start="1", frequency="1", cooldown="500"), length, 0.8)) == 510
 
 
 def test_a_frequency_below_one_step_is_every_step():
     short = TrainingLength(steps=10, steps_per_epoch=5, epochs=2)
-    assert list(Gradual(start="10%", frequency="2%", cooldown="30%").updates(short, 0.8)) == list(range(1, 8))
+    assert list(updates_of(Gradual(start="10%", frequency="2%", cooldown="30%"), short, 0.8)) == list(range(1, 8))
 
 
 def test_a_schedule_longer_than_the_training_is_refused():
     with pytest.raises(PruningError, match="longer than the training: it ends at step 1001 of 1000"):
-        Gradual(start="1", frequency="10", end="1001").updates(LENGTH, 0.8)
+        updates_of(Gradual(start="1", frequency="10", end="1001"), LENGTH, 0.8)
 
 
 @pytest.mark.parametrize(
@@ -358,7 +359,7 @@ def test_a_schedule_longer_than_the_training_is_refused():
 )
 def test_a_training_too_short_is_refused(schedule):
     with pytest.raises(PruningError, match="does not fit into the training of 1000 steps"):
-        schedule.updates(LENGTH, 0.8)
+        updates_of(schedule, LENGTH, 0.8)
 
 
 # --- trainings that are not counted in epochs ------------------------------------------------------------------------
@@ -391,8 +392,8 @@ def test_a_cooldown_in_epochs_needs_to_know_how_many_there_are():
     "schedule", [Gradual(), Gradual(start="100", frequency="100", cooldown="300"), OneShot(), OneShot(start="5")]
 )
 def test_steps_and_fractions_need_no_epochs(schedule):
-    assert schedule.updates(TrainingLength(steps=1000), 0.8) == schedule.updates(LENGTH, 0.8)
-    assert list(schedule.updates(LENGTH, 0.8).values())[-1] == 0.8
+    assert updates_of(schedule, TrainingLength(steps=1000), 0.8) == updates_of(schedule, LENGTH, 0.8)
+    assert list(updates_of(schedule, LENGTH, 0.8).values())[-1] == 0.8
 
 
 @PROPERTY

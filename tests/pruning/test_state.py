@@ -21,6 +21,7 @@ from pruning import (
     Magnitude,
     NofM,
     OneShot,
+    Plan,
     Pruner,
     PruningError,
     SnipMomentum,
@@ -287,11 +288,13 @@ def pruner_like(**changes) -> Pruner:
     arguments = {
         "parameters": matrix_weights(model),
         "pattern": PATTERNS["4x1"],
+        "allocation": None,
         "schedule": SCHEDULE,
         "length": LENGTH,
         "criterion": SnipMomentum(),
-    }
-    return Pruner(**(arguments | changes))
+    } | changes
+    plan = Plan(*(arguments.pop(key) for key in ("parameters", "pattern", "allocation")))
+    return Pruner(plan, **arguments)
 
 
 OTHERS = {

@@ -15,6 +15,7 @@ from pruning import (
     Gradual,
     NofM,
     Pattern,
+    Plan,
     Pruner,
     Regularizer,
     Schedule,
@@ -76,7 +77,7 @@ def build(
     regularizer: Regularizer | None = None,
 ) -> Pruner:
     weights = matrix_weights(model) if isinstance(model, nn.Module) else model
-    return Pruner(weights, pattern, schedule, LENGTH, criterion, allocation, regularizer)
+    return Pruner(Plan(weights, pattern, allocation), schedule, LENGTH, criterion, regularizer)
 
 
 def loss_of(model: nn.Module, step: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -109,8 +110,13 @@ def zeros(model: nn.Module) -> Tensor:
     return torch.cat([(p == 0).flatten() for _, p in sorted(matrix_weights(model).items())])
 
 
+def updates_of(schedule: Schedule, length: TrainingLength, target: float) -> dict[int, float]:
+    """Optimizer steps taken before an update -> sparsity from then on."""
+    return {step: schedule.sparsity(progress, target) for step, progress in schedule.steps(length).items()}
+
+
 def sparsity_after(pattern: Pattern, steps_taken: int, schedule: Schedule = SCHEDULE) -> float:
-    updates = schedule.updates(LENGTH, pattern.target)
+    updates = updates_of(schedule, LENGTH, pattern.target)
     return max([value for step, value in updates.items() if step <= steps_taken], default=0.0)
 
 

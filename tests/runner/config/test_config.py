@@ -43,6 +43,7 @@ from runner.experiment import params
 from runner.models import Checkpoint
 from runner.records.identity import Identity, identify
 from runner.system.errors import UserError
+from tests.pruning.training import updates_of
 
 CONF = Path(conf.__file__).parent
 FEATURES = 88_524  # of SQuAD v1.1's train split at 384 tokens and a stride of 128
@@ -147,7 +148,7 @@ def test_published_rows_update_their_masks_at_the_published_steps(model: str, pa
     count = (row.end - 1000 + 1000) // 1000 - 1  # the reference's n
     when = length(row.batch, row.epochs)
     assert experiment.schedule.last_step(when) == row.end
-    updates = experiment.schedule.updates(when, experiment.pattern.target)
+    updates = updates_of(experiment.schedule, when, experiment.pattern.target)
     assert list(updates) == [1000 + 1000 * t for t in range(count + 1)]
     assert updates[1000] == 0  # the first prunes nothing
     assert updates[max(updates)] == TARGETS[pattern]
@@ -539,7 +540,7 @@ def test_short_schedule_ignores_the_recipes_times(model: str) -> None:
     assert experiment.train.learning_rate == row.learning_rate  # the rest is still the recipe's
     assert experiment.distill.weight == row.distill_weight
     for steps in (20, 100, 333, 5000):  # it fits any length
-        updates = schedule.updates(TrainingLength(steps, max(1, steps // 2), 2), 0.8)
+        updates = updates_of(schedule, TrainingLength(steps, max(1, steps // 2), 2), 0.8)
         assert updates[max(updates)] == 0.8
         assert 0 < min(updates) < max(updates) <= 0.75 * steps
 
@@ -549,7 +550,7 @@ def test_schedules_in_fractions_are_the_same_for_all_models_and_fit_any_length(o
     schedules = [composed(f"model={model}", f"schedule={option}").schedule for model in PUBLISHED]
     assert len({repr(schedule) for schedule in schedules}) == 1
     for steps in (20, 100, 333, 5000):
-        updates = schedules[0].updates(TrainingLength(steps), 0.8)
+        updates = updates_of(schedules[0], TrainingLength(steps), 0.8)
         assert updates[max(updates)] == 0.8
         assert (len(updates) == 1) is (option == "one_shot")
         if option == "large_first":

@@ -1,4 +1,4 @@
-"""The model card: what it says of a run, against the run's own files; and what cannot break it."""
+"""The model card: its statements about a run against the run's own files; and what cannot break it."""
 
 import getpass
 import json
@@ -10,8 +10,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import pytest
 from huggingface_hub import ModelCard
+from jinja2.meta import find_undeclared_variables
 from markdown_it import MarkdownIt
 from safetensors.torch import load_file
 
@@ -21,8 +23,8 @@ from runner.config.experiment import with_subclasses
 from runner.data.task import Dataset
 from runner.experiment import Result
 from runner.models.verify import Verification
-from runner.records import card
-from runner.records.card import Counted, Facts, Source
+from runner.records import card, card_facts
+from runner.records.card_facts import Counted, Facts, Source
 from runner.records.identity import identify
 from tests.conftest import cli_in, save_small_model
 from tests.loopback_hub import serve
@@ -152,7 +154,7 @@ def facts(**changes: object) -> Facts:
         dense=Source("lab/m", "lab/m", None, "mit"), fine_tunes=True, sparse=None, teacher=None,
         data=Source("d", "lab/d", None, "mit"), evaluated=Counted(100, 100, None), trained=Counted(400, 400, None),
         pruning={"pattern": {"name": "4x1"}, "layers": [layer], "updates": {"3": 0.4, "6": 0.8}, **named},
-        pattern_says="Blocks.", distill={"name": "Logits", "weight": 1.0}, train={},
+        pattern_meaning="Blocks.", distill={"name": "Logits", "weight": 1.0}, train={},
         made_by={"version.torch": "2.13"}, overrides=["pattern=4x1"],
     )  # fmt: skip
     return replace(known, **changes)  # type: ignore[arg-type]
@@ -240,7 +242,7 @@ def test_a_folder_with_the_form_of_an_id_is_a_folder(tmp_path: Path, monkeypatch
     monkeypatch.chdir(tmp_path)
     assert card.repeatable(["model.path=outputs/model"]) == ["model.path=path/to/model"]
     assert card.repeatable(["model.path=outputs/other"]) == ["model.path=outputs/other"]
-    assert card.source("outputs/model", "main") == Source("model", None, None, None)
+    assert card_facts.source("outputs/model", "main") == Source("model", None, None, None)
 
 
 @pytest.mark.parametrize(("written", "found"), [
@@ -256,13 +258,13 @@ def test_a_folder_with_the_form_of_an_id_is_a_folder(tmp_path: Path, monkeypatch
 ])  # fmt: skip
 def test_a_licence_is_read_and_never_invented(written: str, found: str | None, tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text(written)
-    assert card.licence(str(tmp_path), None) == found
+    assert card_facts.licence(str(tmp_path), None) == found
 
 
 def test_where_no_card_can_be_read_the_licence_is_not_known(tmp_path: Path) -> None:
-    assert card.licence(str(tmp_path), None) is None  # a folder without one
-    assert card.licence("lab/not-in-any-cache", None) is None  # offline
-    assert card.licence("embedded:tiny", None) == "apache-2.0"
+    assert card_facts.licence(str(tmp_path), None) is None  # a folder without one
+    assert card_facts.licence("lab/not-in-any-cache", None) is None  # offline
+    assert card_facts.licence("embedded:tiny", None) == "apache-2.0"
     text = card.text(facts(dense=Source("lab/m", "lab/m", None, None)))
     assert "Of the model `lab/m`: not known: see the model's own page" in text
     assert "license" not in metadata(text).to_dict()
@@ -285,7 +287,7 @@ def test_weights_of_two_models_have_a_licence_only_if_it_is_the_same() -> None:
 ])  # fmt: skip
 def test_the_licence_of_the_data_belongs_to_these_data(overrides: list[str], known: tuple[str | None, ...]) -> None:
     experiment, origin = compose_experiment(["model=tiny", *overrides])
-    found = card.data_of(experiment.dataset, origin)
+    found = card_facts.data_of(experiment.dataset, origin)
     assert (found.hub_id, found.licence) == known
 
 
@@ -334,10 +336,16 @@ def test_every_kind_of_dataset_has_the_hubs_name_of_its_task() -> None:
 def test_the_card_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     experiment, origin = compose_experiment(["model=tiny"])
     (tmp_path / "README.md").write_text("as it was")
-    monkeypatch.setattr(card, "gather", lambda *given: facts(pruning={}))  # whose text cannot be made
+    monkeypatch.setattr(card, "collect", lambda *given: facts(pruning={}))  # whose text cannot be made
     with pytest.raises(KeyError):
         card.write(tmp_path, experiment, origin, None, None)  # type: ignore[arg-type]
     assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("README.md", "as it was")]
+
+
+def test_the_template_uses_no_variable_that_is_not_given() -> None:
+    """Jinja prints an unknown variable as nothing."""
+    template = jinja2.Environment().parse(card.TEMPLATE.read_text(encoding="utf-8"))
+    assert find_undeclared_variables(template) == {*card.variables(facts()), "card_data"}
 
 
 def test_numbers_are_exact_in_the_metadata() -> None:

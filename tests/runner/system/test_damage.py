@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pruning import Block, Gradual, NoDistillation, Pruner, TrainingLength
+from pruning import Block, Gradual, NoDistillation, Plan, Pruner, TrainingLength
 from runner import evaluate, models, tracking
 from runner.config.compose import compose_experiment
 from runner.config.experiment import Experiment
@@ -326,7 +326,7 @@ def prune_while_training(workplace: Workplace, folder: Path, log: Callable[..., 
     model = models.load(ARCHITECTURE, workplace.base)
     schedule = Gradual(start="1", decay="linear", end="5", frequency="2")
     weights = models.prunable_parameters(model, Model(path="x"))
-    pruner = Pruner(weights, Block(4, 1, target_sparsity=0.8), schedule, TrainingLength(7))
+    pruner = Pruner(Plan(weights, Block(4, 1, target_sparsity=0.8)), schedule, TrainingLength(7))
     how = Training(per_device_train_batch_size=8, max_steps=7, save_steps=3, save_total_limit=3, logging_steps=1,
                    learning_rate=1e-3, precision=Precision.float32)  # fmt: skip
     train(model, workplace.lesson, how, Supervision(NoDistillation()), pruner, 0, folder, "t", log)

@@ -19,7 +19,7 @@ from results import columns
 from runner import tracking
 from runner.system import files
 from runner.system.errors import UserError
-from runner.tracking import PARENT_VARIABLE, Tracking, outbox
+from runner.tracking import PARENT_VARIABLE, Tracking, operations, outbox, store
 from runner.tracking.outbox import Header, Operation, Outbox
 from runner.upload import main as upload
 from tests.conftest import ROOT, Cli
@@ -106,7 +106,7 @@ def test_a_run_survives_its_server(server: Server, tmp_path: Path, monkeypatch: 
 
     with pytest.raises(KeyboardInterrupt):
         work(1, 20, KeyboardInterrupt(), stop_at=10)
-    kept = Outbox.of(folder)
+    kept = Outbox.read(folder)
     assert kept is not None
     assert kept.status() == "KILLED"
     with (folder / outbox.NAME).open("a") as torn:
@@ -154,7 +154,7 @@ def test_an_upload_that_is_killed_is_repeated_without_doubles(
         tracker.metrics({"f1": 0.25})
         files.write_json(folder / "result.json", {"mlflow_run": None})
     server.start()
-    apply, attempt, calls = tracking._apply, 0, 0
+    apply, attempt, calls = operations.apply, 0, 0
 
     class Killed(BaseException):
         pass
@@ -169,7 +169,7 @@ def test_an_upload_that_is_killed_is_repeated_without_doubles(
         if calls == attempt:
             raise Killed
 
-    monkeypatch.setattr(tracking, "_apply", killed)
+    monkeypatch.setattr(operations, "apply", killed)
     while (folder / outbox.NAME).exists():
         attempt, calls = attempt + 1, 0
         with suppress(Killed):
@@ -303,7 +303,7 @@ def test_eight_processes_on_a_fresh_database_lose_nothing(tmp_path: Path) -> Non
 def test_a_locked_database_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     where = Tracking(uri=f"sqlite:///{tmp_path}/mlflow.db")
     with tracking.start(where, "name", {}) as tracker:
-        real, failures = tracking._apply, [3]
+        real, failures = operations.apply, [3]
 
         def locked(*arguments: object) -> None:
             if failures[0]:
@@ -314,8 +314,8 @@ def test_a_locked_database_is_waited_for(tmp_path: Path, monkeypatch: pytest.Mon
                 raise MlflowException("(sqlite3.OperationalError) database is locked", TEMPORARILY_UNAVAILABLE)
             real(*arguments)  # type: ignore[arg-type]
 
-        monkeypatch.setattr(tracking, "_apply", locked)
-        monkeypatch.setattr(tracking.time, "sleep", lambda seconds: None)
+        monkeypatch.setattr(operations, "apply", locked)
+        monkeypatch.setattr(store.time, "sleep", lambda seconds: None)
         tracker.metrics({"a": 1.0})
     assert failures == [0]
     with sqlite3.connect(tmp_path / "mlflow.db") as database:
@@ -340,18 +340,18 @@ def test_passwords_are_not_written_anywhere(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_a_file_without_a_whole_header_is_no_file(tmp_path: Path) -> None:
-    assert Outbox.of(tmp_path) is None
+    assert Outbox.read(tmp_path) is None
     header = Header("uri", "experiment", "name", {"a": "b"}, None, 5)
     made = Outbox.create(tmp_path / outbox.NAME, header)
     made.add(Operation("tags", {"é": "\n"}))
     text = made.file.read_text()
-    found = Outbox.of(tmp_path)
+    found = Outbox.read(tmp_path)
     assert found is not None
     assert found.header() == header
     assert found.operations() == [Operation("tags", {"é": "\n"})]
     assert found.status() is None
     made.file.write_text(text[:20])
-    assert Outbox.of(tmp_path) is None
+    assert Outbox.read(tmp_path) is None
     with pytest.raises(UserError, match="is damaged"):
         upload([str(tmp_path)])
     with pytest.raises(UserError, match="no such folder"):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from pruning import Block, Gradual, Logits, Pruner, TrainingLength
+from pruning import Block, Gradual, Logits, Plan, Pruner, TrainingLength
 from runner import models
 from runner.config.training import Training
 from runner.data.demo import Demo
@@ -36,7 +36,7 @@ def main(model: str, output: Path) -> None:
     student.get_parameter("qa_outputs.weight").data.mul_(-1)  # else there is nothing to learn without dropout
     schedule = Gradual(start="2", decay="linear", end="8", frequency="2")
     parameters = models.prunable_parameters(student, Model(path=model))
-    pruner = Pruner(parameters, Block(4, 1), schedule, TrainingLength(12))
+    pruner = Pruner(Plan(parameters, Block(4, 1)), schedule, TrainingLength(12))
     rank = os.environ.get("RANK", "0")
     supervision = Supervision(Logits(label_weight=0.5), logits=kept)
     work = train(student, lesson, training, supervision, pruner, 0, output / "run",

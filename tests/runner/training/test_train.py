@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pruning import Block, Gradual, Logits, NoDistillation, Pruner, PruningError, SimKD, TrainingLength
+from pruning import Block, Gradual, Logits, NoDistillation, Plan, Pruner, PruningError, SimKD, TrainingLength
 from runner import models, tracking
 from runner.config.compose import compose_experiment
 from runner.config.training import Training
@@ -53,7 +53,8 @@ def student(folder: Path, **changes: object):
 def new_pruner(model) -> Pruner:
     """To 80 % at steps 2, 4, 6 and 8 of 12."""
     schedule = Gradual(start="2", decay="linear", end="8", frequency="2")
-    return Pruner(models.prunable_parameters(model, Model(path="x")), Block(4, 1), schedule, TrainingLength(12))
+    plan = Plan(models.prunable_parameters(model, Model(path="x")), Block(4, 1))
+    return Pruner(plan, schedule, TrainingLength(12))
 
 
 def settings(**changes: object) -> Training:

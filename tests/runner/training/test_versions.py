@@ -38,6 +38,7 @@ from pruning import (
     NoDistillation,
     NofM,
     Pattern,
+    Plan,
     Platon,
     Pruner,
     Random,
@@ -252,7 +253,7 @@ def prune(folder: Path, noise: float) -> Frozen:
         model = network(1, noise)  # away from its teacher: else there is nothing to learn without dropout
         schedule = Gradual(start="2", decay="cubic", end="8", frequency="2")
         weights = models.prunable_parameters(model, models.Model(path="fixed"))
-        pruner = Pruner(weights, pattern, schedule, TrainingLength(12), criterion, allocation, regularizer)
+        pruner = Pruner(Plan(weights, pattern, allocation), schedule, TrainingLength(12), criterion, regularizer)
         courses, log = recorder()
         place = folder / name.replace(":", "of").replace(" ", "-")
         train(model, lesson(), settings(), teaching, pruner, SEED, place, "t", log)

@@ -1,0 +1,85 @@
+"""Scores: the criterion's state of each parameter, one number or a few per unit, and the ranking that it gives."""
+
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from pruning.criteria import Criterion, Layer
+from pruning.masks import Masks
+from pruning.plan import Plan, as_matrix
+
+
+class Scores:
+    """What a criterion has observed of the parameters of a plan.
+
+    Args:
+        criterion: ranks the units.
+        plan: names the parameters and their patterns.
+    """
+
+    def __init__(self, criterion: Criterion, plan: Plan) -> None:
+        self.criterion, self._plan = criterion, plan
+        self.state: dict[str, dict[str, Tensor]] = {name: {} for name in plan.parameters}
+        """The criterion's tensors by parameter name."""
+
+    def observe(self, gradient_scale: float = 1.0) -> bool:
+        """Take in the gradients of an optimizer step, unless one is not finite.
+
+        Args:
+            gradient_scale: what gradients have to be multiplied by.
+
+        Returns:
+            Whether all gradients are finite. They are looked at even where the criterion does not read them: the masks
+            of an update would follow from what such gradients make of the weights.
+        """
+        observed = [(name, pattern, p, p.grad) for name, pattern, p in self._plan.pruned() if p.grad is not None]
+        if not _all_finite([gradient for *_, gradient in observed]):  # before any score changes
+            return False
+        if self.criterion.needs_gradient:
+            for name, pattern, p, gradient in observed:
+                values = self.criterion.observation(float_matrix(p), float_matrix(gradient, gradient_scale))
+                self.criterion.accumulate(self.state[name], pattern.pool(values, self.criterion.reduction))
+        return True
+
+    def of(self, name: str, masks: Masks, optimizer: Optimizer | None, regrow: bool) -> Tensor | None:
+        """The pooled scores of a parameter; None if nothing is known of it.
+
+        Units that are pruned already score -inf, so that they go first and never return, unless `regrow`.
+        """
+        parameter, pattern = self._plan.parameters[name], self._plan.patterns[name]
+        moment = None
+        if optimizer is not None and self.criterion.needs_second_moment:
+            moment = optimizer.state.get(parameter, {}).get("exp_avg_sq")
+        layer = Layer(
+            name,
+            as_matrix(parameter.detach()),
+            self.state[name],
+            None if moment is None else as_matrix(moment),
+            partial(pattern.pool, reduction=self.criterion.reduction),
+        )
+        score = self.criterion.saliency(layer)
+        learns = self.criterion.needs_gradient or self.criterion.needs_second_moment
+        mask = masks.get(name)
+        if score is None or (learns and not _any(score) and (mask is None or bool(mask.any()))):
+            return None  # except for a layer that is wholly pruned, whose w * g are all zero
+        return score if mask is None or regrow else score.masked_fill(~mask, -torch.inf)
+
+
+def float_matrix(tensor: Tensor, scale: float = 1.0) -> Tensor:
+    """A tensor times a scale as a float32 matrix, without a graph."""
+    matrix = as_matrix(tensor.detach()).float()
+    return matrix if scale == 1 else matrix * scale
+
+
+def _any(values: Tensor) -> bool:
+    """Whether there is anything but zero, which the first row usually shows."""
+    return bool(values[:1].any()) or bool(values.any())
+
+
+def _all_finite(tensors: list[Tensor]) -> bool:
+    """Whether all numbers are finite. A sum is the fastest test; one that overflows is tested again, by number."""
+    if not tensors or bool(torch.stack([t.sum().float() for t in tensors]).isfinite().all()):
+        return True
+    return all(bool(t.isfinite().all()) for t in tensors)

@@ -1,0 +1,86 @@
+"""The result of a run: `result.json` in its folder, and the lines that show it."""
+
+from __future__ import annotations
+
+import glob
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from results import columns
+from runner.models.footprint import Footprint
+from runner.models.verify import Verification
+from runner.system import files
+
+FILE = "result.json"
+
+
+@dataclass
+class Result:
+    """Everything that a finished run reports."""
+
+    model: str
+    dataset: str
+    pattern: str
+    seed: int
+    metric: str
+    dense: dict[str, float]
+    """Scores of the dense model: fractions, or correlations."""
+    sparse: dict[str, float] | None
+    """Scores of the pruned model's last weights; None with prune=false."""
+    relative_drop: float | None
+    """(sparse - dense) / dense, of the main metric; None with prune=false, and unless the dense score is above 0."""
+    verification: Verification | None
+    """Zeros and violations counted on the saved file; None with prune=false."""
+    identity: str
+    group: str
+    folder: str
+    mlflow_run: str | None
+    """None until the run is uploaded, if the MLflow server was away."""
+    cost: dict[str, Any]
+    """Seconds by stage, tokens, memory: see `runner.training.cost.Cost`."""
+    footprint: Footprint | None = None
+    """Bytes and multiply-accumulates of the pruned model; None with prune=false."""
+    stages: dict[str, str] = field(default_factory=dict)
+    """A hash of each stage's output, in the order of the stages: a reproduction compares them."""
+    made_by: dict[str, Any] = field(default_factory=dict)
+    """What a reproduction needs: see `runner.records.runs.MadeBy`."""
+
+    def save(self) -> None:
+        """Write it to its folder."""
+        files.write_json(Path(self.folder) / FILE, asdict(self))
+
+    @classmethod
+    def load(cls, file: Path) -> Result | None:
+        """The result in a file; None if the file is missing, damaged, or of another version."""
+        values = files.read_json(file)
+        if values is None:
+            return None
+        try:
+            verification, footprint = values["verification"], values["footprint"]
+            values["verification"] = Verification(**verification) if verification else None
+            return cls(**{**values, "footprint": Footprint(**footprint) if footprint else None})
+        except (KeyError, TypeError):
+            return None
+
+    @property
+    def summary(self) -> str:
+        """The result in a few aligned lines."""
+        name = columns.written(self.metric)
+        lines = {f"dense {name}": f"{self.dense[self.metric]:.4f}"}
+        if self.sparse is not None and self.verification is not None:
+            lines |= {
+                f"sparse {name}": f"{self.sparse[self.metric]:.4f}",
+                "relative drop": "-" if self.relative_drop is None else f"{self.relative_drop:+.2%}",
+                "zeros": f"{self.verification.linear_ratio:.4f} of all Linear and Conv weights, "
+                f"{self.verification.violations} violations of the pattern (counted on the file)",
+            }
+        lines |= {"model": f"{self.folder}/model", "MLflow run": self.mlflow_run or "not uploaded yet"}
+        width = max(16, *map(len, lines))
+        title = f"{self.model} on {self.dataset}, {self.pattern}, seed {self.seed}"
+        return "\n".join([title, *(f"  {key:<{width}}  {value}" for key, value in lines.items())])
+
+
+def stored(output_dir: Path, name: str) -> list[Path]:
+    """Result files of all runs of a name, whatever their identity."""
+    return sorted(output_dir.glob(f"{glob.escape(name)}-*/{FILE}"))

@@ -1,0 +1,62 @@
+"""Stage 1: find the checkpoints that a run starts from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from runner import models
+from runner.config.experiment import Experiment
+from runner.data.classes import check_same
+from runner.data.task import Examples
+from runner.records import runs
+from runner.records.identity import Identity, identify
+
+
+@dataclass
+class Sources:
+    """The checkpoints that a run starts from."""
+
+    base: models.Checkpoint
+    """Where training starts: the fine-tuned dense model if given, else the pretrained one."""
+    teacher: models.Checkpoint | None
+    """A teacher other than the dense model."""
+    sparse: models.Checkpoint | None
+    """A sparse checkpoint that the student starts from; None: from the dense model."""
+
+    @property
+    def others(self) -> list[models.Checkpoint]:
+        """All but the base."""
+        return [checkpoint for checkpoint in (self.teacher, self.sparse) if checkpoint is not None]
+
+
+def find_sources(experiment: Experiment) -> Sources:
+    """Find the checkpoints; no more than the config.json of each is read. Raises UserError if one is missing."""
+    model = experiment.model
+    if model.finetuned:
+        base = models.find(model.finetuned, "model.finetuned", model, model.finetuned_revision)
+    else:
+        base = models.find(model.path, models.PRETRAINED, model, model.revision)
+    teacher, key = None, "distill.teacher"
+    if experiment.prune and experiment.distill.teacher:
+        path = runs.dense_model(experiment.distill.teacher, key, experiment.tracking)
+        untrained = replace(model, hidden_dropout=None, attention_dropout=None)
+        teacher = models.find(path, key, untrained)
+    return Sources(base, teacher, models.find(model.sparse, "model.sparse", model) if model.sparse else None)
+
+
+def match_heads(experiment: Experiment, sources: Sources, examples: Examples) -> None:
+    """Give each checkpoint's configuration the answers of the data. Raises UserError if a trained head does not fit."""
+    heads = {}
+    for checkpoint in (sources.base, *sources.others):
+        trained = None if checkpoint.key == models.PRETRAINED else f"{checkpoint.key}={checkpoint.path}"
+        experiment.dataset.configure(checkpoint.config, examples.evaluation, trained)
+        if trained is not None:
+            heads[trained] = checkpoint.config
+    check_same(heads)
+
+
+def identity_of(experiment: Experiment, sources: Sources, examples: Examples) -> Identity:
+    """Hashes of everything that determines the result."""
+    data = examples.train_fingerprint + examples.evaluation_fingerprint
+    teacher, sparse = (c.fingerprint if c is not None else None for c in (sources.teacher, sources.sparse))
+    return identify(experiment, sources.base.fingerprint, data, teacher, sparse)

@@ -1,0 +1,199 @@
+"""Stage 3: resolve a request into everything that the run needs, before anything is trained."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pruning import Plan, Pruner, TrainingLength
+from runner import models, tracking
+from runner.config.experiment import Experiment, Origin
+from runner.data.task import Examples
+from runner.models.tokenizer import check_texts, with_inputs
+from runner.records.identity import Identity
+from runner.records.result import Result, stored
+from runner.stages.checks import check, projection_parameters
+from runner.stages.inputs import Sources, find_sources, identity_of, match_heads
+from runner.stages.teacher import caches_logits
+from runner.system import disk, files
+from runner.system.disk import DiskNeed
+from runner.training.cost import Cost
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from runner.training.training_data import TrainingData
+
+log = logging.getLogger(__name__)
+
+
+class AlreadyFinished(Exception):
+    """This very run finished before; it carries the stored result."""
+
+    def __init__(self, result: Result) -> None:
+        super().__init__("already finished")
+        self.result = result
+
+
+@dataclass
+class Inputs:
+    """Everything that a run starts from, found, loaded and checked."""
+
+    experiment: Experiment
+    """The experiment with precision chosen."""
+    origin: Origin
+    sources: Sources
+    net: PreTrainedModel
+    """The network, without memory for its weights."""
+    examples: Examples
+    identity: Identity
+    tokenizer: PreTrainedTokenizerBase
+    cost: Cost
+    data: TrainingData | None = None
+    """None if nothing is trained."""
+    updates: dict[int, float] = field(default_factory=dict)
+    """Sparsity by the optimizer step of each mask update."""
+
+    @property
+    def name(self) -> str:
+        """The run's name, without its identity."""
+        return run_name(self.origin.labels, self.experiment.seed)
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder."""
+        return folder_of(self.experiment, self.name, self.identity)
+
+    @property
+    def dense_folder(self) -> Path:
+        """Where the cache keeps the dense model, if this run fine-tunes it."""
+        return Path(self.experiment.cache_dir) / "dense" / self.identity.dense
+
+    @property
+    def digest(self) -> str:
+        """Hash of examples and features."""
+        made_of = [self.examples.train_fingerprint, self.examples.evaluation_fingerprint]
+        made_of += [self.experiment.dataset.digest(self.data.features)] if self.data is not None else []
+        return hashlib.sha256("".join(made_of).encode()).hexdigest()
+
+
+def resolve(experiment: Experiment, origin: Origin, reuse: bool = True) -> Inputs:
+    """Find, check, read and tokenise everything that a run starts from.
+
+    Args:
+        reuse: a stored result of this very run ends the search; else it is resolved again.
+
+    Raises:
+        AlreadyFinished: with the stored result.
+        UserError, PruningError: what the run cannot do.
+    """
+    cost, name = Cost(), run_name(origin.labels, experiment.seed)
+    with cost.stage("prepare"), tracking.failures(experiment.tracking, name, Path(experiment.output_dir)):
+        experiment = experiment.resolved()
+        sources = find_sources(experiment)
+        candidates = stored(Path(experiment.output_dir), name) if reuse and not experiment.force else []
+        net = None if candidates else check(experiment, sources)
+        examples = experiment.dataset.read(train=experiment.trains)
+        match_heads(experiment, sources, examples)
+        identity = identity_of(experiment, sources, examples)
+        result = finished(candidates, identity.run, experiment)
+        if result is None:
+            net = net or check(experiment, sources)
+            tokenizer = models.load_tokenizer(sources.base)
+            inputs = Inputs(experiment, origin, sources, net, examples, identity, tokenizer, cost)
+            if experiment.trains:
+                _prepare_training(inputs)
+            return inputs
+    raise AlreadyFinished(result)
+
+
+def finished(candidates: list[Path], identity: str, experiment: Experiment) -> Result | None:
+    """The stored result of this very run, if its folder, its model and its MLflow run still exist.
+
+    Args:
+        candidates: result files.
+        identity: the run's identity.
+    """
+    for file in candidates:
+        result = Result.load(file)
+        if result is None or result.identity != identity or not files.is_intact(file.parent / "model"):
+            continue
+        where = experiment.tracking
+        if tracking.uploaded(where, file.parent) or tracking.is_finished(where, result.mlflow_run):
+            log.info("already finished: this is its stored result (force=true runs it again)\n%s", result.summary)
+            return result
+    return None
+
+
+def _prepare_training(inputs: Inputs) -> None:
+    """Tokenise, and count optimizer steps, mask updates and disk space."""
+    from runner.training.training_data import TrainingData
+
+    experiment, sources, task = inputs.experiment, inputs.sources, inputs.experiment.dataset
+    assert inputs.examples.train is not None
+    for other in sources.others:
+        check_texts(sources.base, other, task, inputs.examples.train)
+    teacher = sources.teacher
+    others = tuple(models.load_tokenizer(teacher).model_input_names) if teacher is not None else None
+    names = dict.fromkeys((*inputs.tokenizer.model_input_names, *(others or ())))
+    cache = Path(experiment.cache_dir) / "features"
+    features = task.features(inputs.examples.train, with_inputs(inputs.tokenizer, names), cache, labels=True)
+    inputs.data = TrainingData(task, features, inputs.tokenizer, others)
+    units = 0
+    if experiment.prune:
+        pruner = new_pruner(experiment, inputs.net, inputs.data.length(experiment.train))
+        target = experiment.pattern.target
+        inputs.updates = {step: experiment.schedule.sparsity(at, target) for step, at in pruner.updates.items()}
+        units = sum(sum(group.units.values()) for group in pruner.plan.groups)
+    needs = disk_needs(inputs, units)
+    log.info("disk space, at most: %s", disk.summary(needs))
+    disk.check(needs)
+
+
+def disk_needs(inputs: Inputs, units: int) -> list[DiskNeed]:
+    """The disk space that a training run takes.
+
+    Args:
+        units: number of the pattern's units in all layers; each has at most two scores of four bytes and a mask of two.
+    """
+    experiment, dense, data = inputs.experiment, inputs.dense_folder, inputs.data
+    assert data is not None
+    parameters = inputs.net.num_parameters() + projection_parameters(experiment, inputs.sources, inputs.net)
+    needs = [DiskNeed(inputs.folder / "model", "the model", disk.model_bytes(parameters))]
+    if experiment.model.finetuned is None:
+        needs.append(DiskNeed(dense, "the dense model", disk.model_bytes(parameters)))
+        if not dense.is_dir():
+            work = dense.with_name(f"{dense.name}.work")
+            size = disk.training_bytes(parameters, experiment.finetune.save_total_limit)
+            needs.append(DiskNeed(work, "checkpoints of the fine-tuning", size))
+    if experiment.prune:
+        size = disk.training_bytes(parameters, experiment.train.save_total_limit, 10 * units)
+        needs.append(DiskNeed(inputs.folder / "checkpoints", "checkpoints", size))
+        if caches_logits(experiment, data):
+            from runner.training.teacher_logits import max_bytes
+
+            size = max_bytes(experiment.dataset, data.features, inputs.sources.base)
+            needs.append(DiskNeed(Path(experiment.cache_dir) / "teacher", "the teacher's logits", size))
+    return needs
+
+
+def new_pruner(experiment: Experiment, net: PreTrainedModel, length: TrainingLength) -> Pruner:
+    """The experiment's pruner for a model and a training."""
+    plan = Plan(models.prunable_parameters(net, experiment.model), experiment.pattern, experiment.allocation)
+    return Pruner(plan, experiment.schedule, length, experiment.criterion, experiment.regularizer)
+
+
+def run_name(labels: Mapping[str, str], seed: int) -> str:
+    """`<model>-<dataset>-<pattern>-s<seed>`, safe as a file name: N:M becomes NofM."""
+    parts = [re.sub(r"[^\w.@]+", "_", text.replace(":", "of")) for text in labels.values()]
+    return "-".join([labels["model"].replace("/", "_"), *parts[1:], f"s{seed}"])
+
+
+def folder_of(experiment: Experiment, name: str, identity: Identity) -> Path:
+    """The folder of a run."""
+    return Path(experiment.output_dir) / f"{name}-{identity.run[:8]}"

@@ -1,0 +1,28 @@
+"""Where a training sends the metrics of its steps, without MLflow."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+
+class TrainingLogger(Protocol):
+    """Receives the metrics of a training; may buffer them."""
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Log the metrics of one optimizer step."""
+        ...
+
+    def flush(self) -> None:
+        """Write all buffered metrics."""
+        ...
+
+
+class NullLogger:
+    """Discards all metrics."""
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Do nothing."""
+
+    def flush(self) -> None:
+        """Do nothing."""

@@ -1,0 +1,118 @@
+"""Everything that is written to a run of MLflow, once each."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from results import columns
+from runner.tracking.outbox import Header, Operation
+from runner.tracking.store import is_unreachable
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+log = logging.getLogger(__name__)
+
+ERROR = "error"
+"""Tag of a failed run: the exception."""
+METRICS_PER_BATCH = 900  # MLflow takes at most 1000 metrics and 100 params at once
+_PARAMS_PER_BATCH = 90
+
+
+class Logged:
+    """What a run has logged already, in the store or in its outbox, so that nothing is logged twice."""
+
+    def __init__(self) -> None:
+        self.params: set[str] = set()
+        self.last: dict[str, int] = {}
+        """Metric -> the last step logged; 0 for metrics of the whole run."""
+
+    def read_run(self, client: MlflowClient, run_id: str) -> None:
+        """Read the params and metrics from the store."""
+        data = client.get_run(run_id).data
+        self.params = set(data.params)
+        for key in data.metrics:
+            self.last[key] = max(metric.step for metric in client.get_metric_history(run_id, key))
+
+    def read_operations(self, operations: list[Operation]) -> None:
+        """Read the params and metrics from the operations of an outbox."""
+        for operation in operations:
+            if operation.kind == "params":
+                self.params |= set(operation.values)
+            if operation.kind == "metrics":
+                for key, _, _, step in operation.values:
+                    self.last[key] = max(step, self.last.get(key, 0))
+
+    def new(self, operation: Operation) -> Operation:
+        """The operation without the values logged before."""
+        if operation.kind == "params":  # MLflow does not let them change
+            return Operation("params", {k: v for k, v in operation.values.items() if k not in self.params})
+        if operation.kind == "metrics":
+            values = [entry for entry in operation.values if entry[3] > self.last.get(entry[0], -1)]
+            return Operation("metrics", values)
+        return operation
+
+
+def create_run(client: MlflowClient, experiment: str, header: Header) -> str:
+    """Create a run and return its id."""
+    run = client.create_run(experiment, run_name=header.name, tags=header.tags, start_time=header.start_ms)
+    return run.info.run_id
+
+
+def reopen(client: MlflowClient, run_id: str, tags: Mapping[str, str]) -> None:
+    """Set an interrupted run to running again, with new tags; its params and metrics stay."""
+    run = client.get_run(run_id)
+    client.update_run(run_id, status="RUNNING")
+    if ERROR in run.data.tags:
+        client.delete_tag(run_id, ERROR)
+    apply(client, run_id, Operation("tags", dict(tags)))
+
+
+def apply(client: MlflowClient, run_id: str, operation: Operation) -> None:
+    """Write one operation to a run. Idempotent: metrics carry their own time stamps."""
+    from mlflow.entities import Metric, Param, RunTag
+
+    values = operation.values
+    match operation.kind:
+        case "params":
+            entries = [Param(key, value) for key, value in values.items()]
+            for i in range(0, len(entries), _PARAMS_PER_BATCH):
+                client.log_batch(run_id, params=entries[i : i + _PARAMS_PER_BATCH])
+        case "tags":
+            client.log_batch(run_id, tags=[RunTag(key, value) for key, value in values.items()])
+        case "metrics":
+            client.log_batch(run_id, metrics=[Metric(*entry) for entry in values])
+        case "text":
+            client.log_text(run_id, *values)
+        case "input":
+            client.log_inputs(run_id, [_dataset_input(**values)])
+        case "end":
+            _log_pictures(client, run_id, values[0])
+            client.set_terminated(run_id, *values)
+
+
+def _log_pictures(client: MlflowClient, run_id: str, status: str) -> None:
+    """Draw a run that is about to end, from all its metrics: those before an interruption too."""
+    kind = client.get_run(run_id).data.tags.get(columns.KIND)
+    if not ((kind == columns.PRUNED and status == "FINISHED") or (kind == columns.SWEEP and status != "KILLED")):
+        return
+    from results import pictures
+
+    try:
+        figures = pictures.of_run(client, run_id) if kind == columns.PRUNED else pictures.of_sweep(client, run_id)
+        for name, figure in figures.items():
+            client.log_figure(run_id, figure, f"pictures/{name}.png", save_kwargs={"dpi": 150})
+    except Exception as error:  # no reason to lose a complete run
+        if is_unreachable(error):
+            raise
+        log.warning("the pictures of this run could not be drawn: %s: %s", type(error).__name__, error)
+
+
+def _dataset_input(name: str, digest: str, source: str, context: str, profile: Mapping[str, Any]) -> Any:
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    dataset = Dataset(name, digest, "local", json.dumps({"uri": source}), profile=json.dumps(profile))
+    return DatasetInput(dataset, [InputTag("mlflow.data.context", context)])

@@ -1,0 +1,105 @@
+"""Callbacks of transformers' Trainer: the pruner, resuming, stopping on a signal, and progress."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+from transformers import ProgressCallback, TrainerCallback, TrainingArguments
+
+from pruning import Pruner
+from runner.system import ranks
+from runner.system.errors import UserError
+from runner.tracking.logger import TrainingLogger
+from runner.training.batches import Batches
+from runner.training.trainer import PRUNER_FILE, DistillTrainer, diverged
+
+
+class StopWhenAsked(TrainerCallback):
+    """Saves and stops after the step in which any rank received a signal."""
+
+    def __init__(self, asked: Callable[[], int | None]) -> None:
+        self.asked = asked
+
+    def on_step_end(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> Any:
+        if ranks.all_max(self.asked() or 0):
+            control.should_save = control.should_training_stop = True
+        return control
+
+
+class Epochs(TrainerCallback):
+    """Sets the epoch of the batches: Trainer does so only while nothing wraps them, and it wraps them on
+    resume under several ranks."""
+
+    def __init__(self, batches: Batches) -> None:
+        self.batches = batches
+
+    def on_epoch_begin(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
+        self.batches.set_epoch(int(state.epoch or 0))
+
+
+class Resume(TrainerCallback):
+    """Restores the mean loss of a checkpoint."""
+
+    def __init__(self, trainer: DistillTrainer, checkpoint: Path) -> None:
+        self.trainer, self.checkpoint = trainer, checkpoint
+
+    def on_train_begin(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer.restore_meter(self.checkpoint)
+
+
+class PruningCallback(TrainerCallback):
+    """Restores and attaches the pruner when the training begins; it then prunes in the optimizer's steps."""
+
+    def __init__(self, pruner: Pruner, resume_from: Path | None) -> None:
+        self.pruner, self.resume_from = pruner, resume_from
+
+    def on_train_begin(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.resume_from is not None:
+            load_pruner(self.pruner, self.resume_from / PRUNER_FILE)
+        optimizer = kwargs["optimizer"]
+        # The torch optimizer, not accelerate's wrapper, whose step is called even when the inner step is skipped.
+        self.pruner.attach(getattr(optimizer, "optimizer", optimizer))
+
+
+def load_pruner(pruner: Pruner, file: Path) -> None:
+    """Restore a pruner from a checkpoint. Without its masks a resumed run would silently be dense: an error."""
+    if not file.is_file():
+        raise UserError(
+            f"{file} is missing: this checkpoint cannot be resumed; delete {file.parent} to start from the one before"
+        )
+    with safe_open(file, framework="pt") as stored:
+        tensors = {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118 (no mapping)
+        pruner.load_state_dict(tensors, stored.metadata() or {})
+
+
+class Progress(ProgressCallback):
+    """Trainer's progress bar with loss and sparsity; logs the same numbers."""
+
+    def __init__(self, trainer: DistillTrainer, logger: TrainingLogger) -> None:
+        super().__init__()
+        self.trainer, self.logger = trainer, logger
+
+    def on_train_begin(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
+        super().on_train_begin(args, state, control, **kwargs)
+        if self.training_bar is not None:
+            self.training_bar.set_description(self.trainer.job.title)
+
+    def on_log(self, args: TrainingArguments, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        if "loss" not in logs:
+            return
+        loss = self.trainer.mean_loss()  # a collective: every rank must call it
+        if not math.isfinite(loss):
+            raise diverged(state.global_step)
+        if not state.is_world_process_zero:
+            return
+        shown = {"loss": loss, "learning_rate": logs["learning_rate"]}
+        if self.trainer.job.pruner is not None:
+            shown["sparsity"] = self.trainer.job.pruner.sparsity
+        self.logger.log(state.global_step, shown)
+        if self.training_bar is not None:
+            numbers = {k: f"{v:.3g}" for k, v in shown.items() if k != "learning_rate"}
+            self.training_bar.set_postfix(numbers, refresh=False)  # only with the bar: in a file each refresh is a line

@@ -1,0 +1,24 @@
+"""Who teaches the student, and how."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pruning import Distillation
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from runner.training.teacher_logits import CachedLogits
+
+
+@dataclass
+class Supervision:
+    """A loss, and the teacher that it needs: a live model, or its cached logits. Without a teacher the labels teach."""
+
+    distillation: Distillation
+    teacher: PreTrainedModel | None = None
+    """Runs next to the student at every step."""
+    logits: CachedLogits | None = None
+    """The teacher's logits over the training features, computed once."""
