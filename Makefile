@@ -22,7 +22,7 @@ demo: $(STAMP)  ## prune the embedded model with three patterns on generated que
 	@$(BIN)/python -m runner -m model=tiny dataset=demo pattern=dense,4x1,2:4
 	@$(BIN)/python -m results
 
-PYTEST := $(BIN)/python -m pytest -q -n 2 --dist loadgroup
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadgroup
 
 test: $(STAMP)  ## the quick tests (6 minutes)
 	@$(PYTEST) -m "not slow"

@@ -61,6 +61,7 @@ def test_the_same_status_and_output(arguments: tuple[str, ...], status: int, tmp
     assert forked.returncode == status, forked.stderr
 
 
+@pytest.mark.slow
 def test_the_same_run(tmp_path: Path) -> None:
     forked, own = both(("-m", "runner", *RUN), tmp_path)
     assert forked.returncode == own.returncode == 0, forked.stderr + own.stderr
