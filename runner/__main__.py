@@ -17,7 +17,7 @@ from runner.system import ranks
 from runner.system.process import exit_status
 
 if TYPE_CHECKING:
-    from runner.experiment import Result
+    from runner.records.result import Result
 
 os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors through to the edge, where they are told
 

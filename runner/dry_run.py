@@ -118,8 +118,9 @@ def cost(inputs: Inputs, data: TrainingData) -> Iterator[str]:
         length, batches = data.length(training), data.batches(training, experiment.seed)
         tokens = sum(data.features["length"]) / (1 - batches.padding()) * length.steps / batches.steps
         yield (
-            f"time of the {name}: about {duration(tokens * per_token)}, at {stats.tokens / stats.seconds:,.0f} tokens a "
-            f"second over {stats.steps} steps on this machine as busy as it is now; scoring and the teacher not included"
+            f"time of the {name}: about {duration(tokens * per_token)}, at {stats.tokens / stats.seconds:,.0f} tokens "
+            f"a second over {stats.steps} steps on this machine as busy as it is now; scoring and the teacher not "
+            "included"
         )
 
 

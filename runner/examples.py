@@ -362,7 +362,7 @@ def text_of(found: Diagnosis, form: str) -> str:
 def main(arguments: list[str]) -> None:
     """Show the examples of the command line's run, and add them to it in MLflow."""
     options = parse(arguments)
-    from runner.experiment import set_up_process
+    from runner.system.process import set_up_process
 
     set_up_process()
     run = runs.find(options.run, Tracking(options.tracking_uri, patience=PATIENCE))

@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from runner import models
-from runner.experiment import set_up_process
 from runner.inspect import inspect
 from runner.records import card, runs
 from runner.records.runs import Run
 from runner.system.errors import UserError
 from runner.system.files import integrity_error, manifest_names
 from runner.system.hub import explain_upload
+from runner.system.process import set_up_process
 from runner.tracking import Tracking
 
 if TYPE_CHECKING:

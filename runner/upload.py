@@ -11,8 +11,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from runner.experiment import alone, set_up_process
 from runner.system.errors import UserError
+from runner.system.locks import exclusive
+from runner.system.process import set_up_process
 from runner.tracking import Tracking, Unreachable, outbox, with_retries
 from runner.tracking.outbox import Outbox
 from runner.tracking.upload import send
@@ -44,7 +45,7 @@ def main(arguments: list[str]) -> None:
 
 
 def _upload(place: Path, uri: str | None) -> None:
-    with alone(place):
+    with exclusive(place):
         kept = Outbox.read(place)
         if kept is None:
             raise UserError(f"{place / outbox.NAME} is damaged: its first line does not name the run")

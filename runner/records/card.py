@@ -22,7 +22,7 @@ from runner.system import files
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult, ModelCardData
 
-    from runner.experiment import Result
+    from runner.records.result import Result
 
 HERE = "path/to/this/folder"
 """Placeholder in the card for the place to load the model from; `runner.share` replaces it by the hub's id."""

@@ -20,7 +20,7 @@ from runner.system.hub import explain
 from runner.system.provenance import provenance
 
 if TYPE_CHECKING:
-    from runner.experiment import Result
+    from runner.records.result import Result
 
 NAME = "README.md"
 """File name of the card, where the hub looks for it."""

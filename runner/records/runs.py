@@ -38,7 +38,7 @@ class Run:
     yaml: str
     """The whole configuration, resolved."""
     result: dict[str, Any]
-    """result.json: see `runner.experiment.Result`."""
+    """result.json: see `runner.records.result.Result`."""
 
 
 def is_id(given: str) -> bool:

@@ -77,7 +77,7 @@ def _log_datasets(tracker: Tracker, inputs: Inputs) -> None:
 
 
 def params(experiment: Experiment, origin: Origin, base: models.Checkpoint) -> dict[str, Any]:
-    """Params of the run in MLflow: the few dozen that people compare by, and every key that differs from its default."""
+    """Params of the run in MLflow: the few dozen that people compare by, and every key that is not at its default."""
     train = experiment.train if experiment.prune else experiment.finetune
     section = "train" if experiment.prune else "finetune"
     out: dict[str, Any] = {**origin.labels, columns.SEED: experiment.seed}

@@ -1,4 +1,4 @@
-"""Stage 4: the dense model: given, or fine-tuned once and cached by the hash of what made it. It is also the teacher."""
+"""Stage 4: the dense model, which is also the teacher: given, or fine-tuned once and cached by what determines it."""
 
 from __future__ import annotations
 
@@ -60,6 +60,7 @@ def finetune_once(task: FinetuningTask, logger: TrainingLogger | None = None) ->
     def read(folder: Path) -> models.Checkpoint | None:
         if not files.is_intact(folder):
             return None
+        log.info("the dense model is cached in %s", folder)
         return models.find(str(folder), "the dense model", task.experiment.model)
 
     def make(folder: Path) -> models.Checkpoint:

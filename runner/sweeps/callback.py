@@ -19,12 +19,12 @@ from omegaconf import DictConfig
 from results import columns
 from runner import tracking
 from runner.config.compose import compose_experiment
-from runner.experiment import alone, resolved, saving, set_up_process
 from runner.sweeps.jobs import FOLDER_VARIABLE, Outcome, Place, command_line
 from runner.system import files, provenance, ranks
 from runner.system.device import keep_bf16_speedup
 from runner.system.errors import UserError
-from runner.system.process import exit_status
+from runner.system.locks import exclusive, saving
+from runner.system.process import exit_status, set_up_process
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +66,7 @@ class Sweep(Callback):
         else:  # it will choose the jobs on the way: what they have in common is checked
             checked = [[o.input_line or "" for o in parsed if not o.is_sweep_override()]]
         for job in checked:
-            experiment = resolved(compose_experiment(job)[0])
+            experiment = compose_experiment(job)[0].resolved()
             if experiment.dry_run:
                 raise UserError("dry_run=true looks at one run: leave -m out, and name one value for each key")
             if self.jobs is None and not experiment.dataset.holdout:
@@ -81,7 +81,7 @@ class Sweep(Callback):
         identity = hashlib.sha256(json.dumps(checked).encode()).hexdigest()[:16]
         self.folder = (Path(experiment.output_dir) / "sweeps" / identity).resolve()
         self.open.enter_context(saving(self.folder))
-        self.open.enter_context(alone(self.folder))
+        self.open.enter_context(exclusive(self.folder))
         self.parent = self.open.enter_context(
             tracking.sweep(experiment.tracking, " ".join(varied), provenance.command_line(), identity, self.folder)
         )

@@ -21,7 +21,7 @@ from runner.system.interrupts import SIGNALS
 from runner.system.process import message
 
 if TYPE_CHECKING:
-    from runner.experiment import Result
+    from runner.records.result import Result
 
 FOLDER_VARIABLE = "PRUNE_DISTILL_SWEEP"
 """Environment: the folder of the sweep that a process works for."""

@@ -113,6 +113,13 @@ def publish(written: Path, place: Path) -> None:
     _flush(place.parent)
 
 
+def extend(place: Path, name: str, text: str) -> None:
+    """Add a text file to a published folder and to its manifest; the manifest names it only once it is complete."""
+    manifest = json.loads((place / MANIFEST).read_text(encoding="utf-8"))
+    atomic_write(place / name, text)
+    atomic_write(place / MANIFEST, json.dumps(manifest | checksums(place, [place / name]), indent=1))
+
+
 def is_intact(place: Path) -> bool:
     """Whether a folder exists and its files match its manifest. A damaged one is logged."""
     if not os.path.lexists(place):
