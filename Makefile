@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test fault-test bench bench-row lint type ui table clean
+.PHONY: help setup demo test test-slow test-all fault-test bench bench-row lint type ui table clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/ #/' | awk -F' # ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -22,8 +22,16 @@ demo: $(STAMP)  ## prune the embedded model with three patterns on generated que
 	@$(BIN)/python -m runner -m model=tiny dataset=demo pattern=dense,4x1,2:4
 	@$(BIN)/python -m results
 
-test: $(STAMP)  ## run the tests
-	@$(BIN)/python -m pytest -q -n 2
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadgroup
+
+test: $(STAMP)  ## the quick tests (6 minutes)
+	@$(PYTEST) -m "not slow"
+
+test-slow: $(STAMP)  ## the slow rest: faults, ranks, launchers, families, long grids (12 minutes)
+	@$(PYTEST) -m slow
+
+test-all: $(STAMP)  ## all tests (18 minutes)
+	@$(PYTEST)
 
 fault-test: $(STAMP)  ## kill a small run, damage its files, fill its disk, and start it again (40 minutes)
 	@$(BIN)/python tests/faults/faults.py

@@ -154,15 +154,13 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m runner.reproduce", description="Run a finished run again, and compare what comes out"
     )
-    parser.add_argument("run", metavar="RUN", help="its folder, or its id in MLflow")
-    parser.add_argument("places", nargs="*", metavar="KEY=PLACE", help="what has moved, such as model.path=FOLDER")
+    runs.add_arguments(parser)
     parser.add_argument("--output-dir", type=Path, default=Path("reproductions"), metavar="DIR", help="(%(default)s)")
     parser.add_argument("--tolerance", type=_tolerance, metavar="X",
                         help="exit status 0 also if bits differ, but no score by more than this fraction")  # fmt: skip
     parser.add_argument("--keep-cache", action="store_true",
                         help="use the features, dense model and teacher's logits that the run left")  # fmt: skip
     parser.add_argument("--again", action="store_true", help="do not resume an earlier reproduction")
-    parser.add_argument("--tracking-uri", metavar="URI", help="the MLflow store, if another than the run's")
     parser.add_argument("--no-log", dest="log", action="store_false", help="leave MLflow alone")
     return parser.parse_args(arguments)
 

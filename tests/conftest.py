@@ -3,14 +3,21 @@
 import json
 import logging
 import os
+import shutil
+import sqlite3
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from filelock import FileLock
+
+from tests import fork_server
 
 ROOT = Path(__file__).parent.parent
 # Nothing here may reach a network: what tests download, they serve themselves.
@@ -21,6 +28,11 @@ os.environ.pop("MLFLOW_TRACKING_URI", None)
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
 Refused = Callable[..., str]
+
+
+def few(values: Iterable[Any], every: int = 3) -> list[Any]:
+    """Parameters of a long grid that holds one property: all but each `every`th are slow."""
+    return [v if i % every == 0 else pytest.param(v, marks=pytest.mark.slow) for i, v in enumerate(values)]
 
 
 @pytest.fixture
@@ -36,18 +48,21 @@ def cli_in(folder: Path) -> Cli:
     """As the fixture `cli`, in another folder."""
 
     def run(*arguments: str, env: dict[str, str] | None = None, timeout: int = 300) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, *arguments],
-            cwd=folder,
-            env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "NO_COLOR": "1", **(env or {})},
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            stdin=subprocess.DEVNULL,
-            check=False,
-        )
+        settings = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "NO_COLOR": "1", **(env or {})}
+        return fork_server.run(arguments, folder, {**os.environ, **settings}, timeout)
 
     return run
+
+
+@pytest.fixture(scope="session", autouse=True)
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The folder of what all tests of a session share, also those of other pytest-xdist workers."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared"
+    folder.mkdir(exist_ok=True)
+    os.environ[fork_server.SHARED] = str(folder)
+    yield folder
+    fork_server.stop()
 
 
 @pytest.fixture(scope="session")
@@ -137,6 +152,36 @@ def save_small_model(folder: Path, kind: str = "bert", seed: int = 0, **changes:
     AutoModelForQuestionAnswering.from_config(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+FINISHED = (
+    "dataset=demo", "dataset.train_examples=64", "dataset.eval_examples=60", "schedule=short",
+    "train.max_steps=20", "train.per_device_train_batch_size=8", "train.learning_rate=1e-2", "train.warmup_steps=2",
+    "finetune.max_steps=8", "finetune.per_device_train_batch_size=8", "finetune.learning_rate=1e-2",
+    "distill.label_weight=1", "train.precision=null", "pattern=4x1",
+)  # fmt: skip
+"""The settings of `finished_run`."""
+
+
+@pytest.fixture(scope="session")
+def finished_run(shared_folder: Path) -> Path:
+    """A folder in which one run of a small model has finished: to read, and to copy with `copy_run` for who writes."""
+    place = shared_folder / "finished"
+    with FileLock(f"{place}.lock"):
+        if not place.exists():
+            model = save_small_model(place / "small-model")
+            done = cli_in(place)("-m", "runner", "model=hub", f"model.path={model}", *FINISHED)
+            assert done.returncode == 0, done.stderr
+    return place
+
+
+def copy_run(finished: Path, place: Path) -> Path:
+    """A copy of the folder `finished_run` in `place`, whose MLflow has its artifacts there."""
+    shutil.copytree(finished, place, dirs_exist_ok=True)
+    with closing(sqlite3.connect(place / "mlflow.db")) as store, store:
+        for table, column in (("experiments", "artifact_location"), ("runs", "artifact_uri")):
+            store.execute(f"update {table} set {column} = replace({column}, ?, ?)", (str(finished), str(place)))
+    return place
 
 
 @pytest.fixture

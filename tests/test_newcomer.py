@@ -163,6 +163,7 @@ def bands(weight: Tensor, width: int) -> list[list[float]]:
     return found
 
 
+@pytest.mark.slow
 def test_a_pattern_a_criterion_and_a_schedule_are_a_class_and_a_yaml_each(newcomer: Path, tmp_path: Path) -> None:
     before, after = hashes(ROOT), hashes(newcomer)
     assert len(before) > 80
@@ -211,6 +212,7 @@ def test_a_pattern_a_criterion_and_a_schedule_are_a_class_and_a_yaml_each(newcom
     assert hashes(newcomer) == after  # and running it changes none of its files
 
 
+@pytest.mark.slow
 def test_help_lists_the_newcomers(newcomer: Path, tmp_path: Path) -> None:
     done = python(newcomer, tmp_path, "-m", "runner", "--help")
     assert done.returncode == 0, done.stderr
@@ -289,6 +291,7 @@ def row_of(work: Path) -> dict:
     return row
 
 
+@pytest.mark.slow
 def test_a_dataset_is_one_file_and_a_model_is_one_file(tmp_path: Path) -> None:
     mine = tmp_path / "mine"
     save_small_model(tmp_path / "small")
@@ -308,6 +311,7 @@ def test_a_dataset_is_one_file_and_a_model_is_one_file(tmp_path: Path) -> None:
     assert (row["model"], row["dataset"], row["pattern"], row["metric"]) == ("small", "reviews", "2:4", "accuracy")
 
 
+@pytest.mark.slow
 def test_a_kind_of_task_is_one_module_and_one_yaml(tmp_path: Path) -> None:
     code, work = tmp_path / "code", tmp_path / "work"
     for package in PACKAGES:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -63,18 +62,6 @@ def restore(yaml: str, chosen: Mapping[str, str], changes: Mapping[str, str | No
     assert isinstance(experiment, Experiment)
     added = list(_added(OmegaConf.to_container(given), OmegaConf.to_container(config)))
     return Restored(experiment, OmegaConf.to_yaml(config, resolve=True), added)
-
-
-def candidates(yaml: str) -> Iterator[dict[str, str]]:
-    """All that the classes of a resolved configuration can have been: those with just these fields."""
-    data.import_all()
-    given: Any = OmegaConf.create(yaml)
-    fitting = []
-    for group, base in GROUPS.items():
-        having = [cls for cls in with_subclasses(base) if {f.name for f in fields(cls)} == set(given[group])]
-        fitting.append([cls.__name__ for cls in sorted(having, key=lambda cls: len(cls.__subclasses__()))])
-    for names in itertools.product(*fitting):
-        yield dict(zip(GROUPS, names, strict=True))
 
 
 def _class(group: str, name: str) -> type:

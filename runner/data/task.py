@@ -64,7 +64,7 @@ class Scores:
     """Example id -> score in [0, 1], for the first evaluation split: the main metric if it is a mean over examples,
     else 1 for a right answer and 0 for a wrong one; empty if answers are neither, as in regression."""
     statistic: str = "mean"
-    """The function that computes the main metric from means over the examples: a name in `results.bootstrap.FROM_MEANS`."""
+    """The function that computes the main metric from means over examples: a name in `results.bootstrap.FROM_MEANS`."""
     statistics: dict[str, list[float]] = field(default_factory=dict)
     """Example id -> the numbers whose means that function takes; empty for the mean, which takes `by_example`."""
     choosing: dict[str, float] = field(default_factory=dict)

@@ -99,7 +99,7 @@ def check_gradient(experiment: Experiment, net: PreTrainedModel) -> None:
     """Refuse a student that starts as an exact copy of its teacher without dropout or labels: its gradient is zero."""
     alike = experiment.distill.needs_teacher and not experiment.distill.teacher and not experiment.distill.label_weight
     alike = alike and not experiment.model.sparse
-    if not (experiment.prune and alike) or models.dropout(net) > 0:
+    if not (experiment.prune and alike) or models.max_dropout(net) > 0:
         return
     what = None
     if not experiment.pattern.prunes:

@@ -43,11 +43,18 @@ def disk_reason(error: BaseException) -> str | None:
     return "a file could not be written to its end" if "inline_container.cc" in str(error) else None
 
 
+def causes_of(error: BaseException | None) -> list[BaseException]:
+    """The error and its causes, outermost first. In a debugger OmegaConf makes an error its own cause."""
+    causes: list[BaseException] = []
+    while error is not None and error not in causes:
+        causes.append(error)
+        error = error.__cause__
+    return causes
+
+
 def database_reason(error: BaseException) -> str | None:
     """The reason of an error that comes from writing to sqlite, or None. MLflow wraps it twice."""
-    cause: BaseException | None = error
-    while cause is not None and not isinstance(cause, sqlite3.OperationalError):
-        cause = cause.__cause__
+    cause = next((c for c in causes_of(error) if isinstance(c, sqlite3.OperationalError)), None)
     refused = re.search("disk is full|disk I/O error|readonly database|unable to open", str(cause)) if cause else None
     return str(cause) if refused else None
 

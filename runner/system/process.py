@@ -58,13 +58,9 @@ def message(error: BaseException) -> str | None:
     from omegaconf.errors import OmegaConfBaseException
 
     from pruning import PruningError
-    from runner.system.errors import UserError, database_reason, moved_key
+    from runner.system.errors import UserError, causes_of, database_reason, moved_key
 
-    causes: list[BaseException] = []
-    cause: BaseException | None = error
-    while cause is not None:
-        causes.append(cause)
-        cause = cause.__cause__
+    causes = causes_of(error)
     for kind in (UserError, PruningError):  # OmegaConf and Hydra wrap what our dataclasses raise
         known = next((c for c in causes if isinstance(c, kind)), None)
         if known is not None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from pruning import Block, DiagonalFisher, GroupLasso, Magnitude, NofM, OneShot, Snip, SnipMomentum, matrix_weights
 from pruning.masks import KEEPS_ZEROS
+from tests.conftest import few
 from tests.pruning.training import (
     OPTIMIZERS,
     PATTERNS,
@@ -460,7 +461,7 @@ def test_convolutions_are_matrices_of_outputs_by_everything_else(dimensions, lay
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("where", ["one number of one layer", "everywhere"])
-@pytest.mark.parametrize("step", [3, 4, 5, 7])
+@pytest.mark.parametrize("step", few([3, 4, 5, 7]))
 @pytest.mark.parametrize("criterion", [SnipMomentum(), Snip(), Magnitude(), DiagonalFisher()], ids=repr)
 def test_a_gradient_that_is_not_finite_changes_nothing_and_puts_off_an_update(value, where, step, criterion, caplog):
     """Updates are due after steps 3, 5 and 7."""
@@ -614,6 +615,7 @@ def train_on_one_rank(rank: int, folder: str) -> None:
     distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_processes_have_the_same_masks_and_weights(tmp_path, monkeypatch):
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
     torch.multiprocessing.spawn(train_on_one_rank, (str(tmp_path),), nprocs=2)  # type: ignore[attr-defined]

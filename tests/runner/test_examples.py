@@ -23,25 +23,16 @@ from runner.records.error_tables import text_of
 from runner.system import files
 from runner.system.errors import UserError
 from runner.tracking import Tracking
-from tests.conftest import cli_in, save_small_model
+from tests.conftest import cli_in, copy_run
 
 EVALUATED = 60
-SHORT = (
-    "dataset=demo", "dataset.train_examples=64", f"dataset.eval_examples={EVALUATED}", "schedule=short",
-    "train.max_steps=20", "train.learning_rate=1e-2", "train.warmup_steps=2", "distill.label_weight=1",
-    "finetune.max_steps=8", "finetune.learning_rate=1e-2",
-)  # fmt: skip
 EXAMPLES = ("-m", "runner.examples")
 
 
 @pytest.fixture(scope="module")
-def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def original(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a run in `outputs/`."""
-    place = tmp_path_factory.mktemp("original")
-    model = save_small_model(place / "small-model")
-    done = cli_in(place)("-m", "runner", "model=hub", f"model.path={model}", "pattern=4x1", *SHORT)
-    assert done.returncode == 0, done.stderr
-    return place
+    return copy_run(finished_run, tmp_path_factory.mktemp("original"))
 
 
 def run_in(place: Path) -> Path:

@@ -19,17 +19,21 @@ from safetensors.torch import load_file, save_file
 from results import columns
 from runner.config.compose import compose_experiment
 from runner.config.experiment import GROUPS
-from runner.config.restore import candidates, classes, restore
-from runner.experiment import Result
+from runner.config.restore import classes, restore
 from runner.records import runs
+from runner.records.comparison import Comparison, compare, conclusion, differences
+from runner.records.result import Result
 from runner.records.runs import MadeBy, Run
-from runner.reproduce import Comparison, Repetition, compare, conclusion, differences, main, parse, place_of, prepared
+from runner.reproduce import Repetition, main, parse, place_of, prepared
 from runner.system import files
 from runner.system.errors import UserError
 from runner.tracking import Tracking
-from tests.conftest import ROOT, cli_in, save_small_model
+from tests.conftest import ROOT, cli_in, copy_run, save_small_model
 
-pytestmark = pytest.mark.usefixtures("one_thread")  # as many as the command line's processes have
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),  # as many as the command line's processes have
+    pytest.mark.xdist_group("reproduce"),  # `original` is made once
+]
 
 SHORT = (
     "dataset=demo", "dataset.train_examples=64", "dataset.eval_examples=24", "schedule=short",
@@ -50,10 +54,10 @@ def made(place: Path, *overrides: str) -> Path:
 
 
 @pytest.fixture(scope="module")
-def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def original(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a run in `outputs/`, which was reproduced once."""
-    place = tmp_path_factory.mktemp("original")
-    folder = made(place, "pattern=4x1", "train.precision=null")
+    place = copy_run(finished_run, tmp_path_factory.mktemp("original"))
+    folder = run_in(place)
     done = cli_in(place)(*REPRODUCE, str(folder.relative_to(place)))
     assert done.returncode == 0, done.stdout + done.stderr
     (place / "told.txt").write_text(done.stdout)
@@ -157,6 +161,7 @@ def test_by_its_id_a_second_call_tells_the_same_and_again_computes(original: Pat
     assert (again / "model" / "model.safetensors").stat().st_mtime_ns > before
 
 
+@pytest.mark.slow
 def test_one_that_is_killed_goes_on(original: Path, tmp_path: Path) -> None:
     folder = made(tmp_path, "pattern=2:4", "train.max_steps=200", "train.save_steps=20", "seed=3")
     command = [sys.executable, *REPRODUCE, str(folder)]
@@ -252,29 +257,6 @@ def test_what_was_made_otherwise_is_told_and_not_gone_on_with(place: Path) -> No
     assert done.returncode == 0  # and yet the same came out
 
 
-def test_a_run_of_an_earlier_version(place: Path) -> None:
-    """It kept neither what its stages made nor its classes, of which there are several with the same fields."""
-    folder = run_in(place)
-    kept = result_of(folder)["made_by"]["classes"]
-    rewritten(folder, stages={}, made_by={})
-    fitting = list(candidates((folder / "config.yaml").read_text()))
-    assert kept in fitting
-    assert len(fitting) > 1
-    done = cli_in(place)(*REPRODUCE, str(folder))
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "the run did not keep what it was made by" in done.stdout
-    assert "before hashes of its stages were kept: its saved model and its scores are compared" in done.stdout
-    assert "Reproduced bit for bit: the saved model and the scores are the same." in done.stdout
-
-    scores = result_of(folder)["sparse"]
-    rewritten(folder, sparse={**scores, "f1": scores["f1"] + 0.001})
-    assert "the scores differ by at most 0.001000" in "\n".join(conclusion(compared(place)))
-    assert [compared(place, tolerance).reproduced for tolerance in (None, 0.0009, 0.0011)] == [False, False, True]
-    rewritten(folder, identity="0" * 16)
-    with pytest.raises(UserError, match=r"none of those that fit its config\.yaml gives it the identity that it had"):
-        prepare(place)
-
-
 def test_a_configuration_or_a_model_that_was_changed_since(place: Path) -> None:
     assert circumstances(place) == []
     folder = run_in(place)
@@ -357,8 +339,8 @@ def test_a_configuration_of_another_version() -> None:
         restore(origin.yaml, chosen, {"train.learning_rate": "-1"})
     run = Run(Path("outputs/x"), None, origin.yaml, {"made_by": {"of tomorrow": 1}})
     with pytest.raises(UserError, match="another version of the runner"):
-        runs.kept(run)
-    with pytest.raises(UserError, match="did not keep what this needs; run it again with force=true"):
+        runs.made_by_of(run)
+    with pytest.raises(UserError, match="another version of the runner"):
         runs.restored(Run(Path("outputs/x"), None, origin.yaml, {}), {})
 
 

@@ -239,6 +239,7 @@ def squad_on_a_hub(root: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_the_eight_published_rows_load_by_their_ids_and_train(
     cli: Cli, rows: Callable[[], list[dict]], tmp_path: Path
 ) -> None:

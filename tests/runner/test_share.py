@@ -14,23 +14,14 @@ from runner import share
 from runner.records import card
 from runner.system import files
 from runner.system.errors import UserError
-from tests.conftest import cli_in, save_small_model
+from tests.conftest import cli_in
 from tests.loopback_hub import PRIVATE, TOKEN, serve
-
-SHORT = (
-    "dataset=demo", "dataset.train_examples=48", "dataset.eval_examples=30", "schedule=short", "train.max_steps=6",
-    "train.per_device_train_batch_size=8", "train.learning_rate=1e-3",
-)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run(finished_run: Path) -> Path:
     """The folder of a finished run, beside its mlflow.db."""
-    place = tmp_path_factory.mktemp("shared")
-    dense = save_small_model(place / "dense")
-    done = cli_in(place)("-m", "runner", "model=hub", f"model.path={dense}", f"model.finetuned={dense}", *SHORT)
-    assert done.returncode == 0, done.stderr
-    (file,) = (place / "outputs").glob("*/result.json")
+    (file,) = (finished_run / "outputs").glob("*/result.json")
     return file.parent
 
 
@@ -82,7 +73,7 @@ def test_a_model_is_uploaded_and_loaded_again_by_the_lines_of_its_card(run: Path
         assert text == (model / "README.md").read_text().replace(card.HERE, "me/sparse")
         assert {f: f.read_bytes() for f in model.iterdir()} == before
         (commit,) = map(json.loads, (root / "commits.jsonl").read_text().splitlines())
-        assert commit["message"] == "dense on demo, 4x1, seed 0"
+        assert commit["message"] == "small-model on demo, 4x1, seed 0"
         for name in (*shared, "README.md"):
             assert re.search(rf"{re.escape(name)} +{len((there / name).read_bytes()):,} bytes", done.stdout)
 

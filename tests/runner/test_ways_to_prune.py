@@ -134,6 +134,7 @@ def test_rows_by_platon_with_exceptions_by_layer(cli: Cli, tmp_path: Path) -> No
     assert metrics["sparsity/target"] == 0.8
 
 
+@pytest.mark.slow
 def test_blocks_by_fisher_at_once_and_their_zeros_locked_afterwards(cli: Cli, tmp_path: Path) -> None:
     ok(cli("-m", "runner", *SHORT, "pattern=4x1", "criterion=fisher", "schedule=one_shot", "regularizer=group_lasso",
            "regularizer.weight=1e-3"))  # fmt: skip
@@ -178,6 +179,7 @@ def test_blocks_by_fisher_at_once_and_their_zeros_locked_afterwards(cli: Cli, tm
     assert f"{again['verification']['linear_ratio']:.4f} of all Linear and Conv weights are zero" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_mix_of_n_of_m_and_dense_groups(cli: Cli, tmp_path: Path) -> None:
     done = ok(cli("-m", "runner", *SHORT, "schedule=short", "pattern=nm", "pattern.mix=true",
                   "pattern.target_sparsity=0.3"))  # fmt: skip

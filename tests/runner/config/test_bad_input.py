@@ -124,6 +124,12 @@ def test_command_line_ends_with_status_1_and_leaves_nothing(overrides: list[str]
     assert told(*overrides).splitlines()[-1] in refused(*overrides)
 
 
+def test_in_a_debugger_too(refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There OmegaConf makes some errors their own cause, as this variable does."""
+    monkeypatch.setenv("OC_CAUSE", "1")
+    assert "most" in refused("+allocation.layers={*.query:{target:most}}")
+
+
 def test_the_real_command_line_does_so_too(cli: Cli, tmp_path: Path) -> None:
     done = cli("-m", "runner", "model=hub")
     assert (done.returncode, done.stdout) == (1, "")

@@ -239,6 +239,7 @@ def test_a_run_with_the_published_distillation_of_mrpc(cli: Cli, rows: Any, tmp_
     assert shown.returncode == 0, shown.stderr
 
 
+@pytest.mark.slow
 def test_a_run_on_numbers_teaches_by_the_teachers_numbers(cli: Cli, rows: Any, tmp_path: Path) -> None:
     model = word_model(tmp_path / "small")
     with serve(small_data.make(tmp_path / "hub"), tmp_path / "home") as env:

@@ -306,6 +306,8 @@ def zeros_of_units(matrix: np.ndarray, pattern: str) -> np.ndarray:
     return (units == 0).sum(axis=1 if pattern == "4x1" else 2)
 
 
+@pytest.mark.slow
+@pytest.mark.xdist_group("families")
 def test_the_saved_file_holds_the_pattern(done: Done) -> None:
     zeros, total = 0, 0
     for layer in done.family.pruned:
@@ -325,6 +327,8 @@ def test_the_saved_file_holds_the_pattern(done: Done) -> None:
     assert sorted(row["name"] for row in described["layers"]) == sorted(f"{name}.weight" for name in done.family.pruned)
 
 
+@pytest.mark.slow
+@pytest.mark.xdist_group("families")
 def test_the_saved_model_is_told_weighed_and_read_back(done: Done, hub: Path) -> None:
     seen = inspect(done.model)
     assert (seen.claims, seen.broken_claims) == ("4x1", [])
@@ -368,6 +372,7 @@ def pruned_once(experiment: Experiment, folder: Path) -> Verification:
     return verify(folder / "model", QA, pruner.report())
 
 
+@pytest.mark.slow
 @NAMES
 def test_two_of_four_is_held_in_the_file_of_every_family(name: str, hub: Path, tmp_path: Path) -> None:
     experiment = experiment_of(name, hub, "pattern=2:4", "distill=none", *SHORT).resolved()

@@ -29,6 +29,8 @@ from runner.records.result import Result
 from tests.conftest import cli_in, save_small_model
 from tests.loopback_hub import serve
 
+pytestmark = pytest.mark.xdist_group("card")  # `place` is made once
+
 SHORT = (
     "dataset=demo", "dataset.train_examples=48", "dataset.eval_examples=40", "dataset.max_eval_samples=30",
     "schedule=short", "train.max_steps=6", "train.per_device_train_batch_size=8", "train.learning_rate=1e-3",

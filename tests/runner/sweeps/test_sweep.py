@@ -83,6 +83,7 @@ def test_a_failing_job_fails_alone_and_the_sweep_says_so(cli: Cli, small_model: 
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_killed_job_goes_on_beside_the_others(cli: Cli, small_model: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "runner", "-m", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "model=hub",
                f"model.path={small_model}", "pattern=4x1", "seed=0,1", *SMALL, "train.max_steps=150",
@@ -123,6 +124,7 @@ def pid_of(words: str) -> int:
     raise AssertionError("no such process")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["submitit_local", "ray"])
 def test_other_launchers_do_the_same(launcher: str, cli: Cli, small_model: Path, tmp_path: Path) -> None:
     pytest.importorskip({"submitit_local": "submitit", "ray": "ray"}[launcher])

@@ -17,6 +17,7 @@ def test_every_point_is_a_function() -> None:
         assert callable(getattr(holder, name)), target
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no os.fork")
 def test_nothing_is_lost() -> None:
     harness = str(ROOT / "tests" / "faults" / "faults.py")

@@ -139,6 +139,7 @@ def test_a_run_survives_its_server(server: Server, tmp_path: Path, monkeypatch: 
     assert tracking.is_finished(where, run.info.run_id)
 
 
+@pytest.mark.slow
 def test_an_upload_that_is_killed_is_repeated_without_doubles(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -214,6 +215,7 @@ def test_a_run_is_not_begun_without_its_server(cli: Cli, small_model: Path, tmp_
     assert "fine-tuning the dense model" not in done.stderr
 
 
+@pytest.mark.slow
 def test_the_server_stops_in_the_middle_of_a_run(server: Server, cli: Cli, small_model: Path, tmp_path: Path) -> None:
     command = ("-m", "runner", "model=hub", f"model.path={small_model}", "pattern=4x1", "dataset=demo",
                "dataset.train_examples=64", "dataset.eval_examples=16", "schedule=short", "train.max_steps=120",
@@ -276,6 +278,7 @@ with tracking.start(where, sys.argv[1], {}) as tracker:
 """
 
 
+@pytest.mark.slow
 def test_eight_processes_on_a_fresh_database_lose_nothing(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     writers = [

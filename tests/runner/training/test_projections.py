@@ -279,6 +279,7 @@ def test_the_projection_learns(way: str, tmp_path: Path, lesson: TrainingData) -
     assert losses[-1] < 0.8 * losses[0]
 
 
+@pytest.mark.slow
 def test_two_ranks_train_the_same_projections(tmp_path: Path) -> None:
     student = save_small_model(tmp_path / "s", "distilbert")
     wide = save_small_model(tmp_path / "t", **WIDE)
@@ -417,6 +418,7 @@ def result_of(*overrides: str) -> Result:
     return run(*compose_experiment([*SHORT, *overrides]))
 
 
+@pytest.mark.slow
 def test_runs_with_a_larger_teacher_of_another_family(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

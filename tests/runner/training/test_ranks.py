@@ -48,6 +48,7 @@ def weights(output: Path) -> dict[str, torch.Tensor]:
 # --- runs ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_run_of_two_ranks_is_one_run_with_the_result_of_one_process(cli: Cli, tmp_path: Path) -> None:
     model = save_small_model(tmp_path / "model", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
     # Adam divides by the root of the second moment: a small epsilon would blow differences in the last bit up.
@@ -83,6 +84,7 @@ def test_a_run_of_two_ranks_is_one_run_with_the_result_of_one_process(cli: Cli, 
     assert costs[0]["peak_memory_bytes"] > 0
 
 
+@pytest.mark.slow
 def test_two_ranks_that_a_signal_stopped_go_on_to_the_same_bits(cli: Cli, small_model: Path, tmp_path: Path) -> None:
     command = (*TWO_RANKS, *COMMAND, "model=hub", f"model.path={small_model}", f"model.finetuned={small_model}",
                "train.max_steps=120", "train.save_steps=20")  # fmt: skip
@@ -108,6 +110,7 @@ def test_two_ranks_that_a_signal_stopped_go_on_to_the_same_bits(cli: Cli, small_
     assert logged == expected
 
 
+@pytest.mark.slow
 def test_a_signal_to_any_rank_ends_all_after_a_checkpoint(
     small_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -136,6 +139,7 @@ def test_a_signal_to_any_rank_ends_all_after_a_checkpoint(
 # --- mistakes -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("arguments", "message"), [
     (["model=nonsense"], "Could not find 'model/nonsense'"),  # found when composing
     (["train.per_device_train_batch_size=7"], "per_device_train_batch_size=7 in train or finetune is the total, and "

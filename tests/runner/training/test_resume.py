@@ -58,6 +58,7 @@ def killed(arguments: tuple[str, ...], folder: Path, number: int, after: int) ->
     return subprocess.CompletedProcess(process.args, process.returncode, text, "")
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_twice_ends_as_one_that_was_not(cli: Cli, small_model: Path, tmp_path: Path) -> None:
     command = (*COMMAND, "model=hub", f"model.path={small_model}")
     store = tmp_path / "mlflow.db"

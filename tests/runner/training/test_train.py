@@ -280,6 +280,7 @@ def test_a_failed_run_is_marked_and_its_error_is_kept(tmp_path: Path) -> None:
     assert location[0] == (tmp_path / "deep" / "er" / "mlartifacts").as_uri()
 
 
+@pytest.mark.slow
 def test_four_processes_on_a_fresh_database(tmp_path: Path) -> None:
     code = (
         "from runner import tracking\n"
@@ -307,6 +308,7 @@ def test_the_log_says_what_was_left_dense(tmp_path: Path, caplog: pytest.LogCapt
     }
 
 
+@pytest.mark.slow
 def test_two_ranks_learn_what_one_learns(tmp_path: Path) -> None:
     model = save_small_model(tmp_path / "model", **without_dropout())  # type: ignore[arg-type]
     script = [sys.executable, str(Path(__file__).with_name("ranks.py")), str(model)]

@@ -388,6 +388,7 @@ def test_every_version_is_held() -> None:
     assert set(STAGES) == set(VERSIONS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["finetune", "teacher", "prune", "evaluate"])
 def test_rounding_is_not_noticed(stage: str, tmp_path: Path) -> None:
     """Weights off by several times float32's rounding stand for another CPU's order of additions."""
@@ -508,6 +509,7 @@ NOTICED: list[tuple[Patch, str]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("patch", "stage"), NOTICED, ids=lambda value: getattr(value, "__name__", value))
 def test_another_algorithm_is_noticed(
     patch: Patch, stage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
