@@ -187,12 +187,7 @@ class Dataset:
 
     def splits(self) -> Splits:
         """The splits of the source, with the data's columns."""
-        return sources.load(
-            sources.Source(
-                self.path, self.name, self.revision, self.train_split, self.evaluation_splits,
-                self.text_columns(), self.readers(),
-            )
-        )  # fmt: skip
+        return sources.load(self)
 
     def text_columns(self) -> Sequence[str]:
         """Columns of CSV and TSV files that are text, whatever they look like."""
