@@ -230,7 +230,6 @@ from typing import ClassVar
 
 from pruning import Prediction
 from runner.data.task import Dataset, Scores
-from runner.data import sources
 
 
 @dataclass
@@ -244,12 +243,8 @@ class Pointer(Dataset):
     label_names: ClassVar[tuple[str, ...]] = ("labels",)
     metrics: ClassVar[tuple[str, ...]] = ("accuracy",)
 
-    def splits(self):
-        return sources.load(sources.Source(self.path, self.name, self.revision))
-
     def named(self, splits):
-        named = lambda part: part.renamed({"id": "id", "text": "text", "word": "word"})
-        return named(splits.train), {name: named(part) for name, part in splits.evaluation.items()}
+        return splits.mapped(lambda part: part.renamed({"id": "id", "text": "text", "word": "word"}))
 
     def groups(self, examples):
         return examples["text"]

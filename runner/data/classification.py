@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pruning import Prediction
-from runner.data import arrow, classes, sources
+from runner.data import arrow, classes
 from runner.data.classification_scores import METRICS, OF_NUMBERS, STATISTICS
 from runner.data.readable import length_range
 from runner.data.splits import SPLIT, Part, Splits
@@ -77,23 +77,17 @@ class Classify(Dataset):
 
     # --- reading --------------------------------------------------------------------------------------------
 
-    def splits(self) -> Splits:
-        texts = [name for name in (self.id, self.text, self.text_pair) if name]
-        return sources.load(
-            sources.Source(self.path, self.name, self.revision, self.train_split, self.evaluation_splits, texts)
-        )
+    def text_columns(self) -> Sequence[str]:
+        return [name for name in (self.id, self.text, self.text_pair) if name]
 
-    def named(self, splits: Splits) -> tuple[Part | None, dict[str, Part]]:
-        train = self._named(splits.train) if splits.train is not None else None
-        evaluation = {name: self._named(part) for name, part in splits.evaluation.items()}
+    def named(self, splits: Splits) -> Splits:
+        splits = splits.mapped(self._named)
         if self.regression:
-            return train, evaluation
-        parts = [*([train] if train is not None else []), *evaluation.values()]
-        names = classes.names(self.labels, parts, "label", self.label)
+            return splits
+        names = classes.names(self.labels, splits.parts, "label", self.label)
         if "f1" in self._all_metrics():
             self._number_of_positive(names)
-        coded = [classes.coded(part, "label", names, self.label) for part in parts]
-        return (coded.pop(0) if train is not None else None), dict(zip(evaluation, coded, strict=True))
+        return splits.mapped(lambda part: classes.coded(part, "label", names, self.label))
 
     def _named(self, part: Part) -> Part:
         given = {"text": self.text, "text_pair": self.text_pair, "label": self.label, "id": self.id}

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pruning import Prediction
-from runner.data import arrow, sources
+from runner.data import arrow
 from runner.data.answers import COLUMNS, check_answers, check_column, fingerprint, from_single
+from runner.data.files import Reader
 from runner.data.readable import AROUND, excerpt, length_range, question_word
 from runner.data.spans import Best, answer_tokens, best_of_questions, no_answer_scores, null_token
 from runner.data.splits import SPLIT, Part, Splits
@@ -96,18 +97,14 @@ class Span(Dataset):
 
     # --- reading --------------------------------------------------------------------------------------------
 
-    def splits(self) -> Splits:
-        texts = [self.id, self.context, self.question, *([self.answer_text] if self.answer_text else [])]
-        return sources.load(
-            sources.Source(
-                self.path, self.name, self.revision, self.train_split, self.evaluation_splits, texts,
-                readers={".json": read_squad_json},
-            )
-        )  # fmt: skip
+    def text_columns(self) -> Sequence[str]:
+        return [self.id, self.context, self.question, *([self.answer_text] if self.answer_text else [])]
 
-    def named(self, splits: Splits) -> tuple[Part | None, dict[str, Part]]:
-        evaluation = {name: self._named(part) for name, part in splits.evaluation.items()}
-        return (self._named(splits.train) if splits.train is not None else None), evaluation
+    def readers(self) -> Mapping[str, Reader]:
+        return {".json": read_squad_json}
+
+    def named(self, splits: Splits) -> Splits:
+        return splits.mapped(self._named)
 
     def _named(self, part: Part) -> Part:
         given = {"id": self.id, "context": self.context, "question": self.question}

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from runner.data import files
 from runner.data.splits import Part, Splits
 from runner.system.errors import UserError
 from runner.system.files import checksums, difference, read_json, write_json
 from runner.system.hub import explain
+
+if TYPE_CHECKING:
+    from runner.data.task import Dataset
 
 _TRAIN = "train"
 _EVALUATION = (("validation", "valid", "dev"), ("test",))  # names of evaluation splits, the preferred ones first
@@ -26,52 +29,33 @@ _HINTS = {
 _CHECKSUMS = "checksums.prune-distill.json"  # in datasets' cache, next to the files
 
 
-@dataclass
-class Source:
-    """A dataset to read: which splits of which files or hub dataset."""
-
-    path: str
-    """An existing file or folder, else a hub id."""
-    name: str | None = None
-    """The hub dataset's configuration."""
-    revision: str | None = None
-    train_split: str | None = None
-    """None: train."""
-    evaluation_splits: list[str] = field(default_factory=list)
-    """Not given: the first of validation, dev and test that there is."""
-    texts: Sequence[str] = ()
-    """Columns of a CSV or TSV file that are text, whatever they look like."""
-    readers: Mapping[str, files.Reader] = field(default_factory=dict)
-    """Suffix -> reader of the task's own format."""
-
-    @property
-    def suffixes(self) -> tuple[str, ...]:
-        """The suffixes of the files that can be read."""
-        return tuple(dict.fromkeys((*files.SUFFIXES, *self.readers)))
-
-
-def load(source: Source) -> Splits:
-    """Read the splits.
+def load(dataset: Dataset) -> Splits:
+    """Read the splits that a dataset's fields ask for.
 
     Raises:
         UserError: there is no such dataset, or it cannot be reached or read.
     """
-    local = Path(source.path).expanduser()
+    local = Path(dataset.path).expanduser()
     if local.exists():
-        return _local(local, source)
-    if local.is_absolute() or source.path.startswith((".", "~")) or local.suffix.lower() in source.suffixes:
-        raise UserError(f"dataset.path={source.path}: there is no such file or folder")
-    return _hub(source)
+        return _local(local, dataset)
+    if local.is_absolute() or dataset.path.startswith((".", "~")) or local.suffix.lower() in _suffixes(dataset):
+        raise UserError(f"dataset.path={dataset.path}: there is no such file or folder")
+    return _hub(dataset)
 
 
-def _hub(source: Source) -> Splits:
+def _suffixes(dataset: Dataset) -> tuple[str, ...]:
+    """The suffixes of the files that can be read."""
+    return tuple(dict.fromkeys((*files.SUFFIXES, *dataset.readers())))
+
+
+def _hub(dataset: Dataset) -> Splits:
     import datasets
     from datasets import config
 
-    path = source.path
+    path = dataset.path
     with explain("dataset", "dataset.path", path):
         try:
-            loaded = datasets.load_dataset(path, source.name, revision=source.revision)
+            loaded = datasets.load_dataset(path, dataset.name, revision=dataset.revision)
         except Exception as error:
             hint = next((remedy for words, remedy in _HINTS.items() if words in str(error)), None)
             if hint is not None:
@@ -86,28 +70,30 @@ def _hub(source: Source) -> Splits:
             ) from error
     _check_cache(path, {Path(file["filename"]) for split in loaded.values() for file in split.cache_files})
     parts = {str(name): Part(examples, [(f"{path}, {name} split", len(examples))]) for name, examples in loaded.items()}
-    train, evaluation = _choose(source, parts)
-    described = path + (f", {source.name}" if source.name else "") + (f"@{source.revision}" if source.revision else "")
+    train, evaluation = _choose(dataset, parts)
+    described = (
+        path + (f", {dataset.name}" if dataset.name else "") + (f"@{dataset.revision}" if dataset.revision else "")
+    )
     return Splits(train, evaluation, described)
 
 
-def _choose(source: Source, parts: Mapping[str, Part]) -> tuple[Part | None, dict[str, Part]]:
+def _choose(dataset: Dataset, parts: Mapping[str, Part]) -> tuple[Part | None, dict[str, Part]]:
     """Train and evaluation splits among all splits of a hub dataset."""
-    asked = [*([source.train_split] if source.train_split else []), *source.evaluation_splits]
+    asked = [*([dataset.train_split] if dataset.train_split else []), *dataset.evaluation_splits]
     missing = [name for name in asked if name not in parts]
     if missing:
         raise UserError(
-            f"dataset.path={source.path} has no split {', '.join(missing)}; it has {', '.join(parts)}: name them in "
+            f"dataset.path={dataset.path} has no split {', '.join(missing)}; it has {', '.join(parts)}: name them in "
             "dataset.train_split and dataset.evaluation_splits"
         )
-    names = source.evaluation_splits
+    names = dataset.evaluation_splits
     if not names:
         preferred = [name for kinds in _EVALUATION for name in kinds if name in parts]
         names = preferred[:1]
-    train = parts.get(source.train_split or _TRAIN)
+    train = parts.get(dataset.train_split or _TRAIN)
     if train is None and not names:
         raise UserError(
-            f"dataset.path={source.path} has neither a train nor an evaluation split with a usual name; it has "
+            f"dataset.path={dataset.path} has neither a train nor an evaluation split with a usual name; it has "
             f"{', '.join(parts)}: name them in dataset.train_split and dataset.evaluation_splits"
         )
     return train, {name: parts[name] for name in names}
@@ -142,48 +128,48 @@ def _check_cache(path: str, cached: set[Path]) -> None:
                 write_json(record, known | checksums(folder, new))
 
 
-def _local(path: Path, source: Source) -> Splits:
+def _local(path: Path, dataset: Dataset) -> Splits:
     if path.is_file():
-        return _single(path, source)
-    readable = sorted(p for p in path.iterdir() if p.suffix.lower() in source.suffixes)
+        return _single(path, dataset)
+    readable = sorted(p for p in path.iterdir() if p.suffix.lower() in _suffixes(dataset))
     if not readable:
-        raise UserError(f"dataset.path={path}: this folder has no {', '.join(source.suffixes)} file")
-    if source.train_split:
-        train = [p for p in readable if source.train_split.lower() in p.stem.lower()]
+        raise UserError(f"dataset.path={path}: this folder has no {', '.join(_suffixes(dataset))} file")
+    if dataset.train_split:
+        train = [p for p in readable if dataset.train_split.lower() in p.stem.lower()]
         if not train:
             raise UserError(
-                f"dataset.path={path}: no file named {source.train_split}*, which dataset.train_split asks for"
+                f"dataset.path={path}: no file named {dataset.train_split}*, which dataset.train_split asks for"
             )
     else:
         train = [p for p in readable if _has_word(p, _TRAIN)]
     others = [p for p in readable if p not in train]
-    evaluation = _evaluation_files(path, source, others)
+    evaluation = _evaluation_files(path, dataset, others)
     if not train and not evaluation:
         raise UserError(
             f"dataset.path={path}: no file name says which split it is: name the files train*, dev*, validation* or "
             "test*, or set dataset.train_split and dataset.evaluation_splits"
         )
     return Splits(
-        _part(train, source) if train else None,
-        {name: _part(paths, source) for name, paths in evaluation.items()},
+        _part(train, dataset) if train else None,
+        {name: _part(paths, dataset) for name, paths in evaluation.items()},
         str(path),
     )
 
 
-def _single(path: Path, source: Source) -> Splits:
+def _single(path: Path, dataset: Dataset) -> Splits:
     """A single file: an evaluation split if its name says so, else all examples, to be divided."""
-    if path.suffix.lower() not in source.suffixes:
+    if path.suffix.lower() not in _suffixes(dataset):
         raise UserError(
-            f"dataset.path={path}: this type of file cannot be read; those that can are {', '.join(source.suffixes)}"
+            f"dataset.path={path}: this type of file cannot be read; those that can are {', '.join(_suffixes(dataset))}"
         )
-    asked = [name for name in source.evaluation_splits if name.lower() in path.stem.lower()]
-    if source.evaluation_splits and not asked:
+    asked = [name for name in dataset.evaluation_splits if name.lower() in path.stem.lower()]
+    if dataset.evaluation_splits and not asked:
         raise UserError(
-            f"dataset.evaluation_splits={source.evaluation_splits}: dataset.path={path} is one file, and its name has "
+            f"dataset.evaluation_splits={dataset.evaluation_splits}: dataset.path={path} is one file, and its name has "
             "none of these; give a folder with a file for each split"
         )
-    part = _part([path], source)
-    if asked or (not source.train_split and any(_has_word(path, word) for kinds in _EVALUATION for word in kinds)):
+    part = _part([path], dataset)
+    if asked or (not dataset.train_split and any(_has_word(path, word) for kinds in _EVALUATION for word in kinds)):
         return Splits(None, {path.stem: part}, str(path))
     return Splits(part, {}, str(path))
 
@@ -195,15 +181,15 @@ def _has_word(path: Path, word: str) -> bool:
     return any(form.fullmatch(part) for part in re.split(r"[\W\d_]+", path.stem.lower()))
 
 
-def _evaluation_files(path: Path, source: Source, candidates: list[Path]) -> dict[str, list[Path]]:
+def _evaluation_files(path: Path, dataset: Dataset, candidates: list[Path]) -> dict[str, list[Path]]:
     """The files of each evaluation split, by the split's name."""
-    splits: dict[str, list[Path]] = {name: [] for name in source.evaluation_splits}
+    splits: dict[str, list[Path]] = {name: [] for name in dataset.evaluation_splits}
     for file in candidates:
         # The longest name that fits: dev2.csv is in the split "dev2", not also in "dev".
         fitting = sorted((name for name in splits if name.lower() in file.stem.lower()), key=len, reverse=True)
         if len(fitting) > 1 and len(fitting[0]) == len(fitting[1]):
             raise UserError(
-                f"dataset.evaluation_splits={source.evaluation_splits}: {file} fits {fitting[0]} and {fitting[1]}; "
+                f"dataset.evaluation_splits={dataset.evaluation_splits}: {file} fits {fitting[0]} and {fitting[1]}; "
                 "give longer parts of the files' names"
             )
         if fitting:
@@ -220,10 +206,10 @@ def _evaluation_files(path: Path, source: Source, candidates: list[Path]) -> dic
     return {}
 
 
-def _part(paths: list[Path], source: Source) -> Part:
+def _part(paths: list[Path], dataset: Dataset) -> Part:
     import datasets
 
-    tables = [files.read(path, source.texts, source.readers) for path in paths]
+    tables = [files.read(path, dataset.text_columns(), dataset.readers()) for path in paths]
     try:
         whole = datasets.concatenate_datasets(tables)
     except Exception as error:  # datasets and pyarrow raise several kinds

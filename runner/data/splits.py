@@ -5,7 +5,7 @@ from __future__ import annotations
 import bisect
 import itertools
 import random
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -141,6 +141,16 @@ class Splits:
     """Name -> examples; the first is the main one. Empty if there is none."""
     source: str
     """A description for people, with the revision if known."""
+
+    @property
+    def parts(self) -> list[Part]:
+        """All splits, train first."""
+        return [*([self.train] if self.train is not None else []), *self.evaluation.values()]
+
+    def mapped(self, function: Callable[[Part], Part]) -> Splits:
+        """Splits with the results of a function, called for one after the other, train first."""
+        train = function(self.train) if self.train is not None else None
+        return Splits(train, {name: function(part) for name, part in self.evaluation.items()}, self.source)
 
 
 def held_out(groups: Sequence[str], fraction: float, seed: int) -> tuple[list[int], list[int]]:

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pruning import IGNORED, Prediction
-from runner.data import arrow, classes, sources
-from runner.data.files import read_text
+from runner.data import arrow, classes
+from runner.data.files import Reader, read_text
 from runner.data.readable import length_range
 from runner.data.splits import SPLIT, Part, Splits
 from runner.data.tagging_scores import chunks, counts, scores
@@ -72,20 +72,12 @@ class Tag(Dataset):
 
     # --- reading --------------------------------------------------------------------------------------------
 
-    def splits(self) -> Splits:
-        columns = partial(read_columns, words=self.tokens, tags=self.tags)
-        return sources.load(
-            sources.Source(
-                self.path, self.name, self.revision, self.train_split, self.evaluation_splits,
-                readers={".conll": columns, ".txt": columns},
-            )
-        )  # fmt: skip
+    def readers(self) -> Mapping[str, Reader]:
+        return dict.fromkeys((".conll", ".txt"), partial(read_columns, words=self.tokens, tags=self.tags))
 
-    def named(self, splits: Splits) -> tuple[Part | None, dict[str, Part]]:
-        train = self._named(splits.train) if splits.train is not None else None
-        evaluation = {name: self._named(part) for name, part in splits.evaluation.items()}
-        parts = [*([train] if train is not None else []), *evaluation.values()]
-        names = classes.names(self.labels, parts, "tags", self.tags)
+    def named(self, splits: Splits) -> Splits:
+        splits = splits.mapped(self._named)
+        names = classes.names(self.labels, splits.parts, "tags", self.tags)
         if self.metric != "accuracy" and not _of_entities(names):
             other = next(name for name in names if not _of_entities([name]))
             raise UserError(
@@ -93,8 +85,7 @@ class Tag(Dataset):
                 f"{other}, which is not O, B-TYPE, I-TYPE, E-TYPE or S-TYPE: name the tags in dataset.labels, or set "
                 "dataset.metric=accuracy"
             )
-        coded = [classes.coded(part, "tags", names, self.tags) for part in parts]
-        return (coded.pop(0) if train is not None else None), dict(zip(evaluation, coded, strict=True))
+        return splits.mapped(lambda part: classes.coded(part, "tags", names, self.tags))
 
     def _named(self, part: Part) -> Part:
         given = {"tokens": self.tokens, "tags": self.tags} | ({"id": self.id} if self.id else {})

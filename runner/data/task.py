@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from omegaconf import MISSING
 
 from pruning import Prediction
+from runner.data import files, sources
 from runner.data.splits import Part, Splits, held_out, joined
 from runner.system.errors import UserError
 from runner.system.versions import VERSIONS
@@ -155,10 +156,11 @@ class Dataset:
     def read(self, train: bool = True) -> Examples:
         """Load, check and cut the examples. Raises UserError for data that cannot be used."""
         splits = self.splits()
-        for part in (splits.train, *splits.evaluation.values()):
-            if part is not None and not len(part.examples):
+        for part in splits.parts:
+            if not len(part.examples):
                 raise UserError(f"{part.name}: there are no examples")
-        training, evaluation = self.named(splits)
+        named = self.named(splits)
+        training, evaluation = named.train, named.evaluation
         fraction = 0.0
         if self.holdout or not evaluation:
             if training is None:
@@ -185,10 +187,18 @@ class Dataset:
 
     def splits(self) -> Splits:
         """The splits of the source, with the data's columns."""
-        raise NotImplementedError
+        return sources.load(self)
 
-    def named(self, splits: Splits) -> tuple[Part | None, dict[str, Part]]:
-        """(training, evaluation) with the columns of the task, under its names.
+    def text_columns(self) -> Sequence[str]:
+        """Columns of CSV and TSV files that are text, whatever they look like."""
+        return ()
+
+    def readers(self) -> Mapping[str, files.Reader]:
+        """Suffix -> reader of the task's own file format, if it has one."""
+        return {}
+
+    def named(self, splits: Splits) -> Splits:
+        """Splits with the columns of the task, under its names.
 
         Raises:
             UserError: a column is missing, or has the wrong type.
