@@ -104,7 +104,7 @@ def spoilt_in_turn(
     log: pytest.LogCaptureFixture,
     content: Callable[[Path], Any] = Path.read_bytes,
 ) -> int:
-    """Damage each file of an entry, run the stage again, and check that the entry is as before and the damage was logged.
+    """Damage each file of an entry, run the stage again, and check that the entry is as before and the damage logged.
 
     Args:
         content: of a file, which must be the same again.
