@@ -55,7 +55,7 @@ class Inspection:
     linear_ratio: float
     """Zeros over elements in the weights of all Linear and Conv layers."""
     overall_ratio: float
-    """The same zeros over the elements of all tensors."""
+    """Zeros of these weights over the elements of all tensors."""
     patterns: list[str]
     """Patterns that hold in every layer that has zeros."""
     claims: str | None

@@ -1,8 +1,10 @@
-"""The directions of the layers, held by parsing imports: see "Layers" of the design."""
+"""The directions of the layers and of the rooms of `runner`, held by parsing imports."""
 
 import ast
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -18,9 +20,21 @@ HYDRA = {
     "runner/sweeps/launchers.py",
     "runner/sweeps/callback.py",
 }
-HYDRA_ERRORS = {"runner/system/process.py"}  # hydra.errors only: it tells them to the user
+HYDRA_ERRORS = {"runner/system/process.py"}  # hydra.errors only: it prints them for the user
 MLFLOW = "runner/tracking/"
 DATASETS = "runner/data/"
+FLOORS = {
+    8: ("runner.__main__",),
+    7: ("runner.experiment", "runner.dry_run", "runner.evaluate", "runner.reproduce"),
+    6: ("runner.stages", "runner.sweeps", "runner.share", "runner.examples"),
+    5: ("runner.training", "runner.records", "runner.reference"),
+    4: ("runner.config", "runner.inspect", "runner.upload"),
+    3: ("runner.data", "runner.models", "runner.tracking", "runner.cache"),
+    2: ("runner.system",),
+    1: ("pruning", "results", "runner.demo"),
+}
+"""Floor -> rooms: folders and modules that may import rooms of their own floor and of those below."""
+FLOOR = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
 VAGUE = {"utils", "util", "common", "base", "factory", "registry", "helpers", "misc"}
 
 
@@ -147,3 +161,103 @@ def test_every_module_says_what_it_is_for() -> None:
         if tree.body and ast.get_docstring(tree) is None
     ]
     assert silent == []
+
+
+# --- the rooms of runner ------------------------------------------------------------------------------------
+
+
+def room_of(module: str) -> str | None:
+    """The room that holds a module, by its dotted name."""
+    while module and module not in FLOOR:
+        module = module.rpartition(".")[0]
+    return module or None
+
+
+def graph_of(sources: Mapping[str, ast.AST]) -> dict[str, set[str]]:
+    """Module -> modules that it imports when it runs, at its top or in its functions, by dotted names.
+
+    A package is not counted as imported by its own modules, nor by imports of a module in it.
+    """
+    graph: dict[str, set[str]] = {module: set() for module in sources}
+    for module, tree in sources.items():
+        for name in imports(tree, module.partition(".")[0], type_checking=False):
+            # from a.b import c: c is a module, or a name in a.b
+            imported = next((part for part in (name, name.rpartition(".")[0]) if part in sources), module)
+            graph[module] |= {imported} - {module}
+    return graph
+
+
+@cache
+def graph() -> dict[str, set[str]]:
+    """The imports among all modules of all packages."""
+    sources = {path: tree for package in PACKAGES for path, tree in modules(package).items()}
+    return graph_of({path.removesuffix(".py").removesuffix("/__init__").replace("/", "."): tree
+                     for path, tree in sources.items()})  # fmt: skip
+
+
+def circle(graph: Mapping[str, Iterable[str]]) -> str | None:
+    """A circle in a graph, or None."""
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        return " imports ".join(reversed(error.args[1]))
+    return None
+
+
+def test_the_graph_has_what_runs_and_nothing_else() -> None:
+    sources = {
+        "a": "from b import c\nif TYPE_CHECKING:\n    import d",
+        "b": "",
+        "b.c": "def f():\n    import d.e\n    from b import name",
+        "d": "import os, a.name",
+    }
+    assert graph_of({module: ast.parse(text) for module, text in sources.items()}) == {
+        "a": {"b.c"}, "b": set(), "b.c": {"d", "b"}, "d": {"a"},
+    }  # fmt: skip
+
+
+def test_a_circle_is_seen() -> None:
+    assert circle({"a": {"b"}, "b": {"c"}, "c": set()}) is None
+    seen = circle({"a": {"b"}, "b": {"c"}, "c": {"b"}})
+    assert seen in ("b imports c imports b", "c imports b imports c")
+
+
+def test_the_graph_is_that_of_all_modules() -> None:
+    edges = {(module, imported) for module, all_imported in graph().items() for imported in all_imported}
+    assert len(graph()) >= 105
+    assert len(edges) >= 375
+    assert edges >= {
+        ("runner.models", "runner.models.checkpoint"),
+        ("runner.models.checkpoint", "runner.system.hub"),
+        ("runner.data.task", "runner.data.arrow"),  # in a function
+        ("runner.tracking", "results.columns"),
+    }
+    assert ("runner.models.structure", "runner.models.checkpoint") not in edges  # for the type checker alone
+
+
+def test_every_module_is_in_a_room() -> None:
+    assert [module for module in graph() if room_of(module) is None] == ["conf", "runner"]
+    assert not graph()["conf"] | graph()["runner"]
+    assert {room_of(module) for module in graph()} - {None} == FLOOR.keys()  # no room is empty
+
+
+def test_nothing_imports_a_room_above() -> None:
+    upwards = [
+        f"{module} imports {imported}"
+        for module, all_imported in graph().items()
+        for imported in sorted(all_imported)
+        if FLOOR[str(room_of(imported))] > FLOOR[str(room_of(module))]
+    ]
+    assert upwards == []
+
+
+def test_no_circle_of_modules() -> None:
+    assert circle(graph()) is None
+
+
+def test_no_circle_of_rooms() -> None:
+    rooms: dict[str, set[str]] = {}
+    for module, all_imported in graph().items():
+        room = str(room_of(module))
+        rooms.setdefault(room, set()).update({str(room_of(imported)) for imported in all_imported} - {room})
+    assert circle(rooms) is None

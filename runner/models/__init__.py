@@ -6,21 +6,7 @@ from runner.models.structure import check_positions, kind_of, positions, prunabl
 from runner.models.tokenizer import load_tokenizer
 
 __all__ = [
-    "EMBEDDED",
-    "PRETRAINED",
-    "Checkpoint",
-    "Model",
-    "attention_dropout",
-    "check_positions",
-    "find",
-    "hidden_dropout",
-    "kind_of",
-    "load",
-    "load_tokenizer",
-    "max_dropout",
-    "positions",
-    "prunable_parameters",
-    "quiet_loading",
-    "shape",
+    "EMBEDDED", "PRETRAINED", "Checkpoint", "Model", "attention_dropout", "check_positions", "find", "hidden_dropout",
+    "kind_of", "load", "load_tokenizer", "max_dropout", "positions", "prunable_parameters", "quiet_loading", "shape",
     "skeleton",
-]
+]  # fmt: skip

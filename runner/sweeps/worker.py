@@ -78,7 +78,7 @@ def _libc() -> Any:
 
 
 def _in_child() -> None:
-    """In the new process: ask Linux for a SIGTERM when its parent ends, for whatever reason."""
+    """Ask Linux, in the new process, for a SIGTERM when its parent ends, for whatever reason."""
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # Slurm warns all processes with it; the worker ends this one
     set_parent_death_signal = 1  # PR_SET_PDEATHSIG of sys/prctl.h
     _libc().prctl(set_parent_death_signal, signal.SIGTERM)

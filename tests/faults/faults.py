@@ -80,7 +80,7 @@ DAMAGES = ("cut to half", "emptied", "one bit flipped", "removed", "replaced by 
 
 @dataclass
 class Kill:
-    """Where the first process is killed."""
+    """The call or time at which the first process is killed."""
 
     phase: str
     target: str = ""

@@ -1,4 +1,4 @@
-"""What is kept is listed and freed, and never under the hands of a run."""
+"""The entries of a cache are listed and removed, but not those that a run is making."""
 
 from pathlib import Path
 
@@ -31,7 +31,7 @@ def test_all_kinds_are_listed(folder: Path, capsys: pytest.CaptureFixture[str]) 
     assert lines["scores"] == "0 B  0 of scores of dense models"
 
 
-def test_only_what_is_named_goes(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_only_the_named_kinds_are_removed(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cache.main(["clean", "dense", "features", "--cache-dir", str(folder)])
     assert "5 kB freed" in capsys.readouterr().out
     left = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
@@ -41,24 +41,24 @@ def test_only_what_is_named_goes(folder: Path, capsys: pytest.CaptureFixture[str
     assert (folder / "other" / "thing").exists()  # not ours
 
 
-def test_what_a_run_is_making_is_left(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_entry_that_a_run_is_making_stays(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with FileLock(folder / "dense" / "abc.lock"):
         cache.main(["clean", "all", "--cache-dir", str(folder)])
     out = capsys.readouterr().out
-    assert out.count("is being made by a run, and was left") == 2  # the model and the checkpoints beside it
+    assert out.count("is being made by a run, and was left") == 2  # the model and the checkpoints next to it
     assert (folder / "dense" / "abc" / "model.safetensors").exists()
     assert (folder / "dense" / "abc.work" / "checkpoint-1" / "x").exists()
     assert not (folder / "teacher" / "k.safetensors").exists()
 
 
-def test_a_folder_that_is_not_there_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_folder_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(UserError, match="nowhere: there is no such folder"):
         cache.main(["list", "--cache-dir", str(tmp_path / "nowhere")])
     assert exit_status(lambda: cache.main(["list", "--cache-dir", str(tmp_path / "nowhere")])) == 1
     assert "error:" in capsys.readouterr().err
 
 
-def test_what_killed_processes_left_is_no_entry_and_goes(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_unfinished_files_are_no_entries_and_removed(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     left = [
         "dense/abc.tmp-71",
         "dense/def.tmp-72",
@@ -89,7 +89,7 @@ def test_what_killed_processes_left_is_no_entry_and_goes(folder: Path, capsys: p
     assert not (folder / left[0]).exists()
 
 
-def test_odd_entries_are_listed_and_go(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_odd_entries_are_listed_and_removed(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     outside = tmp_path / "other"
     (folder / "scores").write_text("a file where a folder belongs")
     (folder / "dense" / "nowhere").symlink_to(folder / "gone")

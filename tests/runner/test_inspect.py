@@ -64,7 +64,7 @@ def zoo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tensors[VALUE_1][0, 0] = 0  # one zero, by chance
     tensors[CONTEXT_1][:] = 0
     i, j = (tensors[WIDE_1] != 0).nonzero()[100].tolist()
-    tensors[WIDE_1][i, j] = 0  # a kept weight that is zero by itself
+    tensors[WIDE_1][i, j] = 0  # zero by chance, not pruned
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     return folder
 
@@ -192,10 +192,10 @@ def test_what_is_left_out_as_implied_does_follow() -> None:
     for text in (*BLOCKS, *GROUPS):
         pattern = parse(text)
         saliency = torch.rand(64, 64, generator=source)
-        kept = pattern.keep(saliency, pattern.max_sparsity if ":" in text else 0.5)
+        mask = pattern.keep(saliency, pattern.max_sparsity if ":" in text else 0.5)
         for other in (*BLOCKS, *GROUPS):
             if other not in strongest([text, other]):
-                assert parse(other).violations(saliency * kept) == 0, (text, other)
+                assert parse(other).violations(saliency * mask) == 0, (text, other)
 
 
 # --- what is said -------------------------------------------------------------------------------------------
@@ -240,30 +240,30 @@ def test_claims_are_compared_with_the_file(zoo: Path, tmp_path: Path, capsys: py
     assert "units break 2:4" in broken[2]
     assert "it is not in the file" in broken[3]
     assert main([str(folder)]) == 1
-    told = capsys.readouterr().out
-    assert "pruning.json says 4x1: the file disagrees" in told
-    assert all(text in told for text in broken)
+    output = capsys.readouterr().out
+    assert "pruning.json says 4x1: the file disagrees" in output
+    assert all(text in output for text in broken)
 
 
 def test_the_table_names_every_layer_and_its_patterns(zoo: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(zoo)]) == 0
-    told = capsys.readouterr().out
-    lines = {line.split()[0]: line for line in told.splitlines() if ".weight" not in line and line.strip()}
+    output = capsys.readouterr().out
+    lines = {line.split()[0]: line for line in output.splitlines() if ".weight" not in line and line.strip()}
     for name, words in ((QUERY, ["32 x 32", "0.5000", "4x1"]), (WIDE, ["256 x 32", "16x16"]), (QUERY_1, ["dense"]),
                         (WIDE_1, ["4x1 (1 exceptions)"]), (NARROW, ["unstructured"]),
                         ("qa_outputs.weight", ["2 x 32", "dense"])):  # fmt: skip
         line = lines[name.removesuffix(".weight")]
         assert [word for word in words if word not in line] == []
-    assert "no pattern in all of the 11 layers with zeros (of 13)" in told
-    assert "pruning.json" not in told
+    assert "no pattern in all of the 11 layers with zeros (of 13)" in output
+    assert "pruning.json" not in output
 
 
 def test_json_is_the_inspection(zoo: Path, found: Inspection, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(zoo), "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told == json.loads(json.dumps(asdict(found)))
-    assert told.keys() == {"folder", "layers", "linear_ratio", "overall_ratio", "patterns", "claims", "broken_claims"}
-    (layer,) = [layer for layer in told["layers"] if layer["name"] == QUERY]
+    output = json.loads(capsys.readouterr().out)
+    assert output == json.loads(json.dumps(asdict(found)))
+    assert output.keys() == {"folder", "layers", "linear_ratio", "overall_ratio", "patterns", "claims", "broken_claims"}
+    (layer,) = [layer for layer in output["layers"] if layer["name"] == QUERY]
     assert layer == {"name": QUERY, "shape": [32, 32], "zeros": 512, "sparsity": 0.5, "patterns": {"4x1": 0, "2x1": 0}}
 
 
@@ -272,8 +272,8 @@ def test_the_real_command_line_ends_with_its_status(cli: Cli, zoo: Path, tmp_pat
     write_claims(folder, claim(folder, QUERY, units=256, pruned_units=200, zeros=800, pattern="4x1"))
     done = cli("-m", "runner.inspect", "model", "--json")
     assert (done.returncode, done.stderr) == (1, "")
-    told = json.loads(done.stdout)
-    assert (told["folder"], told["claims"], len(told["broken_claims"])) == ("model", "4x1", 1)
+    output = json.loads(done.stdout)
+    assert (output["folder"], output["claims"], len(output["broken_claims"])) == ("model", "4x1", 1)
     done = cli("-m", "runner.inspect", "nowhere")
     assert (done.returncode, done.stdout, done.stderr) == (1, "", "error: nowhere: there is no such folder\n")
 

@@ -21,7 +21,7 @@ def imported(report: str) -> set[str]:
     return {line.rsplit("|", 1)[1].strip().split(".")[0] for line in lines}
 
 
-@pytest.mark.parametrize(("arguments", "status", "told"), [
+@pytest.mark.parametrize(("arguments", "status", "text"), [
     (["--help"], 0, "== Configuration groups =="),
     (["--cfg", "job"], 0, "per_device_train_batch_size"),
     (["--cfg", "job", "--resolve", "model=bert-base", "pattern=2:4"], 0, "google-bert/bert-base-uncased"),
@@ -30,10 +30,10 @@ def imported(report: str) -> set[str]:
     (["model=hub"], 1, "model=hub needs model.path"),
     (["pattern.target_sparsity=7"], 1, "target_sparsity=7"),
 ], ids=lambda value: " ".join(value) if isinstance(value, list) else None)  # fmt: skip
-def test_nothing_heavy_is_imported_to_compose(cli: Cli, arguments: list[str], status: int, told: str) -> None:
+def test_nothing_heavy_is_imported_to_compose(cli: Cli, arguments: list[str], status: int, text: str) -> None:
     done = cli("-X", "importtime", "-m", "runner", *arguments)
     assert done.returncode == status, done.stderr[-2000:]
-    assert told in done.stdout + done.stderr
+    assert text in done.stdout + done.stderr
     seen = imported(done.stderr)
     assert {"hydra", "torch", "runner", "pruning"} <= seen  # the report was read
     assert seen & HEAVY == set()

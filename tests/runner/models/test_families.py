@@ -351,8 +351,8 @@ def test_the_saved_model_is_told_weighed_and_read_back(done: Done, hub: Path) ->
     assert f"base_model:\n- {done.family.path}\n" in card
     with models.quiet_loading():
         model = transformers.AutoModelForQuestionAnswering.from_pretrained(done.model)
-    kept = dict(model.named_parameters())
-    assert all(torch.equal(kept[f"{name}.weight"], done.tensors[f"{name}.weight"]) for name in done.family.pruned)
+    weights = dict(model.named_parameters())
+    assert all(torch.equal(weights[f"{name}.weight"], done.tensors[f"{name}.weight"]) for name in done.family.pruned)
     tokenizer = transformers.AutoTokenizer.from_pretrained(done.model)
     mine = models.load_tokenizer(models.find(str(hub / "models" / done.family.path), "x", Model(path="x")))
     examples = Demo(eval_examples=20).read(False).evaluation

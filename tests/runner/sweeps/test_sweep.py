@@ -262,7 +262,7 @@ def test_a_job_that_was_asked_to_end_says_so(tmp_path: Path) -> None:
     assert outcome == Outcome(["x=1"], "it was asked to end, and saved first")
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells children of their parent's death")
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux signals children at their parent's end")
 def test_a_job_ends_with_its_worker(tmp_path: Path) -> None:
     """However that ended; and it ignores the signal with which Slurm warns its worker."""
     ready = tmp_path / "ready"

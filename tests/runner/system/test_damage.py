@@ -1,4 +1,4 @@
-"""What lies damaged in the cache or in a run's folder is never used: it is told, and made again or refused by name."""
+"""Damaged files in the cache or in a run's folder are never used: they are reported, and made again or refused."""
 
 import json
 import logging
@@ -115,7 +115,7 @@ def spoilt_in_turn(
     log: pytest.LogCaptureFixture,
     content: Callable[[Path], Any] = Path.read_bytes,
 ) -> int:
-    """Damage each file of an entry, run the stage again, and see that the entry is as it was and that it was told.
+    """Damage each file of an entry, run the stage again, and check that the entry is as before and the damage logged.
 
     Args:
         content: of a file, which must be the same again.
@@ -128,9 +128,9 @@ def spoilt_in_turn(
         damage(file)
         log.clear()
         again()
-        told = [record for record in log.records if "is damaged" in record.message]
+        warnings = [record for record in log.records if "is damaged" in record.message]
         alone = deleted is damage and file.parent == pristine  # an entry of one file is then just not there
-        assert alone or [record.levelno for record in told] == [logging.WARNING], file
+        assert alone or [record.levelno for record in warnings] == [logging.WARNING], file
         assert {found: content(found) for found in before} == before, file
         assert not list(pristine.rglob("*.tmp-*"))
     log.clear()
@@ -223,10 +223,10 @@ def test_the_teachers_logits(
 ) -> None:
     def again() -> None:
         learnt = workplace.lesson
-        kept = teacher_logits.teacher_logits(
+        logits = teacher_logits.teacher_logits(
             workplace.base, learnt.tokenizer, learnt.task, learnt.features, Precision.float32, tmp_path
         )
-        assert all(head.dtype is torch.float16 and bool(head.isfinite().all()) for head in kept.heads)
+        assert all(head.dtype is torch.float16 and bool(head.isfinite().all()) for head in logits.heads)
 
     def content(file: Path) -> Any:  # its header comes in any order
         return {name: tensor.tolist() for name, tensor in load_file(file).items()}
@@ -375,7 +375,7 @@ def test_a_damaged_checkpoint_does_not_push_sound_ones_out(tmp_path: Path) -> No
             (folder / "weights").write_text(str(step))
         return tmp_path / f"checkpoint-{step}"
 
-    (checkpoint(30) / "weights").write_text("spoilt")
+    (checkpoint(30) / "weights").write_text("damaged")
     assert checkpoints.newest(tmp_path) is None
     checkpoints.rotate(checkpoint(10), 1)  # the training began anew
     assert checkpoints.newest(tmp_path) == tmp_path / "checkpoint-10"

@@ -17,7 +17,7 @@ def test_a_cpu_computes_in_bf16_only_where_that_is_quicker(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
-    monkeypatch.setattr(device, "bf16_speedup", lambda kept: speedup)
+    monkeypatch.setattr(device, "bf16_speedup", lambda cache: speedup)
     assert Training().resolved().precision is Precision(chosen)
     assert Training(precision=Precision.bf16).resolved().precision is Precision.bf16  # asked for is asked for
 

@@ -41,7 +41,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(space, tmp_path
 
 
 def test_what_lies_there_already_is_counted(space, tmp_path: Path) -> None:
-    """A run that goes on has its checkpoints already."""
+    """A run that resumes has its checkpoints already."""
     (tmp_path / "run" / "deeper").mkdir(parents=True)
     (tmp_path / "run" / "deeper" / "weights").write_bytes(bytes(700))
     (tmp_path / "run" / "gone").symlink_to(tmp_path / "nowhere")
@@ -63,7 +63,7 @@ def test_the_bytes_of_a_training_are_those_that_it_writes(tmp_path: Path) -> Non
     optimizer = torch.optim.AdamW(model.parameters())
     model(torch.rand(2, 300)).sum().backward()
     optimizer.step()
-    for i in range(3):  # two kept, and one that is written
+    for i in range(3):  # two that stay, and one that is written
         save_file(model.state_dict(), tmp_path / f"{i}.safetensors")
         torch.save(optimizer.state_dict(), tmp_path / f"{i}.pt")
     count = sum(p.numel() for p in model.parameters())
