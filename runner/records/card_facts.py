@@ -32,7 +32,7 @@ class Source:
     """A model or a dataset that the saved model was made from."""
 
     name: str
-    """Its public name, not a path."""
+    """The public name, not a path."""
     hub_id: str | None
     revision: str | None
     licence: str | None

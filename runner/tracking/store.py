@@ -35,7 +35,7 @@ _SQLITE = "sqlite:///"
 
 @dataclass
 class Tracking:
-    """Where runs are logged."""
+    """The MLflow store that runs are logged to."""
 
     uri: str | None = None
     """MLflow tracking URI. If not given: MLFLOW_TRACKING_URI, else sqlite:///mlflow.db in the working folder."""

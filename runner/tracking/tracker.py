@@ -235,7 +235,7 @@ def _now() -> int:
 
 @contextmanager
 def failures(tracking: Tracking, name: str, folder: Path) -> Iterator[None]:
-    """In a sweep, log what fails before the run has begun as a run of its own. Elsewhere the message is enough."""
+    """Log what fails before its run has begun as a run of its own, in a sweep only: elsewhere the message is enough."""
     try:
         yield
     except Exception as error:
