@@ -1,8 +1,8 @@
-"""What runs keep for each other in `cache_dir`, and how to free it.
+"""The cache that runs share (`cache_dir`): its contents, and how to free its space.
 
 python -m runner.cache list [--cache-dir cache]
 python -m runner.cache clean dense teacher [--cache-dir cache]      # or: clean all
-python -m runner.cache clean [--cache-dir cache]                    # only what killed processes left half written
+python -m runner.cache clean [--cache-dir cache]                    # only unfinished files of killed processes
 """
 
 from __future__ import annotations
@@ -28,52 +28,55 @@ KINDS = {
     "scores": "scores of dense models",
 }
 """Folders of `cache_dir` and what they hold."""
-_UNFINISHED = re.compile(r"\.tmp(-\d+)?$")  # see files.unfinished
+_UNFINISHED = re.compile(r"\.tmp(-\d+)?$")  # see files.temporary_path
 
 
 @dataclass
-class Kept:
-    """What is kept of a kind."""
+class Entries:
+    """The contents of the cache of one kind."""
 
     kind: str
     entries: list[Path] = field(default_factory=list)
     """Files and folders, without locks."""
     unfinished: list[Path] = field(default_factory=list)
-    """What a process is writing at this moment, or was when it was killed."""
+    """Files and folders that a process is writing, or was writing when it was killed."""
 
     @property
     def bytes(self) -> int:
-        """What the entries take on the disk."""
+        """Size of the entries on the disk."""
         return size_of(*self.entries)
 
     @property
     def newest(self) -> float | None:
-        """When the newest was written, in seconds since 1970."""
+        """Time at which the newest entry was written, in seconds since 1970."""
         return max((about.st_mtime for about in file_stats(self.entries)), default=None)
 
 
-def kept(cache: Path) -> list[Kept]:
-    """What is in a cache, by kind."""
-    out = []
+def contents(cache: Path) -> list[Entries]:
+    """The entries of a cache, for each kind."""
+    kinds = []
     for kind in KINDS:
-        found = Kept(kind)
+        of_kind = Entries(kind)
         for path in sorted((cache / kind).glob("*") if (cache / kind).is_dir() else ()):
             if path.suffix != ".lock":
-                (found.unfinished if _UNFINISHED.search(path.name) else found.entries).append(path)
-        out.append(found)
-    return out
+                (of_kind.unfinished if _UNFINISHED.search(path.name) else of_kind.entries).append(path)
+        kinds.append(of_kind)
+    return kinds
 
 
 def clean(cache: Path, kinds: Sequence[str] = ()) -> tuple[int, list[Path]]:
-    """Remove all that is kept of these kinds; of none, only what killed processes left half written of any.
+    """Remove all entries of these kinds; without kinds, only the unfinished files of killed processes.
 
     Returns:
-        The bytes freed, and what was left because a run is making it at this moment.
+        The bytes freed, and the entries that stay because a run is making them.
+
+    Raises:
+        UserError: an entry cannot be removed.
     """
     freed, busy = 0, []
-    for found in kept(cache):
-        entries = found.entries if found.kind in kinds else []
-        for entry in [*entries, *(found.unfinished if found.kind in kinds or not kinds else ())]:
+    for of_kind in contents(cache):
+        entries = of_kind.entries if of_kind.kind in kinds else []
+        for entry in [*entries, *(of_kind.unfinished if of_kind.kind in kinds or not kinds else ())]:
             lock = lock_path(entry)
             if lock.is_file() and lock_is_held(FileLock(lock)):
                 busy.append(entry)
@@ -88,12 +91,15 @@ def clean(cache: Path, kinds: Sequence[str] = ()) -> tuple[int, list[Path]]:
 
 def main(arguments: list[str]) -> None:
     """List or clean."""
-    parser = argparse.ArgumentParser(prog="python -m runner.cache", description="What runs keep for each other")
+    parser = argparse.ArgumentParser(prog="python -m runner.cache", description="The cache that runs share")
     commands = parser.add_subparsers(dest="command", required=True)
-    listing = commands.add_parser("list", help="what is kept, and how much space it takes")
-    cleaning = commands.add_parser("clean", help="remove it; runs that need it make it again")
+    listing = commands.add_parser("list", help="the entries, and how much space they take")
+    cleaning = commands.add_parser("clean", help="remove entries; runs that need them make them again")
     cleaning.add_argument(
-        "kinds", nargs="*", metavar="KIND", help=f"{', '.join(KINDS)} or all; none: what killed processes left"
+        "kinds",
+        nargs="*",
+        metavar="KIND",
+        help=f"{', '.join(KINDS)} or all; none: unfinished files of killed processes",
     )
     for command in (listing, cleaning):
         command.add_argument("--cache-dir", type=Path, default=Path("cache"), help="as cache_dir of the runs: cache")
@@ -109,12 +115,14 @@ def main(arguments: list[str]) -> None:
         for entry in busy:
             print(f"{entry} is being made by a run, and was left")
         return
-    for found in kept(options.cache_dir):
-        written = found.newest
+    for of_kind in contents(options.cache_dir):
+        written = of_kind.newest
         when = "" if written is None else time.strftime(", the newest of %Y-%m-%d %H:%M", time.localtime(written))
-        print(f"{found.kind:<9}{human_bytes(found.bytes):>9}  {len(found.entries)} of {KINDS[found.kind]}{when}")
-        if found.unfinished:
-            left = f"{len(found.unfinished)} half written, {human_bytes(size_of(*found.unfinished))}"
+        print(
+            f"{of_kind.kind:<9}{human_bytes(of_kind.bytes):>9}  {len(of_kind.entries)} of {KINDS[of_kind.kind]}{when}"
+        )
+        if of_kind.unfinished:
+            left = f"{len(of_kind.unfinished)} half written, {human_bytes(size_of(*of_kind.unfinished))}"
             print(f"{'':<20}and {left}: `clean` removes what no run is making")
 
 

@@ -1,4 +1,4 @@
-"""What a saved model is: the sparsity of each layer and the patterns that hold, read from its file.
+"""Sparsity of each layer of a saved model, and the patterns that hold, read from its file.
 
 python -m runner.inspect FOLDER [--json]
 """
@@ -27,14 +27,14 @@ from runner.system.hub import explain
 BLOCKS = ("rows", "columns", "32x32", "16x16", "8x8", "4x4", "2x2", "32x1", "16x1", "8x1", "4x1", "2x1", "1x32", "1x16",
           "1x8", "1x4", "1x2")  # fmt: skip
 GROUPS = ("1:16", "2:16", "4:16", "1:8", "2:8", "1:4", "1:2", "4:8", "2:4", "3:4")
-# A kept weight may be zero by itself, and break a block. So few of a layer's zero blocks are called exceptions.
+# A weight that was not pruned may be zero by chance, and break a block: up to this fraction of a layer's zero blocks.
 EXCEPTIONS = 0.001
 _PROBE = 128  # rows to look at first: most patterns fail there
 
 
 @dataclass
 class Layer:
-    """One weight as the file has it."""
+    """The zeros and patterns of one weight in the file."""
 
     name: str
     shape: tuple[int, ...]
@@ -47,28 +47,28 @@ class Layer:
 
 @dataclass
 class Inspection:
-    """A whole model."""
+    """The zeros and patterns of a model."""
 
     folder: str
     layers: list[Layer]
-    """Of all Linear and Conv layers."""
+    """All Linear and Conv layers."""
     linear_ratio: float
-    """Zeros over elements, of the weights of all Linear and Conv layers."""
+    """Zeros over elements in the weights of all Linear and Conv layers."""
     overall_ratio: float
     """The same zeros over the elements of all tensors."""
     patterns: list[str]
     """Patterns that hold in every layer that has zeros."""
     claims: str | None
-    """What pruning.json beside the weights says of the pattern, if it is there."""
+    """The pattern that pruning.json next to the weights names, if this file exists."""
     broken_claims: list[str]
-    """Where the file is not as pruning.json says."""
+    """Contradictions between the weights and pruning.json."""
 
 
 def inspect(folder: Path) -> Inspection:
     """Read a saved model.
 
     Raises:
-        UserError: there is no model in the folder.
+        UserError: there is no model in the folder, or it is damaged.
     """
     try:
         tensors = read_tensors(folder)
@@ -93,7 +93,7 @@ def inspect(folder: Path) -> Inspection:
 
 
 def read_claims(file: Path) -> dict[str, Any] | None:
-    """pruning.json, if it is there.
+    """The pattern and layers in pruning.json; None if the file does not exist.
 
     Raises:
         UserError: it is damaged.
@@ -134,19 +134,19 @@ def matrix_names(folder: Path, tensors: Mapping[str, Tensor]) -> list[str]:
 
 
 def look(name: str, shape: tuple[int, ...], matrix: Tensor) -> Layer:
-    """The zeros of one weight and the patterns they follow."""
+    """Count the zeros of one weight, and find the patterns that they follow."""
     zeros = int((matrix == 0).sum())
-    found: dict[str, int] = {}
+    holding: dict[str, int] = {}
     if zeros:
         for text in (*BLOCKS, *GROUPS):
             broken = exceptions(parse(text), matrix, zeros)
             if broken is not None:
-                found[text] = broken
-    return Layer(name, shape, zeros, zeros / matrix.numel(), found)
+                holding[text] = broken
+    return Layer(name, shape, zeros, zeros / matrix.numel(), holding)
 
 
 def exceptions(pattern: Pattern, matrix: Tensor, zeros: int) -> int | None:
-    """How many units break a pattern that otherwise holds; None if it does not hold."""
+    """The number of units that break a pattern that holds otherwise; None if it does not hold."""
     if pattern.misfit(matrix.shape) is not None:
         return None
     # A zero by chance breaks a block, and no N:M group.
@@ -159,7 +159,7 @@ def exceptions(pattern: Pattern, matrix: Tensor, zeros: int) -> int | None:
 
 
 def implies(one: Pattern, other: Pattern) -> bool:
-    """Whether a weight that follows `one` follows `other` by that alone."""
+    """Whether every weight that follows `one` follows `other`."""
     if isinstance(one, Block) and isinstance(other, Block):
         # 0 is the whole axis, which every block that fits divides
         return all(a == 0 or (b != 0 and a % b == 0) for a, b in ((one.rows, other.rows), (one.cols, other.cols)))
@@ -170,13 +170,13 @@ def implies(one: Pattern, other: Pattern) -> bool:
 
 
 def strongest(names: Iterable[str]) -> list[str]:
-    """Of patterns that hold, those that do not follow from another."""
+    """The patterns that do not follow from another one."""
     names = sorted(names)
     return [name for name in names if not any(name != other and implies(parse(other), parse(name)) for other in names)]
 
 
 def broken_claims(described: Mapping[str, Any], matrices: Mapping[str, Tensor]) -> list[str]:
-    """What pruning.json says of a layer and the file does not bear out."""
+    """The layers whose weights contradict pruning.json, with the reason."""
     known = {field.name for field in fields(LayerReport)}
     broken = []
     for values in described["layers"]:
@@ -192,36 +192,39 @@ def broken_claims(described: Mapping[str, Any], matrices: Mapping[str, Tensor]) 
     return broken
 
 
-def show(found: Inspection) -> None:
-    """Print it as a table."""
+def show(inspection: Inspection) -> None:
+    """Print an inspection as a table."""
     from rich import box
     from rich.console import Console
     from rich.measure import Measurement
     from rich.table import Column, Table
 
     table = Table(Column("Layer", overflow="fold"), "Shape", "Zeros", "Patterns that hold", box=box.SIMPLE_HEAD)
-    for layer in found.layers:
+    for layer in inspection.layers:
         shape = " x ".join(map(str, layer.shape))
         table.add_row(layer.name.removesuffix(".weight"), shape, f"{layer.sparsity:.4f}", describe(layer))
     console = Console(highlight=False)
-    if not console.is_terminal:  # a file or a pipe has no width to keep to
+    if not console.is_terminal:  # a file or a pipe has no width
         console.width = max(80, Measurement.get(console, console.options.update(width=500), table).maximum)
     console.print(table)
-    console.print(f"{found.linear_ratio:.4f} of all Linear and Conv weights are zero, {found.overall_ratio:.4f} of all")
-    sparse = sum(1 for layer in found.layers if layer.zeros)
+    console.print(
+        f"{inspection.linear_ratio:.4f} of all Linear and Conv weights are zero, {inspection.overall_ratio:.4f} of all"
+    )
+    sparse = sum(1 for layer in inspection.layers if layer.zeros)
     if sparse:
-        which = ", ".join(found.patterns) or "no pattern"
-        console.print(f"{which} in all of the {sparse} layers with zeros (of {len(found.layers)})")
-    if found.claims is not None:
+        which = ", ".join(inspection.patterns) or "no pattern"
+        console.print(f"{which} in all of the {sparse} layers with zeros (of {len(inspection.layers)})")
+    if inspection.claims is not None:
         console.print(
-            f"pruning.json says {found.claims}: " + ("the file disagrees" if found.broken_claims else "the file agrees")
+            f"pruning.json says {inspection.claims}: "
+            + ("the file disagrees" if inspection.broken_claims else "the file agrees")
         )
-    for line in found.broken_claims:
+    for line in inspection.broken_claims:
         console.print(f"  {line}")
 
 
 def describe(layer: Layer) -> str:
-    """The patterns of a layer in words."""
+    """The patterns of a layer as text."""
     if not layer.zeros:
         return "dense"
     counts = {name: layer.patterns[name] for name in strongest(layer.patterns)}
@@ -230,7 +233,7 @@ def describe(layer: Layer) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    """Inspect the model of the command line; the exit status is 1 if it is not what pruning.json says."""
+    """Inspect the model of the command line; the exit status is 1 if it contradicts pruning.json."""
     parser = argparse.ArgumentParser(prog="python -m runner.inspect", description="Per-layer sparsity of a saved model")
     parser.add_argument("folder", help="a folder with a saved model")
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -239,12 +242,12 @@ def main(arguments: list[str]) -> int:
     if not folder.is_dir():
         raise UserError(f"{options.folder}: there is no such folder")
     with models.quiet_loading():
-        found = inspect(folder)
+        inspection = inspect(folder)
     if options.json:
-        print(json.dumps(asdict(found), indent=2))
+        print(json.dumps(asdict(inspection), indent=2))
     else:
-        show(found)
-    return 1 if found.broken_claims else 0
+        show(inspection)
+    return 1 if inspection.broken_claims else 0
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""The reference of every configuration key, made from what stands under the fields of the dataclasses.
+"""The reference of every configuration key, made from the texts under the fields of the dataclasses.
 
 python -m runner.reference > docs/reference.md
 
-A test compares the two.
+A test compares this output with the file.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from runner.config.training import Training
 from runner.tracking import Tracking
 
 SECTIONS = {"train": Training, "finetune": Training, "tracking": Tracking}
-"""Keys of the experiment that are no group, but have keys of their own."""
+"""Keys of the experiment that have keys of their own, but are not a group."""
 
 
 @dataclass
 class Key:
-    """A field of a dataclass, as people read it."""
+    """A field of a dataclass, as the reference shows it."""
 
     name: str
     kind: str
@@ -48,18 +48,18 @@ def keys(cls: type, without: Collection[str] = ()) -> list[Key]:
         without: fields to leave out.
 
     Raises:
-        ValueError: a field has none.
+        ValueError: a field has no text.
     """
-    told = dict(entry for base in reversed(cls.__mro__) for entry in _texts(base))
+    texts = dict(entry for base in reversed(cls.__mro__) for entry in _texts(base))
     wanted = [field for field in fields(cls) if field.name not in without]
-    silent = [field.name for field in wanted if field.name not in told]
-    if silent:
-        raise ValueError(f"{cls.__name__}: nothing stands under {', '.join(silent)}")
-    return [Key(f.name, _kind(f.type), _default(f), " ".join(told[f.name].split())) for f in wanted]
+    missing = [field.name for field in wanted if field.name not in texts]
+    if missing:
+        raise ValueError(f"{cls.__name__}: nothing stands under {', '.join(missing)}")
+    return [Key(f.name, _kind(f.type), _default(f), " ".join(texts[f.name].split())) for f in wanted]
 
 
 def _texts(cls: type) -> Iterator[tuple[str, str]]:
-    """Of the fields that a class declares itself."""
+    """The texts of the fields that a class declares itself, by name."""
     if not dataclasses.is_dataclass(cls):
         return
     tree = ast.parse(textwrap.dedent(inspect.getsource(cls)))
@@ -84,7 +84,7 @@ def _default(field: dataclasses.Field[Any]) -> str:
         return ""
     if isinstance(value, Enum):
         return f"`{value.name}`"
-    if value is None or dataclasses.is_dataclass(value):  # the fields of the second have lines of their own
+    if value is None or dataclasses.is_dataclass(value):  # the fields of a nested dataclass have lines of their own
         return ""
     return f"`{str(value).lower() if isinstance(value, bool) else value}`"
 
@@ -100,21 +100,21 @@ class Option:
     schema: str
     """The dataclass that it fills."""
     about: str
-    """The comment that it opens with."""
+    """The comment at its beginning."""
 
 
 def options(group: str) -> list[Option]:
     """The options of a group, by name."""
-    found = []
+    all_options = []
     for file in files("conf").joinpath(group).iterdir():
         if file.name.endswith(".yaml"):
             lines = file.read_text(encoding="utf-8").splitlines()
             about = " ".join(line.lstrip("# ") for line in lines if line.startswith("#") and "@package" not in line)
             schema = next(line.rsplit("/", 1)[1] for line in lines if f"/schema/{group}/" in line)
-            found.append(Option(file.name.removesuffix(".yaml"), schema, about))
+            all_options.append(Option(file.name.removesuffix(".yaml"), schema, about))
     if group == "pattern":
-        found += [Option(f"{n}:{m}", "NofM", "") for n, m in N_OF_M]
-    return sorted(found, key=lambda option: option.name)
+        all_options += [Option(f"{n}:{m}", "NofM", "") for n, m in N_OF_M]
+    return sorted(all_options, key=lambda option: option.name)
 
 
 def page() -> str:
@@ -140,9 +140,9 @@ def _group(group: str, base: type) -> Iterator[str]:
             yield f"### {', '.join(f'`{option.name}`' for option in of_class)}\n"
         yield _sentence(cls)
         yield "".join(f"* `{group}={option.name}`: {option.about}\n" for option in of_class if option.about)
-        found = keys(cls)
-        if found:
-            yield _table(found, f"{group}.")
+        entries = keys(cls)
+        if entries:
+            yield _table(entries, f"{group}.")
     if group == "recipe":
         yield "### `recipe.finetune`\n"
         yield _sentence(FinetuneRecipe)
@@ -154,7 +154,7 @@ def _below(cls: type) -> Iterator[type]:
     ours = [
         sub for sub in cls.__subclasses__() if sub.__module__.split(".")[0] in ("runner", "pruning")
     ]  # not a test's
-    # By place, not in the order in which somebody happened to import the modules.
+    # In the order of the sources, which does not depend on the order of imports.
     for sub in sorted(ours, key=lambda sub: (sub.__module__, inspect.getsourcelines(sub)[1])):
         yield sub
         yield from _below(sub)

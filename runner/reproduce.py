@@ -54,7 +54,7 @@ def prepared(run: Run, options: argparse.Namespace, place: Path) -> Repetition:
     Raises:
         UserError: what it needs is missing, or this version cannot restore it.
     """
-    then = runs.kept(run)
+    then = runs.made_by_of(run)
     changes: dict[str, str | None] = {**runs.places(options.places), "force": "false", "output_dir": str(place)}
     if not options.keep_cache:
         changes["cache_dir"] = str(place / "cache")

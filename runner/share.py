@@ -1,16 +1,15 @@
-"""Upload a run's model and its card to the hub. Nothing is shared but by this command.
+"""Upload a run's model and its card to the hub. Only this command shares anything.
 
 python -m runner.share RUN --repo-id OWNER/NAME [--private] [--update] [--message TEXT] [--dry-run] [--tracking-uri URI]
 
-RUN is a run's folder, or its id in MLflow. The model is checked once more against its seal, the pattern that it claims
-and what the run counted, before anything is sent. All files go up in one commit.
+RUN is a run's folder, or its id in MLflow. Before the upload, the model is checked again against its checksums, its
+pattern and the numbers of the run. All files are uploaded in one commit.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,18 +21,18 @@ from runner.records.runs import Run
 from runner.system.errors import UserError
 from runner.system.files import integrity_error, manifest_names
 from runner.system.hub import explain_upload
-from runner.system.process import set_up_process
+from runner.system.process import command, set_up_process
 from runner.tracking import Tracking
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi, ModelInfo
 
 PRUNING = "pruning.json"
-_OF_THE_HUB = {".gitattributes"}  # which it makes by itself
+_FILES_OF_THE_HUB = {".gitattributes"}  # created by the hub itself
 
 
 def check_id(repo_id: str) -> None:
-    """Refuse what is no id of a repository under an owner."""
+    """Refuse anything but OWNER/NAME."""
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
 
@@ -46,7 +45,7 @@ def check_id(repo_id: str) -> None:
 
 
 def check(run: Run) -> None:
-    """Refuse a model that is not, bit for bit and zero for zero, what its run made and scored."""
+    """Refuse a model whose files or zeros are not exactly those that its run saved and scored."""
     model = run.folder / "model"
     problem = integrity_error(model)
     if problem is not None:
@@ -57,41 +56,35 @@ def check(run: Run) -> None:
         raise UserError(f"{run.folder}: its model was not verified: run it again with force=true, and share that")
     check_pruning(model / PRUNING, run.result)
     with models.quiet_loading():
-        found = inspect(model)
-    if found.broken_claims:
-        raise UserError(f"{model}: the weights are not as {PRUNING} says: {found.broken_claims[0]}")
+        report = inspect(model)
+    if report.broken_claims:
+        raise UserError(f"{model}: the weights are not as {PRUNING} says: {report.broken_claims[0]}")
 
 
 def check_pruning(file: Path, result: Mapping[str, Any]) -> None:
-    """Refuse a pruning.json that is not the run's: it was written after the model was sealed."""
-    try:
-        told = json.loads(file.read_text(encoding="utf-8"))
-        counted = {key: told[key] for key in result["verification"]}
-        same = (told["dense"], told["sparse"], counted) == (result["dense"], result["sparse"], result["verification"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{file} is missing or damaged: run it again with force=true, and share that") from error
-    if not same:
-        raise UserError(f"{file} does not tell the run's own numbers: run it again with force=true, and share that")
+    """Refuse a pruning.json whose numbers are not those of the run's result."""
+    pruning, expected = json.loads(file.read_text(encoding="utf-8")), result["verification"]
+    expected = {**expected, "dense": result["dense"], "sparse": result["sparse"]}
+    if {key: pruning[key] for key in expected} != expected:
+        raise UserError(f"{file} has other numbers than the run: run it again with force=true, and share that")
 
 
 def files_of(run: Run, repo_id: str) -> dict[str, Path | bytes]:
-    """What is uploaded, by name: the sealed files, what was done to them, and the card with the id to load them by."""
+    """The files to upload, by name: the model, pruning.json, and the card with the id to load the model from."""
     model = run.folder / "model"
     files: dict[str, Path | bytes] = {name: model / name for name in manifest_names(model)}
-    if run.result["sparse"] is not None:
-        files[PRUNING] = model / PRUNING
     return files | {card.NAME: card_for(model / card.NAME, repo_id).encode()}
 
 
 def card_for(file: Path, repo_id: str) -> str:
-    """The card, with the hub's id for the place to load the model from."""
+    """The text of the card, with the hub's id as the place to load the model from."""
     import yaml
     from huggingface_hub import ModelCard
 
     if not file.is_file():
         raise UserError(
             f"{file} is missing: a model is not shared without its card; write one (metadata in YAML between two lines "
-            "of ---, then Markdown), or run the run again with force=true"
+            "of ---, then Markdown), or repeat the run with force=true"
         )
     try:
         text = file.read_text(encoding="utf-8")
@@ -104,20 +97,20 @@ def card_for(file: Path, repo_id: str) -> str:
 
 
 def size_of(content: Path | bytes) -> int:
-    """Bytes."""
+    """Size in bytes."""
     return len(content) if isinstance(content, bytes) else content.stat().st_size
 
 
 def announce(files: Mapping[str, Path | bytes], repo_id: str, private: bool) -> None:
-    """Say what goes where."""
+    """Print the files and their sizes."""
     print(f"for {repo_id}{' (private)' if private else ''}:")
     for name, content in files.items():
         print(f"  {name:<24}{size_of(content):>14,} bytes")
     print(f"  {'in all':<24}{sum(map(size_of, files.values())):>14,} bytes")
 
 
-def there(api: HfApi, repo_id: str) -> ModelInfo | None:
-    """The repository as it is, or None."""
+def existing(api: HfApi, repo_id: str) -> ModelInfo | None:
+    """The repository; None if there is none."""
     from huggingface_hub.errors import RepositoryNotFoundError
 
     try:
@@ -126,28 +119,28 @@ def there(api: HfApi, repo_id: str) -> ModelInfo | None:
         return None
 
 
-def check_target(found: ModelInfo | None, repo_id: str, private: bool, update: bool) -> None:
-    """Refuse to change what others may rely on, and to show what was to be private."""
-    if found is None:
+def check_target(target: ModelInfo | None, repo_id: str, private: bool, update: bool) -> None:
+    """Refuse to overwrite files without --update, and to publish what should be private."""
+    if target is None:
         return
-    if private and not found.private:
+    if private and not target.private:
         raise UserError(
             f"--private: {repo_id} exists and is public, which an upload does not change: change it on the hub, or "
             "give another --repo-id"
         )
-    names = sorted({sibling.rfilename for sibling in found.siblings or []} - _OF_THE_HUB)
+    names = sorted({sibling.rfilename for sibling in target.siblings or []} - _FILES_OF_THE_HUB)
     if names and not update:
         more = ", ..." if len(names) > 3 else ""
         raise UserError(
-            f"{repo_id} exists and holds {len(names)} files ({', '.join(names[:3])}{more}): --update puts this model "
-            "over it, and leaves files of other names; or give another --repo-id"
+            f"{repo_id} exists and holds {len(names)} files ({', '.join(names[:3])}{more}): --update overwrites them "
+            "with this model, and leaves files of other names; or give another --repo-id"
         )
 
 
 def upload(
     files: Mapping[str, Path | bytes], repo_id: str, private: bool, update: bool, message: str, token: str
 ) -> str:
-    """Upload in one commit, to a repository that is made if there is none.
+    """Upload in one commit, and create the repository if there is none.
 
     Returns:
         The model's address.
@@ -156,24 +149,23 @@ def upload(
 
     api = HfApi(token=token)
     with explain_upload(repo_id, token):
-        found = there(api, repo_id)
-        check_target(found, repo_id, private, update)
+        target = existing(api, repo_id)
+        check_target(target, repo_id, private, update)
         url = api.create_repo(repo_id, private=private or None, exist_ok=True)
-        adding = [CommitOperationAdd(name, content) for name, content in files.items()]
-        api.create_commit(repo_id, adding, commit_message=message, parent_commit=found.sha if found else None)
+        additions = [CommitOperationAdd(name, content) for name, content in files.items()]
+        api.create_commit(repo_id, additions, commit_message=message, parent_commit=target.sha if target else None)
     return str(url)
 
 
 def main(arguments: list[str]) -> None:
-    """Share the run of the command line, or say why not."""
+    """Share a run."""
     parser = argparse.ArgumentParser(prog="python -m runner.share", description="Upload a run's model to the hub")
-    parser.add_argument("run", metavar="RUN", help="a run's folder, or its id in MLflow")
-    parser.add_argument("--repo-id", required=True, metavar="OWNER/NAME", help="where on the hub (HF_ENDPOINT)")
+    runs.add_arguments(parser, places=False)
+    parser.add_argument("--repo-id", required=True, metavar="OWNER/NAME", help="repository on the hub (HF_ENDPOINT)")
     parser.add_argument("--private", action="store_true", help="make the repository private")
-    parser.add_argument("--update", action="store_true", help="write over what the repository holds")
-    parser.add_argument("--message", help="of the commit")
-    parser.add_argument("--dry-run", action="store_true", help="check, and say what would be uploaded; no hub is asked")
-    parser.add_argument("--tracking-uri", help="the MLflow store, where RUN is an id")
+    parser.add_argument("--update", action="store_true", help="overwrite the files of the repository")
+    parser.add_argument("--message", help="the commit message")
+    parser.add_argument("--dry-run", action="store_true", help="check, and show what would be uploaded, offline")
     options = parser.parse_args(arguments)
     set_up_process()
     check_id(options.repo_id)
@@ -190,7 +182,7 @@ def main(arguments: list[str]) -> None:
 
 
 def described(run: Run) -> str:
-    """A run in one line."""
+    """The run in one line."""
     result = run.result
     return card.line(f"{result['model']} on {result['dataset']}, {result['pattern']}, seed {result['seed']}")
 
@@ -208,6 +200,4 @@ def given_token() -> str:
 
 
 if __name__ == "__main__":
-    from runner.system.process import exit_status
-
-    sys.exit(exit_status(lambda: main(sys.argv[1:])))
+    command(main)

@@ -1,38 +1,38 @@
-"""Upload what runs could not log while the MLflow server was away.
+"""Upload what runs could not log while the MLflow server did not answer.
 
 python -m runner.upload FOLDER [FOLDER ...] [--tracking-uri URI]
 
-FOLDER is a run's, or the output_dir of many. Each thing is sent once, also if an upload is interrupted and repeated.
+FOLDER is a run's folder, or the output_dir of many runs. Each operation is sent once, even if an upload is interrupted
+and repeated.
 """
 
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 from runner.system.errors import UserError
 from runner.system.locks import exclusive
-from runner.system.process import set_up_process
+from runner.system.process import command, set_up_process
 from runner.tracking import Tracking, Unreachable, outbox, with_retries
 from runner.tracking.outbox import Outbox
 from runner.tracking.upload import send
 
 PATIENCE = 5.0
-"""Seconds for which a server that does not answer is tried again: here somebody waits."""
+"""Seconds for which calls to a server that does not answer are retried: short, because a user waits."""
 
 
 def waiting(folder: Path) -> list[Path]:
-    """The folders of runs, here or below, that keep something."""
-    found = [folder, *sorted(folder.glob("*/")), *sorted(folder.glob("sweeps/*/"))]
-    return [place for place in found if (place / outbox.NAME).is_file()]
+    """The run folders with an outbox: the folder itself, or those below it."""
+    folders = [folder, *sorted(folder.glob("*/")), *sorted(folder.glob("sweeps/*/"))]
+    return [place for place in folders if (place / outbox.NAME).is_file()]
 
 
 def main(arguments: list[str]) -> None:
-    """Upload all of it, or say why not."""
+    """Upload the outboxes of all given folders."""
     parser = argparse.ArgumentParser(prog="python -m runner.upload", description="Upload what runs could not log")
-    parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="of a run, or the output_dir of many")
-    parser.add_argument("--tracking-uri", help="another store than the one that the runs were meant for")
+    parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="a run's folder, or an output_dir")
+    parser.add_argument("--tracking-uri", metavar="URI", help="the MLflow store, if another than the runs'")
     options = parser.parse_args(arguments)
     set_up_process()
     for folder in options.folders:
@@ -46,19 +46,17 @@ def main(arguments: list[str]) -> None:
 
 def _upload(place: Path, uri: str | None) -> None:
     with exclusive(place):
-        kept = Outbox.read(place)
-        if kept is None:
+        pending = Outbox.read(place)
+        if pending is None:
             raise UserError(f"{place / outbox.NAME} is damaged: its first line does not name the run")
-        header = kept.header()
+        header = pending.header()
         tracking = Tracking(uri or header.uri, header.experiment, patience=PATIENCE)
         try:
             run_id = with_retries(tracking, lambda: send(tracking, place))
-        except Unreachable as away:
-            raise UserError(f"{away}; nothing is lost: start it, and give the same command again") from away
+        except Unreachable as unreachable:
+            raise UserError(f"{unreachable}; nothing is lost: start it and repeat this command") from unreachable
     print(f"{place}: uploaded as MLflow run {run_id}")
 
 
 if __name__ == "__main__":
-    from runner.system.process import exit_status
-
-    sys.exit(exit_status(lambda: main(sys.argv[1:])))
+    command(main)

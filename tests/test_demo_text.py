@@ -44,10 +44,10 @@ def test_same_examples_in_another_process(hash_seed: str) -> None:
 
 
 def test_fields_are_those_of_squad() -> None:
-    found = list(examples(COUNT, seed=1))
-    assert len(found) == COUNT
-    assert len({example["id"] for example in found}) == COUNT
-    for example in found:
+    generated = list(examples(COUNT, seed=1))
+    assert len(generated) == COUNT
+    assert len({example["id"] for example in generated}) == COUNT
+    for example in generated:
         assert list(example) == ["id", "title", "context", "question", "answers"]
         assert list(example["answers"]) == ["text", "answer_start"]
         assert len(example["answers"]["text"]) == len(example["answers"]["answer_start"]) == 1
@@ -124,7 +124,7 @@ def test_no_place_holds_the_answer() -> None:
 
 def test_seeds_share_no_paragraph() -> None:
     paragraphs = [{example["context"] for example in examples(3000, seed)} for seed in (1, 2, 3)]
-    assert all(len(found) == 3000 for found in paragraphs)
+    assert all(len(each) == 3000 for each in paragraphs)
     assert len(set.union(*paragraphs)) == 9000
 
 

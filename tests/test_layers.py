@@ -11,7 +11,13 @@ ROOT = Path(__file__).parent.parent
 PACKAGES = ("conf", "pruning", "results", "runner")
 STANDARD = set(sys.stdlib_module_names)
 # Who may know what, among the modules of `runner`; all others may not.
-HYDRA = {"runner/__main__.py", "runner/config/__init__.py", "runner/sweeps/launchers.py", "runner/sweeps/callback.py"}
+HYDRA = {
+    "runner/__main__.py",
+    "runner/config/__init__.py",
+    "runner/sweeps/launcher.py",
+    "runner/sweeps/launchers.py",
+    "runner/sweeps/callback.py",
+}
 HYDRA_ERRORS = {"runner/system/process.py"}  # hydra.errors only: it tells them to the user
 MLFLOW = "runner/tracking/"
 DATASETS = "runner/data/"

@@ -248,7 +248,7 @@ class Pointer(Dataset):
         return sources.load(sources.Source(self.path, self.name, self.revision))
 
     def named(self, splits):
-        named = lambda part: sources.renamed(part, {"id": "id", "text": "text", "word": "word"})
+        named = lambda part: part.renamed({"id": "id", "text": "text", "word": "word"})
         return named(splits.train), {name: named(part) for name, part in splits.evaluation.items()}
 
     def groups(self, examples):

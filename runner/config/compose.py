@@ -10,7 +10,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from pruning import NofM
@@ -39,6 +41,24 @@ def register() -> None:
     for n, m in N_OF_M:
         node = {"defaults": [f"/schema/pattern/{NofM.__name__}", "_self_"], "n": n, "m": m}
         store.store(group="pattern", name=f"{n}:{m}", node=node)
+    OmegaConf.register_new_resolver("published_distillation", _published_distillation, replace=True)
+
+
+def _published_distillation(implied: str, *, _root_: DictConfig) -> str:
+    """The `distill` of the recipe's file: the option of the group `distill` in the defaults list of conf/config.yaml.
+
+    A recipe cannot choose it by a defaults list of its own: Hydra allows no `override` in a file that is itself chosen
+    by interpolation.
+
+    Args:
+        implied: the recipe of this dataset and model, which need not exist.
+        _root_: the options of the groups that are chosen already; `recipe` only if it is asked for by name.
+    """
+    loader = GlobalHydra.instance().config_loader()
+    assert isinstance(loader, ConfigLoaderImpl)
+    file = f"recipe/{_root_.get('recipe', implied)}"
+    recipe = loader.repository.load_config(file) if loader.repository.config_exists(file) else None
+    return Recipe.distill if recipe is None else OmegaConf.select(recipe.config, "distill", default=Recipe.distill)
 
 
 def _shared(store: ConfigStore, memo: dict[int, Any]) -> ConfigStore:
@@ -49,7 +69,6 @@ def _shared(store: ConfigStore, memo: dict[int, Any]) -> ConfigStore:
 def compose(overrides: Sequence[str], with_hydra: bool = False) -> DictConfig:
     """Compose the configuration, in a Hydra job or outside of one."""
     import hydra
-    from hydra.core.global_hydra import GlobalHydra
 
     if GlobalHydra.instance().is_initialized():
         return hydra.compose("config", list(overrides), return_hydra_config=with_hydra)
@@ -106,8 +125,13 @@ def _origin(experiment: Experiment, config: DictConfig, choices: dict[str, str],
     asked = {
         k: v for k, v in choices.items() if k != "experiment" and not (k == "recipe" and v in (implied, Recipe().name))
     }
-    plain = _flat(compose([f"{group}={option}" for group, option in asked.items()]))
-    actual = _flat(config)
+    composed = compose([f"{group}={option}" for group, option in asked.items()])
+    if composed.recipe.distill != config.recipe.distill:
+        raise UserError(
+            f"recipe.distill={config.recipe.distill} has no effect: distill={choices['distill']} is chosen; set "
+            f"distill={config.recipe.distill} instead"
+        )
+    plain, actual = _flat(composed), _flat(config)
     changed = {key: value for key, value in actual.items() if value != plain.get(key)}
     labels = {
         "model": _label(choices["model"], "model", ("finetuned", "path"), Model.defining, changed),

@@ -65,6 +65,8 @@ class Recipe:
     """Training left after the last mask update."""
     max_seq_length: int = 128
     """Tokens in a feature, for datasets whose recipes differ in it."""
+    distill: str = "logits"
+    """Option of the group `distill` that it was published with; `distill=...` chooses another."""
     distill_weight: float = 4.5
     """Weight of the distillation loss."""
     temperature: float = 2.0

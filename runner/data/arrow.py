@@ -1,5 +1,4 @@
-"""Datasets as arrow has them: columns as whole buffers, where reading row by row would take fifty times as long, and
-files that are kept."""
+"""Datasets as arrow buffers, fifty times as fast as row by row: columns, hashes, and features cached in files."""
 
 from __future__ import annotations
 
@@ -27,44 +26,45 @@ _FEATURES = "features.arrow"
 def mapped_once(
     examples: datasets.Dataset, function: Callable[..., dict[str, list]], name: str, title: str, place: Path | None
 ) -> datasets.Dataset:
-    """What `function(batch, indices)` makes of the examples: read from a sealed folder, or made now and kept there.
+    """`examples.map(function)`, computed once and cached in a checksummed folder.
 
-    Several processes may ask at once: one makes it, the others wait.
+    Several processes may ask at once: one computes, the others wait.
 
     Args:
-        name: of what is made, as datasets' fingerprint.
+        function: (batch, indices) -> columns.
+        name: the fingerprint that the datasets library gives the result.
         title: for the progress bar.
-        place: the folder; None: nothing is kept.
+        place: the folder; None: no cache.
 
     Raises:
         UserError: the disk is full.
     """
 
-    def mapped(file: Path | None, found: bool) -> datasets.Dataset:
+    def mapped(file: Path | None, cached: bool) -> datasets.Dataset:
         return examples.map(
             function,
             batched=True,
             with_indices=True,
             remove_columns=examples.column_names,
             cache_file_name=None if file is None else str(file),
-            load_from_cache_file=found,
+            load_from_cache_file=cached,
             new_fingerprint=name,
             desc=title,
         )
 
     if place is None:
-        return mapped(None, found=False)
+        return mapped(None, cached=False)
     with writing(place.parent):
         place.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(place.with_name(f"{place.name}.lock")):
             if not files.is_intact(place):
                 with files.atomic_folder(place) as folder:
-                    mapped(folder / _FEATURES, found=False)
-            return mapped(place / _FEATURES, found=True)
+                    mapped(folder / _FEATURES, cached=False)
+            return mapped(place / _FEATURES, cached=True)
 
 
 def table(examples: datasets.Dataset, *names: str) -> pa.Table:
-    """These columns of the rows that a dataset selects, in its order."""
+    """Some columns of a dataset's rows, in its order."""
     return cast("pa.Table", examples.select_columns(list(names)).with_format("arrow")[:])
 
 
@@ -74,14 +74,14 @@ def field(structs: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
 
 
 def ragged(lists: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
-    """A column of lists of numbers: all values in a row, and the length of each list."""
+    """A column of lists of numbers as (all values one after the other, the length of each list)."""
     lengths = _compute().list_value_length(lists).fill_null(0)
     return _compute().list_flatten(lists).to_numpy(), lengths.to_numpy()
 
 
 def lists(column: pa.ChunkedArray) -> Iterator[list[Any]]:
-    """A column of lists as Python's, an empty one for a null. One by one: 100,000 at once would keep the garbage
-    collector busy for longer than all else takes."""
+    """The lists of a column as Python lists, empty for null. One by one, because garbage collection of 100,000 at once
+    would take longer than everything else."""
     values = _compute().list_flatten(column).to_pylist()
     lengths = _compute().list_value_length(column).fill_null(0)
     ends = itertools.accumulate(lengths.to_pylist(), initial=0)
@@ -90,17 +90,17 @@ def lists(column: pa.ChunkedArray) -> Iterator[list[Any]]:
 
 
 def digest(examples: datasets.Dataset) -> str:
-    """Hash of the contents of all columns, and of what the numbers of classes stand for."""
-    found = hashlib.sha256()
+    """Hash of the contents of all columns, and of the names of numbered classes."""
+    total = hashlib.sha256()
     for name, column in zip(examples.column_names, table(examples, *examples.column_names).columns, strict=True):
         names = class_names(examples, name)
-        found.update(f"{name}:{'' if names is None else json.dumps(names)}".encode())
-        feed(found, column)
-    return found.hexdigest()
+        total.update(f"{name}:{'' if names is None else json.dumps(names)}".encode())
+        feed(total, column)
+    return total.hexdigest()
 
 
 def class_names(examples: datasets.Dataset, column: str) -> list[str] | None:
-    """What the numbers in a column, or in its lists, stand for; None if they stand for themselves."""
+    """The names of the numbered classes in a column, or in its lists; None if it has plain values."""
     feature: Any = examples.features[column]
     return getattr(getattr(feature, "feature", feature), "names", None)
 
@@ -108,8 +108,8 @@ def class_names(examples: datasets.Dataset, column: str) -> list[str] | None:
 def feed(digest: hashlib._Hash, column: pa.ChunkedArray) -> None:
     """Feed a column of text, integers or lists of these to a hash.
 
-    Only values count: neither the chunks, nor the width of integers and offsets, which differ from format to format.
-    Lengths go before contents, so that two columns give the same bytes only if they hold the same.
+    Only values count, not chunks or the width of integers and offsets, which differ between file formats. Lengths come
+    before contents, so that different columns never give the same bytes.
     """
     import pyarrow as pa
 
@@ -147,7 +147,7 @@ def _feed_text(digest: hashlib._Hash, column: pa.ChunkedArray) -> None:
 
 
 def _compute() -> Any:
-    """pyarrow.compute, most of whose functions are made when it is imported: no type checker knows them."""
+    """pyarrow.compute, untyped: most of its functions are created at import, so type checkers miss them."""
     import pyarrow.compute
 
     return pyarrow.compute

@@ -22,68 +22,69 @@ _WHOLE = re.compile(r"-?\d+")
 
 
 def check_names(names: Sequence[str]) -> None:
-    """Refuse the same name twice."""
+    """Refuse names that occur twice."""
     twice = {name for name in names if names.count(name) > 1}
     if twice:
-        raise UserError(f"dataset.labels={list(names)}: {', '.join(sorted(twice))} is there twice")
+        raise UserError(f"dataset.labels={list(names)}: {', '.join(sorted(twice))} occurs twice")
 
 
-def names(given: Sequence[str], parts: Sequence[Part], column: str, told: str) -> list[str]:
+def names(given: Sequence[str], parts: Sequence[Part], column: str, data_column: str) -> list[str]:
     """The classes in the order of their numbers.
 
     Args:
-        given: as configured; empty: what the data say, or what the first part has, sorted. Numbers: all from the lowest
-            to the highest of all parts.
-        column: of classes, or of lists of classes.
-        told: the column's name in the data, for messages.
+        given: as configured; empty: those that the data declare, else those that occur: of names those of the first
+            part, sorted, of numbers all from the lowest to the highest of all parts.
+        column: holds classes, or lists of classes.
+        data_column: the column's name in the data, for messages.
 
     Raises:
-        UserError: parts or configuration differ, or there are no classes.
+        UserError: the parts or the configuration have different classes, or there is only one.
     """
-    declared = {tuple(of) for part in parts if (of := arrow.class_names(part.examples, column)) is not None}
+    all_names = [arrow.class_names(part.examples, column) for part in parts]
+    declared = {tuple(names) for names in all_names if names is not None}
     if len(declared) > 1:
-        lists = " and ".join(", ".join(of) for of in sorted(declared))
-        raise UserError(f"{parts[0].name}: the splits have different classes in column {told}: {lists}")
+        lists = " and ".join(", ".join(names) for names in sorted(declared))
+        raise UserError(f"{parts[0].name}: the splits have different classes in column {data_column}: {lists}")
     if declared:
-        (of_data,) = declared
-        if given and set(given) != set(of_data):
+        (data_names,) = declared
+        if given and set(given) != set(data_names):
             raise UserError(
-                f"dataset.labels={list(given)}: the data have other classes: {', '.join(of_data)}; name these, in the "
-                "order of the model"
+                f"dataset.labels={list(given)}: the data have other classes: {', '.join(data_names)}; name these, in "
+                "the model's order"
             )
-        return list(given or of_data)
-    found = list(given) or _found(parts, column, told)
-    if len(found) == 1:
+        return list(given or data_names)
+    classes = list(given) or _occurring(parts, column, data_column)
+    if len(classes) == 1:
         raise UserError(
-            f"{parts[0].name}: column {told}: all are {found[0]!r} (-1 counts as no label), so that nothing can be "
-            "told apart; name all classes in dataset.labels"
+            f"{parts[0].name}: column {data_column}: the only class is {classes[0]!r} (-1 counts as no label), and at "
+            "least two are needed; name all classes in dataset.labels"
         )
-    return found
+    return classes
 
 
-def _found(parts: Sequence[Part], column: str, told: str) -> list[str]:
+def _occurring(parts: Sequence[Part], column: str, data_column: str) -> list[str]:
     values = [{_key(value) for row in _rows(part, column) for value in row} - {None, "", NONE} for part in parts]
-    numbers = {value for of in values for value in of if not isinstance(value, str)}
+    numbers = {value for each in values for value in each if not isinstance(value, str)}
     if numbers and numbers == set().union(*values):
         fraction = next((value for value in numbers if not isinstance(value, int)), None)
         if fraction is not None:
             raise UserError(
-                f"{parts[0].name}: column {told}: {fraction} is no class, but a number; correct it, or (in text "
-                "classification) predict numbers with dataset.regression=true"
+                f"{parts[0].name}: column {data_column}: {fraction} is a fraction, not a class; correct it, or (in "
+                "text classification) predict numbers with dataset.regression=true"
             )
         return [str(number) for number in range(min(numbers), max(numbers) + 1)]
     texts = [str(value) for value in values[0]]
     return sorted(texts, key=int if all(map(_WHOLE.fullmatch, texts)) else None)
 
 
-def coded(part: Part, column: str, names: Sequence[str], told: str) -> Part:
-    """The same with classes as numbers, of which the column's feature tells the names.
+def coded(part: Part, column: str, names: Sequence[str], data_column: str) -> Part:
+    """Replace classes by their numbers; the column's feature holds the names.
 
     Args:
-        told: the column's name in the data, for messages.
+        data_column: the column's name in the data, for messages.
 
     Raises:
-        UserError: a value is none of the classes.
+        UserError: a value is not one of the classes.
     """
     import datasets
 
@@ -93,8 +94,8 @@ def coded(part: Part, column: str, names: Sequence[str], told: str) -> Part:
     if bad:
         value = next(value for value in rows[bad[0]] if value not in code)
         raise UserError(
-            f"{part.where_all(bad)}: column {told}: {value!r} is none of the classes {', '.join(names)}; correct it, "
-            "or name all classes in dataset.labels"
+            f"{part.where_all(bad)}: column {data_column}: {value!r} is not one of the classes {', '.join(names)}; "
+            "correct it, or name all classes in dataset.labels"
         )
     numbers = [[code[value] for value in values] for values in rows]
     feature: Any = datasets.ClassLabel(names=list(names))
@@ -111,11 +112,11 @@ def _code(names: Sequence[str], declared: Sequence[str] | None) -> dict[str | in
     """The number of each value that can stand for a class.
 
     Args:
-        declared: the names that the data give to their numbers.
+        declared: the names of the numbers in the data, if they have any.
     """
     by_name = {name: number for number, name in enumerate(names)}
     if declared is None and all(_WHOLE.fullmatch(name) for name in names):
-        by_number = {int(name): number for name, number in by_name.items()}  # 3 is the class "3", wherever it stands
+        by_number = {int(name): number for name, number in by_name.items()}  # 3 is the class "3", whatever its place
     else:
         by_number = {number: by_name[name] for number, name in enumerate(declared or names)}
     as_text = {str(number): code for number, code in by_number.items()}  # in a column with other text
@@ -123,12 +124,12 @@ def _code(names: Sequence[str], declared: Sequence[str] | None) -> dict[str | in
 
 
 def _booleans(by_name: Mapping[str, int]) -> dict[str, int]:
-    """The classes true and false, however they are written."""
+    """The classes true and false, in lower case."""
     return {name.lower(): number for name, number in by_name.items() if name.lower() in ("true", "false")}
 
 
 def _key(value: Any) -> Any:
-    """As it is looked up: 1.0 is 1, NaN is no label, true is "true", anything else is text."""
+    """A value as it is looked up: 1.0 is 1, NaN is None, true is "true"; anything but numbers is text."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, float):
@@ -136,28 +137,28 @@ def _key(value: Any) -> Any:
     return value if value is None or isinstance(value, (int, str)) else str(value)
 
 
-def check_kind(part: Part, column: str, told: str, listed: bool) -> None:
+def check_kind(part: Part, column: str, data_column: str, listed: bool) -> None:
     """Refuse a column of lists where single values are needed, and the other way round.
 
     Raises:
-        UserError: it is of the other kind, or of records.
+        UserError: the column holds the other kind, or records.
     """
     import pyarrow as pa
 
     kind = _type(part, column)
     if listed != is_listed(part, column):
         raise UserError(
-            f"{part.name}: column {told} holds no lists, with one entry for each word"
+            f"{part.name}: column {data_column} needs lists with one entry for each word"
             if listed
-            else f"{part.name}: column {told} holds lists, and one value is needed for each example"
+            else f"{part.name}: column {data_column} holds lists, where one value for each example is needed"
         )
     entry = kind.value_type if listed else kind
     if pa.types.is_nested(entry):
-        raise UserError(f"{part.name}: column {told} holds {entry}, where text or numbers are needed")
+        raise UserError(f"{part.name}: column {data_column} holds {entry}, where text or numbers are needed")
 
 
 def is_listed(part: Part, column: str) -> bool:
-    """Whether a column holds lists."""
+    """True if a column holds lists."""
     import pyarrow as pa
 
     kind = _type(part, column)
@@ -181,15 +182,15 @@ def configure(config: PretrainedConfig, names: Sequence[str], given: str | None)
     """Write the classes into a model's configuration.
 
     Args:
-        given: the key and value that named a model with a trained head; None: the head is new.
+        given: the key and value that name a model with a trained head; None: the head is new.
 
     Raises:
-        UserError: the trained head tells other classes apart, or has them in another order.
+        UserError: the trained head has other classes, or has them in another order.
     """
     if given is not None:
         _check(config, names, given)
         if _counted(names) and not _unnamed(config):
-            return  # the data have no names: it keeps its own
+            return  # the data have no names: the model's own stay
     config.num_labels = len(names)
     config.id2label = dict(enumerate(names))
     config.label2id = {name: number for number, name in enumerate(names)}
@@ -197,11 +198,11 @@ def configure(config: PretrainedConfig, names: Sequence[str], given: str | None)
 
 def _check(config: PretrainedConfig, names: Sequence[str], given: str) -> None:
     theirs = names_of(config)
-    told = f"{given}: its head tells apart {', '.join(theirs)}, the data {', '.join(names)}"
+    problem = f"{given}: its head has the classes {', '.join(theirs)}, the data {', '.join(names)}"
     if len(theirs) != len(names):
-        raise UserError(f"{told}; choose a model that was fine-tuned on these classes")
+        raise UserError(f"{problem}; choose a model that was fine-tuned on these classes")
     if _unnamed(config):
-        log.info("%s: its classes have no names, and are taken in the order %s", given, ", ".join(names))
+        log.info("%s: its classes have no names; they are assumed to be in the order %s", given, ", ".join(names))
         return
     ours = [name.casefold() for name in names]
     if [name.casefold() for name in theirs] == ours or _counted(names):
@@ -209,10 +210,10 @@ def _check(config: PretrainedConfig, names: Sequence[str], given: str) -> None:
     if sorted(name.casefold() for name in theirs) == sorted(ours):
         order = ",".join(names[ours.index(name.casefold())] for name in theirs)
         raise UserError(
-            f"{told}: the same in another order. If the data hold names, set dataset.labels='[{order}]'; if they hold "
-            "numbers, write names in their place, or number the classes as the model does"
+            f"{problem}: the same in another order. If the data hold names, set dataset.labels='[{order}]'; if they "
+            "hold numbers, replace them by names, or number the classes as the model does"
         )
-    raise UserError(f"{told}; choose a model that was fine-tuned on these classes, or name them in dataset.labels")
+    raise UserError(f"{problem}; choose a model that was fine-tuned on these classes, or name them in dataset.labels")
 
 
 def names_of(config: PretrainedConfig) -> list[str]:
@@ -221,20 +222,20 @@ def names_of(config: PretrainedConfig) -> list[str]:
 
 
 def _unnamed(config: PretrainedConfig) -> bool:
-    """Whether a model's classes have only the names that transformers gives to those without."""
+    """True if a model's classes have only the names that transformers makes up, such as LABEL_0."""
     return all(re.fullmatch(r"LABEL_\d+|\d+", name) for name in names_of(config))
 
 
 def _counted(names: Sequence[str]) -> bool:
-    """Whether the names of the data are nothing but numbers in their order."""
+    """True if the names of the data are consecutive numbers."""
     return all(map(_WHOLE.fullmatch, names)) and [int(n) - int(names[0]) for n in names] == list(range(len(names)))
 
 
 def check_same(configs: Mapping[str, PretrainedConfig]) -> None:
-    """Refuse trained models that have the same classes in different orders, where the data have no names to compare.
+    """Refuse trained models with the same classes in different orders; the data may have no names to compare with.
 
     Args:
-        configs: by the key and value that named each.
+        configs: by the key and value that name each model.
     """
     known: dict[tuple[str, ...], tuple[str, list[str]]] = {}
     for given, config in configs.items():
@@ -243,5 +244,5 @@ def check_same(configs: Mapping[str, PretrainedConfig]) -> None:
         if order != theirs:
             raise UserError(
                 f"{given}: its classes are {', '.join(theirs)}, those of {before} {', '.join(order)}: the same in "
-                "another order; choose models with the same one"
+                "another order; choose models with the same order"
             )

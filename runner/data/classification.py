@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pruning import Prediction
 from runner.data import arrow, classes, sources
 from runner.data.classification_scores import METRICS, OF_NUMBERS, STATISTICS
-from runner.data.splits import Part, Splits
-from runner.data.task import SPLIT, Dataset, Scores, told_length
+from runner.data.readable import length_range
+from runner.data.splits import SPLIT, Part, Splits
+from runner.data.task import Dataset, Scores
 from runner.system.errors import UserError
 
 if TYPE_CHECKING:
@@ -31,25 +32,25 @@ class Classify(Dataset):
     text: str = "text"
     """Column of the text."""
     text_pair: str | None = None
-    """Column of a second text, where the task is about two."""
+    """Column of a second text, for tasks about pairs."""
     label: str = "label"
     """Column of the label: a class by its name or its number, or a number."""
     id: str | None = None
-    """Column of an id. Not given: the number of the row."""
+    """Column of the id. Not given: the number of the row."""
     labels: list[str] = field(default_factory=list)
-    """The classes in the order in which the model has them. Where the data have numbers: what they stand for, from 0
-    (but "3" stands for 3). Not given: those of the data, which are sorted if the data do not say in which order."""
+    """The classes in the model's order. If the data have numbers: the names of the numbers, from 0 (but "3" is the name
+    of 3). Not given: those of the data, sorted if the data do not give an order."""
     regression: bool = False
     """The label is a number: the head has one output, and is trained by the squared error."""
     drop_unlabelled: bool = False
-    """Leave out examples without a label (none; where there are classes also -1), instead of refusing the data."""
+    """Leave out examples without a label (empty, or for classes also -1), instead of refusing the data."""
     positive: str | None = None
     """The class whose F1 is `f1`, against all others. Not given: the second of two."""
     metric: str = "accuracy"
     """The main metric, which names the columns of the table: accuracy, f1 (of the class `positive`), macro_f1,
     matthews_correlation; with `regression` pearson or spearmanr."""
     other_metrics: list[str] = field(default_factory=list)
-    """Metrics that stand beside it."""
+    """Further metrics to report."""
     max_seq_length: int = 128
 
     architecture: ClassVar[str] = "AutoModelForSequenceClassification"
@@ -63,12 +64,12 @@ class Classify(Dataset):
         super().__post_init__()
         for name in (self.metric, *self.other_metrics):
             if name not in METRICS:
-                raise UserError(f"dataset.other_metrics={name} is none of {', '.join(METRICS)}")
+                raise UserError(f"dataset.other_metrics={name} must be one of {', '.join(METRICS)}")
             if (name in OF_NUMBERS) != self.regression:
                 fitting = [each for each in METRICS if (each in OF_NUMBERS) == self.regression]
                 raise UserError(
-                    f"dataset.metric={name} does not fit dataset.regression={str(self.regression).lower()}: one of "
-                    f"{', '.join(fitting)}"
+                    f"dataset.metric={name} does not fit dataset.regression={str(self.regression).lower()}; metrics "
+                    f"that fit are {', '.join(fitting)}"
                 )
         if self.regression and self.labels:
             raise UserError(f"dataset.labels={self.labels} with dataset.regression=true: numbers have no classes")
@@ -96,18 +97,17 @@ class Classify(Dataset):
 
     def _named(self, part: Part) -> Part:
         given = {"text": self.text, "text_pair": self.text_pair, "label": self.label, "id": self.id}
-        found = sources.renamed(part, {ours: theirs for ours, theirs in given.items() if theirs is not None})
-        classes.check_kind(found, "label", self.label, listed=False)
-        ids = sources.ids(found, self.id)
-        others = found.examples.select_columns([name for name in given if name != "id" and given[name] is not None])
-        return found.holding(others.add_column("id", ids))  # type: ignore[call-arg]
+        part = part.renamed({ours: theirs for ours, theirs in given.items() if theirs is not None})
+        classes.check_kind(part, "label", self.label, listed=False)
+        others = part.examples.select_columns([name for name in given if name != "id" and given[name] is not None])
+        return part.holding(others.add_column("id", part.ids(self.id)))  # type: ignore[call-arg]
 
     def groups(self, examples: datasets.Dataset) -> Sequence[str]:
         return [str(text) for text in arrow.table(examples, "text")["text"].to_pylist()]
 
     def checked(self, part: Part) -> Part:
         for name in ("text", *(["text_pair"] if self.text_pair else [])):
-            sources.check_text(part, name, getattr(self, name))
+            part.check_text(name, getattr(self, name))
         values = arrow.table(part.examples, "label")["label"].to_pylist()
         if self.regression:
             part = self._numbers(part, values)
@@ -117,24 +117,23 @@ class Classify(Dataset):
         if not missing:
             return part
         if not self.drop_unlabelled:
-            by_number = "" if self.regression else " (-1 counts as none, unless dataset.labels names it as a class)"
+            by_number = "" if self.regression else " (-1 counts as none, unless dataset.labels has it as a class)"
             raise UserError(
                 f"{part.where_all(missing)}: column {self.label}: {len(missing)} of {len(values)} examples have "
                 f"no label{by_number}; give them one, or leave them out with dataset.drop_unlabelled=true"
             )
         log.info("%s: %d examples without a label left out", part.name, len(missing))
-        without = set(missing)
-        return part.select([i for i in range(len(values)) if i not in without])
+        return part.without(missing)
 
     def _numbers(self, part: Part, values: list[Any]) -> Part:
-        """With labels as float32. Refuses what is no number."""
+        """Convert labels to float32; refuse what is not a number."""
         import datasets
 
         numbers = [_number(value) for value in values]
         bad = [i for i, number in enumerate(numbers) if number is not None and not math.isfinite(number)]
         if bad:
             raise UserError(
-                f"{part.where_all(bad)}: column {self.label}: {values[bad[0]]!r} is no number, which "
+                f"{part.where_all(bad)}: column {self.label}: {values[bad[0]]!r} is not a number, which "
                 "dataset.regression=true needs"
             )
         examples = part.examples.remove_columns("label")
@@ -146,7 +145,7 @@ class Classify(Dataset):
         if self.regression:
             if given and config.num_labels != 1:
                 raise UserError(
-                    f"{given}: its head has {config.num_labels} outputs, and dataset.regression=true has one"
+                    f"{given}: its head has {config.num_labels} outputs, but dataset.regression=true needs one"
                 )
             config.num_labels = 1
             config.problem_type = "regression"
@@ -173,45 +172,45 @@ class Classify(Dataset):
         ids, gold = list(map(str, examples["id"])), np.asarray(examples["label"])
         names: list[str] = [] if self.regression else examples.features["label"].names
         if self.regression:
-            found = logits[0][:, 0].astype(np.float64)
-            answers, right = [float(value) for value in found], {}
+            predicted = logits[0][:, 0].astype(np.float64)
+            answers, right = [float(value) for value in predicted], {}
         else:
-            found = logits[0].argmax(axis=1)
-            answers = [names[i] for i in found]
-            right = dict(zip(ids, (found == gold).astype(float).tolist(), strict=True))
+            predicted = logits[0].argmax(axis=1)
+            answers = [names[i] for i in predicted]
+            right = dict(zip(ids, (predicted == gold).astype(float).tolist(), strict=True))
         splits = np.asarray(examples[SPLIT] if SPLIT in examples.column_names else [""] * len(ids))
         first = splits == splits[0]
         metrics = {}
         for split in dict.fromkeys(splits.tolist()):
             here, suffix = splits == split, "" if split == splits[0] else f"_{split}"
             for name in self._all_metrics():
-                metrics[f"{name}{suffix}"] = METRICS[name](*self._compared(name, names, found[here], gold[here]))
+                metrics[f"{name}{suffix}"] = METRICS[name](*self._compared(name, names, predicted[here], gold[here]))
         scores = Scores(metrics, dict(zip(ids, answers, strict=True)))
         counted = [id for id, is_first in zip(ids, first, strict=True) if is_first]
         scores.by_example = {id: right[id] for id in counted} if right else {}
         if self.metric != "accuracy":
             scores.statistic, numbers = STATISTICS[self.metric]
-            compared = self._compared(self.metric, names, found[first], gold[first])
+            compared = self._compared(self.metric, names, predicted[first], gold[first])
             scores.statistics = dict(zip(counted, numbers(*compared).tolist(), strict=True))
         return scores
 
     def _number_of_positive(self, names: Sequence[str]) -> int:
-        """Of the class whose F1 is meant. Raises UserError if that cannot be said."""
+        """The number of the class whose F1 is `f1`. Raises UserError if there is no such class."""
         if self.positive is None and len(names) == 2:
             return 1
         if self.positive not in names:
             raise UserError(
-                f"dataset.positive={self.positive}: f1 is that of one class against all others: name one of "
-                f"{', '.join(names)}, or take dataset.metric=macro_f1"
+                f"dataset.positive={self.positive}: f1 is the F1 of one class against all others: name one of "
+                f"{', '.join(names)}, or use dataset.metric=macro_f1"
             )
         return names.index(self.positive)
 
-    def _compared(self, metric: str, names: Sequence[str], found: Any, gold: Any) -> tuple[Any, Any]:
-        """Predictions and references as a metric takes them: for f1 whether it is the positive class."""
+    def _compared(self, metric: str, names: Sequence[str], predicted: Any, gold: Any) -> tuple[Any, Any]:
+        """Predictions and references as a metric takes them: for f1, 1 for the positive class and 0 for others."""
         if metric != "f1":
-            return found, gold
+            return predicted, gold
         positive = self._number_of_positive(names)
-        return (found == positive).astype(int), (gold == positive).astype(int)
+        return (predicted == positive).astype(int), (gold == positive).astype(int)
 
     def _all_metrics(self) -> list[str]:
         return list(dict.fromkeys((self.metric, *self.other_metrics)))
@@ -229,12 +228,12 @@ class Classify(Dataset):
 
     def kinds(self, example: Mapping[str, Any]) -> dict[str, str]:
         words = sum(len(example[name].split()) for name in ("text", "text_pair") if example.get(name))
-        of_label = {} if self.regression else {"Label": str(example["label"])}
-        return of_label | {"Length": told_length(words, (5, 10, 20, 40, 80))}
+        label = {} if self.regression else {"Label": str(example["label"])}
+        return label | {"Length": length_range(words, (5, 10, 20, 40, 80))}
 
 
 def _number(value: Any) -> float | None:
-    """None if there is none; NaN if it is something else."""
+    """A label as a number: None if it is missing, NaN if it is something else."""
     if value is None or value == "" or value != value:
         return None
     try:

@@ -1,7 +1,7 @@
 """Scores of classes and of numbers, as the GLUE benchmark defines them (Wang et al. 2019, arXiv 1804.07461).
 
-The one implementation, behind `classify_metric.ClassifyMetric` and `Classify.score`, by scikit-learn and SciPy. All
-take arrays of predictions and of references, [examples] each, of class numbers or of numbers.
+Computed by scikit-learn and SciPy. All take arrays of predictions and of references, [examples] each, of class numbers
+or, for correlations, of any numbers.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ Metric = Callable[["np.ndarray", "np.ndarray"], float]
 
 
 def accuracy(predictions: np.ndarray, references: np.ndarray) -> float:
-    """The fraction that is right."""
+    """The fraction of right answers."""
     from sklearn.metrics import accuracy_score
 
     return float(accuracy_score(references, predictions))
@@ -30,14 +30,14 @@ def f1(predictions: np.ndarray, references: np.ndarray) -> float:
 
 
 def macro_f1(predictions: np.ndarray, references: np.ndarray) -> float:
-    """The mean over the classes that occur of the F1 of each."""
+    """The mean F1 of the classes that occur."""
     from sklearn.metrics import f1_score
 
     return float(f1_score(references, predictions, average="macro", zero_division=0.0))  # type: ignore[arg-type]
 
 
 def matthews_correlation(predictions: np.ndarray, references: np.ndarray) -> float:
-    """Matthews' correlation coefficient of the classes, in [-1, 1]; 0 if all of one side are of one class."""
+    """Matthews' correlation coefficient of the classes, in [-1, 1]; 0 if one side has a single class."""
     from sklearn.metrics import matthews_corrcoef
 
     return 0.0 if _is_constant(predictions, references) else float(matthews_corrcoef(references, predictions))
@@ -51,7 +51,7 @@ def pearson(predictions: np.ndarray, references: np.ndarray) -> float:
 
 
 def spearmanr(predictions: np.ndarray, references: np.ndarray) -> float:
-    """Pearson's coefficient of the ranks, of equals the mean rank; 0 if one side is constant."""
+    """Pearson's coefficient of the ranks, with mean ranks for ties; 0 if one side is constant."""
     return pearson(_ranks(predictions), _ranks(references))
 
 
@@ -74,12 +74,12 @@ METRICS: dict[str, Metric] = {
     "spearmanr": spearmanr,
 }
 OF_NUMBERS = frozenset({"pearson", "spearmanr"})
-"""Metrics of numbers; the others are of classes."""
+"""Metrics of numbers; the others compare classes."""
 
 
-# --- what they follow from ----------------------------------------------------------------------------------
-# Of each example a few numbers, [examples, k], from whose means `results.bootstrap` computes the metric: so that a
-# bootstrap need not know the examples.
+# --- statistics ---------------------------------------------------------------------------------------------
+# A few numbers for each example, [examples, k], from whose means `results.bootstrap` computes the metric, so that a
+# bootstrap does not need the examples.
 
 
 def _correct(predictions: np.ndarray, references: np.ndarray) -> np.ndarray:
@@ -104,7 +104,7 @@ def _counts_of_all(predictions: np.ndarray, references: np.ndarray) -> np.ndarra
 
 
 def _indicators(predictions: np.ndarray, references: np.ndarray) -> np.ndarray:
-    """Whether it is right, then whether each class is predicted, then whether each is wanted."""
+    """1 if the example is right, then for each class 1 if it is predicted, then for each class 1 if it is the label."""
     import numpy as np
 
     numbers = np.union1d(predictions, references)
@@ -113,7 +113,7 @@ def _indicators(predictions: np.ndarray, references: np.ndarray) -> np.ndarray:
 
 
 def _moments(predictions: np.ndarray, references: np.ndarray) -> np.ndarray:
-    """x, y, xx, yy, xy of the numbers less their means and over their spreads, for the sake of rounding."""
+    """x, y, xx, yy, xy of the standardised numbers; standardising limits rounding errors."""
     import numpy as np
 
     x, y = (
@@ -124,7 +124,7 @@ def _moments(predictions: np.ndarray, references: np.ndarray) -> np.ndarray:
 
 
 def _moments_of_ranks(predictions: np.ndarray, references: np.ndarray) -> np.ndarray:
-    """The same of the ranks in the whole set: in a resample they are the ranks up to a rounding."""
+    """`_moments` of the ranks in the whole set, which approximate the ranks in a resample."""
     return _moments(_ranks(predictions), _ranks(references))
 
 
@@ -142,4 +142,4 @@ STATISTICS: dict[str, tuple[str, Callable[[np.ndarray, np.ndarray], np.ndarray]]
     "pearson": ("pearson", _moments),
     "spearmanr": ("pearson", _moments_of_ranks),
 }
-"""By metric: its name in `results.bootstrap.FROM_MEANS`, and the numbers of each example."""
+"""Metric -> (its name in `results.bootstrap.FROM_MEANS`, the function that gives the numbers of each example)."""

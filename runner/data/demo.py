@@ -1,4 +1,4 @@
-"""The embedded dataset of the demo: generated reading comprehension in SQuAD's format, without network."""
+"""The demo's dataset: generated reading comprehension in SQuAD's format, without network."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from runner.data.splits import Part, Splits
 
 @dataclass
 class Demo(Span):
-    """Paragraphs of several facts with distractors; the question must be read. See `runner.demo.text`."""
+    """Paragraphs of several facts with distractors, so that the question must be read. See `runner.demo.text`."""
 
     path: str = "generated"
     max_seq_length: int = 128
@@ -33,10 +33,10 @@ class Demo(Span):
             self._part(self.train_examples, 0), {"validation": self._part(self.eval_examples, 1)}, "generated"
         )
 
-    def _part(self, count: int, which: int) -> Part:
+    def _part(self, count: int, seed: int) -> Part:
         import datasets
 
         from runner.demo.text import examples
 
-        made = [dict(example) for example in examples(count, seed=2 * self.data_seed + which)]
-        return Part(datasets.Dataset.from_list(made), [("generated", count)])
+        rows = [dict(example) for example in examples(count, seed=2 * self.data_seed + seed)]
+        return Part(datasets.Dataset.from_list(rows), [("generated", count)])

@@ -1,17 +1,22 @@
-"""Splits of a dataset, whose rows know where they came from; subsets and hold-outs of them, drawn by a seed."""
+"""Splits of a dataset, whose rows know their file and line; renamed columns; subsets and hold-outs, drawn by a seed."""
 
 from __future__ import annotations
 
 import bisect
 import itertools
 import random
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+from runner.data import arrow
+from runner.system.errors import UserError
 
 if TYPE_CHECKING:
     import datasets
 
+SPLIT = "split"
+"""The column that names each example's evaluation split, if there are several."""
 _SHOWN = 3  # places that a message names
 
 
@@ -23,25 +28,25 @@ class Part:
     places: list[tuple[str, int]]
     """What was read one after the other (a file, or a split of a hub's dataset), with the number of rows of each."""
     rows: Sequence[int] = field(default_factory=list)
-    """For each example its row among all that was read, from 0; all of them if not given."""
+    """For each example its row among all that was read, from 0; not given: all of them."""
 
     def __post_init__(self) -> None:
         self.rows = self.rows or range(len(self.examples))
 
     @property
     def name(self) -> str:
-        """Where all of it came from."""
+        """The files or splits that the examples came from."""
         return ", ".join(place for place, _ in self.places)
 
     def where(self, index: int) -> str:
-        """Where an example came from, for messages: "train.csv, row 12", counted from 1 without a header."""
+        """An example's place, for messages: "train.csv, row 12", counted from 1 without a header."""
         ends = list(itertools.accumulate(count for _, count in self.places))
         row = self.rows[index]
         at = bisect.bisect_right(ends, row)
         return f"{self.places[at][0]}, row {row - (ends[at - 1] if at else 0) + 1}"
 
     def where_all(self, indices: Sequence[int]) -> str:
-        """Where several examples came from, the first few of them."""
+        """The places of several examples, of which the first few are named."""
         more = f" and {len(indices) - _SHOWN} more" if len(indices) > _SHOWN else ""
         return "; ".join(self.where(index) for index in indices[:_SHOWN]) + more
 
@@ -49,8 +54,13 @@ class Part:
         """Some of the examples."""
         return Part(self.examples.select(indices), self.places, [self.rows[i] for i in indices])
 
+    def without(self, indices: Collection[int]) -> Part:
+        """All examples but these."""
+        left_out = set(indices)
+        return self.select([i for i in range(len(self.examples)) if i not in left_out])
+
     def holding(self, examples: datasets.Dataset) -> Part:
-        """The same rows with other columns."""
+        """A part with the same rows and other columns."""
         return Part(examples, self.places, self.rows)
 
     def subset(self, limit: int | None, seed: int) -> Part:
@@ -59,16 +69,78 @@ class Part:
             return self
         return self.select(sorted(random.Random(seed).sample(range(len(self.examples)), limit)))
 
+    def renamed(self, columns: Mapping[str, str]) -> Part:
+        """The columns that a task needs, under its names.
+
+        Args:
+            columns: the task's name -> the data's.
+
+        Raises:
+            UserError: a column is missing, or is named twice.
+        """
+        names = list(columns.values())
+        twice = [f"dataset.{ours}={theirs}" for ours, theirs in columns.items() if names.count(theirs) > 1]
+        if twice:
+            raise UserError(f"{' and '.join(twice)} name the same column")
+        missing = [ours for ours, theirs in columns.items() if theirs not in self.examples.column_names]
+        if missing:
+            raise UserError(
+                f"{self.name}: there is no column " + " or ".join(f'"{columns[ours]}"' for ours in missing)
+                + f"; it has {', '.join(self.examples.column_names)}. Name the columns with "
+                + " ".join(f"dataset.{ours}=COLUMN" for ours in missing)
+            )  # fmt: skip
+        table = self.examples.select_columns(names)
+        # In two steps, because a name may be taken by another column.
+        for to in ("_{}".format, str):
+            table = table.rename_columns(dict(zip(table.column_names, map(to, columns), strict=True)))
+        return self.holding(table)
+
+    def ids(self, data_column: str | None) -> list[str]:
+        """The ids of the examples, as text.
+
+        Args:
+            data_column: the name of the column `id` in the data, for messages; None: there is none, and the numbers of
+                the rows are the ids.
+
+        Raises:
+            UserError: an example has no id.
+        """
+        if data_column is None:
+            return [str(row) for row in self.rows]
+        ids = arrow.table(self.examples, "id")["id"].to_pylist()
+        without = next((i for i, id in enumerate(ids) if id is None or id == ""), None)
+        if without is not None:
+            raise UserError(f"{self.where(without)}: column {data_column}: the id is missing")
+        return [str(id) for id in ids]
+
+    def check_text(self, column: str, data_column: str, missing: bool = False) -> None:
+        """Refuse a column that holds anything but text.
+
+        Args:
+            data_column: the column's name in the data, for messages.
+            missing: values may be missing.
+
+        Raises:
+            UserError: with the rows.
+        """
+        values = arrow.table(self.examples, column)[column].to_pylist()
+        bad = [i for i, value in enumerate(values) if not (isinstance(value, str) or (missing and value is None))]
+        if bad:
+            raise UserError(
+                f"{self.where_all(bad)}: column {data_column}: {len(bad)} of {len(values)} values are not text, such "
+                f"as {values[bad[0]]!r}"
+            )
+
 
 @dataclass
 class Splits:
-    """What a source has."""
+    """The splits of a source."""
 
     train: Part | None
     evaluation: dict[str, Part]
-    """By name; the first is the one that counts. Empty if there is none."""
+    """Name -> examples; the first is the main one. Empty if there is none."""
     source: str
-    """For people, with the revision where known."""
+    """A description for people, with the revision if known."""
 
 
 def held_out(groups: Sequence[str], fraction: float, seed: int) -> tuple[list[int], list[int]]:
@@ -86,3 +158,19 @@ def held_out(groups: Sequence[str], fraction: float, seed: int) -> tuple[list[in
     while names and len(held) < fraction * len(groups):
         held += members[names.pop()]
     return sorted(set(range(len(groups))) - set(held)), sorted(held)
+
+
+def joined(evaluation: Mapping[str, datasets.Dataset]) -> datasets.Dataset:
+    """All evaluation splits as one dataset: with several, ids begin with the split's name, and the column `split` holds
+    it."""
+    import datasets
+
+    if len(evaluation) == 1:
+        (only,) = evaluation.values()
+        return only
+    named = []
+    for name, examples in evaluation.items():
+        ids = [f"{name}-{id}" for id in examples["id"]]
+        with_ids = examples.remove_columns("id").add_column("id", ids)  # type: ignore[call-arg]
+        named.append(with_ids.add_column(SPLIT, [name] * len(ids)))  # type: ignore[call-arg]
+    return datasets.concatenate_datasets(named)

@@ -1,16 +1,18 @@
-"""F1 and exact match of SQuAD v1.1 and v2.0, each as an `evaluate.Metric` that needs no network.
+"""SQuAD v1.1 and v2.0 as `evaluate.Metric`s that need no network, where `evaluate.load("squad")` needs the hub.
 
-Scores are 0 to 100, as the official script's; everything else in this project uses fractions.
+They put the scores of `squad_scores` behind the interface of `evaluate`: to score predictions of any origin, and to
+compare with published predictions. A run computes the same scores by `Span.score`, which also needs those of each
+question. Scores are 0 to 100, as in the official scripts; everything else in this project uses fractions.
 """
 
 import datasets
 import evaluate
 
-from runner.data.squad_scores import best_of_v2, best_threshold, mean_of_best, means
+from runner.data.squad_scores import best_of, best_of_v2, best_threshold, means
 
 
 class SquadMetric(evaluate.Metric):
-    """Mean over questions of the best score over each question's answers, 0 to 100."""
+    """exact_match and f1, 0 to 100: the mean over questions of the best score over a question's answers."""
 
     def _info(self) -> evaluate.MetricInfo:
         answers = datasets.Features({"text": datasets.List(datasets.Value("string"))})
@@ -28,15 +30,15 @@ class SquadMetric(evaluate.Metric):
     def _compute(self, predictions: list[dict], references: list[dict]) -> dict[str, float]:
         given = {p["id"]: p["prediction_text"] for p in predictions}
         # An unanswered question counts as wrong, as in the official script.
-        return mean_of_best((given.get(r["id"], ""), r["answers"]["text"]) for r in references)
+        return means(best_of(given.get(r["id"], ""), r["answers"]["text"]) for r in references)
 
 
 class SquadV2Metric(evaluate.Metric):
-    """As `evaluate-v2.0.py` of SQuAD v2.0 has them, 0 to 100: exact and f1 of all questions, of those that have an
-    answer (HasAns_...) and that have none (NoAns_...), and best_exact and best_f1 with their thresholds.
+    """The scores of the official `evaluate-v2.0.py`, under its names, 0 to 100: exact and f1 of all questions, of those
+    with an answer (HasAns_...) and without (NoAns_...), and best_exact and best_f1 with their thresholds.
 
-    A question is answered unless its no_answer_score is above `no_answer_threshold`. best_... are what the threshold
-    that is best on these very questions would give: no result, but the upper limit of one.
+    A question is answered unless its no_answer_score is above `no_answer_threshold`. best_... use the threshold that is
+    best on these very questions: an upper limit, not a result.
     """
 
     def _info(self) -> evaluate.MetricInfo:

@@ -1,7 +1,6 @@
-"""F1 and exact match of SQuAD v1.1 (Rajpurkar et al. 2016, section 6.1) and v2.0 (2018, arXiv 1806.03822), in plain
-Python.
+"""F1 and exact match of SQuAD v1.1 (Rajpurkar et al. 2016, section 6.1) and v2.0 (2018, arXiv 1806.03822).
 
-The one implementation, behind the metrics of `squad_metric` and `Span.score`.
+The one implementation, used by `Span.score` and by the metrics of `squad_metric`.
 """
 
 import itertools
@@ -30,33 +29,28 @@ def f1(prediction: str, answer: str) -> float:
 
 
 def _f1_of_words(predicted: list[str], expected: list[str]) -> float:
-    if not set(predicted) & set(expected):  # true of most wrong answers, and far cheaper than two counters
+    if not set(predicted) & set(expected):  # most wrong answers; far cheaper than two counters
         return 0.0
     common = (Counter(predicted) & Counter(expected)).total()
     return 2 * common / (len(predicted) + len(expected))
 
 
-def mean_of_best(questions: Iterable[tuple[str, Collection[str]]]) -> dict[str, float]:
-    """`exact_match` and `f1`, 0 to 100: the mean over questions of the best over each question's answers.
+def means(questions: Iterable[tuple[float, float]]) -> dict[str, float]:
+    """The means of `exact_match` and `f1` over questions, 0 to 100.
 
     Args:
-        questions: a prediction and its possible answers for each.
+        questions: what `best_of` gives for each question.
     """
-    return means(best_of(prediction, answers) for prediction, answers in questions)
-
-
-def means(questions: Iterable[tuple[float, float]]) -> dict[str, float]:
-    """`exact_match` and `f1`, 0 to 100, of what `best_of` gives for each question."""
-    count, exact, words = 0, 0.0, 0.0
-    for exact_of_one, words_of_one in questions:
+    count, exact_sum, f1_sum = 0, 0.0, 0.0
+    for exact, words in questions:
         count += 1
-        exact += exact_of_one
-        words += words_of_one
-    return {"exact_match": 100 * exact / count, "f1": 100 * words / count}
+        exact_sum += exact
+        f1_sum += words
+    return {"exact_match": 100 * exact_sum / count, "f1": 100 * f1_sum / count}
 
 
 def best_of(prediction: str, answers: Collection[str]) -> tuple[float, float]:
-    """`exact_match` and `f1` of a question, in [0, 1]: the best over its answers."""
+    """`exact_match` and `f1` of one question, in [0, 1]: the best over its answers."""
     predicted = normalize(prediction)
     expected = {normalize(answer) for answer in set(answers)}  # annotators agree often
     if predicted in expected:
@@ -66,9 +60,9 @@ def best_of(prediction: str, answers: Collection[str]) -> tuple[float, float]:
 
 
 def best_of_v2(prediction: str, answers: Collection[str]) -> tuple[float, float]:
-    """The same of SQuAD v2.0, where a question without answers is answered right by nothing, and by nothing else.
+    """`exact_match` and `f1` of one SQuAD v2.0 question, in [0, 1]: without answers only an empty prediction is right.
 
-    Answers of which `normalize` leaves nothing do not count, as in the official script.
+    Answers that are empty after `normalize` do not count, as in the official script.
     """
     expected = [answer for answer in answers if normalize(answer)]
     if not expected:
@@ -80,20 +74,20 @@ def best_of_v2(prediction: str, answers: Collection[str]) -> tuple[float, float]
 def best_threshold(
     no_answer: Sequence[float], if_answered: Sequence[float], has_answer: Sequence[bool]
 ) -> tuple[float, float]:
-    """The mean score with the best threshold, in [0, 1], and that threshold: a question is answered unless its
-    no-answer score is above it. Of equally good ones the lowest, as `find_best_thresh` of the official script has it.
+    """(mean score in [0, 1] with the best threshold, that threshold), as `find_best_thresh` of the official script.
 
-    It is no result where the threshold was chosen on the same questions.
+    A question is answered unless its no-answer score is above the threshold. Among equally good thresholds the lowest
+    is chosen. The score is not a result if the threshold was chosen on the same questions.
 
     Args:
         no_answer: how sure the model is that a question has no answer.
-        if_answered: what the question scores by the best span.
-        has_answer: without a span, a question that has an answer scores 0, another one 1.
+        if_answered: the question's score if it is answered by the best span.
+        has_answer: if it is not answered, a question with an answer scores 0, one without scores 1.
     """
     current = best = sum(not has for has in has_answer)
     threshold = min(no_answer) - 1
     order = sorted(range(len(no_answer)), key=lambda i: no_answer[i])
-    for value, group in itertools.groupby(order, key=lambda i: no_answer[i]):  # a threshold has no say among equals
+    for value, group in itertools.groupby(order, key=lambda i: no_answer[i]):  # no threshold separates equals
         current += sum(if_answered[i] - (not has_answer[i]) for i in group)
         if current > best:
             best, threshold = current, value

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pruning import IGNORED, Prediction
 from runner.data import arrow, classes, sources
-from runner.data.splits import Part, Splits
+from runner.data.files import read_text
+from runner.data.readable import length_range
+from runner.data.splits import SPLIT, Part, Splits
 from runner.data.tagging_scores import chunks, counts, scores
-from runner.data.task import SPLIT, Dataset, Scores, told_length
+from runner.data.task import Dataset, Scores
 from runner.system.errors import UserError
 
 if TYPE_CHECKING:
@@ -23,18 +25,18 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 OUTSIDE = "O"
-"""The tag of a word that is part of nothing."""
+"""The tag of a word outside all entities."""
 _OF_ENTITIES = re.compile(r"O|[BIES](-.*)?")
-_NO_WORD = -1  # of tokens that are not the first of a word
+_NO_WORD = -1  # for tokens that are not the first of a word
 
 
 @dataclass
 class Tag(Dataset):
-    """Sentences as lists of words, with a tag for each word: of entities as IOB1, IOB2, IOE or IOBES, or (with
-    `metric=accuracy`) any other, such as parts of speech.
+    """Sentences as lists of words, with a tag for each word: IOB1, IOB2, IOE or IOBES for entities, or (with
+    `metric=accuracy`) any tags, such as parts of speech.
 
-    Beside the files that all kinds of task read, CoNLL-2003's columns are read (`.conll`, `.txt`): a word and its tags
-    on each line, of which the last one counts, and an empty line between sentences.
+    Files in CoNLL-2003's columns (`.conll`, `.txt`) can be read, besides the files that all kinds of task read: a word
+    and its tags on each line, of which the last is used, and an empty line between sentences.
     """
 
     tokens: str = "tokens"
@@ -42,10 +44,10 @@ class Tag(Dataset):
     tags: str = "ner_tags"
     """Column of the tags, by name or by number."""
     id: str | None = None
-    """Column of an id. Not given: the number of the row."""
+    """Column of the id. Not given: the number of the row."""
     labels: list[str] = field(default_factory=list)
-    """The tags in the order in which the model has them. Where the data have numbers: what they stand for, from 0 (but
-    "3" stands for 3). Not given: those of the data, which are sorted if the data do not say in which order."""
+    """The tags in the model's order. If the data have numbers: the names of the numbers, from 0 (but "3" is the name of
+    3). Not given: those of the data, sorted if the data do not give an order."""
     metric: str = "f1"
     """The main metric, which names the columns of the table: f1, precision or recall of the entities, or accuracy of
     the words."""
@@ -75,7 +77,7 @@ class Tag(Dataset):
         return sources.load(
             sources.Source(
                 self.path, self.name, self.revision, self.train_split, self.evaluation_splits,
-                own={".conll": columns, ".txt": columns},
+                readers={".conll": columns, ".txt": columns},
             )
         )  # fmt: skip
 
@@ -87,20 +89,19 @@ class Tag(Dataset):
         if self.metric != "accuracy" and not _of_entities(names):
             other = next(name for name in names if not _of_entities([name]))
             raise UserError(
-                f"dataset.metric={self.metric} is of entities, and column {self.tags} of {splits.source} has the tag "
-                f"{other}, which is none of O, B-TYPE, I-TYPE, E-TYPE and S-TYPE: say what the tags are with "
-                "dataset.labels, or set dataset.metric=accuracy"
+                f"dataset.metric={self.metric} counts entities, and column {self.tags} of {splits.source} has the tag "
+                f"{other}, which is not O, B-TYPE, I-TYPE, E-TYPE or S-TYPE: name the tags in dataset.labels, or set "
+                "dataset.metric=accuracy"
             )
         coded = [classes.coded(part, "tags", names, self.tags) for part in parts]
         return (coded.pop(0) if train is not None else None), dict(zip(evaluation, coded, strict=True))
 
     def _named(self, part: Part) -> Part:
         given = {"tokens": self.tokens, "tags": self.tags} | ({"id": self.id} if self.id else {})
-        found = sources.renamed(part, given)
+        part = part.renamed(given)
         for ours in ("tokens", "tags"):
-            classes.check_kind(found, ours, given[ours], listed=True)
-        ids = sources.ids(found, self.id)
-        return found.holding(found.examples.select_columns(["tokens", "tags"]).add_column("id", ids))  # type: ignore[call-arg]
+            classes.check_kind(part, ours, given[ours], listed=True)
+        return part.holding(part.examples.select_columns(["tokens", "tags"]).add_column("id", part.ids(self.id)))  # type: ignore[call-arg]
 
     def groups(self, examples: datasets.Dataset) -> Sequence[str]:
         return [" ".join(map(str, words)) for words in arrow.lists(arrow.table(examples, "tokens")["tokens"])]
@@ -116,12 +117,12 @@ class Tag(Dataset):
 
     def _problem(self, words: list[Any], tags: list[int]) -> str | None:
         if not words:
-            return f"column {self.tokens}: a sentence without words"
+            return f"column {self.tokens}: the sentence has no words"
         if len(words) != len(tags):
-            return f"columns {self.tokens} and {self.tags}: {len(words)} words with {len(tags)} tags"
+            return f"columns {self.tokens} and {self.tags}: {len(words)} words have {len(tags)} tags"
         for word in words:
             if not isinstance(word, str):
-                return f"column {self.tokens}: {word!r} is no text"
+                return f"column {self.tokens}: {word!r} is not text"
         return f"column {self.tags}: a word has no tag" if classes.NONE in tags else None
 
     # --- features, outputs ----------------------------------------------------------------------------------
@@ -135,8 +136,8 @@ class Tag(Dataset):
     def tokenized(
         self, batch: dict[str, list], indices: list[int], tokenizer: PreTrainedTokenizerBase, labels: bool
     ) -> dict[str, list]:
-        # As a text, not as a list of words, which tokenizers of byte pairs do not take as they are loaded. Characters
-        # tell which word a token is of, so that nothing is shifted by a word that has a blank in it or leaves no token.
+        # As one text, because byte-pair tokenizers as they are loaded do not accept lists of words. Character offsets
+        # give the word of each token, so words with a blank in them, or without any token, shift nothing.
         texts = [" ".join(words) for words in batch["tokens"]]
         encoded = tokenizer(
             texts,
@@ -155,9 +156,9 @@ class Tag(Dataset):
             [batch["tags"][row][word] if word != _NO_WORD else IGNORED for word in window]
             for row, window in zip(rows, words, strict=True)
         ]
-        # The mean over no label is no number: windows in which no word begins that was not in another teach nothing.
-        teaching = [i for i, window in enumerate(columns["labels"]) if set(window) != {IGNORED}]
-        return {name: [values[i] for i in teaching] for name, values in columns.items()}
+        # The mean loss over no labels is NaN: leave out windows whose words all began in an earlier window.
+        labelled = [i for i, window in enumerate(columns["labels"]) if set(window) != {IGNORED}]
+        return {name: [values[i] for i in labelled] for name, values in columns.items()}
 
     def heads(self, outputs: Any, tokens: torch.Tensor) -> Prediction:
         return Prediction((outputs.logits,), None, tokens)
@@ -167,39 +168,37 @@ class Tag(Dataset):
 
     def score(self, examples: datasets.Dataset, features: datasets.Dataset, logits: list[np.ndarray]) -> Scores:
         names = _names(examples)
-        found = self._tagged(examples, features, logits[0])
-        tags = examples["tags"]
-        gold = [[names[number] for number in of] for of in tags]
+        predicted = self._tagged(examples, features, logits[0])
+        gold = [[names[number] for number in tags] for tags in examples["tags"]]
         ids = [str(id) for id in examples["id"]]
         splits = list(examples[SPLIT]) if SPLIT in examples.column_names else [""] * len(ids)
         metrics: dict[str, float] = {}
-        told = self.metrics if _of_entities(names) else ("accuracy",)
+        reported = self.metrics if _of_entities(names) else ("accuracy",)
         for split in dict.fromkeys(splits):
-            here = [i for i, of in enumerate(splits) if of == split]
             suffix = "" if split == splits[0] else f"_{split}"
-            reached = scores((found[i], gold[i]) for i in here)
-            metrics |= {f"{name}{suffix}": reached[name] for name in told}
-        first = [i for i, of in enumerate(splits) if of == splits[0]]
+            values = scores((predicted[i], gold[i]) for i, other in enumerate(splits) if other == split)
+            metrics |= {f"{name}{suffix}": values[name] for name in reported}
+        first = [i for i, split in enumerate(splits) if split == splits[0]]
         return Scores(
             metrics,
-            dict(zip(ids, found, strict=True)),
-            {ids[i]: float(self._right(found[i], gold[i])) for i in first},
+            dict(zip(ids, predicted, strict=True)),
+            {ids[i]: float(self._right(predicted[i], gold[i])) for i in first},
             "ratio" if self.metric == "accuracy" else f"entity_{self.metric}",
-            {ids[i]: list(self._statistics(found[i], gold[i])) for i in first},
+            {ids[i]: list(self._statistics(predicted[i], gold[i])) for i in first},
         )
 
-    def _right(self, found: list[str], gold: list[str]) -> bool:
-        """Whether a whole sentence is right: all its entities, or all its words if these are what is counted."""
-        return found == gold if self.metric == "accuracy" else chunks(found) == chunks(gold)
+    def _right(self, predicted: list[str], gold: list[str]) -> bool:
+        """True if a whole sentence is right: all its entities, or with `metric=accuracy` all its words."""
+        return predicted == gold if self.metric == "accuracy" else chunks(predicted) == chunks(gold)
 
-    def _statistics(self, found: list[str], gold: list[str]) -> tuple[float, ...]:
+    def _statistics(self, predicted: list[str], gold: list[str]) -> tuple[float, ...]:
         if self.metric == "accuracy":
-            return float(sum(map(str.__eq__, found, gold))), float(len(gold))
-        return tuple(map(float, counts(found, gold)))
+            return float(sum(map(str.__eq__, predicted, gold))), float(len(gold))
+        return tuple(map(float, counts(predicted, gold)))
 
     def _tagged(self, examples: datasets.Dataset, features: datasets.Dataset, logits: np.ndarray) -> list[list[str]]:
-        """The tag of each word. A word of which no token is left, such as one of invisible characters, is outside (has
-        the first tag, if none says so)."""
+        """The tag of each word. A word without any token, such as one of invisible characters, is outside all entities
+        (or has the first tag, if there is no such tag)."""
         names = _names(examples)
         default = OUTSIDE if OUTSIDE in names else names[0]
         tagged = [[default] * len(words) for words in examples["tokens"]]
@@ -221,11 +220,11 @@ class Tag(Dataset):
         if not _of_entities(example["tags"]):
             return {"Sentence": sentence, "Tags": " ".join(example["tags"])}
         entities = sorted(chunks(example["tags"]))
-        told = [f"{' '.join(example['tokens'][start:stop])} ({kind})" for start, stop, kind in entities]
-        return {"Sentence": sentence, "Entities": ", ".join(told) or "none"}
+        texts = [f"{' '.join(example['tokens'][start:stop])} ({kind})" for start, stop, kind in entities]
+        return {"Sentence": sentence, "Entities": ", ".join(texts) or "none"}
 
     def kinds(self, example: Mapping[str, Any]) -> dict[str, str]:
-        length = {"Length": told_length(len(example["tokens"]), (5, 10, 20, 40))}
+        length = {"Length": length_range(len(example["tokens"]), (5, 10, 20, 40))}
         if not _of_entities(example["tags"]):
             return length
         kinds = sorted({kind for _, _, kind in chunks(example["tags"])})
@@ -233,7 +232,7 @@ class Tag(Dataset):
 
 
 def _of_entities(tags: Iterable[str]) -> bool:
-    """Whether these are tags of entities, not of something else such as parts of speech."""
+    """True if these are tags of entities, not of something else such as parts of speech."""
     return all(map(_OF_ENTITIES.fullmatch, tags))
 
 
@@ -245,18 +244,18 @@ def _names(examples: datasets.Dataset) -> list[str]:
 def _first_tokens(
     sentences: Sequence[Sequence[str]], rows: Sequence[int], offsets: Sequence[Sequence[tuple[int, int]]]
 ) -> Iterator[list[int]]:
-    """For each window and token: the word of which it is the first token, in the first window that holds that word.
+    """For each window and token, the word that begins with the token, if no earlier window has it.
 
     Args:
         sentences: the words, which were joined by a blank.
         rows: the sentence of each window.
-        offsets: of each window, the characters of each token; (0, 0) for those that are not of the text.
+        offsets: for each window, the characters of each token; (0, 0) for special tokens.
     """
     seen: set[tuple[int, int]] = set()
     of_character: dict[int, list[int]] = {}
     for row, window in zip(rows, offsets, strict=True):
         if row not in of_character:
-            # With the blank before it, which some tokenizers count as the token's.
+            # With a blank after each word, so that indices match the joined text.
             of_character[row] = [word for word, text in enumerate(sentences[row]) for _ in f"{text} "]
         words = []
         for start, stop in window:
@@ -270,26 +269,26 @@ def _first_tokens(
 
 
 def read_columns(file: Path, words: str, tags: str) -> Iterator[dict[str, list[str]]]:
-    """The sentences of a file in CoNLL-2003's columns; lines of -DOCSTART- are left out.
+    """The sentences of a file in CoNLL-2003's columns, without lines of -DOCSTART-.
 
     Args:
-        words, tags: names of the columns to make.
+        words, tags: names of the resulting columns.
 
     Raises:
         UserError: a line has no tag, or not as many columns as the first.
     """
     sentence: list[list[str]] = []
     width = None
-    # Not splitlines, nor split by any white space: words may hold other ends of lines, and blanks that do not break.
-    for number, line in enumerate([*sources.read_text(file).split("\n"), ""], 1):
+    # Not splitlines, nor any white space: words may hold other line separators and non-breaking blanks.
+    for number, line in enumerate([*read_text(file).split("\n"), ""], 1):
         fields = [field for field in re.split(r"[ \t\r]+", line) if field]
         if fields and fields[0] != "-DOCSTART-":
             if len(fields) < 2:
-                raise UserError(f"{file}, line {number}: {line.strip()!r} has no tag: a word and its tags are needed")
+                raise UserError(f"{file}, line {number}: {line.strip()!r} has no tag; a line needs a word and its tags")
             width = width or len(fields)
             if len(fields) != width:
                 raise UserError(
-                    f"{file}, line {number}: {line.strip()!r} has {len(fields)} columns, and the lines before {width}"
+                    f"{file}, line {number}: {line.strip()!r} has {len(fields)} columns, and the lines above it {width}"
                 )
             sentence.append(fields)
         elif sentence:

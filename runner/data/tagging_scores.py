@@ -1,6 +1,6 @@
 """Scores of tagged words as the CoNLL-2003 shared task counts them (Tjong Kim Sang and De Meulder 2003; conlleval).
 
-The one implementation, behind `tag_metric.TagMetric` and `Tag.score`. An entity is right if its type and both ends are.
+An entity is right if its type and both its ends are right.
 """
 
 from __future__ import annotations
@@ -16,35 +16,35 @@ _BEGIN, _END = ("B", "S"), ("E", "S")
 def chunks(tags: Sequence[str]) -> set[Chunk]:
     """The entities of a sentence.
 
-    Tags are `O` or a prefix and a type, `B-PER`. IOB1, IOB2 and IOE are read as conlleval reads them, and IOBES: an
+    Tags are `O` or a prefix and a type, `B-PER`, as IOB1, IOB2 or IOE, read as conlleval reads them, or as IOBES. An
     entity begins at B and S, and wherever a word continues nothing of its type; it ends before O, B, S or another type,
     and after E and S.
     """
-    found: set[Chunk] = set()
+    entities: set[Chunk] = set()
     start, before, kind = None, "O", ""
     for at, tag in enumerate([*tags, "O"]):
         prefix, _, now = tag.partition("-")
-        inside, goes_on = prefix != "O", kind == now and before not in ("O", *_END) and prefix not in ("O", *_BEGIN)
-        if start is not None and not goes_on:
-            found.add((start, at, kind))
+        inside, continues = prefix != "O", kind == now and before not in ("O", *_END) and prefix not in ("O", *_BEGIN)
+        if start is not None and not continues:
+            entities.add((start, at, kind))
             start = None
         if inside and start is None:
             start = at
         before, kind = prefix, now
-    return found
+    return entities
 
 
 def counts(predicted: Sequence[str], gold: Sequence[str]) -> tuple[int, int, int]:
-    """Entities of a sentence that are right, that were predicted, that there are."""
+    """Number of right, predicted and gold entities of a sentence."""
     given, wanted = chunks(predicted), chunks(gold)
     return len(given & wanted), len(given), len(wanted)
 
 
 def scores(sentences: Iterable[tuple[Sequence[str], Sequence[str]]]) -> dict[str, float]:
-    """precision, recall and f1 of the entities, accuracy of the words; fractions, 0 where there is nothing to count.
+    """precision, recall and f1 of the entities, accuracy of the words; fractions, 0 if there is nothing to count.
 
     Args:
-        sentences: the predicted and the gold tags of each, as many of both.
+        sentences: (predicted tags, gold tags) of each, of equal lengths.
     """
     correct = predicted = wanted = right = words = 0
     for given, gold in sentences:

@@ -1,1 +1,1 @@
-"""What the demo needs without network: the generator of its text, and a small pre-trained BERT."""
+"""The demo's data and model, embedded: the generator of its text, and a small pre-trained BERT."""

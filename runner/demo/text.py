@@ -1,12 +1,12 @@
-"""Reading comprehension made on the spot: short paragraphs of facts, each with one question, in the format of SQuAD.
+"""Generated reading comprehension: short paragraphs of facts, each with one question, in the format of SQuAD.
 
-No download, no package: the standard library alone, so that `dataset=demo` runs anywhere. Look at some with
-`python -m runner.demo.text`. A score on it says that the machinery works, and nothing about real text.
+It uses the standard library alone, so that `dataset=demo` runs anywhere. `python -m runner.demo.text` prints some.
+A score on it says that the machinery works, and nothing about real text.
 
 A paragraph states seven to ten facts about four people (or companies), in random order and phrasing. Four of the facts
 are of the relation that is asked for, so there are as many candidates of the right type; the others are of other
-relations about the same subjects. Only who reads the question's subject *and* its relation can answer:
-the place in the paragraph, the type of the answer and the frequency of a word give a quarter at best.
+relations about the same subjects. To answer, one must read the question's subject *and* its relation: the place in the
+paragraph, the type of the answer and the frequency of a word give a quarter at best.
 """
 
 import itertools
@@ -64,7 +64,7 @@ def _pairs(adjectives: tuple[str, ...], nouns: tuple[str, ...]) -> tuple[str, ..
 
 @dataclass(frozen=True)
 class Relation:
-    """One kind of fact, and the ways to state it and to ask for either end: `S` is the subject, `V` the value."""
+    """A kind of fact, with ways to state it and to ask for either end: `S` is the subject, `V` the value."""
 
     values: tuple[str, ...]
     statements: tuple[str, ...]
@@ -161,7 +161,7 @@ _SUBJECT_QUESTION_SHARE = 0.3
 
 @dataclass(frozen=True)
 class Fact:
-    """A statement in a paragraph: `subject` stands in `relation` to `value`."""
+    """A statement in a paragraph: `relation` holds between `subject` and `value`."""
 
     subject: str
     relation: Relation
@@ -194,7 +194,7 @@ def _draw_facts(
     draw: random.Random, subjects: tuple[str, ...], relations: tuple[Relation, ...], layout: tuple[int, ...]
 ) -> list[Fact]:
     group = draw.sample(subjects, max(layout))
-    # Two relations may share their values, cities say: the paragraph uses none of them twice.
+    # Two relations may share values, such as cities: the paragraph uses none of them twice.
     taken = set(group)
     facts = []
     for relation, count in zip(draw.sample(relations, len(layout)), layout, strict=True):
@@ -222,7 +222,7 @@ def draw_paragraph(draw: random.Random, layouts: tuple[tuple[int, ...], ...] = L
 
 
 class Answers(TypedDict):
-    """The accepted answers and where each begins in the context, in characters: here always one."""
+    """The accepted answers, here always one, and the character where each begins in the context."""
 
     text: list[str]
     answer_start: list[int]
@@ -259,7 +259,7 @@ def _example(draw: random.Random, name: str) -> Example:
 
 
 def _find_words(phrase: str, text: str) -> int:
-    """Where the phrase begins: whole words ("Leo" is not in "Leon") in either case (it may open the sentence)."""
+    """The character where a phrase begins: whole words ("Leo" is not in "Leon"), in either case."""
     match = re.search(rf"\b{re.escape(phrase)}\b", text, re.IGNORECASE)
     if match is None:
         raise ValueError(f"{phrase!r} is not in {text!r}")
@@ -269,8 +269,8 @@ def _find_words(phrase: str, text: str) -> int:
 def examples(count: int, seed: int) -> Iterator[Example]:
     """`count` examples with the fields of SQuAD: id, title, context, question, answers {text, answer_start}.
 
-    The same seed gives the same examples, a longer run the same ones first. Different seeds share no paragraph but by a
-    coincidence that was never seen.
+    The same seed gives the same examples; a larger count continues them. Paragraphs of different seeds coincide only by
+    chance, which was never seen.
     """
     draw = random.Random(f"demo {seed}")  # seeded by a string: hashed with SHA-512, the same in every process
     for index in range(count):

@@ -1,4 +1,4 @@
-"""What a model weighs: bytes of its file, plain and compressed, and multiply-accumulates, all and those that remain."""
+"""Size and work of a model: bytes of its files, plain and compressed, and multiply-accumulates, dense and sparse."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from pruning import as_matrix, matrix_weights
-from runner import models
 from runner.models import heads
+from runner.models.checkpoint import skeleton
 from runner.models.verify import read_tensors
 
 if TYPE_CHECKING:
@@ -26,31 +26,31 @@ _LEVEL = 6  # gzip's own choice
 
 @dataclass
 class Footprint:
-    """Of a saved sparse model. The dense one takes as many bytes: zeros are stored like other numbers."""
+    """Size and work of a saved sparse model. The dense one takes as many bytes: zeros are stored like other numbers."""
 
     bytes: int
-    """Of its safetensors files."""
+    """Size of its safetensors files."""
     compressed_bytes: int
-    """Of the same after deflate, as gzip does it."""
+    """Size of these files after deflate, as gzip compresses."""
     macs_dense: int
-    """Multiply-accumulates for one example: all products of matrices, those of attention included."""
+    """Multiply-accumulates for one example: all matrix products, those of attention included."""
     macs_sparse: int
-    """The same without those with a weight that is zero. No hardware is known to leave out all of them."""
+    """Multiply-accumulates for one example, without those with a zero weight. No known hardware skips all of them."""
 
 
 def footprint(folder: Path, architecture: str, tokens: int) -> Footprint:
     """Measure a saved model.
 
     Args:
-        tokens: in the example.
+        tokens: the length of the example.
     """
     import transformers
 
     files, config = sorted(folder.glob("*.safetensors")), transformers.AutoConfig.from_pretrained(folder)
     try:
-        net = models.skeleton(architecture, config)
+        net = skeleton(architecture, config)
         dense, used = macs(net, tokens), uses(net, tokens)
-    except (RuntimeError, NotImplementedError):  # it looks at numbers on its way, which a skeleton does not have
+    except (RuntimeError, NotImplementedError):  # its forward pass reads values, which a skeleton lacks
         from_pretrained, _ = heads.network(architecture, config)
         net = from_pretrained(folder, config=config, attn_implementation="eager")
         dense, used = macs(net, tokens), uses(net, tokens)
@@ -76,26 +76,26 @@ def macs(net: PreTrainedModel, tokens: int) -> int:
 
 
 def uses(net: PreTrainedModel, tokens: int) -> dict[str, int]:
-    """How often each weight of a Linear or Conv layer is multiplied in that pass, by the weight's name."""
-    found: Counter[str] = Counter()
+    """How often a forward pass multiplies each weight of a Linear or Conv layer, by the weight's name."""
+    counts: Counter[str] = Counter()
     names = {id(weight): name for name, weight in matrix_weights(net).items()}
     hooks = []
     for module in net.modules():
         name = names.get(id(getattr(module, "weight", None)))
         if name is not None:
-            hooks.append(module.register_forward_hook(_counting(found, name)))
+            hooks.append(module.register_forward_hook(_counting(counts, name)))
     try:
         _pass(net, tokens)
     finally:
         for hook in hooks:
             hook.remove()
-    return dict(found)
+    return dict(counts)
 
 
-def _counting(found: Counter[str], name: str) -> Any:
+def _counting(counts: Counter[str], name: str) -> Any:
     def count(module: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
         # Each output of a layer is one product with one row of its matrix.
-        found[name] += output.numel() // as_matrix(module.weight).shape[0]
+        counts[name] += output.numel() // as_matrix(module.weight).shape[0]
 
     return count
 

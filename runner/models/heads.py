@@ -1,8 +1,8 @@
-"""The head that a student takes over from its teacher (distill=simkd): copied where both are as wide, else behind a
-projector, which is folded into the head in the end or stays in it.
+"""The head that a student takes over from its teacher (distill=simkd): copied if both have one width, else behind a
+projector, which is folded into the head at the end or stays in it.
 
-A head with a projector that stayed is told by a key in config.json, by which `runner.models` builds it. Without that
-its matrix has the teacher's width and not the student's, so every class of transformers refuses to load it.
+A key in config.json marks a head whose projector stayed, and `runner.models` builds it. The classes of transformers
+refuse to load it, since its matrix has the teacher's width and not the student's.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
 KEY = "projected_head"
-"""In config.json, where a projector stayed: its kind, and the width that it gives."""
+"""The key in config.json for a projector that stayed: its kind and output width."""
 
 
 class ProjectedHead(nn.Linear):
@@ -52,8 +52,8 @@ def layers(model: PreTrainedModel) -> dict[str, nn.Module]:
 
 def only_layer(model: PreTrainedModel) -> str | None:
     """The name of a head that is one linear layer over the last hidden states; None if it is more than that."""
-    found = layers(model)
-    return next(iter(found)) if [type(module) for module in found.values()] == [nn.Linear] else None
+    modules = layers(model)
+    return next(iter(modules)) if [type(module) for module in modules.values()] == [nn.Linear] else None
 
 
 def check(student: PreTrainedModel, teacher: PreTrainedModel, projects: bool) -> None:
@@ -109,7 +109,7 @@ def share(student: PreTrainedModel, teacher: PreTrainedModel, projector: nn.Modu
 
 
 def finish(student: PreTrainedModel) -> None:
-    """Fold a linear projector into the head, W' = W P and b' = W p + b; of another one tell the configuration."""
+    """Fold a linear projector into the head, W' = W P and b' = W p + b; name any other one in the configuration."""
     for name, module in head(student).items():
         if not isinstance(module, ProjectedHead):
             continue
@@ -121,7 +121,7 @@ def finish(student: PreTrainedModel) -> None:
 
 @torch.no_grad()
 def folded(head: ProjectedHead, projector: nn.Linear) -> nn.Linear:
-    """One layer that does what both do, computed in float64."""
+    """One layer equal to projector and head in a row, computed in float64."""
     weight, inner = head.weight.double(), projector.weight.double()
     bias = weight @ projector.bias.double() + (0 if head.bias is None else head.bias.double())
     new = nn.Linear(projector.in_features, head.out_features, device=head.weight.device)
@@ -131,8 +131,7 @@ def folded(head: ProjectedHead, projector: nn.Linear) -> nn.Linear:
 
 
 def network(architecture: str, config: PretrainedConfig) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """What makes a model of transformers' auto class: from_pretrained and from_config, with the projector that the
-    configuration names.
+    """from_pretrained and from_config of a transformers auto class, with the projector that the configuration names.
 
     Raises:
         ValueError: the architecture has no such model.

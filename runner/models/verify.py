@@ -1,4 +1,4 @@
-"""Count zeros and broken units on the saved file, not on the object in memory: what is shipped is what is checked."""
+"""Count zeros and broken units in the saved file, not in memory: the file that is shipped is what is checked."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ import torch
 from safetensors import safe_open
 
 from pruning import LayerReport, as_matrix, matrix_weights, parse
-from runner import models
+from runner.models.checkpoint import skeleton
 
 
 class VerificationError(Exception):
-    """The saved model is not what the pruner says it made: a defect of this program, never the user's."""
+    """The saved model differs from the pruner's report: a defect of this program, never the user's."""
 
 
 @dataclass
 class Verification:
-    """What the file holds."""
+    """Counts in the file of a saved model."""
 
     linear_ratio: float
     """Zeros in pruned weights over the elements of all Linear and Conv weights."""
@@ -40,7 +40,7 @@ def read_tensors(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def verify(folder: Path, architecture: str, layers: list[LayerReport]) -> Verification:
-    """Recount a saved model.
+    """Recount the zeros of a saved model.
 
     Args:
         layers: the pruner's report, which the file must agree with.
@@ -51,7 +51,7 @@ def verify(folder: Path, architecture: str, layers: list[LayerReport]) -> Verifi
     from transformers import AutoConfig
 
     tensors = read_tensors(folder)
-    net = models.skeleton(architecture, AutoConfig.from_pretrained(folder))
+    net = skeleton(architecture, AutoConfig.from_pretrained(folder))
     matrices = sum(weight.numel() for weight in matrix_weights(net).values())
     everything = sum(weight.numel() for weight in net.parameters())
     zeros = pruned_elements = violations = 0
@@ -71,14 +71,14 @@ def verify(folder: Path, architecture: str, layers: list[LayerReport]) -> Verifi
 
 
 def fault(layer: LayerReport, matrix: torch.Tensor) -> str | None:
-    """What of a layer's report a matrix does not bear out, or None."""
+    """How a matrix contradicts its layer's report, or None."""
     if not layer.pruned_units:
         return None
     pattern = parse(layer.pattern)
     zeros, broken = int((matrix == 0).sum()), pattern.violations(matrix)
     if zeros < layer.zeros:
         return f"{zeros} zeros, but the pruner made {layer.zeros}"
-    # A kept weight may be exactly zero by itself: it breaks at most one unit, and is no fault of the masks.
+    # A weight that was not pruned may be exactly zero: it breaks at most one unit, and the masks are still right.
     if broken > zeros - layer.zeros + pattern.open_units(layer.units, layer.pruned_units):
         return f"{broken} of {layer.units} units break {pattern}"
     return None

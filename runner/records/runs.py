@@ -1,8 +1,9 @@
-"""A finished run, by its folder or by its id in MLflow: what `runner.share`, `runner.examples` and `runner.reproduce`
-start from. And what a run keeps of how it was made."""
+"""A finished run, by its folder or its id in MLflow: the input of `runner.share`, `runner.examples` and
+`runner.reproduce`. And the record of how a run was made."""
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -24,34 +25,34 @@ from runner.system.versions import VERSIONS
 from runner.tracking import Tracking
 
 PLACES = ("model.path", "model.finetuned", "model.sparse", "distill.teacher", "dataset.path")
-"""The keys that say where something lies, and not what it is: they may change when it is moved."""
+"""Keys that name a place. A repetition may change them: files that have moved are still the same files."""
 
 
 @dataclass
 class Run:
-    """What a finished run left."""
+    """A finished run."""
 
     folder: Path
-    """Its folder, with `model/`, `config.yaml` and the rest."""
+    """The run's folder, with `model/`, `config.yaml` and the rest."""
     run_id: str | None
-    """Its id in MLflow; None if it was not uploaded yet."""
+    """The run's id in MLflow; None if it is not uploaded yet."""
     yaml: str
     """The whole configuration, resolved."""
     result: dict[str, Any]
-    """result.json: see `runner.records.result.Result`."""
+    """Contents of result.json: see `runner.records.result.Result`."""
 
 
 def is_id(given: str) -> bool:
-    """Whether this has the form of a run's id in MLflow."""
+    """True if the text has the form of a run's id in MLflow."""
     return re.fullmatch("[0-9a-f]{32}", given) is not None
 
 
 def find(given: str, where: Tracking) -> Run:
-    """Find a run that is finished.
+    """Find a finished run.
 
     Args:
-        given: its folder, or its id in MLflow.
-        where: the MLflow store, which is only asked for ids.
+        given: the run's folder, or its id in MLflow.
+        where: the MLflow store, used for ids only.
 
     Raises:
         UserError: there is no such run, it is not finished, or its folder is not on this machine.
@@ -74,15 +75,15 @@ def find(given: str, where: Tracking) -> Run:
 
 
 def dense_model(given: str, key: str, where: Tracking) -> str:
-    """What a configured path of a dense model stands for: the model's folder of a finished run, if it is a run's folder
-    or id, else what is given.
+    """Resolve the configured path of a dense model: the folder or id of a run gives its model's folder, any other path
+    stays as it is.
 
     Args:
-        key: the configuration key that gives it, for messages.
-        where: the MLflow store, which is only asked for ids.
+        key: the configuration key, for messages.
+        where: the MLflow store, used for ids only.
 
     Raises:
-        UserError: the run is not found, or pruned its model.
+        UserError: the run does not exist, or pruned its model.
     """
     folder = Path(given).expanduser()
     if not ((folder / "result.json").is_file() if folder.is_dir() else is_id(given)):
@@ -91,54 +92,56 @@ def dense_model(given: str, key: str, where: Tracking) -> str:
         run = find(given, where)
     except UserError as error:
         raise UserError(f"{key}={given}: {error}") from error
-    if run.result.get("sparse") is not None:
+    if run.result["sparse"] is not None:
         raise UserError(
-            f"{key}={given}: this run pruned its model ({run.result['pattern']}); name a run with prune=false, or its "
-            f"model itself, {run.folder / 'model'}, if the pruned one is meant"
+            f"{key}={given}: this run pruned its model ({run.result['pattern']}); name a run with prune=false, or "
+            f"{run.folder / 'model'} for the pruned model itself"
         )
     return str(run.folder / "model")
 
 
 @dataclass
 class MadeBy:
-    """What a repetition of a run needs beside its configuration, and what it is compared with."""
+    """How a run was made: what a repetition needs besides the configuration, and what it is compared with."""
 
     classes: dict[str, str]
-    """By group: YAML does not say them."""
+    """Class by configuration group, which the YAML does not name."""
     choices: dict[str, str]
+    """Chosen option by group: see `runner.config.experiment.Origin`."""
     changed: dict[str, str]
+    """Changed keys: see `runner.config.experiment.Origin`."""
     overrides: list[str]
-    """As in `runner.config.experiment.Origin`."""
+    """The command line: see `runner.config.experiment.Origin`."""
     precision: dict[str, str | None]
-    """By training, as it was chosen on that machine."""
+    """Precision by training, as chosen on that machine."""
     data: str
     """Fingerprint of the examples."""
     evaluation: str
-    """Fingerprint of those that are scored."""
+    """Fingerprint of the scored examples."""
     checkpoints: dict[str, str]
-    """Fingerprints of those that the run starts from, by the key that names them."""
+    """Fingerprint of each initial checkpoint, by the key that names it."""
     stages: dict[str, int]
-    """The version of each stage's algorithm."""
+    """Version of each stage's algorithm."""
     packages: dict[str, str]
     code: str
-    """The commit, where it is known."""
+    """The commit, if known."""
     hardware: str
     instructions: str
     threads: int
-    """Of torch, in each rank."""
+    """Threads of torch in each rank."""
     ranks: int
     folder: str
-    """The working folder, to which paths are relative."""
+    """The working folder: paths are relative to it."""
 
 
 def made_by(
     experiment: Experiment, origin: Origin, checkpoints: Sequence[models.Checkpoint | None], examples: Examples
 ) -> MadeBy:
-    """What a run is made by, in this process.
+    """Record how a run is made in this process.
 
     Args:
-        experiment: with the precision chosen.
-        checkpoints: all that it starts from.
+        experiment: the experiment, with the precision chosen.
+        checkpoints: all initial checkpoints.
     """
     trainings = {"train": experiment.train, "finetune": experiment.finetune}
     return MadeBy(
@@ -149,7 +152,7 @@ def made_by(
         precision={name: t.precision.value if t.precision is not None else None for name, t in trainings.items()},
         data=examples.train_fingerprint + examples.evaluation_fingerprint,
         evaluation=examples.evaluation_fingerprint,
-        checkpoints={found.key: found.fingerprint for found in checkpoints if found is not None},
+        checkpoints={start.key: start.fingerprint for start in checkpoints if start is not None},
         stages=VERSIONS,
         packages=provenance.versions(),
         code=provenance.code(),
@@ -161,51 +164,63 @@ def made_by(
     )
 
 
+def add_arguments(parser: argparse.ArgumentParser, places: bool = True) -> None:
+    """Add the arguments of a command that starts from a finished run: RUN and --tracking-uri.
+
+    Args:
+        places: also KEY=PLACE, for files that have moved.
+    """
+    parser.add_argument("run", metavar="RUN", help="the folder of a finished run, or its id in MLflow")
+    if places:
+        parser.add_argument("places", nargs="*", metavar="KEY=PLACE", help="what has moved: dataset.path=FOLDER")
+    parser.add_argument("--tracking-uri", metavar="URI", help="the MLflow store, if another than the run's")
+
+
 def places(given: Sequence[str]) -> dict[str, str]:
-    """`KEY=PLACE` of the command line, by key. Raises UserError for other keys, which would make it another run."""
-    found: dict[str, str] = {}
+    """Parse `KEY=PLACE` of the command line into places by key.
+
+    Raises:
+        UserError: the key is no place; changing it would make another run.
+    """
+    by_key: dict[str, str] = {}
     for text in given:
         key, _, value = text.partition("=")
-        found[key] = value
+        by_key[key] = value
         if key not in PLACES or not value:
             raise UserError(
                 f"{text}: only what has moved since can be named here, with its new place: {', '.join(PLACES)}"
             )
-    return found
+    return by_key
 
 
 def restored(run: Run, changes: Mapping[str, str | None]) -> Restored:
-    """The experiment of a run, exactly as it was, but for `changes`.
+    """Restore the experiment of a run exactly, except for `changes`.
 
     Raises:
-        UserError: the run does not say enough, or another version of the runner made it.
+        UserError: another version of the runner made the run.
     """
-    found = kept(run)
-    if found is None:
-        raise UserError(
-            f"{run.folder}: the version of the runner that made it did not keep what this needs; run it again with "
-            "force=true"
-        )
-    return restore(run.yaml, found.classes, changes)
+    return restore(run.yaml, made_by_of(run).classes, changes)
 
 
-def kept(run: Run) -> MadeBy | None:
-    """What a run was made by; None for one that was made before this was kept. Raises UserError for one of a later
-    version."""
-    values = run.result.get("made_by")
+def made_by_of(run: Run) -> MadeBy:
+    """Read the record of how a run was made.
+
+    Raises:
+        UserError: another version of the runner made the run.
+    """
     try:
-        return MadeBy(**values) if values else None
-    except TypeError as error:
+        return MadeBy(**run.result["made_by"])
+    except (KeyError, TypeError) as error:
         raise UserError(f"{run.folder} was made by another version of the runner: use that one ({error})") from error
 
 
 def moved(run: Run, error: UserError) -> UserError:
-    """What is said where something that a run needs is not found: with how to say where it is now."""
+    """The error about a missing file of a run, with the remedy if the file has moved."""
     key = str(error).partition("=")[0]
     if key not in PLACES:
         return error
-    folder = run.result.get("made_by", {}).get("folder")
-    relative = f" (the run was made in {folder})" if folder not in (None, os.getcwd()) else ""
+    folder = made_by_of(run).folder
+    relative = f" (the run was made in {folder})" if folder != os.getcwd() else ""
     return UserError(f"{error}; if it has moved, add {key}=PLACE to this command{relative}")
 
 
@@ -217,5 +232,7 @@ def _folder_of(run_id: str, where: Tracking) -> Path:
         )
     folder = Path(tags[columns.FOLDER])
     if not folder.is_dir():
-        raise UserError(f"MLflow run {run_id} lies in {folder}, which is not on this machine: give its folder instead")
+        raise UserError(
+            f"MLflow run {run_id}: its folder {folder} is not on this machine: give the folder instead of the id"
+        )
     return folder

@@ -60,7 +60,7 @@ class RunContext:
         with saving(folder), exclusive(folder) as waited:
             if waited:
                 candidates = [] if experiment.force else stored(Path(experiment.output_dir), inputs.name)
-                if result := finished(candidates, inputs.identity.run, experiment):
+                if result := finished(candidates, inputs.identity, experiment.tracking):
                     raise AlreadyFinished(result)
             if experiment.force:  # else the run would resume from its last checkpoint
                 shutil.rmtree(folder / "checkpoints", ignore_errors=True)

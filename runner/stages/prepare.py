@@ -101,7 +101,7 @@ def resolve(experiment: Experiment, origin: Origin, reuse: bool = True) -> Input
         examples = experiment.dataset.read(train=experiment.trains)
         match_heads(experiment, sources, examples)
         identity = identity_of(experiment, sources, examples)
-        result = finished(candidates, identity.run, experiment)
+        result = finished(candidates, identity, experiment.tracking)
         if result is None:
             net = net or check(experiment, sources)
             tokenizer = models.load_tokenizer(sources.base)
@@ -112,18 +112,12 @@ def resolve(experiment: Experiment, origin: Origin, reuse: bool = True) -> Input
     raise AlreadyFinished(result)
 
 
-def finished(candidates: list[Path], identity: str, experiment: Experiment) -> Result | None:
-    """The stored result of this very run, if its folder, its model and its MLflow run still exist.
-
-    Args:
-        candidates: result files.
-        identity: the run's identity.
-    """
+def finished(candidates: list[Path], identity: Identity, where: tracking.Tracking) -> Result | None:
+    """The stored result of the run of this identity, if its file is among these and its model and MLflow run exist."""
     for file in candidates:
         result = Result.load(file)
-        if result is None or result.identity != identity or not files.is_intact(file.parent / "model"):
+        if result is None or result.identity != identity.run or not files.is_intact(file.parent / "model"):
             continue
-        where = experiment.tracking
         if tracking.uploaded(where, file.parent) or tracking.is_finished(where, result.mlflow_run):
             log.info("already finished: this is its stored result (force=true runs it again)\n%s", result.summary)
             return result

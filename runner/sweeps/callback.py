@@ -1,8 +1,6 @@
-"""Around a sweep: every job is checked before the first is launched, and one MLflow run is their parent."""
+"""Hydra's callback for sweeps: every job is checked before the first is launched; one MLflow run is their parent."""
 
 import atexit
-import hashlib
-import json
 import logging
 import os
 import sys
@@ -23,6 +21,7 @@ from runner.sweeps.jobs import FOLDER_VARIABLE, Outcome, Place, command_line
 from runner.system import files, provenance, ranks
 from runner.system.device import keep_bf16_speedup
 from runner.system.errors import UserError
+from runner.system.fingerprint import SHORT, hash_json
 from runner.system.locks import exclusive, saving
 from runner.system.process import exit_status, set_up_process
 
@@ -34,7 +33,7 @@ LABELLED = ("model", "dataset", "pattern", "seed", "model.path")
 
 
 class JobsFailed(Exception):
-    """What a sweep ends with in MLflow where some of its jobs failed."""
+    """The error of a sweep in MLflow if some of its jobs failed."""
 
 
 class Sweep(Callback):
@@ -63,7 +62,7 @@ class Sweep(Callback):
             swept = config.hydra.sweeper.get("params") or {}
             self.jobs = expand([*(f"{key}={value}" for key, value in swept.items()), *overrides])
             checked = self.jobs
-        else:  # it will choose the jobs on the way: what they have in common is checked
+        else:  # it chooses the jobs one by one: what they have in common is checked
             checked = [[o.input_line or "" for o in parsed if not o.is_sweep_override()]]
         for job in checked:
             experiment = compose_experiment(job)[0].resolved()
@@ -78,7 +77,7 @@ class Sweep(Callback):
             log.info("a sweep of %d runs, all configurations checked", len(self.jobs))
         keep_bf16_speedup(Path(experiment.cache_dir))
         atexit.register(self._abandon)
-        identity = hashlib.sha256(json.dumps(checked).encode()).hexdigest()[:16]
+        identity = hash_json(checked, SHORT)
         self.folder = (Path(experiment.output_dir) / "sweeps" / identity).resolve()
         self.open.enter_context(saving(self.folder))
         self.open.enter_context(exclusive(self.folder))
@@ -90,12 +89,12 @@ class Sweep(Callback):
         os.environ[FOLDER_VARIABLE] = str(self.folder)
 
     def _abandon(self) -> None:
-        """Tell MLflow of a sweep that a signal ended: then Hydra calls nothing more."""
+        """Close the MLflow run of a sweep that a signal ended: Hydra does not call on_multirun_end then."""
         with suppress(BaseException):
             self.open.__exit__(KeyboardInterrupt, KeyboardInterrupt("the sweep was interrupted"), None)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """Say what came out and what is missing, and close the parent run."""
+        """Log the results and the failures, and close the parent run."""
         _ending(self._end)
 
     def _end(self) -> None:
@@ -110,9 +109,9 @@ class Sweep(Callback):
             log.error("%d of %d runs failed:%s", len(failed), len(outcomes), each)
             log.error("These commands repeat them one by one; the sweep's own command runs all that is missing.")
         lines += [f"failed: {' '.join(outcome.overrides)}: {outcome.error}" for outcome in failed]
-        told = "\n".join(lines)
-        self.parent.text(f"{told}\n", "summary.txt")
-        self.parent.tags({"mlflow.note.content": f"`{provenance.command_line()}`\n```\n{told}\n```"})
+        summary = "\n".join(lines)
+        self.parent.text(f"{summary}\n", "summary.txt")
+        self.parent.tags({"mlflow.note.content": f"`{provenance.command_line()}`\n```\n{summary}\n```"})
         if not failed:
             self.open.close()
             return
@@ -122,20 +121,19 @@ class Sweep(Callback):
         sys.exit(1)
 
     def _outcomes(self) -> list[Outcome]:
-        """Of all jobs, in their order."""
-        found = {number: Place(self.folder, number).read() for number in self._numbers()}
+        """The outcomes of all jobs, in their order."""
+        by_number = {number: Place(self.folder, number).read() for number in self._numbers()}
         if self.jobs is None:
-            return [outcome for outcome in found.values() if outcome is not None]
-        return [found.get(i) or Outcome(job, "nothing is known of it") for i, job in enumerate(self.jobs)]
+            return [outcome for outcome in by_number.values() if outcome is not None]
+        return [by_number.get(i) or Outcome(job, "it has no outcome") for i, job in enumerate(self.jobs)]
 
     def _numbers(self) -> list[int]:
-        """Of jobs whose outcome or log is there."""
+        """The numbers of the jobs that have an outcome or a log."""
         return sorted({int(file.stem) for file in self.folder.glob("*.*") if file.stem.isdigit()})
 
 
 def _ending(work: Callable[[], None]) -> None:
-    """Let what goes wrong end the process: of what a callback raises Hydra makes a warning, and goes on; not of
-    SystemExit."""
+    """Hydra only warns when a callback raises, so turn errors into SystemExit."""
     try:
         status = exit_status(work)
     except Exception:
@@ -146,7 +144,7 @@ def _ending(work: Callable[[], None]) -> None:
 
 
 def overview(outcomes: list[Outcome]) -> list[str]:
-    """A line for each run that ended well, aligned; with what tells it from the others beside its labels."""
+    """An aligned line for each run that succeeded: its labels, the overrides that differ, and its scores."""
     common = set.intersection(*(set(outcome.overrides) for outcome in outcomes)) if outcomes else set()
     results, names = [], []
     for outcome in outcomes:

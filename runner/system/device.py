@@ -1,10 +1,9 @@
-"""What the machine offers: device, precision, allocator."""
+"""The machine: device, precision, memory, and their names."""
 
 from __future__ import annotations
 
 import ctypes
 import functools
-import hashlib
 import os
 import platform
 import sys
@@ -15,6 +14,9 @@ from enum import Enum
 from pathlib import Path
 
 import torch
+
+from runner.system.files import atomic_write
+from runner.system.fingerprint import SHORT, hash_text
 
 BF16_PAYS = 1.4
 """How much faster bf16 matrix products must be on a CPU before autocast, which also has to convert, is worth it."""
@@ -40,18 +42,18 @@ def device() -> torch.device:
     return torch.device("cpu")
 
 
-def best_precision(kept: Path | None = None) -> Precision:
+def best_precision(cache: Path | None = None) -> Precision:
     """The quickest precision that trains as well as float32 on this machine.
 
     Args:
-        kept: a folder that keeps what was measured: else a busy moment could make the same run another one.
+        cache: a folder that stores the measurement: otherwise a busy moment could give a run another precision.
     """
     where = device().type
     if where == "cuda":
         if torch.cuda.is_bf16_supported(including_emulation=False):
             return Precision.bf16
         return Precision.fp16 if torch.cuda.get_device_capability() >= (7, 0) else Precision.float32
-    if where == "cpu" and bf16_speedup(kept) >= BF16_PAYS:
+    if where == "cpu" and bf16_speedup(cache) >= BF16_PAYS:
         return Precision.bf16
     return Precision.float32
 
@@ -67,36 +69,33 @@ def why_not(precision: Precision) -> str | None:
 
 
 @functools.cache
-def bf16_speedup(kept: Path | None = None) -> float:
+def bf16_speedup(cache: Path | None = None) -> float:
     """How many times faster than in float32 this CPU multiplies matrices in bf16; 0 without instructions for it.
 
-    Measured, for the instructions do not tell: processors with AVX512-BF16 were seen at 2.5 and at 0.5.
+    It is measured, since the instructions do not determine it: processors with AVX512-BF16 were seen at 2.5 and at 0.5.
 
     Args:
-        kept: a folder in which an earlier process may have kept it, on a CPU of this name.
+        cache: a folder in which an earlier process may have stored it, on a CPU of this name.
     """
     if not (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()):
         return 0.0
-    if kept is not None:
+    if cache is not None:
         with suppress(OSError, ValueError):
-            return float(_bf16_file(kept).read_text(encoding="utf-8"))
+            return float(_bf16_file(cache).read_text(encoding="utf-8"))
     return round(_measured_bf16_speedup(), 2)
 
 
 def keep_bf16_speedup(folder: Path) -> None:
-    """Keep the measurement, if one was made, for the next processes that share the folder."""
+    """Store the measurement, if one was made, for the next processes that share the folder."""
     if device().type != "cpu" or not bf16_speedup(folder) or _bf16_file(folder).is_file():
         return
-    partial = _bf16_file(folder).with_suffix(f".tmp-{os.getpid()}")
-    with suppress(OSError):  # a disk that cannot be written to is told where it matters
+    with suppress(OSError):  # a full disk is reported by the writes that a run needs
         folder.mkdir(parents=True, exist_ok=True)
-        partial.write_text(f"{bf16_speedup(folder)}\n", encoding="utf-8")
-        partial.replace(_bf16_file(folder))
+        atomic_write(_bf16_file(folder), f"{bf16_speedup(folder)}\n")
 
 
 def _bf16_file(folder: Path) -> Path:
-    name = hashlib.sha256(f"{_cpu()}, torch {torch.__version__}".encode()).hexdigest()[:16]
-    return folder / f"bf16-{name}.txt"
+    return folder / f"bf16-{hash_text(f'{_cpu()}, torch {torch.__version__}', SHORT)}.txt"
 
 
 def _measured_bf16_speedup(rounds: int = 10) -> float:
@@ -108,14 +107,14 @@ def _measured_bf16_speedup(rounds: int = 10) -> float:
         work()
         return time.perf_counter() - start
 
-    # In turns: else a moment in which others use the cores would count for one of the two only.
+    # In turns: a moment in which other processes use the cores must count for both.
     both = [(seconds(lambda: a @ b), seconds(lambda: a16 @ b16)) for _ in range(rounds)]
     return min(one for one, _ in both) / min(other for _, other in both)
 
 
 @contextmanager
 def computing(precision: Precision) -> Iterator[None]:
-    """Around a forward pass: autocast where the precision asks for it, TF32 only where it is named."""
+    """Compute a forward pass in a precision: with autocast for bf16 and fp16, with TF32 only for tf32."""
     kinds = {Precision.bf16: torch.bfloat16, Precision.fp16: torch.float16}
     with matmul_in(precision), torch.autocast(device().type, kinds.get(precision), enabled=precision in kinds):
         yield
@@ -123,7 +122,7 @@ def computing(precision: Precision) -> Iterator[None]:
 
 @contextmanager
 def matmul_in(precision: Precision) -> Iterator[None]:
-    """Allow TF32 in the products of float32 matrices meanwhile, if that is the precision; else forbid it."""
+    """Allow TF32 in products of float32 matrices if that is the precision; else forbid it."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high" if precision is Precision.tf32 else "highest")
     try:
@@ -133,10 +132,10 @@ def matmul_in(precision: Precision) -> Iterator[None]:
 
 
 def keep_freed_memory() -> bool:
-    """Tell glibc's allocator not to return large buffers to the system, from which each step would ask them again.
+    """Set glibc's allocator to keep large buffers, which each step would otherwise request from the system again.
 
     Returns:
-        Whether it was told. Not where another allocator is preloaded, or another C library is used.
+        Whether it was set: not with another allocator preloaded, or another C library.
     """
     preloaded = os.environ.get("LD_PRELOAD", "")
     if any(name in preloaded for name in ("tcmalloc", "jemalloc", "mimalloc")):
@@ -150,7 +149,7 @@ def keep_freed_memory() -> bool:
 
 
 def peak_memory() -> int | None:
-    """Bytes: the most that this process has held, on the GPU if it computes there; None where nobody says (Windows)."""
+    """Peak memory of this process in bytes, of the GPU if it computes there; None if unknown (Windows)."""
     if device().type == "cuda":
         return torch.cuda.max_memory_allocated()
     try:
@@ -162,19 +161,19 @@ def peak_memory() -> int | None:
 
 
 def describe() -> str:
-    """The hardware in a few words, for the record."""
+    """The hardware and the number of CPU threads, for the record."""
     if device().type == "cuda":
         return hardware()
     return f"{hardware()}, {torch.get_num_threads()} thread{'s' * (torch.get_num_threads() > 1)}"
 
 
 def hardware() -> str:
-    """The name of what is computed on."""
+    """The name of the GPU or CPU that computes."""
     return torch.cuda.get_device_name() if device().type == "cuda" else _cpu()
 
 
 def instructions() -> str:
-    """The instructions that torch uses on this CPU, on which the order of sums depends: AVX2, AVX512 and the like."""
+    """The instruction set that torch uses on this CPU, such as AVX2 or AVX512: the order of sums depends on it."""
     return torch.backends.cpu.get_cpu_capability()
 
 

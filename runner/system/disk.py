@@ -1,4 +1,4 @@
-"""The disk space that a run will take, reported and checked before it starts rather than after hours."""
+"""The disk space that a run will take, reported and checked before it starts."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from runner.system.errors import UserError
 
 @dataclass
 class DiskNeed:
-    """Space that a run takes at its fullest moment."""
+    """Disk space that a run takes at its peak."""
 
     folder: Path
-    """Below which; need not be there yet."""
+    """The folder that takes the space; it need not exist yet."""
     what: str
     bytes: int
 
 
-def training_bytes(parameters: int, kept: int, engine: int = 0) -> int:
+def training_bytes(parameters: int, checkpoints: int, engine: int = 0) -> int:
     """Bytes of a training's checkpoints: weights and both moments of AdamW in float32, and the engine's state.
 
     Args:
-        parameters: of the model.
-        kept: checkpoints kept; one more lies there while it is written.
+        parameters: number of parameters of the model.
+        checkpoints: number of checkpoints that stay; there is one more while it is written.
         engine: bytes of masks and scores.
     """
-    return (kept + 1) * (12 * parameters + engine)
+    return (checkpoints + 1) * (12 * parameters + engine)
 
 
 def model_bytes(parameters: int) -> int:
@@ -40,7 +40,7 @@ def model_bytes(parameters: int) -> int:
 
 
 def check(needs: list[DiskNeed]) -> None:
-    """Refuse to start where the space will not suffice; what lies there already, of the same run, is counted.
+    """Refuse to start if the free space is too small. Existing files of the same run count as available space.
 
     Raises:
         UserError: names the folder, what is needed and what is free.
@@ -60,12 +60,12 @@ def check(needs: list[DiskNeed]) -> None:
 
 
 def summary(needs: list[DiskNeed]) -> str:
-    """The needs in words."""
+    """The needs as text, for messages."""
     return ", ".join(f"{need.what} {human_bytes(need.bytes)} in {need.folder}" for need in needs)
 
 
 def human_bytes(count: float) -> str:
-    """Bytes for people."""
+    """A number of bytes as text in decimal units, such as 12 MB."""
     for unit in ("B", "kB", "MB"):
         if count < 1000:
             return f"{count:.0f} {unit}"
@@ -78,7 +78,7 @@ def file_stats(entries: Iterable[Path]) -> Iterator[os.stat_result]:
     for entry in entries:
         below = [Path(folder) / name for folder, _, names in os.walk(entry) for name in names]
         for path in (entry, *below):
-            with suppress(OSError):  # a link to nowhere, or removed meanwhile
+            with suppress(OSError):  # a broken link, or removed meanwhile
                 about = path.stat()
                 if stat.S_ISREG(about.st_mode):
                     yield about

@@ -1,4 +1,4 @@
-"""What went wrong by the user's doing or surroundings, told in one message without a traceback."""
+"""Errors that the user can fix, shown as one message without a traceback."""
 
 import re
 import sqlite3
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 class UserError(Exception):
-    """Names the value, the place and the remedy. Raised anywhere, printed at the edge (`runner.__main__`)."""
+    """An error that the user can fix; its message names the value, the place and the remedy."""
 
 
 MOVED_KEYS = {"schedule.warmup_steps": "train.warmup_steps"}
@@ -22,7 +22,7 @@ def moved_key(text: str) -> UserError | None:
 
 
 def disk_error(error: Exception, folder: Path | str) -> UserError:
-    """A failure to write below `folder`, as a message."""
+    """The UserError for a failure to write below `folder`."""
     return _refused(folder, disk_reason(error) or str(error))
 
 
@@ -31,8 +31,8 @@ def _refused(where: Path | str, reason: str) -> UserError:
 
 
 def disk_reason(error: BaseException) -> str | None:
-    """Why the disk refused, if that is what an error is about. The libraries written in Rust and C++ that save
-    tokenizers, safetensors and optimizers say so in words only."""
+    """The reason of an error that comes from the disk, or None. The Rust and C++ libraries that save tokenizers,
+    safetensors and optimizers give it only in the text of their errors."""
     if isinstance(error, (ConnectionError, UserError)):
         return None
     if isinstance(error, OSError) and error.errno is not None:
@@ -53,15 +53,15 @@ def causes_of(error: BaseException | None) -> list[BaseException]:
 
 
 def database_reason(error: BaseException) -> str | None:
-    """Why sqlite could not write, if that is where an error comes from. MLflow wraps it twice."""
+    """The reason of an error that comes from writing to sqlite, or None. MLflow wraps it twice."""
     cause = next((c for c in causes_of(error) if isinstance(c, sqlite3.OperationalError)), None)
-    found = re.search("disk is full|disk I/O error|readonly database|unable to open", str(cause)) if cause else None
-    return str(cause) if found else None
+    refused = re.search("disk is full|disk I/O error|readonly database|unable to open", str(cause)) if cause else None
+    return str(cause) if refused else None
 
 
 @contextmanager
 def writing(folder: Path | str) -> Iterator[None]:
-    """Around writes below a folder: what the disk refuses becomes a UserError."""
+    """Turn errors of the disk while writing below a folder into a UserError."""
     try:
         yield
     except Exception as error:
@@ -72,7 +72,7 @@ def writing(folder: Path | str) -> Iterator[None]:
 
 @contextmanager
 def writing_database(uri: str | None) -> Iterator[None]:
-    """Around what logs to a tracking URI: what sqlite cannot write becomes a UserError."""
+    """Turn errors of sqlite while logging to a tracking URI into a UserError."""
     try:
         yield
     except Exception as error:

@@ -32,11 +32,17 @@ def hash_json(
     return hash_text(json.dumps(values, sort_keys=sort_keys, default=default), digits)
 
 
-def hash_files(files: Iterable[Path]) -> str:
-    """The fingerprint of the names and contents of files, in the order of their paths, each once."""
-    digest = hashlib.sha256()
+def hash_files(files: Iterable[Path], digests: dict[Path, bytes] | None = None) -> str:
+    """The fingerprint of the names and contents of files, in the order of their paths, each once.
+
+    Args:
+        digests: SHA-256 of files that were read before; those that are read now are added.
+    """
+    digests = {} if digests is None else digests
+    combined = hashlib.sha256()
     for file in sorted(set(files)):
-        digest.update(file.name.encode())
-        with file.open("rb") as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
-    return digest.hexdigest()
+        if file not in digests:
+            with file.open("rb") as stream:
+                digests[file] = hashlib.file_digest(stream, "sha256").digest()
+        combined.update(file.name.encode() + digests[file])
+    return combined.hexdigest()

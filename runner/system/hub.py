@@ -1,4 +1,4 @@
-"""Talking to the Hugging Face hub, and saying what is wrong when that fails."""
+"""One clear message for each failure of a download from the Hugging Face hub, or of an upload to it."""
 
 import socket
 import time
@@ -19,7 +19,12 @@ def explain(what: str, key: str, value: str) -> Iterator[None]:
     """Turn the many errors of a failed download into one message.
 
     Args:
-        what: "model" or "dataset"; key, value: the configuration key that named it, and its value.
+        what: "model" or "dataset".
+        key: the configuration key that names it.
+        value: the value of this key.
+
+    Raises:
+        UserError: it cannot be loaded.
     """
     try:
         with _offline_if_silent(value):
@@ -48,10 +53,10 @@ def explain_upload(repo_id: str, token: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        said = _refused(repo_id, constants.ENDPOINT, error)
-        if said is None:
+        text = _refused(repo_id, constants.ENDPOINT, error)
+        if text is None:
             raise
-        raise UserError(said.replace(token, "(token)")) from error
+        raise UserError(text.replace(token, "(token)")) from error
 
 
 def _unreachable(endpoint: str) -> str:
@@ -59,7 +64,7 @@ def _unreachable(endpoint: str) -> str:
 
 
 def _refused(repo_id: str, endpoint: str, error: Exception) -> str | None:
-    """Why the hub did not take an upload; None if the error is none of the hub's."""
+    """The message for a failed upload; None if the error does not come from the hub."""
     from huggingface_hub.errors import HfHubHTTPError
 
     if isinstance(error, HfHubHTTPError):
@@ -73,8 +78,8 @@ def _refused(repo_id: str, endpoint: str, error: Exception) -> str | None:
             413: "it takes no files of this size",
             429: "too many requests: wait a little, then share again",
         }
-        told = answers.get(status, f"status {status}, {_first_line(error)}")
-        return f"{repo_id}: the hub at {endpoint} refuses: {told}"
+        reason = answers.get(status, f"status {status}, {_first_line(error)}")
+        return f"{repo_id}: the hub at {endpoint} refuses: {reason}"
     if any(kind.__module__.split(".")[0] in ("httpx", "httpx2") for kind in type(error).__mro__):
         return f"{repo_id}: the connection to the hub at {endpoint} failed ({_first_line(error)}): share again"
     if isinstance(error, (OSError, ValueError, RuntimeError)):
@@ -88,8 +93,8 @@ def _first_line(error: BaseException) -> str:
 
 @contextmanager
 def _offline_if_silent(value: str) -> Iterator[None]:
-    """Where nothing listens at the hub's address only the cache can help: ask it at once, without the minute of
-    retries and warnings that huggingface_hub has for a hub in trouble."""
+    """If nothing listens at the hub's address, use the cache at once, without the minute of retries and warnings of
+    huggingface_hub."""
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE or Path(value).expanduser().exists() or _listens(constants.ENDPOINT):
@@ -104,7 +109,7 @@ def _offline_if_silent(value: str) -> Iterator[None]:
 
 @cache
 def _listens(endpoint: str) -> bool:
-    """Whether a connection to this URL's host can be made. Behind a proxy nobody can tell: true."""
+    """Whether the URL's host accepts connections. Behind a proxy that is unknown: True."""
     url = urlsplit(endpoint)
     if url.hostname is None or url.scheme in urllib.request.getproxies() or "all" in urllib.request.getproxies():
         return True

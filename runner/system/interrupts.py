@@ -1,4 +1,4 @@
-"""Signals that ask a process to end: a training saves first, everything else ends at once, MLflow told."""
+"""Signals that ask a process to end: a training saves first, everything else ends at once and reports it to MLflow."""
 
 from __future__ import annotations
 
@@ -14,15 +14,14 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 SAME_SECONDS = 1.0
-"""Signals within this time are one: launchers repeat theirs, and Linux tells of each thread of a dead parent."""
+"""Signals within this time are one: launchers repeat theirs, and Linux sends one for each thread of a dead parent."""
 
 _last = -SAME_SECONDS
-"""When the last signal that was heeded came."""
+"""Time of the last signal that was handled, by time.monotonic."""
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal asked this process to end. No error of anybody's: a KeyboardInterrupt, so that no handler of errors
-    mistakes it for one."""
+    """A signal asked this process to end. It is a KeyboardInterrupt, so that `except Exception` does not catch it."""
 
     def __init__(self, number: int, saved: str = "") -> None:
         super().__init__(f"interrupted{saved}")
@@ -50,30 +49,30 @@ def _raise(number: int, frame: Any) -> None:
 
 
 def _is_new() -> bool:
-    """Whether a signal that comes now is not the last one again."""
+    """Whether a signal that arrives now is not a repetition of the last one."""
     global _last
     before, _last = _last, time.monotonic()
     return _last - before >= SAME_SECONDS
 
 
 def ignore_signals() -> None:
-    """From now on, for a process that ends anyway: also while Python itself ends, which handlers do not outlive."""
+    """Ignore signals in a process that is about to end, also while Python shuts down, when no handler runs any more."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 
 def _launched() -> bool:
-    """Whether a launcher started this process: then Ctrl-C comes twice, from the terminal and from the launcher, which
-    ends by force whoever does not end soon."""
+    """Whether a launcher started this process. Then Ctrl-C arrives twice: from the terminal, and from the launcher,
+    which kills processes that do not end soon."""
     return "TORCHELASTIC_RUN_ID" in os.environ
 
 
 @contextmanager
 def postponed() -> Iterator[Callable[[], int | None]]:
-    """Hold the first signal back meanwhile; a later one acts at once, unless a launcher sent it.
+    """Hold back the first signal; a later one acts at once, unless a launcher sent it.
 
     Yields:
-        A function that says which signal came, if any.
+        A function that returns the signal that arrived, or None.
     """
     if threading.current_thread() is not threading.main_thread():
         yield lambda: None

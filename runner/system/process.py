@@ -1,4 +1,4 @@
-"""The edge of the program: what was the user's doing is told in one message, everything else keeps its traceback."""
+"""A command as a process: its exit status, one message for an error that the user can fix, a traceback for a defect."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ _OPTIONS = {
     "GroupLasso()": "regularizer=group_lasso",
     "Regularizer()": "regularizer=none",
 }
-"""Objects that the engine's messages recommend, as people type them."""
+"""Objects that the engine's messages recommend, and the command-line options for them."""
 
 
 def exit_status(program: Callable[[], Any]) -> int:
-    """Run a program and return its exit status: 0, 1 after an error of the user's, 128 + N after signal N."""
+    """Run a program and return its exit status: 0, 1 after an error that the user can fix, 128 + N after signal N."""
     try:
         program()
         return 0
@@ -53,7 +53,7 @@ def exit_status(program: Callable[[], Any]) -> int:
 
 
 def message(error: BaseException) -> str | None:
-    """The message of an error that the user can mend, or None for a defect of the program."""
+    """The message of an error that the user can fix, or None for a defect of the program."""
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
@@ -62,18 +62,20 @@ def message(error: BaseException) -> str | None:
 
     causes = causes_of(error)
     for kind in (UserError, PruningError):  # OmegaConf and Hydra wrap what our dataclasses raise
-        found = next((c for c in causes if isinstance(c, kind)), None)
-        if found is not None:
-            return with_keys(found) if isinstance(found, PruningError) else str(found)
+        known = next((c for c in causes if isinstance(c, kind)), None)
+        if known is not None:
+            return with_keys(known) if isinstance(known, PruningError) else str(known)
     refused = database_reason(error)
     if refused is not None:
-        return f"cannot write to MLflow's database: {refused}; free space where tracking.uri lies, then run again"
+        return f"cannot write to MLflow's database: {refused}; free space on the disk of tracking.uri, then run again"
     if not isinstance(error, (HydraException, OmegaConfBaseException)):
         return None
     lines: list[str] = []
-    for cause in causes:  # Hydra says where, OmegaConf what
+    for cause in causes:  # Hydra names the place, OmegaConf the mistake
         lines += [line for line in str(cause).strip().splitlines() if line.strip() and line not in lines]
     text = "\n".join(line for line in lines if "object_type=" not in line and "reference_type=" not in line)
+    if "'hydra/sweeper/optuna'" in text:
+        return "hydra/sweeper=optuna needs the plugin of Hydra for Optuna: .venv/bin/pip install -e '.[optuna]'"
     return str(moved_key(text) or text)
 
 

@@ -1,4 +1,4 @@
-"""By what and where a run was made: for MLflow's tags, and for whoever repeats it."""
+"""The software, hardware and command of a run, for MLflow's tags and for its repetition."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from pathlib import Path
 from runner.system.device import describe
 
 PACKAGES = ("torch", "transformers", "tokenizers", "accelerate", "datasets", "numpy", "prune-distill")
-"""Those that results depend on."""
+"""Packages on which results depend."""
 
 
 def provenance() -> dict[str, str]:
-    """Tags that say by what and where a run was made."""
-    tags = {f"version.{name}": found for name, found in versions().items()} | {"hardware": describe()}
+    """MLflow tags: versions, hardware, user and commit."""
+    tags = {f"version.{name}": number for name, number in versions().items()} | {"hardware": describe()}
     tags |= {"mlflow.source.name": "python -m runner", "mlflow.source.type": "LOCAL", "mlflow.user": _user()}
     commit = _git("rev-parse", "HEAD")
     if commit:
@@ -30,7 +30,7 @@ def versions() -> dict[str, str]:
 
 
 def code() -> str:
-    """The commit of this code, with what was changed since; empty where nobody knows."""
+    """The commit of this code, and whether it was changed since; empty if unknown."""
     commit = _git("rev-parse", "HEAD")
     return f"{commit}, with changes" if commit and _git("status", "--porcelain") else commit
 
@@ -52,10 +52,10 @@ def _user() -> str:
 
 
 def _git(*arguments: str) -> str:
-    """Output of git in the folder of this code; empty without git, or where it is installed without one."""
+    """Output of git in the folder of this code; empty without git or outside of a repository."""
     here = Path(__file__).parent
     if "site-packages" in here.parts:
-        return ""  # the repository around it, if any, is another project's
+        return ""  # a repository around it belongs to another project
     command = ["git", "-C", str(here), *arguments]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
@@ -64,7 +64,7 @@ def _git(*arguments: str) -> str:
 
 
 def command_line() -> str:
-    """How this process was started, for a reader to repeat."""
+    """The command line of this process, to repeat it."""
     import shlex
 
     return "python -m runner " + shlex.join(sys.argv[1:])

@@ -1,8 +1,8 @@
 """Data-parallel training: a process per rank, started by torchrun or accelerate launch.
 
-Rank 0 runs the program and decides everything. The others `follow`: they wait, and join in what rank 0 does `together`
-with them, which are the trainings. So only one process reads options, writes files, logs and scores, and no two ranks
-can take different branches. Without a launcher there is no process group, and `together` is a plain call.
+Rank 0 runs the program and decides everything. The others `follow`: they wait until rank 0 calls a function
+`on_all_ranks`, which it does for trainings. So only one process reads options, writes files, logs and scores, and no
+two ranks can take different branches. Without a launcher there is no process group, and `on_all_ranks` is a plain call.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from runner.system.interrupts import SIGNALS, Interrupted, ignore_signals, raise
 T = TypeVar("T")
 
 WAIT = timedelta(days=7)
-"""The longest that ranks wait for each other within a training: rank 0 writes checkpoints and logs to a server
-meanwhile, for which torch's 10 to 30 minutes may be short. A launcher ends all ranks when one has died."""
+"""Timeout of collectives in a training. Rank 0 writes checkpoints and logs to a server while the others wait, for which
+torch's 10 to 30 minutes may be short. A launcher ends all ranks when one has died."""
 PATIENCE = 10.0
-"""Seconds that a rank which fails waits to hear whether rank 0 failed before: then that is what is told."""
+"""Seconds that a failing rank waits for the status of rank 0: if rank 0 failed first, that failure is reported."""
 _POLL = 0.1  # seconds
 
 _REFUSED = {
@@ -53,22 +53,22 @@ def world_size() -> int:
 
 
 def rank() -> int:
-    """Which of them this process is; 0 without a launcher."""
+    """The number of this process among the ranks; 0 without a launcher."""
     return int(os.environ.get("RANK", "0"))
 
 
 def check_launcher() -> None:
-    """Refuse a launcher's configuration for which the engine is not made, and leave its other wishes out.
+    """Refuse a launcher's configuration that the engine does not support, and ignore its precision and compiler.
 
     Raises:
-        UserError: weights would be split over ranks, so that none has the whole matrices that are ranked and pruned; or
-            the device does not serve.
+        UserError: weights would be split over ranks, so that no rank has the whole matrices to prune; or ranks cannot
+            share the device.
     """
     asked = [name for variable, name in _REFUSED.items() if os.environ.get(variable, "").lower() in ("true", "1")]
     if os.environ.get("PJRT_DEVICE", "").upper() == "TPU":
         asked.append("TPUs")
     if world_size() == 1 and any(int(os.environ.get(variable, "1")) > 1 for variable in _MPI):
-        asked.append("MPI ranks")  # which Trainer would take for its own
+        asked.append("MPI ranks")  # which Trainer would use as its ranks
     if asked:
         raise UserError(
             f"the launcher asks for {' and '.join(asked)}, which this runner does not support: its ranks hold whole "
@@ -76,10 +76,10 @@ def check_launcher() -> None:
         )
     if world_size() > 1 and not torch.cuda.is_available() and torch.backends.mps.is_available():
         raise UserError("several ranks cannot share an Apple GPU: run without a launcher")
-    for variable, key in _DECIDED_HERE.items():  # else Trainer would take them over
-        wish = os.environ.pop(variable, "no")
-        if wish.lower() != "no":
-            log.warning("%s=%s is left out: %s decides", variable, wish, key)
+    for variable, key in _DECIDED_HERE.items():  # Trainer would obey these variables
+        value = os.environ.pop(variable, "no")
+        if value.lower() != "no":
+            log.warning("%s=%s is left out: %s decides", variable, value, key)
 
 
 # --- the program: rank 0 leads, the others follow -----------------------------------------------------------
@@ -87,27 +87,27 @@ def check_launcher() -> None:
 
 @dataclass
 class _Line:
-    """Rank 0's line to the others. Kept in the launcher's store, which they can ask at any time without blocking."""
+    """Messages from rank 0 to the others, in the launcher's store, which they can read at any time without blocking."""
 
     store: Store
     calls: int = 0
-    """How many calls were made, or heard."""
+    """Number of messages sent, or received."""
 
-    def say(self, text: str) -> None:
-        self.store.set(f"said/{self.calls}", text)
+    def send(self, text: str) -> None:
+        self.store.set(f"message/{self.calls}", text)
 
-    def heard(self) -> str | None:
-        """What comes after the calls heard so far, if it was said already."""
-        key = f"said/{self.calls}"
+    def receive(self) -> str | None:
+        """The next message, or None if it was not sent yet."""
+        key = f"message/{self.calls}"
         return self.store.get(key).decode() if self.store.check([key]) else None
 
 
-_CALL = "call"  # what is said otherwise is the status that rank 0 ends with
+_CALL = "call"  # any other message is the exit status of rank 0
 _line: _Line | None = None
 
 
 def lead(program: Callable[[], int]) -> int:
-    """Run the program as rank 0, or as the only process. Its exit status, with which the others end too."""
+    """Run the program as rank 0, or as the only process. Returns its exit status, with which the others end too."""
     global _line
     if world_size() == 1:
         return program()
@@ -120,16 +120,16 @@ def lead(program: Callable[[], int]) -> int:
             status = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
             raise
         finally:
-            ignore_signals()  # the launcher sends one when the first of the others has ended
+            ignore_signals()  # the launcher sends one when the first rank has ended
             with suppress(RuntimeError):  # the launcher is gone
-                _line.say(str(status))
+                _line.send(str(status))
         if status == 0:
             _wait_to_end()
     return status
 
 
 def follow() -> None:
-    """What all ranks but the first do: join in what rank 0 calls for, until it ends; silently, for it speaks for all.
+    """Run every rank but the first: join the calls of rank 0 until it ends, without logging, which rank 0 does.
 
     Raises:
         SystemExit: rank 0 ended with another status than 0.
@@ -140,26 +140,26 @@ def follow() -> None:
     for variable in _DECIDED_HERE:
         os.environ.pop(variable, None)
     asked: list[int] = []
-    for number in SIGNALS:  # a signal reached rank 0 too, which says what follows
+    for number in SIGNALS:  # rank 0 gets the signal too, and decides
         signal.signal(number, lambda number, frame: asked.append(number))
     with group() as store:
         line = _Line(store)
         try:
-            while (said := _next(line, asked)) == _CALL:
+            while (status := _next(line, asked)) == _CALL:
                 line.calls += 1
                 work, arguments = _broadcast(None)
                 work(*arguments)
         except (Exception, Interrupted) as error:
-            said = _last_word(line)
-            if said is not None and int(said):
-                sys.exit(int(said))
+            last = _last_status(line)
+            if last is not None and int(last):
+                sys.exit(int(last))
             if isinstance(error, Interrupted):
                 sys.exit(error.status)
             raise
         finally:
             ignore_signals()
-        if int(said):
-            sys.exit(int(said))
+        if int(status):
+            sys.exit(int(status))
         _wait_to_end()
 
 
@@ -168,44 +168,44 @@ def on_all_ranks(work: Callable[..., T], *arguments: Any, **own: Any) -> T:
 
     Args:
         arguments: pickled for the other ranks.
-        own: keyword arguments that rank 0 alone gets.
+        own: keyword arguments for rank 0 alone.
 
     Returns:
-        What it returns on rank 0.
+        The function's value on rank 0.
     """
     if world_size() > 1:
         assert _line is not None
-        _line.say(_CALL)
+        _line.send(_CALL)
         _line.calls += 1
         _broadcast((work, arguments))
     return work(*arguments, **own)
 
 
 def _next(line: _Line, asked: list[int]) -> str:
-    """Wait for what rank 0 says next, however long; after a signal not for long."""
+    """Wait for the next message of rank 0; after a signal for at most PATIENCE."""
     end = None
-    while (said := line.heard()) is None:
+    while (message := line.receive()) is None:
         if asked:
             end = end or time.monotonic() + PATIENCE
             if time.monotonic() > end:  # rank 0 was killed, or did not get the signal
                 raise Interrupted(asked[0])
         time.sleep(_POLL)
-    return said
+    return message
 
 
 def _wait_to_end() -> None:
-    """Until all have heard that it ends: without a launcher that keeps the store, it ends with rank 0."""
-    with suppress(RuntimeError):  # one of them is gone: what was to be done is done
+    """Wait until all ranks know the status: the store ends with rank 0 if no launcher holds it."""
+    with suppress(RuntimeError):  # a rank has ended already: the work is done
         barrier()
 
 
-def _last_word(line: _Line) -> str | None:
-    """The status that rank 0 ended with, if it did."""
+def _last_status(line: _Line) -> str | None:
+    """The exit status of rank 0 if it has ended, or None."""
     end = time.monotonic() + PATIENCE
     try:
         while time.monotonic() < end:
-            if (said := line.heard()) is not None and said != _CALL:
-                return said
+            if (message := line.receive()) is not None and message != _CALL:
+                return message
             time.sleep(_POLL)
     except RuntimeError:  # the store is gone, and rank 0 with it
         return "1"
@@ -222,7 +222,7 @@ def group() -> Iterator[Store]:
     store, number, size = next(rendezvous("env://"))
     from runner.system.device import device
 
-    # Numbers that ranks exchange between steps stay on the CPU: they are not to wait for the GPU.
+    # Numbers that ranks exchange between steps stay on the CPU, so that they do not wait for the GPU.
     backend = "cpu:gloo,cuda:nccl" if device().type == "cuda" else "gloo"
     dist.init_process_group(backend, store=PrefixStore("group", store), rank=number, world_size=size, timeout=WAIT)
     well = False
@@ -235,11 +235,11 @@ def group() -> Iterator[Store]:
             dist.destroy_process_group()
 
 
-# --- within what is done together ---------------------------------------------------------------------------
+# --- within a call on all ranks -------------------------------------------------------------------------------
 
 
 def broadcast(decide: Callable[[], T]) -> T:
-    """What rank 0 finds, on all ranks."""
+    """Compute a value on rank 0, and return it on all ranks."""
     if world_size() == 1:
         return decide()
     return _broadcast(decide() if rank() == 0 else None)
@@ -252,17 +252,17 @@ def _broadcast(value: Any) -> Any:
 
 
 def barrier() -> None:
-    """Until all ranks are here."""
+    """Wait until all ranks have called this."""
     all_max(0)
 
 
 def all_max(number: int) -> int:
-    """The highest of all ranks' numbers."""
+    """The highest number of all ranks."""
     return _reduced([number], dist.ReduceOp.MAX)[0]
 
 
 def all_sum(numbers: list[int]) -> list[int]:
-    """Sums over all ranks."""
+    """The sum over all ranks of each number."""
     return _reduced(numbers, dist.ReduceOp.SUM)
 
 

@@ -10,8 +10,8 @@ Each trial runs the real command line in processes of its own. There are three k
 * damage: of a run that has ended a random file of the cache or of a checkpoint is damaged, and result.json removed; it
   must end with the same weights and scores again.
 * full: at a random call of one of `POINTS` all but a few kB of the disk are taken; the run must end with one line that
-  names the place, or go on without that space. With the space given back, the same command must end as in the first
-  kind. Output, cache and MLflow's database lie on a small tmpfs, which only root can mount: else these are skipped.
+  names the place, or continue without that space. With the space given back, the same command must end as in the
+  first kind. Output, cache and MLflow's database are on a small tmpfs; if it cannot be mounted, these are skipped.
 
 Not collected by pytest; `make fault-test` runs it, and tests/runner/system/test_faults.py a handful of trials.
 """
@@ -48,7 +48,7 @@ ARGUMENTS = (
     "train.max_steps=40", "train.per_device_train_batch_size=8", "train.save_steps=6", "train.logging_steps=5",
     "train.save_total_limit=2", "finetune.max_steps=12", "finetune.per_device_train_batch_size=8",
     "finetune.save_steps=4", "finetune.logging_steps=3",
-    # Else it is measured which is quicker, which a busy machine answers now so, now so.
+    # The automatic precision is measured, and a busy machine measures differently each time.
     "train.precision=float32", "finetune.precision=float32",
 )  # fmt: skip
 POINTS = {
@@ -74,7 +74,7 @@ POINTS = {
         "runner.tracking:Tracker.text", "runner.experiment:record", "runner.experiment:write_json",
     ],
 }  # fmt: skip
-"""Phase -> functions at whose calls, before or after, a process is harmed."""
+"""Phase -> functions; a process is harmed before or after a call of one."""
 DAMAGES = ("cut to half", "emptied", "one bit flipped", "removed", "replaced by a folder", "replaced by other JSON")
 
 
@@ -95,7 +95,7 @@ class Kill:
         return f"{self.phase}: {'after' if self.after else 'before'} call {self.call} of {self.target}"
 
     def attempt(self, folder: Path, model: Path, whole: Outcome) -> str | None:
-        """Kill, run again, compare. What went wrong, or None."""
+        """Kill, run again and compare. Returns the problem, or None."""
         arguments = command(folder, model)
         folder.mkdir(parents=True)
 
@@ -113,7 +113,7 @@ class Kill:
 
 @dataclass
 class Full:
-    """Where the first process finds the disk full."""
+    """The call at which the disk of the first process becomes full."""
 
     point: Kill
     left: int
@@ -125,7 +125,7 @@ class Full:
     phase = "full"
 
     def attempt(self, folder: Path, model: Path, whole: Outcome) -> str | None:
-        """Fill the disk, give the space back, run again, compare. What went wrong, or None."""
+        """Fill the disk, free it, run again and compare. Returns the problem, or None."""
         arguments = command(folder, model)
         folder.mkdir(parents=True)
         filler, log = folder / "filler", model.parent / "full.txt"
@@ -136,25 +136,25 @@ class Full:
             return run(arguments)
 
         status, _ = in_child(first, log)
-        told = log.read_text()
+        text = log.read_text()
         if not filler.exists():
             return f"the disk was not filled, and it ended with {status}"
         filler.unlink()
-        errors = [line for line in told.splitlines() if line.startswith("error: ")]
+        errors = [line for line in text.splitlines() if line.startswith("error: ")]
         if status not in (0, 1):
             return f"it ended with {status}"
-        if "Traceback" in told or len(errors) != status or not all(str(folder) in line for line in errors):
-            return f"it ended with {status}, and said {errors or told[-300:]}"
+        if "Traceback" in text or len(errors) != status or not all(str(folder) in line for line in errors):
+            return f"it ended with {status}, and printed {errors or text[-300:]}"
         status, _ = in_child(lambda: run(arguments), log)
         return f"started again, it ended with {status}" if status else difference(outcome(folder), whole)
 
 
 @dataclass
 class Damage:
-    """What of a run that has ended is damaged."""
+    """A file of a finished run that is damaged."""
 
     place: int
-    """Of the file among all that there are, in the order of their names."""
+    """The number of the file among all files in the order of their names."""
     kind: str
 
     def __str__(self) -> str:
@@ -163,7 +163,7 @@ class Damage:
     phase = "damage"
 
     def attempt(self, folder: Path, model: Path, whole: Outcome) -> str | None:
-        """Damage a file, run again, compare. What went wrong, or None."""
+        """Damage a file, run again and compare. Returns the problem, or None."""
         shutil.copytree(folder.with_name("whole"), folder)
         (result,) = (folder / "outputs").glob("*/result.json")
         result.unlink()
@@ -180,8 +180,8 @@ class Damage:
         name = file.relative_to(folder)
         if status:
             return f"{name}: started again, it ended with {status}"
-        found = outcome(folder)
-        same = found.weights == whole.weights and found.scores == whole.scores
+        again = outcome(folder)
+        same = again.weights == whole.weights and again.scores == whole.scores
         return None if same else f"{name}: the weights or scores differ"
 
 
@@ -193,21 +193,21 @@ def damageable(folder: Path) -> list[Path]:
 
 
 def flip(file: Path) -> None:
-    """Another bit in the middle."""
+    """Flip a bit in the middle of a file."""
     data = bytearray(file.read_bytes())
     data[len(data) // 2] ^= 1
     file.write_bytes(data)
 
 
 def fill(filler: Path, left: int) -> None:
-    """Take all of a disk but so many bytes."""
+    """Fill a disk until `left` bytes are free."""
     with filler.open("wb") as stream:
         os.posix_fallocate(stream.fileno(), 0, shutil.disk_usage(filler).free - left)
 
 
 @dataclass
 class Outcome:
-    """What a run left."""
+    """The results of a run."""
 
     weights: bytes
     scores: Any
@@ -255,7 +255,7 @@ def in_child(work: Callable[[], int], log: Path, delay: float | None = None) -> 
 
 
 def run(arguments: list[str]) -> int:
-    """The command line, in this process."""
+    """Run the command line in this process."""
     from runner.__main__ import main
 
     sys.argv = ["runner", *arguments]
@@ -263,7 +263,7 @@ def run(arguments: list[str]) -> int:
 
 
 def harmed_at(point: Kill, harm: Callable[[], None]) -> None:
-    """Let something happen at the point's call in this process."""
+    """Call `harm` at the point's call in this process."""
     holder, name = resolve(point.target)
     original, calls = getattr(holder, name), 0
 
@@ -317,7 +317,7 @@ def counted_calls(arguments: list[str], folder: Path) -> dict[str, int]:
 
 
 def outcome(folder: Path) -> Outcome:
-    """Read what a run left."""
+    """Read the results of a run."""
     (place,) = (folder / "outputs").glob("*/result.json")
     result = json.loads(place.read_text())
     with closing(sqlite3.connect(folder / "mlflow.db")) as database:
@@ -331,7 +331,7 @@ def outcome(folder: Path) -> Outcome:
 
 
 def difference(mine: Outcome, whole: Outcome) -> str | None:
-    """What differs between a run that was interrupted and one that was not."""
+    """The difference between an interrupted run and a whole one, or None."""
     if mine.weights != whole.weights:
         return "the weights differ"
     if mine.scores != whole.scores:
@@ -345,13 +345,13 @@ def difference(mine: Outcome, whole: Outcome) -> str | None:
 
 
 def kills(count: int, calls: dict[str, int], seconds: float, chance: random.Random) -> list[Kill]:
-    """A quarter from outside, the others over all phases in turn."""
+    """Kills: a quarter from outside, the others over all phases in turn."""
     outside = [Kill("outside", delay=chance.uniform(0, seconds)) for _ in range(count // 4)]
     return outside + points(count - len(outside), calls, chance)
 
 
 def points(count: int, calls: dict[str, int], chance: random.Random) -> list[Kill]:
-    """Random calls, over all phases in turn."""
+    """Kills at random calls, over all phases in turn."""
     chosen, phases = [], list(POINTS)
     for i in range(count):
         phase = phases[i % len(phases)]
@@ -361,13 +361,13 @@ def points(count: int, calls: dict[str, int], chance: random.Random) -> list[Kil
 
 
 def damages(count: int, files: int, chance: random.Random) -> list[Damage]:
-    """Random files, over all kinds of damage in turn."""
+    """Damage of random files, over all kinds in turn."""
     return [Damage(chance.randrange(files), DAMAGES[i % len(DAMAGES)]) for i in range(count)]
 
 
 @contextmanager
 def small_disk(folder: Path, size: int) -> Iterator[str | None]:
-    """Mount a tmpfs of `size` bytes; yields why that cannot be, or None."""
+    """Mount a tmpfs of `size` bytes; yields the reason if that fails, or None."""
     folder.mkdir()
     try:
         call = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
@@ -388,14 +388,14 @@ def main() -> int:
     parser.add_argument("--damage", type=int, default=40, help="trials in which a file is damaged")
     parser.add_argument("--full", type=int, default=40, help="trials in which the disk is full")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--keep", type=Path, help="a new folder that keeps what lost trials left")
+    parser.add_argument("--keep", type=Path, help="a new folder for the files of trials that lost something")
     options = parser.parse_args()
     import torch
 
     from tests.conftest import save_small_model
 
     torch.set_num_threads(1)
-    # What every child needs, imported once. Nothing is run in this process that starts threads.
+    # Modules that every child needs, imported once. Nothing is run in this process that starts threads.
     for name in ("runner.training.loop", "runner.experiment", "runner.training.teacher_logits", "mlflow", "datasets"):
         importlib.import_module(name)
     with tempfile.TemporaryDirectory() as temporary:
@@ -406,9 +406,9 @@ def main() -> int:
         begin = time.monotonic()
         calls = counted_calls(command(folder / "whole", model), folder / "whole")
         seconds, whole = time.monotonic() - begin, outcome(folder / "whole")
-        silent = [target for targets in POINTS.values() for target in targets if not calls.get(target)]
-        if silent:
-            raise SystemExit(f"never called: {', '.join(silent)}")
+        uncalled = [target for targets in POINTS.values() for target in targets if not calls.get(target)]
+        if uncalled:
+            raise SystemExit(f"never called: {', '.join(uncalled)}")
         chance = random.Random(options.seed)
         chosen: list[Kill | Damage | Full] = [*kills(options.points, calls, seconds, chance)]
         chosen += damages(options.damage, len(damageable(folder / "whole")), chance)
@@ -417,7 +417,7 @@ def main() -> int:
             if why is None:
                 chosen += [Full(point, chance.randrange(2**14)) for point in points(options.full, calls, chance)]
             elif options.full:
-                print(f"no trial with a full disk, for a small one cannot be mounted: {why}")
+                print(f"no trial with a full disk: a small one cannot be mounted: {why}")
             lost = tried(chosen, folder, model, whole)
     phases = Counter(trial.phase for trial in chosen)
     print(f"tried: {len(chosen)} ({', '.join(f'{n} {phase}' for phase, n in phases.items())}); lost: {lost}")
@@ -425,10 +425,10 @@ def main() -> int:
 
 
 def tried(chosen: Sequence[Kill | Damage | Full], folder: Path, model: Path, whole: Outcome) -> int:
-    """Make all trials, and say how each ended.
+    """Make all trials, and print the result of each.
 
     Returns:
-        How many lost something; what they left is kept in `folder`.
+        The number of trials that lost something; their files stay in `folder`.
     """
     lost = 0
     for i, trial in enumerate(chosen):

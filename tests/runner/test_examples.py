@@ -12,11 +12,14 @@ import pytest
 
 from results import columns
 from runner.data.demo import Demo
-from runner.data.question_answering import Span, excerpt, question_word
-from runner.data.task import Dataset, told_length
+from runner.data.question_answering import Span
+from runner.data.readable import excerpt, length_range, question_word
+from runner.data.task import Dataset
 from runner.demo.text import examples as generated
-from runner.examples import Compared, Diagnosis, Kind, diagnose, kinds, parse, text_of
+from runner.examples import parse
 from runner.records import runs
+from runner.records.error_analysis import Compared, Diagnosis, Slice, diagnose, slices
+from runner.records.error_tables import text_of
 from runner.system import files
 from runner.system.errors import UserError
 from runner.tracking import Tracking
@@ -88,10 +91,10 @@ def test_the_numbers_are_those_of_the_official_formula(original: Path) -> None:
     assert sum(e.change for e in (*found.most_lost, *found.most_won)) / EVALUATED == pytest.approx(found.change)
 
 
-def test_each_kind_has_the_mean_of_its_members(original: Path) -> None:
+def test_each_slice_has_the_mean_of_its_members(original: Path) -> None:
     found, both = diagnosed(original), recounted(original)
-    assert list(found.kinds) == ["Question word", "Length of the answer", "Length of the paragraph"]
-    for members in found.kinds.values():
+    assert list(found.slices) == ["Question word", "Length of the answer", "Length of the paragraph"]
+    for members in found.slices.values():
         assert sum(kind.examples for kind in members) == EVALUATED
         assert sum(kind.part for kind in members) == pytest.approx(found.change)
     naive: dict[str, list[tuple[float, float]]] = defaultdict(list)
@@ -99,7 +102,7 @@ def test_each_kind_has_the_mean_of_its_members(original: Path) -> None:
         question = row["question"].lower().rstrip("?").replace("whom", "who").replace("whose", "who").split()
         asking = [word for word in question if word in ("how", "what", "when", "where", "which", "who")]
         naive[asking[0]].append(both[row["id"]])
-    words = found.kinds["Question word"]
+    words = found.slices["Question word"]
     assert [kind.name for kind in words] == sorted(naive)  # nothing is counted in the demo: no "how many"
     assert len(words) >= 3
     for kind in words:
@@ -193,7 +196,7 @@ def test_what_cannot_be_compared(original: Path, tmp_path: Path) -> None:
     files.write_json(folder / "result.json", {**result, "made_by": {**result["made_by"], "evaluation": "others"}})
     refused("dataset.path=generated: these are not the examples that the run was scored on; add dataset.path=PLACE")
     files.write_json(folder / "result.json", {**result, "made_by": {}})
-    refused("did not keep what this needs")
+    refused("was made by another version of the runner")
     files.write_json(folder / "result.json", result)
     (folder / columns.SCORES).write_text(json.dumps({**scores, "sparse": [0.0] * EVALUATED}))
     refused("scores.json: its mean, 0.000000, is not the sparse f1 of the run")
@@ -218,7 +221,7 @@ HOSTILE = "<script>alert('a|b & \"c\"')</script> [x](y) *z* [bold]b[/bold] `d`"
 
 def hostile() -> Diagnosis:
     example = Compared("1", {HOSTILE: HOSTILE}, HOSTILE, HOSTILE, 1.0, 0.0, -1.0)
-    kind = Kind(HOSTILE, 1, 1.0, 0.0, -1.0, -1.0)
+    kind = Slice(HOSTILE, 1, 1.0, 0.0, -1.0, -1.0)
     return Diagnosis("f", HOSTILE, "d", "4x1", 0, "f1", 1.0, 0.0, -1.0, 1, 1, 0, 0, 0, {HOSTILE: [kind]}, [example], [])
 
 
@@ -250,7 +253,7 @@ def test_a_page_holds_texts_and_no_tags_of_theirs() -> None:
     page.feed(text_of(hostile(), "html"))
     assert page.tags == {"html", "head", "meta", "title", "style", "body", "h1", "h2", "p", "table", "thead", "tbody",
                          "tr", "th", "td"}  # fmt: skip
-    assert page.cells.count(HOSTILE) == 6  # title and name of the kind, title and text shown, two answers
+    assert page.cells.count(HOSTILE) == 6  # title and name of the slice, title and text shown, two answers
 
 
 def test_markdown_keeps_its_columns() -> None:
@@ -267,7 +270,7 @@ def test_a_terminal_shows_texts_as_they_are() -> None:
     assert json.loads(text_of(hostile(), "json"))["most_lost"][0]["dense_answer"] == HOSTILE
 
 
-# --- kinds --------------------------------------------------------------------------------------------------
+# --- slices -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("question", "word"), [
@@ -280,18 +283,18 @@ def test_question_words(question: str, word: str) -> None:
 
 
 def test_lengths_are_ranges_without_gaps() -> None:
-    assert [told_length(n, (1, 2, 4)) for n in range(1, 7)] == [
+    assert [length_range(n, (1, 2, 4)) for n in range(1, 7)] == [
         "1 word", "2 words", "3 to 4 words", "3 to 4 words", "5 words or more", "5 words or more"
     ]  # fmt: skip
-    assert [told_length(n, (50, 100)) for n in (1, 50, 51, 100, 101)] == [
+    assert [length_range(n, (50, 100)) for n in (1, 50, 51, 100, 101)] == [
         "1 to 50 words", "1 to 50 words", "51 to 100 words", "51 to 100 words", "101 words or more"
     ]  # fmt: skip
 
 
 def test_ranges_come_in_their_order() -> None:
     every = [Compared(str(n), {}, "", "", 0.0, 0.0, 0.0) for n in (250, 120, 60, 7)]
-    of_each = {e.id: {"Length": told_length(int(e.id), (50, 100, 200))} for e in every}
-    names = [kind.name for kind in kinds(every, of_each)["Length"]]
+    of_each = {e.id: {"Length": length_range(int(e.id), (50, 100, 200))} for e in every}
+    names = [kind.name for kind in slices(every, of_each)["Length"]]
     assert names == ["1 to 50 words", "51 to 100 words", "101 to 200 words", "201 words or more"]
 
 

@@ -14,9 +14,10 @@ import torch
 from safetensors.torch import load_file
 
 from runner import tracking
-from runner.experiment import Result, finished, summary
 from runner.models.verify import Verification
 from runner.records.identity import Identity
+from runner.records.result import Result
+from runner.stages.prepare import finished
 from runner.system import files
 from tests.conftest import Cli, save_small_model
 from tests.loopback_hub import serve
@@ -276,7 +277,7 @@ def test_the_summary_is_aligned_whatever_the_metric() -> None:
         result = Result(
             "m", "d", "4x1", 0, metric, {metric: 0.5}, {metric: 0.4}, -0.2, counted, "i", "g", "/f", "r", {}
         )
-        return summary(result).splitlines()
+        return result.summary.splitlines()
 
     assert told("f1")[1:4] == [
         "  dense F1          0.5000",

@@ -185,13 +185,13 @@ def test_a_result_that_says_less_is_not_shared(copy: Path, hub: Path, kind: str)
     result.pop(files.CHECKSUM)
     changes = {"verified": {"verification": None}, "scored": {"sparse": {"f1": 1.0, "exact_match": 1.0}}}[kind]
     files.write_json(copy / "result.json", {**result, **changes})
-    said = {"verified": "its model was not verified", "scored": "pruning.json does not tell the run's own numbers"}
+    said = {"verified": "its model was not verified", "scored": "pruning.json has other numbers than the run"}
     assert said[kind] in refused(copy, "--repo-id", "me/sparse")
 
 
 @pytest.mark.parametrize(("name", "content", "said"), [
-    ("pruning.json", None, "pruning.json is missing or damaged"),
-    ("pruning.json", "{", "pruning.json is missing or damaged"),
+    ("pruning.json", None, "is not what the run wrote (pruning.json is missing)"),
+    ("pruning.json", "{", "is not what the run wrote (pruning.json is not what was written)"),
     ("README.md", None, "a model is not shared without its card"),
     ("README.md", "no metadata", "its metadata, YAML between two lines of ---, cannot be read: it has none"),
     ("README.md", "---\na: [\n---\n", "its metadata, YAML between two lines of ---, cannot be read"),

@@ -1,15 +1,15 @@
-"""Makes `runner/demo/tiny/`: a small BERT, pre-trained on the generator's text by objectives close to the demo's task.
+"""Make `runner/demo/tiny/`: a small BERT, pre-trained on the generator's text by objectives close to the demo's task.
 
     python -m tests.tools.pretrain_tiny [OUT] [--steps N]
 
-Input: a fact told again with one of its words masked, then the paragraph that it is from. Three objectives:
+Input: a fact, restated with one of its words masked, then its paragraph. Three objectives:
 
 * which span of the paragraph is the masked one (recurring span selection, Ram et al. 2021, arXiv 2101.00438);
-* which sentence of the paragraph is told again;
-* which words of the paragraph recur, read off the second layer. Without these last two, which speak about every word,
-  a model of this size does not find out within minutes that words are to be compared at all.
+* which sentence of the paragraph states the fact;
+* which words of the paragraph recur, from the second layer. Without the last two, which have a label for every word, a
+  model of this size does not learn within minutes to compare words at all.
 
-The heads are thrown away; the demo fine-tunes and prunes what is left.
+The heads are discarded; the demo fine-tunes and prunes the encoder.
 """
 
 import argparse
@@ -39,10 +39,10 @@ LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789"
 ENDINGS = "able al an ar as at ed en er es est ic in ing ion is it ity ive le ly ment ness on or ous th tion us"
 COMMON = "an and are at be but for from had he her his not of on or she their they this to was we were with you"
 MAX_LENGTH = 160
-STATED_SHARE = 0.75  # the rest is told again as a question with its answer
+STATED_SHARE = 0.75  # the rest is restated as a question with its answer
 LESSONS = ((0.1, ((3,), (4,))), (1.0, ((3, 2), (3, 3), (4, 1), (4, 2), (3, 2, 1))))
-"""Until which share of the steps paragraphs have which layouts: first one relation; the demo's are longer still."""
-WORD_WIDTH = 96  # of the hidden size; the rest begins as the position
+"""(share of the steps, layouts of paragraphs until then): first one relation; the demo's are longer still."""
+WORD_WIDTH = 96  # part of the hidden size; the rest begins as the position
 
 
 def pieces() -> list[str]:
@@ -68,13 +68,13 @@ def build_tokenizer() -> BertTokenizer:
 
 @dataclass(frozen=True)
 class Retold:
-    """Words of `[CLS] fact [SEP] paragraph [SEP]`, and where things are among them."""
+    """Words of `[CLS] fact [SEP] paragraph [SEP]`, and the positions of the targets."""
 
     words: list[str]
     paragraph: int
     """Index of the paragraph's first word."""
     span: tuple[int, int]
-    """First and last word of what is masked in the fact, in the paragraph."""
+    """First and last word, in the paragraph, of what is masked in the fact."""
     sentence: range
     """The paragraph's sentence that the fact is from."""
 
@@ -98,7 +98,7 @@ def _retell(draw: random.Random, fact: Fact, asks_value: bool) -> str:
 
 
 def draw_retold(draw: random.Random, layouts: tuple[tuple[int, ...], ...]) -> Retold:
-    """A paragraph, and before it one of its facts told again with its value or its subject masked."""
+    """A paragraph, after one of its facts, restated with its value or its subject masked."""
     paragraph = draw_paragraph(draw, layouts)
     sentences = [_split(sentence) for sentence in paragraph.sentences]
     index = draw.randrange(len(sentences))
@@ -136,8 +136,8 @@ def collate(examples: list[Retold], numbers: dict[str, int]) -> Batch:
         types[row, first:length] = 1
         attention[row, :length] = 1
         in_sentence[row, example.sentence] = 1
-        told = set(example.words[1 : first - 1])
-        recurs[row, first : length - 1] = torch.tensor([float(word in told) for word in example.words[first:-1]])
+        restated = set(example.words[1 : first - 1])
+        recurs[row, first : length - 1] = torch.tensor([float(word in restated) for word in example.words[first:-1]])
     inputs = {"input_ids": ids, "token_type_ids": types, "attention_mask": attention}
     spans = torch.tensor([example.span for example in examples])
     return Batch(inputs, types.bool(), spans, in_sentence, recurs)
@@ -146,10 +146,10 @@ def collate(examples: list[Retold], numbers: dict[str, int]) -> Batch:
 def build_model(words: int) -> BertModel:
     """The architecture, with weights from which comparing words is a small step.
 
-    From the usual start (all weights small and random) a model of this size is slow to find out that equal words
-    belong together. Here words and positions begin in coordinates of their own; in each layer one head attends to
-    equal words, one to near positions, and two begin as usual (compare "mimetic initialization", Trockman and Kolter
-    2023, arXiv 2305.09828). What is attended to arrives as it was.
+    From the usual start (all weights small and random) a model of this size is slow to learn that equal words belong
+    together. Here words and positions begin in coordinates of their own; in each layer one head attends to equal
+    words, one to near positions, and two begin as usual (compare "mimetic initialization", Trockman and Kolter 2023,
+    arXiv 2305.09828). Values and outputs are inverses, so attended vectors arrive unchanged.
     """
     config = BertConfig(
         vocab_size=words,
@@ -202,18 +202,18 @@ class Heads(torch.nn.Module):
         self.span, self.sentence, self.recurrence = (torch.nn.Linear(width, n) for n in (2, 1, 1))
 
     def forward(self, model: BertModel, batch: Batch) -> tuple[torch.Tensor, float]:
-        """The summed loss, and the share of spans found."""
+        """(summed loss, share of right spans)."""
         hidden = model(**batch.inputs, output_hidden_states=True).hidden_states
         assert hidden is not None
         lowest = torch.finfo(torch.float32).min
         span = self.span(hidden[-1]).masked_fill(~batch.in_paragraph[..., None], lowest)  # [batch, words, 2]
         loss = F.cross_entropy(span, batch.span)
         for head, layer, target in ((self.sentence, -1, batch.in_sentence), (self.recurrence, 2, batch.recurs)):
-            said = head(hidden[layer])[..., 0]
+            logits = head(hidden[layer])[..., 0]
             where = batch.in_paragraph
-            loss = loss + 2 * F.binary_cross_entropy_with_logits(said[where], target[where])
-        found = (span.argmax(1) == batch.span).all(1).float().mean()
-        return loss, float(found)
+            loss = loss + 2 * F.binary_cross_entropy_with_logits(logits[where], target[where])
+        right = (span.argmax(1) == batch.span).all(1).float().mean()
+        return loss, float(right)
 
 
 def pretrain(steps: int, batch_size: int, learning_rate: float) -> BertModel:
@@ -226,7 +226,7 @@ def pretrain(steps: int, batch_size: int, learning_rate: float) -> BertModel:
     parameters = [*model.parameters(), *heads.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
     schedule = get_linear_schedule_with_warmup(optimizer, steps // 50, steps)
-    begin, losses, found = time.perf_counter(), [], []
+    begin, losses, shares = time.perf_counter(), [], []
     for step in range(1, steps + 1):
         layouts = next(layouts for until, layouts in LESSONS if step <= until * steps)
         batch = collate([draw_retold(draw, layouts) for _ in range(batch_size)], numbers)
@@ -237,12 +237,12 @@ def pretrain(steps: int, batch_size: int, learning_rate: float) -> BertModel:
         schedule.step()
         optimizer.zero_grad()
         losses.append(loss.item())
-        found.append(share)
+        shares.append(share)
         if step % 100 == 0 or step == steps:
             seconds = time.perf_counter() - begin
-            loss_mean, found_mean = sum(losses) / len(losses), sum(found) / len(found)
-            print(f"step {step:6} loss {loss_mean:.3f} spans found {found_mean:.3f} {seconds:.0f} s", flush=True)
-            losses, found = [], []
+            loss_mean, right_mean = sum(losses) / len(losses), sum(shares) / len(shares)
+            print(f"step {step:6} loss {loss_mean:.3f} right spans {right_mean:.3f} {seconds:.0f} s", flush=True)
+            losses, shares = [], []
     return model
 
 

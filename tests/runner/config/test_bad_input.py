@@ -9,8 +9,8 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from runner import __main__ as command_line
-from runner import experiment as stages
 from runner.config.compose import compose_experiment
+from runner.stages.prepare import resolve
 from runner.system import hub
 from runner.system.errors import UserError
 from runner.system.process import exit_status, message
@@ -257,10 +257,7 @@ def test_settings_that_do_not_go_together_are_told_before_training(refused: Refu
         *("model=hub", f"model.path={folder}", "dataset=demo", "dataset.train_examples=40", "dataset.eval_examples=4"),
         *("schedule=short", "train.max_steps=20", f"cache_dir={tmp_path}/cache"),
     ]
-    experiment, _ = compose_experiment([*arguments, "criterion=fisher"])  # all is well with these
-    sources, examples = stages.find(experiment), experiment.dataset.read()
-    net, identity = stages.check(experiment, sources), stages.identity_of(experiment, sources, examples)
-    updates = stages.prepare(experiment, sources, net, examples, identity, tmp_path).updates
+    updates = resolve(*compose_experiment([*arguments, "criterion=fisher"])).updates  # these are accepted
     assert updates[max(updates)] == 0.8
     for overrides, words in (
         (["schedule.initial=0.9"], ["schedule.initial=0.9", "0.8", "85%"]),

@@ -1,12 +1,16 @@
 """From YAML and command line to an `Experiment`: the published recipes, precedence, labels and identity."""
 
+import importlib.util
 import itertools
+import re
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
 import pytest
 import yaml
+from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 from transformers import BertConfig
 
@@ -39,9 +43,9 @@ from runner.config.compose import N_OF_M, compose, compose_experiment, register
 from runner.config.distillation import DistillationSettings, HiddenStates, Logits, NoDistillation, SimKD
 from runner.config.experiment import GROUPS, Experiment, Origin
 from runner.config.training import SchedulerType
-from runner.experiment import params
 from runner.models import Checkpoint
 from runner.records.identity import Identity, identify
+from runner.stages.announce import params
 from runner.system.errors import UserError
 from tests.pruning.training import updates_of
 
@@ -264,9 +268,37 @@ def test_only_the_published_schedule_brings_the_published_warmup(schedule: str, 
     assert composed("model=bert-base", f"schedule={schedule}", "train.warmup_steps=7").train.warmup_steps == 7
 
 
-def test_the_datasets_choice_of_distillation_is_overridden_by_the_command_line() -> None:
+def test_the_recipes_choice_of_distillation_is_overridden_by_the_command_line() -> None:
+    published = composed("dataset=mrpc")
+    assert (published.recipe.distill, type(published.distill)) == ("simkd", SimKD)
     assert isinstance(composed("dataset=mrpc", "distill=logits").distill, Logits)
-    assert isinstance(composed("dataset=rte").distill, Logits)
+    assert isinstance(composed("experiment=mrpc-bert-mini-4x1", "distill=none").distill, NoDistillation)
+
+
+def test_only_a_recipe_chooses_the_distillation() -> None:
+    for pair in (["dataset=rte"], ["dataset=mrpc", "model=bert-base"], ["dataset=sst2", "model=hub", "model.path=x"]):
+        experiment = composed(*pair)
+        assert (experiment.recipe.name, experiment.recipe.distill) == ("default", "logits")
+        assert isinstance(experiment.distill, Logits), pair
+    asked = composed("recipe=mrpc-bert-mini", "model=hub", "model.path=x")
+    assert asked.distill == SimKD(weight=5.0)
+    assert isinstance(composed("dataset=mrpc", "recipe=squad-distilbert").distill, Logits)
+
+
+def test_the_recipes_distillation_is_changed_by_choosing_another_option() -> None:
+    with pytest.raises(UserError, match="has no effect: distill=simkd is chosen; set distill=none"):
+        compose_experiment(["dataset=mrpc", "recipe.distill=none"])
+
+
+def test_a_recipe_of_the_users_chooses_the_distillation(cli, tmp_path: Path) -> None:
+    (tmp_path / "mine" / "recipe").mkdir(parents=True)
+    own = "defaults:\n  - /schema/recipe/Recipe\nname: mine\ndistill: hidden\ndistill_weight: 7\n"
+    (tmp_path / "mine" / "recipe" / "rte-bert-mini.yaml").write_text(own, encoding="utf-8")
+    done = cli("-m", "runner", "--config-dir", "mine", "--cfg", "job", "--resolve", "dataset=rte")
+    assert done.returncode == 0, done.stderr
+    shown = yaml.safe_load(done.stdout)
+    assert (shown["recipe"]["distill"], shown["distill"]["weight"]) == ("hidden", 7)
+    assert "attention_weight" in shown["distill"]
 
 
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
@@ -295,8 +327,9 @@ def test_experiment_file_is_its_groups_and_opens_with_its_command(name: str) -> 
 
 def options() -> list[tuple[str, str]]:
     """Every option of every group: from the files, and those of N:M, whose names cannot be file names."""
-    found = [(path.parent.name, path.stem) for path in sorted(CONF.glob("*/*.yaml")) if path.parent.name != "schema"]
-    return found + [("pattern", f"{n}:{m}") for n, m in N_OF_M]
+    others = ("schema", "hparams_search", "debug")
+    files = [(path.parent.name, path.stem) for path in sorted(CONF.glob("*/*.yaml")) if path.parent.name not in others]
+    return files + [("pattern", f"{n}:{m}") for n, m in N_OF_M]
 
 
 # What there is at least, group by group, where people choose how to prune.
@@ -384,6 +417,77 @@ def test_other_groups_by_name_are_their_objects() -> None:
     layers = composed("distill=hidden", "+distill.layers={1: 2, 2: 4}", "distill.attention_weight=0.5").distill
     assert layers == HiddenStates(weight=4.5, attention_weight=0.5, temperature=2.0, layers={1: 2, 2: 4})
     assert composed("dataset=demo", "model=tiny").recipe.name == "demo-tiny"
+
+
+def test_every_file_opens_with_what_it_is() -> None:
+    files = sorted(CONF.glob("**/*.yaml"))
+    assert len(files) >= 90
+    for file in files:
+        lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line != "# @package _global_"]
+        assert re.match(r"# \S.{20,}", lines[0]), file
+
+
+@pytest.mark.parametrize(
+    ("model", "dataset", "pattern"),
+    [("tiny", "demo", "2:4"), ("bert-mini", "mrpc", "4x1"), ("roberta-base", "mnli", "1x1")],
+)
+def test_a_debug_run_is_short_and_apart_from_all_others(model: str, dataset: str, pattern: str) -> None:
+    groups = [f"model={model}", f"dataset={dataset}", f"pattern={pattern}"]
+    (plain, origin), (debug, its) = both(*groups), both("debug=default", *groups)
+    assert (debug.train.max_steps, debug.finetune.max_steps) == (8, 4)
+    assert (debug.dataset.max_train_samples, debug.dataset.max_eval_samples) == (64, 32)
+    assert 0 < debug.train.save_steps < debug.train.max_steps
+    assert max(updates_of(debug.schedule, TrainingLength(8), debug.pattern.target)) < 8
+    assert debug.train.learning_rate == plain.train.learning_rate  # the rest is that of the run
+    assert debug.force
+    assert debug.tracking.uri == f"sqlite:///{debug.output_dir}/mlflow.db"
+    for other in ("output_dir", "cache_dir", "tracking"):
+        assert getattr(debug, other) != getattr(plain, other)
+    assert its.labels == origin.labels
+    assert its.choices == {**origin.choices, "schedule": "short"}  # debug is no choice of the run's
+    assert composed("debug=default", "train.max_steps=3", "schedule=one_shot").train.max_steps == 3
+
+
+def test_a_debug_run_is_in_no_table(cli, tmp_path: Path) -> None:
+    done = cli("-m", "runner", "debug=default", "model=tiny", "dataset=demo", "pattern=2:4")
+    assert done.returncode == 0, done.stderr
+    (folder,) = (tmp_path / "outputs" / "debug").glob("tiny-demo-*")
+    assert (folder / "result.json").is_file()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "outputs"]
+    assert "there is no MLflow database" in cli("-m", "results").stderr
+
+
+WITHOUT_OPTUNA = pytest.mark.skipif(
+    importlib.util.find_spec("optuna") is not None, reason="the extra optuna is installed"
+)
+
+
+@WITHOUT_OPTUNA
+@pytest.mark.parametrize("option", ["hparams_search=optuna", "hydra/sweeper=optuna"])
+def test_a_search_without_its_plugin_is_one_message(option: str, refused) -> None:
+    assert refused("-m", option) == (
+        "error: hydra/sweeper=optuna needs the plugin of Hydra for Optuna: .venv/bin/pip install -e '.[optuna]'\n"
+    )
+
+
+@WITHOUT_OPTUNA
+def test_a_search_is_over_keys_of_a_run_and_on_a_part_of_train(monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = ("direction", "n_trials", "n_jobs", "study_name", "storage", "params")  # the plugin's own
+    stand_in = {"_target_": "none", "sampler": {"seed": None, "n_startup_trials": 10}, **dict.fromkeys(keys)}
+    register()
+    sweepers = ConfigStore.instance().repo["hydra"]["sweeper"]
+    node = replace(sweepers["basic.yaml"], name="optuna.yaml", node=OmegaConf.create(stand_in))
+    monkeypatch.setitem(sweepers, "optuna.yaml", node)
+    config = compose(["hparams_search=optuna", "model=tiny", "dataset=demo"], with_hydra=True)
+    sweeper = config.hydra.sweeper
+    assert config.dataset.holdout == 0.1  # which runner/sweeps/callback.py demands
+    assert (sweeper.direction, sweeper.n_trials, sweeper.sampler.seed) == ("maximize", 20, 0)
+    assert set(sweeper) == set(stand_in)
+    assert set(sweeper.params) == {"train.learning_rate", "distill.weight"}
+    parser = OverridesParser.create()
+    for key, space in sweeper.params.items():
+        assert OmegaConf.select(config, key) is not None
+        assert parser.parse_override(f"{key}={space}").is_interval_sweep()
 
 
 # --- exceptions by layer ------------------------------------------------------------------------------------

@@ -125,7 +125,7 @@ def test_numbers_have_one_output(tmp_path: Path) -> None:
     config = BertConfig()
     task.configure(config, read.evaluation, None)
     assert (config.num_labels, config.problem_type) == (1, "regression")
-    with pytest.raises(UserError, match=r"model.finetuned=x: its head has 3 outputs.*regression=true has one"):
+    with pytest.raises(UserError, match=r"model.finetuned=x: its head has 3 outputs.*regression=true needs one"):
         task.configure(unnamed(3), read.evaluation, "model.finetuned=x")
     logits = np.array([[1.0], [2.0], [4.0]], np.float32)
     scores = task.score(read.evaluation, task.features(read.evaluation, TOKENIZER, None, labels=False), [logits])
@@ -175,7 +175,7 @@ def test_a_trained_head_with_the_same_classes_is_taken(config: BertConfig) -> No
             named("CONTRADICTION", "NEUTRAL", "ENTAILMENT"),
             r"another order. If the data hold names, set dataset.labels='\[contradiction,neutral,en",
         ),
-        (unnamed(2), "tells apart LABEL_0, LABEL_1, the data entailment, neutral, contradiction; choose"),
+        (unnamed(2), "has the classes LABEL_0, LABEL_1, the data entailment, neutral, contradiction; choose"),
         (named("a", "b", "c"), "choose a model that was fine-tuned on these classes"),
     ],
 )
@@ -187,16 +187,19 @@ def test_a_trained_head_with_other_classes_is_refused(config: BertConfig, said: 
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"metric": "f2"}, "dataset.metric=f2 is none of this kind of task: accuracy, f1"),
-        ({"other_metrics": ["x"]}, "dataset.other_metrics=x is none of accuracy"),
-        ({"metric": "pearson"}, "dataset.metric=pearson does not fit dataset.regression=false: one of accuracy"),
+        ({"metric": "f2"}, "dataset.metric=f2 must be one of accuracy, f1"),
+        ({"other_metrics": ["x"]}, "dataset.other_metrics=x must be one of accuracy"),
+        (
+            {"metric": "pearson"},
+            "dataset.metric=pearson does not fit dataset.regression=false; metrics that fit are accuracy",
+        ),
         (
             {"regression": True},
-            "dataset.metric=accuracy does not fit dataset.regression=true: one of pearson, spearmanr",
+            "dataset.metric=accuracy does not fit dataset.regression=true; metrics that fit are pearson, spearmanr",
         ),
-        ({"labels": ["a", "b", "a"]}, "a is there twice"),
+        ({"labels": ["a", "b", "a"]}, "a occurs twice"),
         ({"regression": True, "metric": "pearson", "labels": ["a"]}, "numbers have no classes"),
-        ({"holdout": 1.0}, "dataset.holdout=1.0 is out of range"),
+        ({"holdout": 1.0}, "dataset.holdout=1.0 must be a fraction of train"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(options: dict[str, Any], said: str) -> None:
@@ -219,7 +222,8 @@ def word_model(folder: Path) -> Path:
 def test_a_run_with_the_published_distillation_of_mrpc(cli: Cli, rows: Any, tmp_path: Path) -> None:
     model = word_model(tmp_path / "small")
     with serve(small_data.make(tmp_path / "hub"), tmp_path / "home") as env:
-        done = cli("-m", "runner", "dataset=mrpc", "model=hub", f"model.path={model}", "pattern=2:4", *SHORT, env=env)
+        done = cli("-m", "runner", "dataset=mrpc", "distill=simkd", "model=hub", f"model.path={model}",
+                   "pattern=2:4", *SHORT, env=env)  # fmt: skip
     assert done.returncode == 0, done.stderr
     (row,) = rows()
     assert (row["dataset"], row["pattern"], row["metric"]) == ("mrpc", "2:4", "f1")
@@ -228,8 +232,8 @@ def test_a_run_with_the_published_distillation_of_mrpc(cli: Cli, rows: Any, tmp_
     config = json.loads((folder / "model/config.json").read_text())
     assert config["architectures"] == ["BertForSequenceClassification"]
     assert config["id2label"] == {"0": "not_equivalent", "1": "equivalent"}
-    kept = json.loads((folder / "scores.json").read_text())
-    assert (len(kept["id"]), kept["statistics"]["name"]) == (20, "f1")
+    saved = json.loads((folder / "scores.json").read_text())
+    assert (len(saved["id"]), saved["statistics"]["name"]) == (20, "f1")
     assert set(json.loads((folder / "predictions.json").read_text()).values()) <= {"not_equivalent", "equivalent"}
     shown = cli("-m", "runner.examples", str(folder), "--no-log", env=env)
     assert shown.returncode == 0, shown.stderr
@@ -248,7 +252,7 @@ def test_a_run_on_numbers_teaches_by_the_teachers_numbers(cli: Cli, rows: Any, t
     (folder,) = (tmp_path / "outputs").glob("*-stsb-*")
     result = json.loads((folder / "result.json").read_text())
     assert result["sparse"].keys() == {"pearson", "spearmanr"}
-    assert "teacher" in result["stages"]  # its numbers were kept, and read from there
+    assert "teacher" in result["stages"]  # its logits were cached, and read from there
     assert again.returncode == 0, again.stderr
     assert json.loads(again.stdout)["pearson"] == pytest.approx(result["sparse"]["pearson"])
 
@@ -289,7 +293,7 @@ def test_f1_is_that_of_the_named_class_whatever_the_order(reviews: Path) -> None
 def test_f1_of_no_class_in_particular_is_refused(tmp_path: Path) -> None:
     lines(tmp_path, "dev.jsonl", [{"text": f"x{i}", "label": "abc"[i]} for i in range(3)])
     with pytest.raises(
-        UserError, match=r"dataset.positive=None: f1 is that of one class.* a, b, c, or take .*macro_f1"
+        UserError, match=r"dataset.positive=None: f1 is the F1 of one class.* a, b, c, or use .*macro_f1"
     ):
         Classify(path=str(tmp_path), metric="f1").read(train=False)
     with pytest.raises(UserError, match=r"dataset.positive=d"):

@@ -180,22 +180,22 @@ def test_answers_may_stand_in_two_plain_columns(tmp_path: Path) -> None:
         "id": "7", "context": "Ada lives in Rome", "question": "where",
         "answers": {"text": ["Rome"], "answer_start": [13]},
     }  # fmt: skip
-    with pytest.raises(UserError, match="name columns together"):
+    with pytest.raises(UserError, match="must be given together"):
         Span(path="x", answer_text="a")
 
 
 ANSWERED = "id,context,question,a,at\n1,Ada lives in Rome,where,Rome,13\n"
 # Rows of CSV, or whole lines of JSON, that are wrong.
 UNANSWERED = {
-    "2,Ada lives,who,Ada,x": ", row 2: column at: 'x' is no number of a character, from 0",
-    "2,Ada lives,who,Ada,0.5": ", row 2: column at: 0.5 is no number of a character, from 0",
+    "2,Ada lives,who,Ada,x": ", row 2: column at: 'x' is not the number of a character, from 0",
+    "2,Ada lives,who,Ada,0.5": ", row 2: column at: 0.5 is not the number of a character, from 0",
     "2,Ada lives,who,Ada,": ", row 2: 1 of 2 questions have no answer, or one that does not occur at its answer_start",
     "2,Ada lives,who,Ada,1": ", row 2: 1 of 2 questions have no answer, or one that does not occur at its answer_start",
-    ",Ada lives,who,Ada,0": ", row 2: column id: there is no id",
+    ",Ada lives,who,Ada,0": ", row 2: column id: the id is missing",
     '{"context": null}': ", row 1: 1 of 1 questions have no answer",
-    '{"context": 5}': ", row 1: column context: 1 of 1 are no text, such as 5",
-    '{"question": null}': ", row 1: column question: 1 of 1 are no text, such as None",
-    '{"a": 5}': ", row 1: column a: 1 of 1 are no text, such as 5",
+    '{"context": 5}': ", row 1: column context: 1 of 1 values are not text, such as 5",
+    '{"question": null}': ", row 1: column question: 1 of 1 values are not text, such as None",
+    '{"a": 5}': ", row 1: column a: 1 of 1 values are not text, such as 5",
 }
 
 
@@ -277,7 +277,7 @@ def sizes(read: Examples) -> tuple[int, int]:
         ({"eng.train": 20, "eng.development": 4, "constraints": 5, "device": 5}, (20, 4)),
     ],
 )
-def test_files_are_told_apart_by_their_names(tmp_path: Path, counts: dict[str, int], expected: tuple) -> None:
+def test_names_of_files_give_their_splits(tmp_path: Path, counts: dict[str, int], expected: tuple) -> None:
     assert sizes(task(write(tmp_path / "data", **counts)).read()) == expected
 
 
@@ -320,7 +320,7 @@ def test_rows_are_counted_in_their_file_after_subset_and_hold_out(tmp_path: Path
     wrong = [{**row, "review": None} if i == 32 else row for i, row in enumerate(rows)]
     (tmp_path / "train-2.jsonl").write_bytes(FORMATS["jsonl"](wrong))
     for options in ({}, {"holdout": 0.9, "data_seed": 1}, {"holdout": 0.1, "max_train_samples": 60}):
-        with pytest.raises(UserError, match=r"train-2.jsonl, row 33: column review: 1 of \d+ are no text"):
+        with pytest.raises(UserError, match=r"train-2.jsonl, row 33: column review: 1 of \d+ values are not text"):
             task(tmp_path, **options).read()
 
 
@@ -346,12 +346,14 @@ def test_splits_of_the_hub_are_chosen_by_name(monkeypatch: pytest.MonkeyPatch) -
     hub(monkeypatch, train=20)
     assert sizes(task(of_hub).read()) == (18, 2)
     hub(monkeypatch, everything=20)
-    with pytest.raises(UserError, match=r"neither a train nor an evaluation split of a usual name; it has everything"):
+    with pytest.raises(
+        UserError, match=r"neither a train nor an evaluation split with a usual name; it has everything"
+    ):
         task(of_hub).read()
     assert sizes(task(of_hub, train_split="everything").read()) == (18, 2)
 
 
-def test_what_the_hub_lacks_is_told_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_the_hub_lacks_is_reported_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     for error, remedy in (
         (RuntimeError("Dataset scripts are no longer supported, but found reviews.py"),
          "but found reviews.py; many have a copy as parquet, with dataset.revision=refs/convert/parquet"),
@@ -416,35 +418,36 @@ REGRESSION: dict[str, Any] = {"regression": True, "metric": "pearson"}
 PROBLEMS: dict[str, tuple[str, str | bytes, str, dict[str, Any]]] = {
     "another separator": (
         "dev.csv", "review;stars\nx;good\n",
-        ": the columns review, stars are missing; it has review;stars. Name the columns with dataset.text=COLUMN "
+        ': there is no column "review" or "stars"; it has review;stars. Name the columns with dataset.text=COLUMN '
         "dataset.label=COLUMN", {},
     ),
-    "no header": ("dev.csv", "x,good\ny,bad\n", ": the columns review, stars are missing; it has x, good.", {}),
+    "no header": ("dev.csv", "x,good\ny,bad\n", ': there is no column "review" or "stars"; it has x, good.', {}),
     "a column twice": ("dev.csv", "review,stars,stars\nx,1,2\n", ": its first line has the column stars twice", {}),
     "too few columns": ("dev.csv", GOOD + 'y\n"z\nz",good\nz\n', ", row 9: 1 columns, where the first line has 2: 'y' "
                         "(and 1 more rows)", {}),
     "too many columns": ("dev.csv", GOOD + "yes, sir,good\n", ", row 9: 3 columns, where the first line has 2", {}),
     "a quote that never ends": ("dev.csv", GOOD + '"y,good\nz,bad\n', ", row 9: 1 columns", {}),
-    "another encoding": ("dev.csv", GOOD.encode() + "Zoë,bad\n".encode("latin-1"), ", line 10: this is no UTF-8", {}),
+    "another encoding": ("dev.csv", GOOD.encode() + "Zoë,bad\n".encode("latin-1"), ", line 10: this is not UTF-8", {}),
     "another encoding of JSON": (
-        "dev.jsonl", b'{"review": "x", "stars": "a"}\n{"review": "\xe9"}', ", line 2: this is no UTF-8", {},
+        "dev.jsonl", b'{"review": "x", "stars": "a"}\n{"review": "\xe9"}', ", line 2: this is not UTF-8", {},
     ),
     "only a header": ("dev.csv", "review,stars", ": there are no examples", {}),
     "no lines": ("dev.jsonl", "", ": there are no examples", {}),
-    "no bytes": ("dev.csv", "", ": the file is empty: there is no first line", {}),
+    "no bytes": ("dev.csv", "", ": the file is empty; its first line must hold", {}),
     "no parquet": ("dev.parquet", "PAR1", " cannot be read as parquet: ", {}),
     "an unknown label": (
-        "dev.csv", GOOD + "y,goood\n", ", row 9: column stars: 'goood' is none of the classes bad, good", NAMED,
+        "dev.csv", GOOD + "y,goood\n", ", row 9: column stars: 'goood' is not one of the classes bad, good", NAMED,
     ),
     "an unknown label among numbers": (
-        "dev.csv", "review,stars\nx,0\ny,oops\nz,1\n", ", row 2: column stars: 'oops' is none of the classes bad, good",
-        NAMED,
+        "dev.csv", "review,stars\nx,0\ny,oops\nz,1\n",
+        ", row 2: column stars: 'oops' is not one of the classes bad, good", NAMED,
     ),
     "a number above the classes": (
-        "dev.csv", "review,stars\nx,0\ny,1\nz,2\n", ", row 3: column stars: 2 is none of the classes bad, good", NAMED,
+        "dev.csv", "review,stars\nx,0\ny,1\nz,2\n",
+        ", row 3: column stars: 2 is not one of the classes bad, good", NAMED,
     ),
     "a number that is none of the classes": (
-        "dev.csv", "review,stars\nx,1\ny,3\n", ", row 2: column stars: 3 is none of the classes 1, 2",
+        "dev.csv", "review,stars\nx,1\ny,3\n", ", row 2: column stars: 3 is not one of the classes 1, 2",
         {"labels": ["1", "2"]},
     ),
     "no label": ("dev.csv", GOOD + "y,\n", ", row 9: column stars: 1 of 9 examples have no label", {}),
@@ -453,30 +456,32 @@ PROBLEMS: dict[str, tuple[str, str | bytes, str, dict[str, Any]]] = {
         "dev.jsonl", '{"review": "x"}\n{"review": "y", "stars": "b"}\n{"review": "z", "stars": "a"}',
         ", row 1: column stars: 1 of 3 examples have no label", {},
     ),
-    "one class": ("dev.csv", "review,stars\nx,a\ny,a\n", ": column stars: all are 'a'", {}),
-    "one class beside -1": (
-        "dev.csv", "review,stars\nx,1\ny,-1\n", ": column stars: all are '1' (-1 counts as no label)", {},
+    "one class": ("dev.csv", "review,stars\nx,a\ny,a\n", ": column stars: the only class is 'a'", {}),
+    "one class and -1": (
+        "dev.csv", "review,stars\nx,1\ny,-1\n", ": column stars: the only class is '1' (-1 counts as no label)", {},
     ),
     "labels that are lists": ("dev.jsonl", '{"review": "x", "stars": ["a", "b"]}', ": column stars holds lists", {}),
     "labels that are records": ("dev.jsonl", '{"review": "x", "stars": {"a": 1}}', ": column stars holds struct", {}),
-    "fractions": ("dev.csv", "review,stars\nx,0.5\ny,1\n", ": column stars: 0.5 is no class, but a number", {}),
-    "no number": ("dev.csv", "review,stars\nx,1.5\ny,two\n", ", row 2: column stars: 'two' is no number", REGRESSION),
-    "an infinite number": ("dev.csv", "review,stars\nx,1.\ny,inf\n", ", row 2: column stars: inf is no", REGRESSION),
+    "fractions": ("dev.csv", "review,stars\nx,0.5\ny,1\n", ": column stars: 0.5 is a fraction, not a class", {}),
+    "no number": (
+        "dev.csv", "review,stars\nx,1.5\ny,two\n", ", row 2: column stars: 'two' is not a number", REGRESSION,
+    ),
+    "an infinite number": ("dev.csv", "review,stars\nx,1.\ny,inf\n", ", row 2: column stars: inf is not", REGRESSION),
     "no text": (
         "dev.jsonl", '{"review": 5, "stars": "a"}\n{"review": 6, "stars": "b"}',
-        ", row 1; FILE, row 2: column review: 2 of 2 are no text, such as 5", {},
+        ", row 1; FILE, row 2: column review: 2 of 2 values are not text, such as 5", {},
     ),
     "no second text": (
         "dev.jsonl", '{"review": "x", "other": "y", "stars": "a"}\n{"review": "x", "stars": "b"}',
-        ", row 2: column other: 1 of 2 are no text, such as None", {"text_pair": "other"},
+        ", row 2: column other: 1 of 2 values are not text, such as None", {"text_pair": "other"},
     ),
     "text and numbers": (
         "dev.jsonl", '{"review": "x", "stars": 1}\n{"review": "x", "stars": "good"}',
-        ", row 2: column stars: 'good' is of another kind than the rows before it", {},
+        ", row 2: column stars: 'good' is of another type than the rows above it", {},
     ),
     "no id": (
         "dev.jsonl", '{"review": "x", "stars": 1, "nr": 7}\n{"review": "x", "stars": 0}',
-        ", row 2: column nr: there is no id",
+        ", row 2: column nr: the id is missing",
         {"id": "nr"},
     ),
     "a line that is no JSON": (
@@ -484,16 +489,18 @@ PROBLEMS: dict[str, tuple[str, str | bytes, str, dict[str, Any]]] = {
         " cannot be read as jsonl: line 2: Expecting value", {},
     ),
     "a line that is no record": (
-        "dev.jsonl", '{"review": "x", "stars": "good"}\n["x", "good"]\n', ", line 2: no record", {},
+        "dev.jsonl", '{"review": "x", "stars": "good"}\n["x", "good"]\n', ", line 2: not a record", {},
     ),
-    "an entry that is no record": ("dev.json", '[{"review": "x", "stars": "good"}, 3]', ", record 2: no record", {}),
-    "a file of another kind": ("dev.xlsx", b"PK\x03\x04\xff", ": this is none of the files that can be read, .csv", {}),
+    "an entry that is no record": ("dev.json", '[{"review": "x", "stars": "good"}, 3]', ", record 2: not a record", {}),
+    "a file of another kind": (
+        "dev.xlsx", b"PK\x03\x04\xff", ": this type of file cannot be read; those that can are .csv", {},
+    ),
     "a split of a single file": ("dev.csv", GOOD, " is one file, and its name has none of these",
                                  {"evaluation_splits": ["test"]}),
     "the same column twice": ("dev.csv", GOOD,
-                              "dataset.text=review and dataset.text_pair=review: the same column twice",
+                              "dataset.text=review and dataset.text_pair=review name the same column",
                               {"text_pair": "review"}),
-    "no such column": ("dev.csv", GOOD, ": the columns rating are missing; it has review, stars",
+    "no such column": ("dev.csv", GOOD, ': there is no column "rating"; it has review, stars',
                        {"label": "rating"}),
 }  # fmt: skip
 
@@ -522,9 +529,9 @@ def test_problems_with_files_are_named_by_their_place(name: str, tmp_path: Path)
 def test_they_end_the_command_line_without_a_traceback(name: str, refused: Refused, tmp_path: Path) -> None:
     place, said, options = problem(name, tmp_path)
     keys = [f"dataset.{key}={str(value).replace(' ', '')}" for key, value in options.items()]
-    told = refused("dataset=classify", f"dataset.path={place}", "dataset.text=review", "dataset.label=stars", *keys,
+    message = refused("dataset=classify", f"dataset.path={place}", "dataset.text=review", "dataset.label=stars", *keys,
                    "model=tiny", "prune=false", "model.finetuned=embedded:tiny")  # fmt: skip
-    assert said in told
+    assert said in message
 
 
 def test_unlabelled_examples_are_left_out_when_asked(tmp_path: Path) -> None:
@@ -537,7 +544,7 @@ def test_unlabelled_examples_are_left_out_when_asked(tmp_path: Path) -> None:
 def test_ids_that_are_there_twice_are_refused(tmp_path: Path) -> None:
     rows = [{"review": f"x{i}", "stars": i % 2, "nr": i // 2} for i in range(4)]
     (tmp_path / "dev.jsonl").write_bytes(FORMATS["jsonl"](rows))
-    with pytest.raises(UserError, match=r"2 ids of evaluation examples are there twice \(such as 0\)"):
+    with pytest.raises(UserError, match=r"2 ids of evaluation examples occur twice \(such as 0\)"):
         task(tmp_path, id="nr").read(train=False)
 
 
@@ -554,8 +561,8 @@ def test_through_the_command_line_it_is_one_line(cli: Cli, small_model: Path, tm
                "dataset.text=review", "dataset.label=stars", "dataset.labels=[bad,good]")  # fmt: skip
     assert done.returncode == 1
     assert done.stderr.strip().splitlines()[-1] == (
-        "error: reviews.csv, row 9: column stars: 'goood' is none of the classes bad, good; correct it, or name all "
-        "classes in dataset.labels"
+        "error: reviews.csv, row 9: column stars: 'goood' is not one of the classes bad, good; correct it, or name "
+        "all classes in dataset.labels"
     )
     assert "Traceback" not in done.stderr
 

@@ -19,9 +19,11 @@ from tokenizers.pre_tokenizers import BertPreTokenizer
 from tokenizers.processors import BertProcessing
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from runner.data import question_answering
+from runner.data import spans
+from runner.data.answers import fingerprint
 from runner.data.demo import Demo
-from runner.data.question_answering import Span, answer_tokens, best_spans, fingerprint, highest, padded
+from runner.data.question_answering import Span
+from runner.data.spans import answer_tokens, best_spans, highest, padded
 from runner.data.splits import held_out
 from runner.data.squad_metric import SquadMetric
 from runner.data.task import Examples
@@ -111,7 +113,7 @@ def windows(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def test_best_spans_are_those_of_the_naive_search(drawn, n_best: int, max_length: int, at_once: int) -> None:
     start, end, allowed = drawn
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(question_answering, "_PAIRS_AT_ONCE", at_once)  # in one part or in several
+        patch.setattr(spans, "_PAIRS_AT_ONCE", at_once)  # in one part or in several
         score, first, last = best_spans(start, end, allowed, n_best, max_length)
     for i in range(len(start)):
         expected = naive_best(start[i].tolist(), end[i].tolist(), allowed[i].tolist(), n_best, max_length)
@@ -529,7 +531,7 @@ def test_missing_columns_are_named(tmp_path: Path) -> None:
     content = [{"id": one["id"], "passage": one["context"], "question": "who"} for one in rows(3)]
     (tmp_path / "train.jsonl").write_text(json_lines(content))
     text = refused(tmp_path)
-    assert "columns context, answers are missing" in text
+    assert 'there is no column "context" or "answers"' in text
     assert "it has id, passage, question" in text
     assert "train.jsonl" in text
     assert "dataset.context=COLUMN dataset.answers=COLUMN" in text
@@ -557,7 +559,7 @@ def test_files_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_usable_files_is_refused(tmp_path: Path) -> None:
-    assert "no .csv, .tsv, .json, .jsonl, .parquet file in this folder" in refused(tmp_path)
+    assert "this folder has no .csv, .tsv, .json, .jsonl, .parquet file" in refused(tmp_path)
     (tmp_path / "one.json").write_text(squad_json(rows(3)))
     assert "name the files train*, dev*" in refused(tmp_path)
     assert "there is no such file or folder" in refused(tmp_path / "nowhere")
@@ -645,7 +647,7 @@ def test_generated_examples_are_read_as_any_other() -> None:
     assert not set(read.train["context"]) & set(read.evaluation["context"])
 
 
-def test_a_question_that_leaves_its_paragraph_no_room_is_told() -> None:
+def test_a_question_that_leaves_its_paragraph_no_room_is_refused() -> None:
     task = Span(path="x", max_seq_length=40, doc_stride=16)
     content = table([row("q", "Ada lives in Rome " * 20, "Ada", question="who " * 22)])
     with pytest.raises(UserError, match=r"a question is so long .*max_seq_length=40 .*doc_stride=16"):

@@ -18,11 +18,12 @@ from results import columns
 from runner import evaluate
 from runner.config.compose import compose_experiment
 from runner.config.experiment import Experiment
-from runner.data.question_answering import Span, no_answer_scores, null_token
+from runner.data.question_answering import Span
+from runner.data.spans import best_of_questions, no_answer_scores, null_token
 from runner.data.squad_metric import SquadV2Metric
 from runner.demo.text import examples as generated
-from runner.examples import diagnose
 from runner.records import runs
+from runner.records.error_analysis import diagnose
 from runner.records.identity import identify
 from runner.system.errors import UserError
 from runner.tracking import Tracking
@@ -61,7 +62,7 @@ def null_logits(made: datasets.Dataset, value: float) -> list[np.ndarray]:
 
 
 def v2_json(content: Sequence[dict[str, Any]]) -> str:
-    """As the official files are, with a plausible answer where there is none."""
+    """Content of an official file, with a plausible answer where there is none."""
     paragraphs = []
     for one in content:
         answers = [{"text": t, "answer_start": s} for t, s in zip(*one["answers"].values(), strict=True)]
@@ -122,7 +123,8 @@ def held(task: Span, data: datasets.Dataset, made: datasets.Dataset, logits: lis
     scores = task.score(data, made, logits)
     assert list(scores.predictions.values()) == texts
     assert list(scores.predictions) == data["id"][:]
-    computed = no_answer_scores(made, logits, task._best(made, logits), len(data))
+    best_spans = best_of_questions(made, logits, task.n_best, task.max_answer_length)
+    computed = no_answer_scores(made, logits, best_spans, len(data))
     for ours, theirs in zip(computed, differences, strict=True):
         assert ours > 3e38 if theirs == math.inf else ours == theirs
     everything = Span(path="x", unanswerable=True, n_best=task.n_best, max_answer_length=task.max_answer_length,
@@ -267,7 +269,7 @@ def test_each_evaluation_split_has_its_scores_and_the_first_one_counts(tmp_path:
 
 
 def cls_at_the_end() -> PreTrainedTokenizerBase:
-    """As XLNet has it."""
+    """XLNet has [CLS] at the end."""
     tokenizer = build_tokenizer()
     special = [(token, tokenizer.convert_tokens_to_ids(token)) for token in ("[CLS]", "[SEP]")]
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(  # type: ignore[attr-defined]
@@ -411,7 +413,7 @@ def test_thresholds_that_cannot_be_meant_are_refused() -> None:
     with pytest.raises(UserError, match=r"null_threshold=1\.5 has no effect .*dataset\.unanswerable=true"):
         Span(path="x", null_threshold=1.5)
     for value in (math.nan, math.inf):
-        with pytest.raises(UserError, match=r"null_threshold=\w+ is out of range"):
+        with pytest.raises(UserError, match=r"null_threshold=\w+ must be a finite"):
             Span(path="x", unanswerable=True, null_threshold=value)
 
 
@@ -473,19 +475,19 @@ def test_a_run_is_scored_shown_and_its_threshold_chosen(
     again = ("runner.evaluate", str(folder / "model"), *data)
     done = cli("-m", *again)
     assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout)
-    chosen = told.pop("if_chosen_on_these_examples")
-    assert told == {"model": str(folder / "model"), "examples": 45, **result["sparse"]}
+    printed = json.loads(done.stdout)
+    chosen = printed.pop("if_chosen_on_these_examples")
+    assert printed == {"model": str(folder / "model"), "examples": 45, **result["sparse"]}
     assert chosen.keys() == {"best_f1", "best_f1_threshold"}
-    assert chosen["best_f1"] >= told["f1"]
+    assert chosen["best_f1"] >= printed["f1"]
     monkeypatch.chdir(tmp_path)
     metrics = evaluate.main([*again[1:], f"dataset.null_threshold={chosen['best_f1_threshold']}"])
     assert metrics["f1"] == pytest.approx(chosen["best_f1"])
 
     run = runs.find(str(folder), Tracking())
     found = diagnose(run, runs.restored(run, {}).experiment.dataset, 100, 100)
-    assert {kind.name: kind.examples for kind in found.kinds["Answerable"]} == {"no": len(none), "yes": 45 - len(none)}
-    lengths = {kind.name: kind.examples for kind in found.kinds["Length of the answer"]}
+    assert {kind.name: kind.examples for kind in found.slices["Answerable"]} == {"no": len(none), "yes": 45 - len(none)}
+    lengths = {kind.name: kind.examples for kind in found.slices["Length of the answer"]}
     assert lengths["no answer"] == len(none)
     for example in (*found.most_lost, *found.most_won):
         assert example.shown["Gold answers"] == (" | ".join(gold[example.id]) or "(no answer)")

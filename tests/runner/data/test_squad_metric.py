@@ -21,10 +21,10 @@ PUNCTUATION = "!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~"
 
 def naive_words(text: str) -> list[str]:
     """The words that count: lower case, no ASCII punctuation, and no article that stands alone."""
-    kept = [character for character in text.lower() if character not in PUNCTUATION]
+    characters = [character for character in text.lower() if character not in PUNCTUATION]
     # An article is a maximal run of letters, digits and underscores; it is replaced by a blank.
     run, written = "", ""
-    for character in [*kept, None]:
+    for character in [*characters, None]:
         if character is not None and (character.isalnum() or character == "_"):
             run += character
             continue
@@ -168,7 +168,7 @@ def test_it_needs_no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def published() -> tuple[dict[str, str], dict[str, list[str]]]:
-    """Published predictions for SQuAD's dev set, and its answers, both from beside the prepared hub."""
+    """Published predictions for SQuAD's dev set, and its answers, both next to the prepared hub."""
     hub = os.environ.get("PRUNE_DISTILL_HUB")
     if not hub:
         pytest.skip("PRUNE_DISTILL_HUB is not set: no folder with SQuAD's dev set")

@@ -15,8 +15,8 @@ from runner.data.squad_scores import best_of_v2, best_threshold
 
 
 def plain(text: str) -> str:
-    kept = "".join(c for c in text.lower() if c not in set(string.punctuation))
-    return " ".join(re.sub(r"\b(a|an|the)\b", " ", kept).split())
+    letters = "".join(c for c in text.lower() if c not in set(string.punctuation))
+    return " ".join(re.sub(r"\b(a|an|the)\b", " ", letters).split())
 
 
 def plain_f1(answer: str, prediction: str) -> float:

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from pruning import IGNORED
 from runner.data.tagging import Tag, read_columns
-from runner.data.tagging_metric import TagMetric
+from runner.data.tagging_scores import scores as tag_scores
 from runner.data.task import Examples
 from runner.system.errors import UserError
 from tests.conftest import Cli, save_small_model
@@ -143,7 +143,7 @@ def test_words_with_blanks_or_without_tokens_shift_no_others(
 
 
 def test_a_window_in_which_no_word_begins_is_not_learnt_from(tmp_path: Path) -> None:
-    """Its loss would be a mean over nothing."""
+    """The loss of such a window would be a mean over nothing."""
     task, examples = read(tmp_path, [["Rome", "Ada" * 30]], [["B-LOC", "B-PER"]], max_seq_length=12, doc_stride=4)
     tokenizer = TOKENIZERS["trimmed"]
     assert len(task.features(examples.evaluation, tokenizer, None, labels=False)) > 2
@@ -165,14 +165,14 @@ def test_a_word_begins_where_the_tokenizers_own_words_do(tmp_path: Path) -> None
     assert [made["word"].index(word) for word in range(len(WORDS))] == first
 
 
-def test_scores_are_those_of_the_metric(tmp_path: Path) -> None:
+def test_scores_are_those_of_the_tags(tmp_path: Path) -> None:
     sentences = [["Ada", "lives", "in", "Rome"], ["Rome", "."]]
     gold = [["B-PER", "O", "O", "B-LOC"], ["B-LOC", "O"]]
     said = [["B-PER", "O", "B-LOC", "I-LOC"], ["B-LOC", "O"]]
     task, examples = read(tmp_path, sentences, gold)
     made = task.features(examples.evaluation, TOKENIZERS["words"], None, labels=False)
     scores = task.score(examples.evaluation, made, [perfect(made.to_list(), said)])
-    assert scores.metrics == TagMetric().compute(predictions=said, references=gold)
+    assert scores.metrics == tag_scores(zip(said, gold, strict=True))
     assert scores.predictions == {"0": said[0], "1": said[1]}
     assert scores.by_example == {"0": 0.0, "1": 1.0}
     assert (scores.statistic, scores.statistics) == ("entity_f1", {"0": [1, 2, 2], "1": [1, 1, 1]})
@@ -185,8 +185,8 @@ def test_a_word_of_which_nothing_is_left_is_outside(tmp_path: Path) -> None:
     sentences = [["Ada", "\u200d", "Rome"]]
     task, examples = read(tmp_path, sentences, [["B-PER", "O", "B-LOC"]])
     made = task.features(examples.evaluation, TOKENIZERS["words"], None, labels=False)
-    kept = [word for word in made[0]["word"] if word >= 0]
-    assert {0, 2} <= set(kept)
+    words = [word for word in made[0]["word"] if word >= 0]
+    assert {0, 2} <= set(words)
     scores = task.score(examples.evaluation, made, [perfect(made.to_list(), [["B-PER", "O", "B-LOC"]])])
     assert scores.predictions == {"0": ["B-PER", "O", "B-LOC"]}
 
@@ -231,7 +231,7 @@ def test_other_tags_than_those_of_entities_have_an_accuracy(tmp_path: Path) -> N
     """Parts of speech, or numbers of which nobody said what they are, hold no entities: no F1 can be made up."""
     rows = [{"tokens": ["Ada", "lives"], "ner_tags": ["NNP", "VBZ"]}, {"tokens": ["Rome"], "ner_tags": ["NNP"]}]
     (tmp_path / "dev.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    with pytest.raises(UserError, match=r"metric=f1 is of entities, .* the tag NNP, .* set dataset.metric=accuracy"):
+    with pytest.raises(UserError, match=r"metric=f1 counts entities, .* the tag NNP, .* set dataset.metric=accuracy"):
         Tag(path=str(tmp_path)).read(train=False)
     task = Tag(path=str(tmp_path), metric="accuracy")
     examples = task.read(train=False).evaluation
@@ -246,7 +246,7 @@ def test_other_tags_than_those_of_entities_have_an_accuracy(tmp_path: Path) -> N
     assert task.shown(row) == {"Sentence": "Ada lives", "Tags": "NNP VBZ"}
     assert task.kinds(row) == {"Length": "1 to 5 words"}
     (tmp_path / "dev.jsonl").write_text('{"tokens": ["Ada", "lives"], "ner_tags": [1, 0]}\n')
-    with pytest.raises(UserError, match=r"has the tag 0, .*: say what the tags are with dataset.labels"):
+    with pytest.raises(UserError, match=r"has the tag 0, .*: name the tags in dataset.labels"):
         Tag(path=str(tmp_path)).read(train=False)
     named = Tag(path=str(tmp_path), labels=["O", "B-PER"]).read(train=False).evaluation
     assert task.rows(named)[0]["tags"] == ["B-PER", "O"]
@@ -255,10 +255,13 @@ def test_other_tags_than_those_of_entities_have_an_accuracy(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("row", "said"),
     [
-        ({"tokens": ["a", "b"], "ner_tags": ["O"]}, "row 2: columns tokens and ner_tags: 2 words with 1 tags"),
-        ({"tokens": [], "ner_tags": []}, "row 2: column tokens: a sentence without words"),
-        ({"tokens": [None], "ner_tags": ["O"]}, "row 2: column tokens: None is no text"),
-        ({"tokens": ["a"], "ner_tags": ["B-DOG"]}, "row 2: column ner_tags: 'B-DOG' is none of the classes O, B-PER"),
+        ({"tokens": ["a", "b"], "ner_tags": ["O"]}, "row 2: columns tokens and ner_tags: 2 words have 1 tags"),
+        ({"tokens": [], "ner_tags": []}, "row 2: column tokens: the sentence has no words"),
+        ({"tokens": [None], "ner_tags": ["O"]}, "row 2: column tokens: None is not text"),
+        (
+            {"tokens": ["a"], "ner_tags": ["B-DOG"]},
+            "row 2: column ner_tags: 'B-DOG' is not one of the classes O, B-PER",
+        ),
         ({"tokens": ["a"], "ner_tags": [None]}, "row 2: column ner_tags: a word has no tag"),
     ],
 )
@@ -275,21 +278,21 @@ def test_other_problems_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"dev.conll, line 2: 'lives' has no tag"):
         Tag(path=str(tmp_path)).read(train=False)
     (tmp_path / "dev.conll").write_text("Ada NNP B-PER\nlives VBZ\n")
-    with pytest.raises(UserError, match=r"dev.conll, line 2: 'lives VBZ' has 2 columns, and the lines before 3"):
+    with pytest.raises(UserError, match=r"dev.conll, line 2: 'lives VBZ' has 2 columns, and the lines above it 3"):
         Tag(path=str(tmp_path)).read(train=False)
     (tmp_path / "dev.conll").write_bytes("Ada B-PER\nZoë B-PER\n".encode("latin-1"))
-    with pytest.raises(UserError, match=r"dev.conll, line 2: this is no UTF-8"):
+    with pytest.raises(UserError, match=r"dev.conll, line 2: this is not UTF-8"):
         Tag(path=str(tmp_path)).read(train=False)
     (tmp_path / "dev.conll").unlink()
     (tmp_path / "dev.jsonl").write_text('{"tokens": "Ada lives", "ner_tags": ["O", "O"]}\n')
-    with pytest.raises(UserError, match=r"dev.jsonl: column tokens holds no lists"):
+    with pytest.raises(UserError, match=r"dev.jsonl: column tokens needs lists"):
         Tag(path=str(tmp_path)).read(train=False)
     (tmp_path / "dev.jsonl").write_text('{"tokens": [["a"]], "ner_tags": ["O"]}\n')
     with pytest.raises(UserError, match=r"dev.jsonl: column tokens holds list<.*>, where text or numbers are needed"):
         Tag(path=str(tmp_path)).read(train=False)
     with pytest.raises(UserError, match=r"doc_stride=128 does not fit dataset.max_seq_length=128"):
         Tag(path="x", doc_stride=128)
-    with pytest.raises(UserError, match=r"dataset.metric=macro_f1 is none of this kind of task: f1, precision"):
+    with pytest.raises(UserError, match=r"dataset.metric=macro_f1 must be one of f1, precision"):
         Tag(path="x", metric="macro_f1")
 
 

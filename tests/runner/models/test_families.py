@@ -7,6 +7,7 @@ import sys
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,13 +24,15 @@ from runner import dry_run, evaluate, models
 from runner.config.compose import compose_experiment
 from runner.config.experiment import Experiment
 from runner.data.demo import Demo
-from runner.experiment import check, find, resolved, trained
 from runner.inspect import inspect
 from runner.models import Model, positions, prunable_parameters, skeleton
 from runner.models.verify import Verification, verify
 from runner.stages import finetune
+from runner.stages.checks import check
+from runner.stages.inputs import find_sources
+from runner.stages.prune import PruningTask, train_student
 from runner.system.errors import UserError
-from runner.training.loop import TrainingData
+from runner.training.training_data import TrainingData
 from tests.conftest import Cli, cli_in, save_small_model
 from tests.families import FAMILIES, Family, save, word_pieces
 from tests.loopback_hub import serve
@@ -96,7 +99,7 @@ def experiment_of(name: str, hub: Path, *overrides: str) -> Experiment:
 def found(name: str, hub: Path, **settings: float) -> tuple[models.Checkpoint, Any]:
     """The checkpoint of a family and its network, without weights."""
     experiment = experiment_of(name, hub)
-    checkpoint = find(replace(experiment, model=replace(experiment.model, **settings))).base
+    checkpoint = find_sources(replace(experiment, model=replace(experiment.model, **settings))).base
     return checkpoint, skeleton(QA, checkpoint.config)
 
 
@@ -173,14 +176,14 @@ def test_dropout_settings_reach_every_family(name: str, hub: Path) -> None:
     if FAMILIES[name].kind != "modernbert":  # whose attention drops without a module
         assert 0.2 in inside
     _, net = found(name, hub, hidden_dropout=0, attention_dropout=0)
-    assert models.dropout(net) == 0
+    assert models.max_dropout(net) == 0
 
 
 def test_dropout_of_another_tasks_head_does_not_count() -> None:
     config = transformers.AutoConfig.for_model("albert")  # as albert-base-v2: 0, 0 and classifier_dropout_prob=0.1
     assert config.classifier_dropout_prob == 0.1
-    assert models.dropout(skeleton(QA, config)) == 0
-    assert models.dropout(skeleton("AutoModelForTokenClassification", config)) == 0.1
+    assert models.max_dropout(skeleton(QA, config)) == 0
+    assert models.max_dropout(skeleton("AutoModelForTokenClassification", config)) == 0.1
 
 
 @pytest.mark.parametrize("name", ["albert-base", "modernbert-base"])
@@ -229,17 +232,17 @@ def test_too_long_texts_are_refused_before_anything_is_read(hub: Path, tmp_path:
     experiment, _ = compose_experiment([*given, "dataset.max_seq_length=513"])
     said = r"dataset.max_seq_length=513: .* \(model.path\) has positions for 512 tokens; set dataset.max_seq_length to"
     with pytest.raises(UserError, match=said):
-        check(experiment, find(experiment))
+        check(experiment, find_sources(experiment))
     with pytest.raises(UserError, match=r"max_seq_length=513: .* has positions for 512"):
         evaluate.main([str(folder), "dataset.max_seq_length=513", *nowhere])
     experiment, _ = compose_experiment([*given, "dataset.max_seq_length=512"])
-    assert positions(check(experiment, find(experiment))) == 512
+    assert positions(check(experiment, find_sources(experiment))) == 512
     student, teacher = save_small_model(tmp_path / "student"), tmp_path / "teacher"
     save_small_model(teacher, max_position_embeddings=100)
     experiment, _ = compose_experiment(["model=hub", f"model.path={student}", f"distill.teacher={teacher}",
                                         "dataset.max_seq_length=128", *nowhere])  # fmt: skip
     with pytest.raises(UserError, match=r"teacher \(distill.teacher\) has positions for 100 tokens"):
-        check(experiment, find(experiment))
+        check(experiment, find_sources(experiment))
 
 
 # --- tokenizers ---------------------------------------------------------------------------------------------
@@ -359,24 +362,24 @@ def test_the_saved_model_is_told_weighed_and_read_back(done: Done, hub: Path) ->
 
 def pruned_once(experiment: Experiment, folder: Path) -> Verification:
     """Prune without fine-tuning, scoring and records, and verify what is saved in `folder/model`."""
-    base, task = find(experiment).base, experiment.dataset
+    base, task = find_sources(experiment).base, experiment.dataset
     examples, tokenizer = task.read().train, models.load_tokenizer(base)
     assert examples is not None
     lesson = TrainingData(task, task.features(examples, tokenizer, None, labels=True), tokenizer)
-    student, pruner, work = trained(experiment, lesson, base, base, folder / "checkpoints")
+    student, pruner, work = train_student(PruningTask(experiment, lesson, base, base, folder / "checkpoints"))
     assert work.steps == 6
-    finetune.save(student, tokenizer, folder / "model")
+    finetune.save_model(student, tokenizer, folder / "model")
     return verify(folder / "model", QA, pruner.report())
 
 
 @pytest.mark.slow
 @NAMES
 def test_two_of_four_is_held_in_the_file_of_every_family(name: str, hub: Path, tmp_path: Path) -> None:
-    experiment = resolved(experiment_of(name, hub, "pattern=2:4", "distill=none", *SHORT))
+    experiment = experiment_of(name, hub, "pattern=2:4", "distill=none", *SHORT).resolved()
     verification = pruned_once(experiment, tmp_path)
     assert (verification.sparsity, verification.violations) == (0.5, 0)
     tensors = load_file(tmp_path / "model" / "model.safetensors")
-    before = models.load(QA, find(experiment).base)
+    before = models.load(QA, find_sources(experiment).base)
     for layer in FAMILIES[name].pruned:
         matrix = tensors[f"{layer}.weight"]
         assert set(np.unique(zeros_of_units(matrix.numpy(), "2:4"))) == {2}
@@ -391,7 +394,8 @@ def test_training_starts_from_the_weights_of_the_repository(hub: Path) -> None:
         for layer in family.pruned:
             key = f"{layer}.weight"
             assert torch.equal(loaded.get_parameter(key), stored[key]), key
-        lines = list(dry_run.layers(experiment_of(name, hub), net))
+        inputs: Any = SimpleNamespace(experiment=experiment_of(name, hub), net=net)
+        lines = list(dry_run.layers(inputs))
         assert lines[0].startswith(f"pattern 4x1, target 0.8: {len(family.pruned)} layers, ")
         assert f"not candidates: {', '.join(sorted(family.dense))}" in lines
 
@@ -410,7 +414,7 @@ def test_an_architecture_that_nobody_listed_from_dry_run_to_the_pruned_file(cli:
         "not candidates: convbert.embeddings_project, qa_outputs",
     ):
         assert line in said.stderr, said.stderr
-    experiment = resolved(compose_experiment([*command[2:], "distill=none"])[0])
+    experiment = compose_experiment([*command[2:], "distill=none"])[0].resolved()
     verification = pruned_once(experiment, tmp_path)
     assert (verification.sparsity, verification.violations) == (pytest.approx(0.8, abs=0.001), 0)
     patterns = {layer.name: layer.patterns for layer in inspect(tmp_path / "model").layers if layer.zeros}

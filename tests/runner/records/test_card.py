@@ -21,11 +21,11 @@ from runner import data
 from runner.config.compose import compose_experiment
 from runner.config.experiment import with_subclasses
 from runner.data.task import Dataset
-from runner.experiment import Result
 from runner.models.verify import Verification
 from runner.records import card, card_facts
 from runner.records.card_facts import Counted, Facts, Source
 from runner.records.identity import identify
+from runner.records.result import Result
 from tests.conftest import cli_in, save_small_model
 from tests.loopback_hub import serve
 

@@ -1,4 +1,4 @@
-"""Sweeps: what became of each job is told, what was lost goes on, and every launcher does the same."""
+"""Sweeps: the outcome of each job is reported, lost jobs resume, and all launchers behave the same."""
 
 import json
 import os
@@ -16,9 +16,13 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
 from runner.config.compose import register
-from runner.sweeps import callback, jobs, launchers
-from runner.sweeps.jobs import Job, Outcome, Place, Worker
-from runner.sweeps.launchers import Ended, Joblib, ProcessLauncher
+from runner.sweeps import callback, jobs, local
+from runner.sweeps.jobs import Job, Outcome, Place
+from runner.sweeps.launcher import Ended, ProcessLauncher
+from runner.sweeps.local import Joblib
+from runner.sweeps.ray_cluster import Ray
+from runner.sweeps.slurm import SubmititSlurm
+from runner.sweeps.worker import Worker
 from runner.system import files
 from runner.system.errors import UserError
 from tests.conftest import ROOT, Cli
@@ -151,9 +155,9 @@ def composed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[OmegaC
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     register()
     with initialize_config_module("conf", version_base="1.3"):
-        found = compose("config", ["hydra.searchpath=[pkg://more]"], return_hydra_config=True)
-        HydraConfig.instance().set_config(found)
-        yield found  # type: ignore[misc]
+        composed = compose("config", ["hydra.searchpath=[pkg://more]"], return_hydra_config=True)
+        HydraConfig.instance().set_config(composed)
+        yield composed  # type: ignore[misc]
 
 
 class Scripted(ProcessLauncher):
@@ -203,17 +207,17 @@ def test_a_job_is_the_command_that_a_person_would_type(composed, monkeypatch: py
 
 def test_each_job_has_gpus_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,7")
-    gpus = launchers.visible_gpus()
+    gpus = local.visible_gpus()
     assert gpus == ["4", "5", "7"]
-    assert [launchers.gpus_of(slot, 1, gpus)["CUDA_VISIBLE_DEVICES"] for slot in range(4)] == ["4", "5", "7", "4"]
-    assert launchers.gpus_of(1, 2, ["0", "1", "2", "3"]) == {"CUDA_VISIBLE_DEVICES": "2,3"}
-    assert launchers.gpus_of(0, 3, ["0"]) == {"CUDA_VISIBLE_DEVICES": "0"}
-    assert launchers.gpus_of(0, 1, []) == {}
+    assert [local.gpus_of(slot, 1, gpus)["CUDA_VISIBLE_DEVICES"] for slot in range(4)] == ["4", "5", "7", "4"]
+    assert local.gpus_of(1, 2, ["0", "1", "2", "3"]) == {"CUDA_VISIBLE_DEVICES": "2,3"}
+    assert local.gpus_of(0, 3, ["0"]) == {"CUDA_VISIBLE_DEVICES": "0"}
+    assert local.gpus_of(0, 1, []) == {}
     assert Joblib(None, None, 1, 1).n_jobs == 3
     assert Joblib(None, None, 1, 2).n_jobs == 1
-    monkeypatch.setattr(launchers, "visible_gpus", list)
+    monkeypatch.setattr(local, "visible_gpus", list)
     assert Joblib(None, None, 1, 1).n_jobs == 2
-    monkeypatch.setattr(launchers, "_cores", lambda: 7)
+    monkeypatch.setattr(local, "_cores", lambda: 7)
     assert [Joblib(n, None, 1, 1).threads() for n in (1, 2, 3, 9)] == [7, 3, 2, 1]
 
 
@@ -228,9 +232,9 @@ def test_wrong_settings_of_a_launcher_are_refused(wrong: dict[str, int]) -> None
 def test_a_launcher_without_its_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"hydra/launcher=submitit_slurm needs the package submitit"):
-        launchers.SubmititSlurm(1, 1)
+        SubmititSlurm(1, 1)
     with pytest.raises(UserError, match=r"hydra/launcher=ray needs the package ray"):
-        launchers.Ray(OmegaConf.create({"init": {}, "remote": {}}), 1, 1)
+        Ray(OmegaConf.create({"init": {}, "remote": {}}), 1, 1)
 
 
 # --- a job's process ----------------------------------------------------------------------------------------
@@ -274,7 +278,8 @@ time.sleep(100)
 """
     outer = f"""
 from pathlib import Path
-from runner.sweeps.jobs import Job, Place, Worker
+from runner.sweeps.jobs import Job, Place
+from runner.sweeps.worker import Worker
 import sys
 Worker(Job("", (), (sys.executable, "-c", {inner!r}), {{}}, {str(tmp_path)!r}, Place(Path({str(tmp_path)!r}), 0)))()
 """
@@ -340,7 +345,7 @@ def test_only_interrupts_leave_a_job(tmp_path: Path) -> None:
 
 
 def test_the_overview_names_what_differs(tmp_path: Path) -> None:
-    found = []
+    succeeded = []
     for i, rate in enumerate(("1e-5", "1e-4")):
         (tmp_path / rate).mkdir()
         values = {"model": "tiny", "dataset": "demo", "pattern": "4x1", "seed": 3, "metric": "f1",
@@ -348,8 +353,8 @@ def test_the_overview_names_what_differs(tmp_path: Path) -> None:
                   "relative_drop": 0.0 if i else None}  # fmt: skip
         files.write_json(tmp_path / rate / "result.json", values)
         overrides = ["pattern=4x1", f"train.learning_rate={rate}", "seed=3"]
-        found.append(Outcome(overrides, folder=str(tmp_path / rate), score=0.5))
-    assert callback.overview(found) == [
+        succeeded.append(Outcome(overrides, folder=str(tmp_path / rate), score=0.5))
+    assert callback.overview(succeeded) == [
         "tiny on demo, 4x1, seed 3, train.learning_rate=1e-5  dense F1 0.5000",
         "tiny on demo, 4x1, seed 3, train.learning_rate=1e-4  dense F1 0.5000  sparse 0.5000  +0.00%",
     ]

@@ -7,8 +7,9 @@ import re
 import shutil
 import sqlite3
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,27 +17,31 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pruning import Block, Gradual, NoDistillation, Plan, Pruner, TrainingLength
-from runner import evaluate, models, tracking
+from runner import models, tracking
 from runner.config.compose import compose_experiment
 from runner.config.experiment import Experiment
 from runner.config.training import Training
 from runner.data.demo import Demo
 from runner.data.question_answering import Span
 from runner.demo.text import examples as demo_examples
-from runner.experiment import Result, finished
 from runner.models import Model
 from runner.models.footprint import Footprint
 from runner.models.verify import Verification
 from runner.records.identity import Identity
+from runner.records.result import Result
 from runner.stages import finetune
+from runner.stages.prepare import finished
+from runner.stages.score import score_once
 from runner.system import files
 from runner.system.device import Precision
 from runner.system.errors import UserError, database_reason, disk_reason, writing, writing_database
 from runner.system.process import message
 from runner.training import checkpoints, teacher_logits
-from runner.training.loop import Supervision, TrainingData, train
+from runner.training.supervision import Supervision
+from runner.training.training_data import TrainingData
 from tests.conftest import few, save_small_model
 from tests.tools.pretrain_tiny import build_tokenizer
+from tests.training import Recorder, train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -83,6 +88,10 @@ class Workplace:
     experiment: Experiment
     base: models.Checkpoint
     lesson: TrainingData
+
+    def finetuning(self, cache: Path) -> finetune.FinetuningTask:
+        """A fine-tuning whose model is cached under "key"."""
+        return finetune.FinetuningTask(self.experiment, self.base, self.lesson, cache / "dense" / "key")
 
 
 @pytest.fixture(scope="module")
@@ -143,9 +152,7 @@ def test_a_dense_model(
     (tmp_path / "dense" / f"key.tmp-{os.getpid()}").mkdir(parents=True)  # of a killed process of the same number
 
     def again() -> None:
-        found = finetune.fine_tuned(
-            workplace.experiment, workplace.base, "key", workplace.lesson, lambda step, values: None, lambda: None
-        )
+        found = finetune.finetune_once(workplace.finetuning(tmp_path))
         assert models.load(ARCHITECTURE, found).config.hidden_size == 32
         assert models.load_tokenizer(found).is_fast
 
@@ -162,9 +169,7 @@ def test_a_dense_model_is_found_again(
     place = tmp_path / "dense" / "key"
 
     def again() -> int:
-        finetune.fine_tuned(
-            workplace.experiment, workplace.base, "key", workplace.lesson, lambda step, values: None, lambda: None
-        )
+        finetune.finetune_once(workplace.finetuning(tmp_path))
         return len(trained)
 
     assert [again(), again()] == [1, 1]
@@ -193,8 +198,10 @@ def test_an_interrupted_fine_tuning(
             if name == "interrupted" and step == 4:
                 raise KeyboardInterrupt
 
-        def tune(log: Callable[..., None]) -> models.Checkpoint:
-            return finetune.fine_tuned(workplace.experiment, workplace.base, "key", workplace.lesson, log, lambda: None)
+        task = workplace.finetuning(tmp_path / name)
+
+        def tune(log: Callable[..., None], task: finetune.FinetuningTask = task) -> models.Checkpoint:
+            return finetune.finetune_once(task, Recorder(log))
 
         if name == "interrupted":
             with pytest.raises(KeyboardInterrupt):
@@ -260,14 +267,13 @@ def test_features(damage: Damage, tmp_path: Path, caplog: pytest.LogCaptureFixtu
 
 @each_damage
 def test_scores(damage: Damage, workplace: Workplace, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    examples = workplace.lesson.task.read(train=False)
+    experiment = replace(workplace.experiment, dataset=workplace.lesson.task, cache_dir=str(tmp_path))
+    examples = experiment.dataset.read(train=False)
+    inputs: Any = SimpleNamespace(experiment=experiment, examples=examples, tokenizer=workplace.lesson.tokenizer)
     found = []
 
     def again() -> None:
-        found.append(
-            evaluate.score_once(workplace.base, workplace.lesson.tokenizer, workplace.lesson.task,
-                                examples.evaluation, examples.evaluation_fingerprint, tmp_path, "t")
-        )  # fmt: skip
+        found.append(score_once(inputs, workplace.base))
         assert found[-1] == found[0]
 
     again()
@@ -414,7 +420,7 @@ def test_the_cache_of_datasets(damage: Damage, hub_cache: Path, monkeypatch: pyt
             said = str(error)
         # What is not needed may be damaged; of dataset_info.json some is.
         assert said or file.name in ("checksums.prune-distill.json", "dataset_info.json"), file
-        assert not said or re.search("dataset.path=owner/questions: .*damaged.*delete .*and it is made again", said)
+        assert not said or re.search("dataset.path=owner/questions: .*damaged.*delete .*it is created again", said)
         assert not said or str(hub_cache) in said
         shutil.rmtree(hub_cache)
         shutil.copytree(hub_cache.with_name("pristine"), hub_cache)

@@ -8,6 +8,13 @@ import sys
 import pytest
 
 from tests.conftest import ROOT
+from tests.faults.faults import POINTS, resolve
+
+
+def test_every_point_is_a_function() -> None:
+    for target in (target for targets in POINTS.values() for target in targets):
+        holder, name = resolve(target)
+        assert callable(getattr(holder, name)), target
 
 
 @pytest.mark.slow

@@ -91,4 +91,7 @@ def test_fingerprints_never_change(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"1")
     (tmp_path / "b").write_bytes(b"2")
     expected = b"".join(name.encode() + hashlib.sha256(data).digest() for name, data in (("a", b"1"), ("b", b"2")))
-    assert hash_files([tmp_path / "b", tmp_path / "a", tmp_path / "b"]) == hashlib.sha256(expected).hexdigest()
+    digests: dict[Path, bytes] = {}
+    assert hash_files([tmp_path / "b", tmp_path / "a", tmp_path / "b"], digests) == hashlib.sha256(expected).hexdigest()
+    (tmp_path / "a").write_bytes(b"not read again")
+    assert hash_files(digests, digests) == hashlib.sha256(expected).hexdigest()

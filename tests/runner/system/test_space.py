@@ -5,8 +5,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from runner import experiment as stages
 from runner.config.compose import compose_experiment
+from runner.stages.prepare import resolve
 from runner.system import disk
 from runner.system.disk import DiskNeed
 from runner.system.errors import UserError
@@ -67,25 +67,24 @@ def test_the_bytes_of_a_training_are_those_that_it_writes(tmp_path: Path) -> Non
         save_file(model.state_dict(), tmp_path / f"{i}.safetensors")
         torch.save(optimizer.state_dict(), tmp_path / f"{i}.pt")
     count = sum(p.numel() for p in model.parameters())
-    assert disk.training_bytes(count, kept=2) == pytest.approx(disk.size_of(tmp_path), rel=0.01)
+    assert disk.training_bytes(count, checkpoints=2) == pytest.approx(disk.size_of(tmp_path), rel=0.01)
     assert disk.model_bytes(count) == pytest.approx((tmp_path / "0.safetensors").stat().st_size, rel=0.01)
 
 
 def test_a_run_is_refused_before_it_trains(space, tmp_path: Path) -> None:
     folder = save_small_model(tmp_path / "m")
-    experiment, _ = compose_experiment([
+    request = compose_experiment([
         "model=hub", f"model.path={folder}", "dataset=demo", "dataset.train_examples=40", "dataset.eval_examples=4",
         "schedule=short", "train.max_steps=20", f"cache_dir={tmp_path}/cache", "train.save_total_limit=2",
+        f"output_dir={tmp_path}/outputs",
     ])  # fmt: skip
-    sources, examples = stages.find(experiment), experiment.dataset.read()
-    net, identity = stages.check(experiment, sources), stages.identity_of(experiment, sources, examples)
     space(10**9)
-    stages.prepare(experiment, sources, net, examples, identity, tmp_path / "run")
+    folder = resolve(*request).folder
     space(10**6)
     with pytest.raises(UserError) as caught:
-        stages.prepare(experiment, sources, net, examples, identity, tmp_path / "run")
+        resolve(*request)
     for words in ("the model", "the dense model", "checkpoints of the fine-tuning", "the teacher's logits",
-                  f"in {tmp_path}/run/checkpoints", f"in {tmp_path}/cache/teacher", "save_total_limit"):  # fmt: skip
+                  f"in {folder}/checkpoints", f"in {tmp_path}/cache/teacher", "save_total_limit"):  # fmt: skip
         assert words in str(caught.value)
 
 

@@ -16,8 +16,10 @@ from runner.data.demo import Demo
 from runner.models import Model
 from runner.system import ranks
 from runner.system.device import Precision
-from runner.training.loop import Supervision, TrainingData, train
+from runner.training.supervision import Supervision
+from runner.training.training_data import TrainingData
 from tests.tools.pretrain_tiny import build_tokenizer
+from tests.training import train
 
 QA = "AutoModelForQuestionAnswering"
 

@@ -17,21 +17,26 @@ from safetensors.torch import load_file
 
 from pruning import HiddenStates, LayerReport, Logits, Projector, SimKD, matrix_weights
 from runner import evaluate, inspect, models
-from runner import experiment as stages
 from runner.config.compose import compose_experiment
 from runner.config.training import Training
 from runner.data.demo import Demo
+from runner.experiment import run
 from runner.models import Model, heads
 from runner.models.footprint import footprint
 from runner.models.tokenizer import check_texts, check_vocabulary, with_inputs
 from runner.models.verify import verify
+from runner.records.result import Result
+from runner.stages.checks import check
+from runner.stages.inputs import find_sources
 from runner.system import files
 from runner.system.device import Precision
 from runner.system.errors import UserError
 from runner.training import checkpoints, projections, teacher_logits
-from runner.training.loop import Supervision, TrainingData, train
+from runner.training.supervision import Supervision
+from runner.training.training_data import TrainingData
 from tests.conftest import ROOT, Cli, save_small_model
 from tests.tools.pretrain_tiny import build_tokenizer
+from tests.training import train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -409,8 +414,8 @@ SHORT = (
 )  # fmt: skip
 
 
-def result_of(*overrides: str) -> stages.Result:
-    return stages.run(*compose_experiment([*SHORT, *overrides]))
+def result_of(*overrides: str) -> Result:
+    return run(*compose_experiment([*SHORT, *overrides]))
 
 
 @pytest.mark.slow
@@ -457,7 +462,7 @@ def test_runs_with_a_larger_teacher_of_another_family(
 def refused(*overrides: str) -> str:
     experiment, _ = compose_experiment([*SHORT, *overrides])
     with pytest.raises(UserError) as caught:
-        stages.check(experiment, stages.find(experiment))
+        check(experiment, find_sources(experiment))
     return str(caught.value)
 
 

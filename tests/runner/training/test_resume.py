@@ -13,10 +13,10 @@ import pytest
 
 from results import columns
 from runner import tracking
-from runner.experiment import alone
 from runner.system import files
 from runner.system.errors import UserError
 from runner.system.interrupts import Interrupted, postponed, raise_on_signals
+from runner.system.locks import exclusive
 from runner.system.process import exit_status
 from runner.training import checkpoints
 from tests.conftest import ROOT, Cli
@@ -174,12 +174,12 @@ def test_the_exit_status_is_the_signals(
 
 def test_a_run_is_run_by_one_process(tmp_path: Path) -> None:
     with (
-        alone(tmp_path / "run"),
+        exclusive(tmp_path / "run"),
         pytest.raises(UserError, match="another process runs this very run"),
-        alone(tmp_path / "run"),
+        exclusive(tmp_path / "run"),
     ):
         pass
-    with alone(tmp_path / "run"):
+    with exclusive(tmp_path / "run"):
         pass
 
 

@@ -13,10 +13,12 @@ from runner.models import Model
 from runner.system.device import Precision
 from runner.system.errors import UserError
 from runner.training import teacher_logits
-from runner.training.loop import Supervision, TrainingData, collate, train
+from runner.training.supervision import Supervision
 from runner.training.teacher_logits import CachedLogits, pack, unpack
+from runner.training.training_data import TrainingData, collate
 from tests.conftest import save_small_model
 from tests.tools.pretrain_tiny import build_tokenizer
+from tests.training import train
 
 ARCHITECTURE = "AutoModelForQuestionAnswering"
 
@@ -168,11 +170,11 @@ def test_several_heads_and_unequal_counts() -> None:
 
 def test_when_the_teacher_runs_beside_the_student(lesson: TrainingData) -> None:
     from runner.config.compose import compose_experiment
-    from runner.experiment import keeps_logits
+    from runner.stages.teacher import caches_logits
 
     def kept(*overrides: str) -> bool:
         experiment, _ = compose_experiment(["model=tiny", "dataset=demo", *overrides])
-        return keeps_logits(experiment, lesson)
+        return caches_logits(experiment, lesson)
 
     assert kept()
     assert not kept("distill.cache=false")

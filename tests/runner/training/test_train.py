@@ -18,16 +18,20 @@ from runner import models, tracking
 from runner.config.compose import compose_experiment
 from runner.config.training import Training
 from runner.data.demo import Demo
-from runner.experiment import check_gradient, run
+from runner.experiment import run
 from runner.models import Model
 from runner.models.verify import VerificationError, read_tensors, verify
+from runner.stages.checks import check_gradient
 from runner.system.device import Precision
 from runner.system.errors import UserError
 from runner.system.process import message
 from runner.training import checkpoints
-from runner.training.loop import PRUNER_FILE, Supervision, TrainingData, train
+from runner.training.supervision import Supervision
+from runner.training.trainer import PRUNER_FILE
+from runner.training.training_data import TrainingData
 from tests.conftest import ROOT, save_small_model
 from tests.tools.pretrain_tiny import build_tokenizer
+from tests.training import train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -254,7 +258,7 @@ def test_a_full_disk_is_one_message_and_leaves_no_half_model(tmp_path: Path, mon
 
     monkeypatch.setattr(model, "save_pretrained", full)
     with pytest.raises(UserError, match="No space left on device"):
-        finetune.save(model, build_tokenizer(), tmp_path / "out" / "model")
+        finetune.save_model(model, build_tokenizer(), tmp_path / "out" / "model")
     assert list((tmp_path / "out").iterdir()) == []
 
 

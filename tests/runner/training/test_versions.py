@@ -24,7 +24,8 @@ import torch
 
 import pruning.distillation
 import runner.data.question_answering
-import runner.training.loop
+import runner.data.spans
+import runner.training.trainer
 from pruning import (
     Block,
     Criterion,
@@ -49,13 +50,15 @@ from pruning import (
     TrainingLength,
     Uniform,
 )
-from runner import evaluate, models
+from runner import models
 from runner.config.training import Training
 from runner.data.question_answering import Span
 from runner.system.device import Precision
 from runner.system.versions import VERSIONS
-from runner.training import teacher_logits
-from runner.training.loop import Supervision, TrainingData, train
+from runner.training import inference, teacher_logits
+from runner.training.supervision import Supervision
+from runner.training.training_data import TrainingData
+from tests.training import train
 
 FILE = Path(__file__).parent / "frozen.json"
 RENEW = "python -m tests.runner.test_versions --renew"
@@ -282,7 +285,7 @@ def scored(folder: Path, noise: float) -> Frozen:
             head[row, near[:1]] += 9
     right = task().score(given, features, logits)
     exact |= {f"near: {metric}": round(value, 12) for metric, value in right.metrics.items()}
-    computed = evaluate.logits(network(0, noise), tokenizer(), task(), features, "t")
+    computed = inference.logits(network(0, noise), tokenizer(), task(), features, "t")
     lowest = np.finfo(np.float32).min
     exact["padding"] = [int((head == lowest).sum()) for head in computed]
     close = {f"head {i}": signature(torch.from_numpy(head[head > lowest])) for i, head in enumerate(computed)}
@@ -401,13 +404,13 @@ def constant_rate(patch: pytest.MonkeyPatch) -> None:
 
 
 def decayed_biases(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(runner.training.loop.Trainer, "get_decay_parameter_names", lambda self, model: [
+    patch.setattr(runner.training.trainer.Trainer, "get_decay_parameter_names", lambda self, model: [
         name for name, _ in model.named_parameters()])  # fmt: skip
 
 
 def sum_over_heads(patch: pytest.MonkeyPatch) -> None:
-    real = runner.training.loop.label_loss
-    patch.setattr(runner.training.loop, "label_loss", lambda student, labels: real(student, labels) * len(labels))
+    real = runner.training.trainer.label_loss
+    patch.setattr(runner.training.trainer, "label_loss", lambda student, labels: real(student, labels) * len(labels))
 
 
 def padding_in_the_softmax(patch: pytest.MonkeyPatch) -> None:
@@ -475,14 +478,14 @@ def answers_to_the_left(patch: pytest.MonkeyPatch) -> None:
 
 
 def longer_answers(patch: pytest.MonkeyPatch) -> None:
-    real = runner.data.question_answering._best_spans
-    patch.setattr(runner.data.question_answering, "_best_spans", lambda start, end, allowed, n, length: real(
+    real = runner.data.spans._best_spans
+    patch.setattr(runner.data.spans, "_best_spans", lambda start, end, allowed, n, length: real(
         start, end, allowed, n, length + 1))  # fmt: skip
 
 
 def fewer_best(patch: pytest.MonkeyPatch) -> None:
-    real = runner.data.question_answering.highest
-    patch.setattr(runner.data.question_answering, "highest", lambda values, count: real(values, count - 1))
+    real = runner.data.spans.highest
+    patch.setattr(runner.data.spans, "highest", lambda values, count: real(values, count - 1))
 
 
 NOTICED: list[tuple[Patch, str]] = [

@@ -7,7 +7,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runner.data.classification_metric import ClassifyMetric
 from runner.data.classification_scores import METRICS, OF_NUMBERS
 
 PROPERTY = settings(deadline=None, derandomize=True, max_examples=80)
@@ -91,8 +90,6 @@ def test_correlations_are_their_formulas(pairs: list[tuple[int, int]]) -> None:
 )
 def test_published_examples(name: str, predicted: list, gold: list, expected: float) -> None:
     assert round(value(name, predicted, gold), 2) == expected
-    found = ClassifyMetric(config_name=name).compute(predictions=predicted, references=gold)
-    assert found == {name: value(name, predicted, gold)}
 
 
 @pytest.mark.parametrize("name", METRICS)
@@ -102,11 +99,5 @@ def test_sides_without_variety_are_no_error(name: str, recwarn: pytest.WarningsR
     assert not recwarn.list
 
 
-def test_several_metrics_at_once_and_none_that_do_not_fit() -> None:
-    found = ClassifyMetric(config_name="f1+accuracy").compute(predictions=[1, 0], references=[1, 1])
-    assert found == {"f1": pytest.approx(2 / 3), "accuracy": 0.5}
-    with pytest.raises(ValueError, match="f2 is none of accuracy, f1"):
-        ClassifyMetric(config_name="f2")
-    with pytest.raises(ValueError, match="mixes metrics of classes and of numbers"):
-        ClassifyMetric(config_name="f1+pearson")
+def test_correlations_are_the_metrics_of_numbers() -> None:
     assert {"pearson", "spearmanr"} == OF_NUMBERS

@@ -4,7 +4,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runner.data.tagging_metric import TagMetric
 from runner.data.tagging_scores import chunks, counts, scores
 
 PROPERTY = settings(deadline=None, derandomize=True, max_examples=300)
@@ -95,11 +94,16 @@ def test_entities_of_a_sentence(sentence: str, found: set) -> None:
 
 
 def test_the_example_of_seqeval() -> None:
-    """Its README: F1 0.50 (one of two entities of each side)."""
+    """The README of seqeval: F1 0.50 (one of two entities of each side)."""
     gold = [["O", "O", "O", "B-MISC", "I-MISC", "I-MISC", "O"], ["B-PER", "I-PER", "O"]]
     predicted = [["O", "O", "B-MISC", "I-MISC", "I-MISC", "I-MISC", "O"], ["B-PER", "I-PER", "O"]]
-    found = TagMetric().compute(predictions=predicted, references=gold)
-    assert found == {"f1": 0.5, "precision": 0.5, "recall": 0.5, "accuracy": pytest.approx(0.80, abs=0.005)}
+    found = scores(zip(predicted, gold, strict=True))
+    assert found == {
+        "f1": 0.5,
+        "precision": 0.5,
+        "recall": 0.5,
+        "accuracy": pytest.approx(0.80, abs=0.005),
+    }
 
 
 def test_the_numbers_that_conllevals_documentation_prints_follow_from_its_counts() -> None:

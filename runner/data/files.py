@@ -1,0 +1,207 @@
+"""Local files as tables: CSV, TSV, JSON, JSON-lines, parquet. Messages name the file and the row."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from runner.system.errors import UserError
+
+if TYPE_CHECKING:
+    import datasets
+
+Rows = Iterable[Mapping[str, Any]]
+Reader = Callable[[Path], Rows | None]
+"""Reads a file in a task's own format; None if the file is not in it."""
+SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
+_CUT = 60  # characters of a value or a row that a message shows
+
+
+def read(path: Path, texts: Sequence[str] = (), readers: Mapping[str, Reader] | None = None) -> datasets.Dataset:
+    """A file as a table.
+
+    Args:
+        texts: columns of a CSV or TSV file that are text, whatever they look like.
+        readers: suffix -> reader of a task's own format.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    import datasets
+    import pyarrow.parquet
+
+    suffix = path.suffix.lower()
+    try:
+        rows = readers[suffix](path) if readers and suffix in readers else None
+        if rows is not None:
+            return _records(path, [dict(row) for row in rows])
+        if suffix == ".parquet":
+            # Not Dataset.from_parquet: it reads a copy in datasets' cache without checking it.
+            return _common_types(datasets.Dataset(pyarrow.parquet.read_table(path)))
+        if suffix in (".csv", ".tsv"):
+            return datasets.Dataset(_delimited(path, texts))
+        return _records(path, _json(path))
+    except UserError:
+        raise
+    except Exception as error:  # pyarrow, json and datasets raise a dozen kinds
+        raise UserError(f"{path} cannot be read as {suffix[1:]}: {error}") from error
+
+
+def read_text(path: Path) -> str:
+    """The text of a file in UTF-8, without a byte order mark. Raises UserError, with the line, for another encoding."""
+    raw = path.read_bytes()
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise UserError(f"{path}, line {line}: this is not UTF-8 ({error.reason}); save the file in UTF-8") from error
+
+
+def _delimited(path: Path, texts: Sequence[str]) -> Any:
+    """A table with a header line. In columns of text "NA" and "null" are words, and "007" is not a number."""
+    import pyarrow as pa
+
+    raw = read_text(path).encode() + b"\n"  # pyarrow refuses a header without an end of line, and skips empty lines
+    if not raw.strip():
+        raise UserError(f"{path}: the file is empty; its first line must hold the names of the columns")
+    table = _parsed(path, raw, texts)
+    lines = sum(1 for line in raw.splitlines() if line.strip()) - 1
+    if path.suffix.lower() == ".tsv" and lines > len(table):
+        # Many TSV files, GLUE's among them, do not quote: one quotation mark would swallow all lines to the next one.
+        raise UserError(
+            f"{path}: {lines} lines make {len(table)} rows: a quotation mark that opens a field joins it with the "
+            "lines that follow; double the marks within the fields, or write the file as CSV"
+        )
+    twice = sorted({name for name in table.column_names if table.column_names.count(name) > 1})
+    if twice:
+        raise UserError(f"{path}: its first line has the column {', '.join(twice)} twice; give them different names")
+    known = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean, pa.types.is_string, pa.types.is_null)
+    others = [field.name for field in table.schema if not any(is_kind(field.type) for is_kind in known)]
+    return _parsed(path, raw, [*texts, *others]) if others else table  # no task reads dates or times
+
+
+def _parsed(path: Path, raw: bytes, texts: Sequence[str]) -> Any:
+    import pyarrow as pa
+    import pyarrow.csv
+
+    bad: list[Any] = []
+
+    def skip(row: Any) -> str:
+        bad.append(row)
+        return "skip"
+
+    table = pyarrow.csv.read_csv(
+        io.BytesIO(raw),
+        # One block, because types are inferred from the first; one thread, because otherwise rows have no numbers.
+        read_options=pyarrow.csv.ReadOptions(use_threads=False, block_size=min(len(raw) + 1, 2**31 - 1)),
+        parse_options=pyarrow.csv.ParseOptions(
+            delimiter="\t" if path.suffix.lower() == ".tsv" else ",",
+            newlines_in_values=True,
+            invalid_row_handler=skip,
+        ),
+        convert_options=pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(texts, pa.string())),
+    )
+    if bad:
+        more = f" (and {len(bad) - 1} more rows)" if len(bad) > 1 else ""
+        raise UserError(
+            f"{path}, row {bad[0].number - 1}: {bad[0].actual_columns} columns, where the first line has "
+            f"{bad[0].expected_columns}: {_cut(bad[0].text)!r}{more}; quote fields that hold a delimiter"
+        )
+    return table
+
+
+def _json(path: Path) -> list[dict[str, Any]]:
+    """Records from a JSON list, or from one record on each line. Raises UserError, with the place, otherwise."""
+    text = read_text(path)
+    if text.lstrip().startswith("["):
+        records = {f"record {number}": value for number, value in enumerate(json.loads(text), 1)}
+    else:
+        records = {}
+        for number, line in enumerate(text.split("\n"), 1):  # not splitlines: JSON may hold other line separators
+            if line.strip():
+                try:
+                    records[f"line {number}"] = json.loads(line)
+                except json.JSONDecodeError as error:
+                    raise UserError(f"{path} cannot be read as {path.suffix[1:]}: line {number}: {error}") from error
+    bad = next((place for place, value in records.items() if not isinstance(value, dict)), None)
+    if bad is not None:
+        raise UserError(f'{path}, {bad}: not a record such as {{"column": value, ...}}')
+    return list(records.values())
+
+
+def _records(path: Path, records: list[dict[str, Any]]) -> datasets.Dataset:
+    """A table with the columns of all records; null where a record lacks one. Raises UserError, with row and column,
+    for a value of another type than those above it."""
+    import datasets
+    import pyarrow as pa
+
+    columns = {
+        name: [row.get(name) for row in records] for name in dict.fromkeys(key for row in records for key in row)
+    }
+    try:
+        return datasets.Dataset.from_dict(columns)
+    except (pa.ArrowException, TypeError, ValueError, OverflowError):
+        for name, values in columns.items():
+            at = _first_misfit(values)
+            if at is not None:
+                raise UserError(
+                    f"{path}, row {at + 1}: column {name}: {_cut(str(values[at]))!r} is of another type than the rows "
+                    "above it: make the whole column text, or numbers"
+                ) from None
+        raise
+
+
+def _first_misfit(values: list[Any]) -> int | None:
+    """Index of the first value that cannot be in one column with those above it."""
+    import pyarrow as pa
+
+    def fits(count: int) -> bool:
+        try:
+            pa.array(values[:count])
+        except (pa.ArrowException, TypeError, ValueError, OverflowError):
+            return False
+        return True
+
+    if fits(len(values)):
+        return None
+    low, high = 0, len(values)  # `low` values fit, `high` do not
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return high - 1
+
+
+def _common_types(examples: datasets.Dataset) -> datasets.Dataset:
+    """The table with the types of text and numbers that the other formats give, so that files of several formats can be
+    one split."""
+    features = {name: _common_type(feature) for name, feature in examples.features.items()}
+    if features == examples.features:
+        return examples
+    import datasets
+
+    return datasets.Dataset(examples.data.table.cast(datasets.Features(features).arrow_schema))
+
+
+def _common_type(feature: Any) -> Any:
+    import datasets
+
+    if isinstance(feature, dict):
+        return {name: _common_type(each) for name, each in feature.items()}
+    if isinstance(feature, (datasets.List, datasets.LargeList)):
+        return datasets.List(_common_type(feature.feature))
+    if type(feature) is not datasets.Value:
+        return feature
+    kind = feature.dtype
+    if kind == "large_string":
+        return datasets.Value("string")
+    if re.fullmatch(r"u?int\d+", kind):
+        return datasets.Value("int64")
+    return datasets.Value("float64") if re.fullmatch(r"float\d+", kind) else feature
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _CUT else f"{text[:_CUT]}..."

@@ -1,0 +1,63 @@
+"""The official JSON files of SQuAD v1.1 and v2.0."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from runner.data.files import read_text
+from runner.system.errors import UserError
+
+_LOOK_AHEAD = 10_000_000  # characters in which the key "data" must occur
+
+
+def read_squad_json(file: Path) -> list[dict[str, Any]] | None:
+    """The questions of an official SQuAD JSON file, one row each; None if it is another kind of JSON.
+
+    Raises:
+        UserError: the file has "data" without questions below it, or contradicts itself.
+    """
+    text = read_text(file)
+    if not (text.lstrip().startswith("{") and '"data"' in text[:_LOOK_AHEAD]):
+        return None
+    try:
+        content = json.loads(text)
+    except json.JSONDecodeError:  # several objects in a file: JSON lines under another name
+        return None
+    questions: list[dict[str, Any]] = []
+    try:
+        for question in _questions(content):
+            questions.append(question)  # one by one, so that the message can number the wrong one
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{file} is not in SQuAD's JSON format: question {len(questions) + 1}: {error!r} is missing or has the "
+            "wrong type"
+        ) from error
+    wrong = [row["id"] for row in questions if row.pop("is_impossible") not in (None, not row["answers"]["text"])]
+    if wrong:
+        raise UserError(
+            f"{file}: {len(wrong)} questions have answers and is_impossible=true, or neither (such as {wrong[0]}): "
+            "correct them"
+        )
+    return questions
+
+
+def _questions(content: Any) -> Iterator[dict[str, Any]]:
+    for article in content["data"]:
+        for paragraph in article["paragraphs"]:
+            for qa in paragraph["qas"]:
+                impossible = qa.get("is_impossible")
+                # Not plausible_answers: those answer something that the question does not ask.
+                answers = qa.get("answers", []) if impossible else qa["answers"]
+                yield {
+                    "id": str(qa["id"]),
+                    "context": paragraph["context"],
+                    "question": qa["question"],
+                    "answers": {
+                        "text": [answer["text"] for answer in answers],
+                        "answer_start": [answer["answer_start"] for answer in answers],
+                    },
+                    "is_impossible": impossible,
+                }
