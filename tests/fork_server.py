@@ -28,8 +28,14 @@ from typing import IO, Any
 
 import filelock
 
-READ_LATE = ("PYTHONPATH", "PYTEST_CURRENT_TEST", "NO_COLOR", "COLUMNS", "HF_TOKEN", "MLFLOW_TRACKING_URI")
-"""Variables that no library reads while it is imported; those of this project (PRUNE_DISTILL_*) are others."""
+READ_LATE = (
+    "PYTHONPATH", "PYTEST_CURRENT_TEST", "NO_COLOR", "COLUMNS", "HF_TOKEN", "MLFLOW_TRACKING_URI",
+    # Set in the process of pytest by what the tests import; the server has its own.
+    "HYDRA_FULL_ERROR", "TOKENIZERS_PARALLELISM", "DISABLE_SAFETENSORS_CONVERSION", "MLFLOW_LOGGING_LEVEL",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES", "MLFLOW_HTTP_REQUEST_TIMEOUT", "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "KMP_DUPLICATE_LIB_OK", "KMP_INIT_AT_FORK",
+)  # fmt: skip
+"""Variables that commands of one server may differ in; those of this project (PRUNE_DISTILL_*) are others."""
 SHARED = "PRUNE_DISTILL_TEST_FOLDER"
 """The variable with the folder of what all tests of a session share."""
 SERVER_ONLY = {

@@ -67,6 +67,7 @@ def check_ratios(result: dict[str, Any], pruning: dict[str, Any], tensors: dict[
     assert found["violations"] == pruning["violations"]
 
 
+@pytest.mark.slow
 def test_rows_by_platon_with_exceptions_by_layer(cli: Cli, tmp_path: Path) -> None:
     frozen, other, excluded, lighter = (
         f"bert.encoder.layer.{i}.{name}.weight"
