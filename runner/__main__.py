@@ -19,7 +19,7 @@ from runner.system.process import exit_status
 if TYPE_CHECKING:
     from runner.records.result import Result
 
-os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors through to the edge, where they are told
+os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors through to exit_status, which shows them
 
 
 @hydra.main(config_path="pkg://conf", config_name="config", version_base="1.3")

@@ -1,5 +1,5 @@
 """What a run would do, without doing it: `dry_run=true`. Weights and data are loaded and features made; a few real
-optimizer steps measure time and memory. Nothing is logged, and nothing is kept but the caches.
+optimizer steps measure time and memory. Nothing is logged, and nothing is stored but the caches.
 """
 
 from __future__ import annotations

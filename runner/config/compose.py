@@ -87,7 +87,7 @@ def compose_experiment(overrides: Sequence[str]) -> tuple[Experiment, Origin]:
 
 
 def chosen_options(choices: Mapping[Any, Any]) -> dict[str, str]:
-    """Of all that Hydra calls choices, the options of our groups."""
+    """The options of our groups, among all that Hydra calls choices."""
     return {k: str(v) for k, v in choices.items() if k in (*GROUPS, "experiment") and v}
 
 

@@ -79,7 +79,7 @@ class Experiment:
 
 @dataclass
 class Origin:
-    """Where an experiment came from: what people typed, for labels and records."""
+    """What people typed to get an experiment, for labels and records."""
 
     labels: dict[str, str]
     """model, dataset and pattern, as the table names them."""

@@ -12,7 +12,7 @@ class FinetuneRecipe:
     lr_scheduler_type: str = "linear"
     """Course of the learning rate after the warm-up."""
     warmup_steps: float = 0.1
-    """In optimizer steps, or a fraction of the training if below 1."""
+    """Linear warm-up in optimizer steps, or as a fraction of the training if below 1."""
     batch_size: int = 16
     """Examples in a batch, in all."""
     epochs: float = 2
@@ -40,7 +40,7 @@ class Recipe:
     lr_scheduler_type: str = "linear"
     """Course of the learning rate after the warm-up."""
     warmup_steps: float = 0.1
-    """In optimizer steps, or a fraction of the training if below 1."""
+    """Linear warm-up in optimizer steps, or as a fraction of the training if below 1."""
     batch_size: int = 16
     """Examples in a batch, in all."""
     epochs: float = 10

@@ -17,17 +17,17 @@ from runner.system.errors import UserError
 
 @dataclass
 class Restored:
-    """A configuration that was kept, as objects again."""
+    """A recorded configuration, as objects again."""
 
     experiment: Experiment
     yaml: str
-    """As it is now, with what was changed."""
+    """The configuration with its changes."""
     added: list[str]
-    """Keys that it did not have, for they are newer than it: these have the values of today's dataclasses."""
+    """Keys that the record lacks because they are newer: they have the defaults of today's dataclasses."""
 
 
 def classes(experiment: Experiment) -> dict[str, str]:
-    """The class of each group: with them the resolved YAML, which does not say it, is exact."""
+    """The class of each group, which the resolved YAML does not name."""
     return {group: type(getattr(experiment, group)).__name__ for group in GROUPS}
 
 

@@ -70,7 +70,7 @@ class Training:
     save_steps: int = 1000
     """Optimizer steps between two checkpoints."""
     save_total_limit: int = 1
-    """Checkpoints kept."""
+    """Checkpoints to keep."""
 
     def __post_init__(self) -> None:
         for key in ("learning_rate", "per_device_train_batch_size", "gradient_accumulation_steps", "num_train_epochs",
@@ -88,11 +88,11 @@ class Training:
         if self.batch_tokens is not None and self.batch_tokens < 1:
             raise UserError(f"batch_tokens={self.batch_tokens} is out of range in train or finetune: at least 1")
 
-    def resolved(self, kept: Path | None = None) -> "Training":
-        """The same with the precision chosen.
+    def resolved(self, cache: Path | None = None) -> "Training":
+        """These settings with the precision chosen.
 
         Args:
-            kept: a folder that keeps what is measured for the choice.
+            cache: a folder that stores what is measured for the choice.
 
         Raises:
             UserError: this machine does not have the precision that is asked for, or a batch cannot be dealt out among
@@ -104,7 +104,7 @@ class Training:
                     f"{key}={getattr(self, key)} in train or finetune is the total, and does not divide among "
                     f"{world_size()} ranks: choose a multiple of {world_size()}"
                 )
-        precision = self.precision or best_precision(kept)
+        precision = self.precision or best_precision(cache)
         if why := why_not(precision):
             raise UserError(
                 f"precision={precision.value} in train or finetune: {why}; leave it out to let it be chosen"

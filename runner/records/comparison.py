@@ -47,7 +47,7 @@ class Comparison:
 
     @property
     def reproduced(self) -> bool:
-        """Whether it is equal, or within the tolerance."""
+        """Whether the outcome is equal, or within the tolerance."""
         return self.same or (self.tolerance is not None and self.furthest <= self.tolerance)
 
     @property

@@ -13,22 +13,22 @@ from runner.system.versions import VERSIONS
 
 @dataclass
 class Identity:
-    """Hashes of all that determines a result."""
+    """Hashes of everything that determines a result."""
 
     run: str
-    """All of it."""
+    """Everything."""
     group: str
-    """All but the seed."""
+    """Everything but the seed."""
     dense: str
     """What determines the dense model, seed included."""
     control: str
-    """All but the seed and what is pruned, and how: equal in a run and its same-budget dense control."""
+    """Everything but the seed and the pruning: equal in a run and its same-budget dense control."""
     budget: str
-    """The same without the distillation."""
+    """`control` without the distillation."""
 
 
 def identify(experiment: Experiment, model: str, data: str, teacher: str | None, sparse: str | None = None) -> Identity:
-    """Hash what determines the result: paths and logging do not, contents do.
+    """Hash what determines the result: contents, not paths and logging.
 
     Args:
         model: fingerprint of the checkpoint that the run starts from (fine-tuned or not).

@@ -17,7 +17,7 @@ class Sources:
     """The checkpoints that a run starts from."""
 
     base: models.Checkpoint
-    """Where training starts: the fine-tuned dense model if given, else the pretrained one."""
+    """The checkpoint that training starts from: the fine-tuned dense model if given, else the pretrained one."""
     teacher: models.Checkpoint | None
     """A teacher other than the dense model."""
     sparse: models.Checkpoint | None

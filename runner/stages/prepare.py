@@ -71,7 +71,7 @@ class Inputs:
 
     @property
     def dense_folder(self) -> Path:
-        """Where the cache keeps the dense model, if this run fine-tunes it."""
+        """The dense model in the cache, if this run fine-tunes it."""
         return Path(self.experiment.cache_dir) / "dense" / self.identity.dense
 
     @property

@@ -1,4 +1,4 @@
-"""Where a training sends the metrics of its steps, without MLflow."""
+"""The receiver of a training's metrics, without MLflow."""
 
 from __future__ import annotations
 

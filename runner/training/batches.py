@@ -1,9 +1,10 @@
-"""Which features share a batch. Batches of like length waste little on padding: at SQuAD's lengths, random batches of
-16 that are padded to their longest spend 45 % of what they compute on it."""
+"""Batches of features of similar length, which waste little on padding: at SQuAD's lengths, random batches of 16 that
+are padded to their longest spend 45 % of what they compute on it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 from torch.utils.data import Sampler
@@ -12,6 +13,7 @@ BUCKET = 4
 """Tokens. Lengths that differ by less are taken as equal, so that who shares a batch changes from epoch to epoch."""
 
 
+@dataclass(eq=False)
 class Batches(Sampler[list[int]]):
     """The micro-batches of one epoch after another, as lists of feature indices; the same for the same seed and epoch.
 
@@ -19,34 +21,30 @@ class Batches(Sampler[list[int]]):
     come in random order. Every feature comes once in an epoch, every epoch has as many batches as the others, and only
     one of them may be smaller. Each is then dealt out among the ranks and the rounds of gradient accumulation: what an
     optimizer step sees depends on the number of neither.
+
+    Raises:
+        ValueError: a feature has more than `tokens` tokens.
     """
 
-    def __init__(
-        self,
-        lengths: Sequence[int] | np.ndarray,
-        size: int,
-        seed: int,
-        by_length: bool = True,
-        tokens: int | None = None,
-        parts: int = 1,
-        multiple: int = 1,
-    ) -> None:
-        """
-        Args:
-            lengths: tokens of each feature, at least one feature.
-            size: examples in a micro-batch.
-            tokens: instead of `size`: tokens in a micro-batch at most, padding included. Implies `by_length`.
-            parts: micro-batches in an optimizer step, over all ranks.
-            multiple: batches are padded to a multiple of this many tokens.
+    lengths: np.ndarray
+    """Tokens of each feature; at least one feature."""
+    size: int
+    """Examples in a micro-batch."""
+    seed: int
+    by_length: bool = True
+    """Batches of similar length, else random ones."""
+    tokens: int | None = None
+    """Instead of `size`: tokens in a micro-batch at most, padding included. Implies `by_length`."""
+    parts: int = 1
+    """Micro-batches in an optimizer step, over all ranks."""
+    multiple: int = 1
+    """Batches are padded to a multiple of this many tokens."""
 
-        Raises:
-            ValueError: a feature has more than `tokens` tokens.
-        """
-        self.lengths = np.asarray(lengths, dtype=np.int64)
-        if tokens is not None and tokens < self.lengths.max():
-            raise ValueError(f"a feature of {self.lengths.max()} tokens does not fit into a batch of {tokens}")
-        self.size, self.seed, self.by_length, self.tokens = size, seed, by_length or tokens is not None, tokens
-        self.parts, self.multiple, self.epoch = parts, multiple, 0
+    def __post_init__(self) -> None:
+        self.lengths = np.asarray(self.lengths, dtype=np.int64)
+        if self.tokens is not None and self.tokens < self.lengths.max():
+            raise ValueError(f"a feature of {self.lengths.max()} tokens does not fit into a batch of {self.tokens}")
+        self.by_length, self.epoch = self.by_length or self.tokens is not None, 0
         self.cuts = self._cuts()
 
     @property
@@ -68,7 +66,7 @@ class Batches(Sampler[list[int]]):
                 yield part.tolist()
 
     def _whole(self) -> list[np.ndarray]:
-        """The epoch's batches, not dealt out."""
+        """The epoch's batches, before they are dealt out."""
         chance = np.random.default_rng([self.seed, self.epoch])
         order = chance.permutation(len(self.lengths))
         if self.by_length:
@@ -81,7 +79,7 @@ class Batches(Sampler[list[int]]):
         return -(-self.lengths // BUCKET) * BUCKET
 
     def _cuts(self) -> list[int]:
-        """Where in the order each batch begins."""
+        """The index in the order at which each batch begins."""
         if self.tokens is None:
             return list(range(0, len(self.lengths), self.size * self.parts))
         # Cut by the buckets' lengths, which come in the same order in every epoch: so their number does not change.
@@ -96,6 +94,6 @@ class Batches(Sampler[list[int]]):
         return padded if self.tokens is None else min(padded, max(self.tokens, length))
 
     def padding(self) -> float:
-        """The part of this epoch's computed tokens that is padding, in [0, 1)."""
+        """The fraction of this epoch's computed tokens that is padding, in [0, 1)."""
         computed = sum(len(batch) * self._padded(int(self.lengths[batch].max())) for batch in self)
         return 1 - sum(int(self.lengths[batch].sum()) for batch in self) / computed

@@ -1,4 +1,4 @@
-"""Checkpoints of a training: sealed folders in the order of their steps."""
+"""Checkpoints of a training: checksummed folders in the order of their steps."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ PREFIX = "checkpoint-"
 
 
 def step(checkpoint: Path) -> int:
-    """The optimizer steps that were taken before it."""
+    """Optimizer steps taken before the checkpoint."""
     return int(checkpoint.name.removeprefix(PREFIX))
 
 
 def newest(folder: Path) -> Path | None:
-    """The newest sound checkpoint, or None. Damaged ones are told, and passed over."""
-    return next((found for found in sorted(_all(folder), key=step, reverse=True) if files.is_intact(found)), None)
+    """The newest intact checkpoint, or None. Damaged ones are logged and skipped."""
+    return next((path for path in sorted(_all(folder), key=step, reverse=True) if files.is_intact(path)), None)
 
 
 def rotate(last: Path, keep: int) -> None:
-    """Remove all checkpoints but the newest that lead to the last, which was just made.
+    """Remove all checkpoints but the newest `keep` that lead to the last, which was just made.
 
-    One of a later step was damaged, for the training did not go on from it: it goes first.
+    A checkpoint of a later step was damaged, because the training did not resume from it: it is removed first.
     """
-    for checkpoint in sorted(_all(last.parent), key=lambda found: (step(found) <= step(last), step(found)))[:-keep]:
+    for checkpoint in sorted(_all(last.parent), key=lambda path: (step(path) <= step(last), step(path)))[:-keep]:
         with suppress(OSError):
             files.remove(checkpoint)
 

@@ -1,5 +1,5 @@
-"""What a distillation trains beside the student where the teacher has another width: attached to the student for the
-training, so that optimizer, checkpoints and ranks have it as they have the weights, and gone or folded in the end."""
+"""Projections from the student's width to the teacher's: attached to the student during the training, so that
+optimizer, checkpoints and ranks treat them as weights, and removed or folded at its end."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def check(how: Distillation, student: PreTrainedModel, teacher: PreTrainedModel)
         student, teacher: with or without weights.
 
     Returns:
-        How many parameters are trained beside the student.
+        Number of parameters of the projections.
 
     Raises:
         UserError, PruningError: they cannot be compared.
@@ -39,10 +39,10 @@ def check(how: Distillation, student: PreTrainedModel, teacher: PreTrainedModel)
             "model.attention_dropout=0, or distill.attention_weight=0"
         )
     with torch.device("meta"):
-        found = made(how, student, teacher)
+        attached = made(how, student, teacher)
     if how.shares_head:
-        heads.check(student, teacher, bool(found))
-    return sum(p.numel() for module in found.values() for p in module.parameters())
+        heads.check(student, teacher, bool(attached))
+    return sum(p.numel() for module in attached.values() for p in module.parameters())
 
 
 def made(how: Distillation, student: PreTrainedModel, teacher: PreTrainedModel) -> dict[int, nn.Module]:
@@ -53,28 +53,28 @@ def made(how: Distillation, student: PreTrainedModel, teacher: PreTrainedModel) 
 
 
 def attach(student: PreTrainedModel, how: Distillation, teacher: PreTrainedModel | None) -> dict[int, nn.Module]:
-    """Give the student what is trained beside it, and the teacher's head if the distillation shares it.
+    """Attach the projections to the student, and the teacher's head if the distillation shares it.
 
     Args:
-        teacher: None where its logits were kept, or there is none.
+        teacher: None if its logits are cached, or if there is none.
 
     Returns:
         By layer of the student, what takes its hidden states to the teacher's width.
     """
     if teacher is None:
         return {}
-    found = made(how, student, teacher)
-    for module in found.values():
+    attached = made(how, student, teacher)
+    for module in attached.values():
         module.to(student.device)
     if how.shares_head:  # its input are the last layer's states: there is one projector at most
-        heads.share(student, teacher, next(iter(found.values()), None))
-    elif found:
-        student.add_module(ATTACHED, nn.ModuleDict({str(layer): module for layer, module in found.items()}))
-    return found
+        heads.share(student, teacher, next(iter(attached.values()), None))
+    elif attached:
+        student.add_module(ATTACHED, nn.ModuleDict({str(layer): module for layer, module in attached.items()}))
+    return attached
 
 
 def finish(student: PreTrainedModel) -> None:
-    """Leave nothing in the student that served the training only."""
+    """Remove from the student what served the training only."""
     heads.finish(student)
     if hasattr(student, ATTACHED):
         delattr(student, ATTACHED)

@@ -53,7 +53,7 @@ def test_a_budget_is_used() -> None:
 
 def test_a_feature_longer_than_the_budget_is_refused() -> None:
     with pytest.raises(ValueError, match="a feature of 300 tokens does not fit into a batch of 299"):
-        Batches([10, 300], 1, 0, tokens=299)
+        Batches(np.array([10, 300]), 1, 0, tokens=299)
 
 
 def test_the_order_follows_from_seed_and_epoch() -> None:

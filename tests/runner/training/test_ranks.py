@@ -89,7 +89,7 @@ def test_two_ranks_that_a_signal_stopped_go_on_to_the_same_bits(cli: Cli, small_
     command = (*TWO_RANKS, *COMMAND, "model=hub", f"model.path={small_model}", f"model.finetuned={small_model}",
                "train.max_steps=120", "train.save_steps=20")  # fmt: skip
     stopped = killed(command, tmp_path, signal.SIGTERM, after=40)
-    assert stopped.stdout.count("the same command goes on from there") == 1
+    assert stopped.stdout.count("the same command resumes from there") == 1
     assert "SIGKILL" not in stopped.stdout  # torchrun's last means
     assert runs(tmp_path / "mlflow.db") == ["KILLED"]
     (folder,) = tmp_path.glob("outputs/*/checkpoints")
@@ -131,7 +131,7 @@ def test_a_signal_to_any_rank_ends_all_after_a_checkpoint(
     started[1].send_signal(signal.SIGTERM)
     told = [process.communicate(timeout=100)[0] for process in started]
     assert [process.returncode for process in started] == [143, 143], told
-    assert "the same command goes on from there" in told[0]
+    assert "the same command resumes from there" in told[0]
     assert told[1] == ""
     assert runs(tmp_path / "mlflow.db") == ["KILLED"]
 

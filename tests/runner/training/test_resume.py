@@ -66,7 +66,7 @@ def test_a_run_that_is_killed_twice_ends_as_one_that_was_not(cli: Cli, small_mod
     assert runs(store) == ["RUNNING"]  # nobody could tell MLflow
     stopped = killed(command, tmp_path, signal.SIGTERM, after=120)
     assert stopped.returncode == 128 + signal.SIGTERM, stopped.stdout
-    assert "the same command goes on from there" in stopped.stdout
+    assert "the same command resumes from there" in stopped.stdout
     assert "Traceback" not in stopped.stdout
     assert runs(store) == ["KILLED"]
     done = cli(*command)
