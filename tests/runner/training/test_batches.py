@@ -19,7 +19,7 @@ def squad_like(count: int) -> np.ndarray:
 def test_every_feature_comes_once_in_an_epoch(
     lengths: list[int], size: int, by_length: bool, epoch: int, parts: int
 ) -> None:
-    batches = Batches(lengths, size, 7, by_length, parts=parts)
+    batches = Batches(np.array(lengths), size, 7, by_length, parts=parts)
     batches.set_epoch(epoch)
     seen = list(batches)
     assert len(seen) == len(batches) == batches.steps * parts
@@ -32,7 +32,7 @@ def test_every_feature_comes_once_in_an_epoch(
 
 @given(LENGTHS, st.integers(384, 4000), st.integers(1, 3), st.sampled_from([1, 8, 64]))
 def test_a_budget_of_tokens_is_kept(lengths: list[int], tokens: int, parts: int, multiple: int) -> None:
-    batches = Batches(lengths, 1, 0, tokens=tokens, parts=parts, multiple=multiple)
+    batches = Batches(np.array(lengths), 1, 0, tokens=tokens, parts=parts, multiple=multiple)
     counts = set()
     for epoch in range(3):
         batches.set_epoch(epoch)
