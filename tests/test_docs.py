@@ -103,6 +103,7 @@ def test_options_of_the_other_commands_exist(line: str, capsys: pytest.CaptureFi
             assert re.search(rf"(?<![\w-]){word}\b", text), (line, word)
 
 
+@pytest.mark.slow
 def test_commands_that_need_no_network_run(cli: Cli) -> None:
     for line in EMBEDDED:
         done = cli(*shlex.split(line)[1:])

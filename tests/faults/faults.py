@@ -53,25 +53,26 @@ ARGUMENTS = (
 )  # fmt: skip
 POINTS = {
     "tokenising": ["runner.data.question_answering:Span.tokenized"],
-    "training": ["runner.training.loop:DistillTrainer.compute_loss", "torch.optim.lr_scheduler:LRScheduler.step"],
+    "training": ["runner.training.trainer:DistillTrainer.compute_loss", "torch.optim.lr_scheduler:LRScheduler.step"],
     "checkpoint": [
-        "runner.training.loop:DistillTrainer._save_checkpoint", "runner.training.loop:save_file",
+        "runner.training.trainer:DistillTrainer._save_checkpoint", "runner.training.trainer:save_file",
         "runner.system.files:publish",
         "runner.system.files:_crc32", "runner.system.files:_flush", "runner.training.checkpoints:rotate",
         "transformers.trainer:Trainer._save_rng_state", "transformers.trainer:Trainer._save_optimizer_and_scheduler",
     ],
-    "mask update": ["pruning.pruner:Pruner.prune", "pruning.pruner:Pruner._set_mask", "pruning.pruner:Pruner._enforce"],
+    "mask update": ["pruning.pruner:Pruner.prune", "pruning.masks:Masks.set", "pruning.masks:Masks.enforce"],
     "cache": [
-        "runner.stages.finetune:save", "runner.training.teacher_logits:_write",
-        "runner.training.teacher_logits:_compute", "runner.evaluate:score",
+        "runner.stages.finetune:save_model", "runner.training.teacher_logits:_write",
+        "runner.training.teacher_logits:_compute", "runner.stages.score:score",
         "runner.data.arrow:mapped_once", "runner.system.files:write_json", "runner.system.files:temporary_path",
         "runner.system.files:remove",
     ],
-    "verify": ["runner.experiment:verify", "runner.experiment:describe_pruning"],
-    "evaluate": ["runner.evaluate:predictions", "runner.data.question_answering:Span.score"],
+    "verify": ["runner.stages.prune:verify", "runner.stages.record:_describe_pruning"],
+    "evaluate": ["runner.training.inference:predictions", "runner.data.question_answering:Span.score"],
     "logging": [
-        "runner.tracking:Tracker.flush", "runner.tracking:Tracker.params", "runner.tracking:Tracker.metrics",
-        "runner.tracking:Tracker.text", "runner.experiment:record", "runner.experiment:write_json",
+        "runner.tracking.tracker:Tracker.flush", "runner.tracking.tracker:Tracker.params",
+        "runner.tracking.tracker:Tracker.metrics", "runner.tracking.tracker:Tracker.text",
+        "runner.stages.record:_log_artifacts", "runner.records.folder:RunFolder.save",
     ],
 }  # fmt: skip
 """Phase -> functions; a process is harmed before or after a call of one."""

@@ -49,8 +49,8 @@ def test_what_it_says_is_what_the_run_does(cli: Cli, small_model: Path, tmp_path
     assert len(shown) == 7
 
     again = cli(*command, "dry_run=true")
-    assert f"finished before: {folder.relative_to(tmp_path)}" in again.stderr
-    assert "dense model: found in cache/dense/" in again.stderr
+    assert f"already finished: {folder.relative_to(tmp_path)}" in again.stderr
+    assert "dense model: cached in cache/dense/" in again.stderr
     assert "time of the fine-tuning" not in again.stderr
 
 

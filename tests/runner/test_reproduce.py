@@ -111,7 +111,7 @@ def prepare(place: Path) -> Repetition:
 
 def test_the_same_comes_out_bit_for_bit(original: Path) -> None:
     told = (original / "told.txt").read_text()
-    assert "All that is known of it is as it was then." in told
+    assert "No circumstance is known to differ." in told
     assert "Reproduced bit for bit: all 6 stages and the scores are the same." in told
     stages = [line.split()[0] for line in told.splitlines() if line.split()[1:] == ["same"]]
     assert stages == ["prepare", "finetune", "evaluate_dense", "teacher", "prune", "evaluate"]
@@ -151,12 +151,12 @@ def test_by_its_id_a_second_call_tells_the_same_and_again_computes(original: Pat
     before = (again / "model" / "model.safetensors").stat().st_mtime_ns
     done = cli_in(original)(*REPRODUCE, result_of(folder)["mlflow_run"])
     assert done.returncode == 0, done.stderr
-    assert "It goes on from what lies there; --again would begin anew." in done.stdout
+    assert "It resumes what was begun there; --again starts anew." in done.stdout
     assert "Reproduced bit for bit" in done.stdout
     assert (again / "model" / "model.safetensors").stat().st_mtime_ns == before
     done = cli_in(original)(*REPRODUCE, str(folder), "--again", "--no-log")
     assert done.returncode == 0, done.stderr
-    assert "is not gone on with" in done.stdout
+    assert "is not resumed" in done.stdout
     assert "Reproduced bit for bit" in done.stdout
     assert (again / "model" / "model.safetensors").stat().st_mtime_ns > before
 
@@ -178,8 +178,8 @@ def test_one_that_is_killed_goes_on(original: Path, tmp_path: Path) -> None:
     assert process.returncode == 128 + signal.SIGTERM, text
     done = cli_in(tmp_path)(*REPRODUCE, str(folder))
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "goes on from what lies there" in done.stdout
-    assert "dense model found in" in done.stderr  # that of the reproduction, not fine-tuned twice
+    assert "It resumes what was begun there" in done.stdout
+    assert "the dense model is cached in" in done.stderr  # that of the reproduction, not fine-tuned twice
     assert "Reproduced bit for bit: all 6 stages" in done.stdout
     with sqlite3.connect(tmp_path / "mlflow.db") as store:
         assert store.execute("select status from runs").fetchall() == [("FINISHED",)] * 2
@@ -194,7 +194,7 @@ def test_without_pruning_from_a_finetuned_model_that_has_moved(tmp_path: Path) -
     assert "add model.finetuned=PLACE to this command" in done.stderr
     done = cli_in(tmp_path)(*REPRODUCE, str(folder), f"model.finetuned={tmp_path / 'moved'}", "--no-log")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "All that is known of it is as it was then." in done.stdout
+    assert "No circumstance is known to differ." in done.stdout
     assert "all 3 stages and the scores are the same" in done.stdout
     assert "sparse" not in done.stdout
     with sqlite3.connect(tmp_path / "mlflow.db") as store:
@@ -234,11 +234,11 @@ def test_other_base_weights_are_seen_before_and_after(place: Path) -> None:
     done = cli_in(place)(*REPRODUCE, str(folder), f"model.path={place / 'small-model'}", "--no-log")
     assert done.returncode == 1, done.stderr
     before, after = done.stdout.split("\n\n")[0], done.stdout
-    said = "model.path: the checkpoint is another than then, or its files were changed"
+    said = "model.path: the checkpoint differs, or its files were changed"
     assert said in before
     assert "prepare          same" in after
     assert "Not reproduced: finetune differs first" in after
-    assert "may be why" in after
+    assert "may be the reason" in after
     (again,) = [f for f in place.glob("reproductions/*/*-s0-*/") if f.name != folder.name]  # another identity
     assert result_of(again)["stages"]["finetune"] != result_of(folder)["stages"]["finetune"]
 
@@ -252,7 +252,7 @@ def test_what_was_made_otherwise_is_told_and_not_gone_on_with(place: Path) -> No
     done = cli_in(place)(*REPRODUCE, str(folder))
     assert f"  torch: 1.0 then, {by['packages']['torch']} now\n" in done.stdout
     assert "  threads: 7 then, 1 now (OMP_NUM_THREADS=7 gives the same number)\n" in done.stdout
-    assert "is not gone on with.\n  ranks: 2 then, 1 now" in done.stdout
+    assert "is not resumed.\n  ranks: 2 then, 1 now" in done.stdout
     assert "fine-tuning the dense model" in done.stderr
     assert done.returncode == 0  # and yet the same came out
 

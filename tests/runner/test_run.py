@@ -142,11 +142,11 @@ def test_a_finished_run_is_not_run_again(cli: Cli, small_model: Path, tmp_path: 
             return database.execute("select count(*) from runs").fetchone()[0]
 
     done = ok(cli(*command))
-    assert "finished before" in done.stderr
+    assert "already finished" in done.stderr
     assert "relative drop" in done.stderr  # the result is told again
     assert runs() == 1
     assert (folder / "model" / "model.safetensors").stat().st_mtime_ns == before
-    assert "finished before" not in ok(cli(*command, "force=true")).stderr
+    assert "already finished" not in ok(cli(*command, "force=true")).stderr
     assert (runs(), len(run_folders(tmp_path))) == (2, 1)
     assert json.loads((folder / "result.json").read_text())["cost"]["steps"] == 30  # from the first step
 
@@ -194,9 +194,9 @@ def test_a_sweep_shares_the_dense_model_and_pools_seeds(
     model = ("model=hub", f"model.path={small_model}")
     done = ok(cli("-m", "runner", "-m", *model, "pattern=dense,2:4", "seed=0,1", *SHORT))
     assert done.stderr.count("fine-tuning the dense model") == 2  # one a seed, not one a run
-    assert done.stderr.count("dense model found") == 2
+    assert done.stderr.count("the dense model is cached") == 2
     assert done.stderr.count("the teacher runs once") == 2
-    assert done.stderr.count("the teacher's logits are found") == 2
+    assert done.stderr.count("the teacher's logits are cached") == 2
     table = {row["pattern"]: row for row in rows()}
     assert set(table) == {"dense", "2:4"}
     assert all(row["seeds"] == [0, 1] for row in table.values())

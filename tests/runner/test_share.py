@@ -53,6 +53,7 @@ def refused(*arguments: object) -> str:
     return str(error.value)
 
 
+@pytest.mark.slow
 def test_a_model_is_uploaded_and_loaded_again_by_the_lines_of_its_card(run: Path, tmp_path: Path) -> None:
     root, model = tmp_path / "hub", run / "model"
     (root / "models").mkdir(parents=True)

@@ -55,6 +55,7 @@ print(f"{len(stored)} schemas, {len(copies)} copies")
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", [["--help"], ["--cfg", "job"]], ids=" ".join)
 def test_listing_and_composing_do_not_copy_the_store(cli: Cli, arguments: list[str]) -> None:
     """Hydra would copy every schema some 150 times for --help: half of the time that it took."""

@@ -391,6 +391,7 @@ def test_a_bad_job_stops_a_sweep_before_its_first(
     assert [word for word in words if word not in text] == []
 
 
+@pytest.mark.slow
 def test_a_bad_job_stops_the_real_sweep(cli: Cli, tmp_path: Path) -> None:
     done = cli("-m", "runner", "-m", "pattern=4x1,2:4", "pattern.target_sparsity=0.8")
     assert (done.returncode, done.stdout) == (1, "")
@@ -406,7 +407,7 @@ def test_a_defect_while_a_sweep_is_checked_stops_it_with_its_traceback(
         raise ZeroDivisionError("a defect of the program")
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("runner.config.compose.compose_experiment", broken)
+    monkeypatch.setattr("runner.sweeps.callback.compose_experiment", broken)
     monkeypatch.setattr("runner.experiment.run", lambda *_: pytest.fail("a job was started"))
     monkeypatch.setattr(sys, "argv", ["python -m runner", "-m", "seed=0,1"])
     with pytest.raises(SystemExit) as caught:

@@ -448,6 +448,7 @@ def test_a_debug_run_is_short_and_apart_from_all_others(model: str, dataset: str
     assert composed("debug=default", "train.max_steps=3", "schedule=one_shot").train.max_steps == 3
 
 
+@pytest.mark.slow
 def test_a_debug_run_is_in_no_table(cli, tmp_path: Path) -> None:
     done = cli("-m", "runner", "debug=default", "model=tiny", "dataset=demo", "pattern=2:4")
     assert done.returncode == 0, done.stderr

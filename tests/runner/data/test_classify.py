@@ -219,6 +219,7 @@ def word_model(folder: Path) -> Path:
     return save_small_model(folder)
 
 
+@pytest.mark.slow
 def test_a_run_with_the_published_distillation_of_mrpc(cli: Cli, rows: Any, tmp_path: Path) -> None:
     model = word_model(tmp_path / "small")
     with serve(small_data.make(tmp_path / "hub"), tmp_path / "home") as env:

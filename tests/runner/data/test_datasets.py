@@ -4,6 +4,7 @@ ones that are at hand."""
 import json
 from pathlib import Path
 
+import pytest
 import yaml
 
 import conf
@@ -33,6 +34,7 @@ print(json.dumps(out))
 """
 
 
+@pytest.mark.slow
 def test_every_yaml_reads_its_dataset_from_the_hub(cli: Cli, tmp_path: Path) -> None:
     files = {file.stem: yaml.safe_load(file.read_text()) for file in sorted(DATASETS.glob("*.yaml"))}
     names = [name for name, content in files.items() if "path" in content]
@@ -63,6 +65,7 @@ def test_every_yaml_reads_its_dataset_from_the_hub(cli: Cli, tmp_path: Path) -> 
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_real_ones_are_read(prepared_hub: Path, cli: Cli, tmp_path: Path) -> None:
     with serve(prepared_hub, tmp_path / "home") as env:
         done = cli("-c", READ, "sst2", "snli", env=env)

@@ -400,6 +400,7 @@ def test_training_starts_from_the_weights_of_the_repository(hub: Path) -> None:
         assert f"not candidates: {', '.join(sorted(family.dense))}" in lines
 
 
+@pytest.mark.slow
 def test_an_architecture_that_nobody_listed_from_dry_run_to_the_pruned_file(cli: Cli, tmp_path: Path) -> None:
     family = Family("", "convbert", [], [], word_pieces, {"embedding_size": 16, "head_ratio": 1})
     folder = save(family, tmp_path / "convbert")

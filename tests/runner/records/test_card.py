@@ -109,6 +109,7 @@ def test_the_metadata_are_what_the_hub_reads(place: Path) -> None:
     assert {each.dataset_name for each in data.eval_results} == {"demo (a subset of 30 examples)"}
 
 
+@pytest.mark.slow
 def test_no_file_of_the_model_names_the_machine(place: Path) -> None:
     names = {str(place), str(Path.home()), "sqlite:", "mlflow.db"} | ({getpass.getuser()} - {"root", "runner"})
     files = [f for kind in ("pruned", "dense") for f in (folder_of(place, kind) / "model").iterdir()]

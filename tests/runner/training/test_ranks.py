@@ -177,6 +177,7 @@ def test_what_splits_a_model_is_refused(variable: str, value: str, named: str, m
         ranks.check_launcher()
 
 
+@pytest.mark.slow
 def test_fsdp_is_refused_at_the_command_line(cli: Cli) -> None:
     done = cli("-m", "runner", "dataset=demo", "model=tiny",
                env={"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "1"})  # fmt: skip
@@ -253,6 +254,7 @@ def play_badly(number: int, folder: str) -> None:
     (Path(folder) / f"{number}.json").write_text(json.dumps(told))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("played", "expected"), [
     (play, [[0, 3], [3]]),  # with rank 0's status, whatever failed on both
     (play_badly, [0, "of rank 1"]),
