@@ -236,7 +236,7 @@ def test_the_server_stops_in_the_middle_of_a_run(server: Server, cli: Cli, small
     assert f"python -m runner.upload {folder}" in text
     assert server.runs() == ["RUNNING"]
     again = cli(*command, f"tracking.uri={server.uri}")
-    assert "finished before" in again.stderr
+    assert "already finished" in again.stderr
     server.start()
     done = cli("-m", "runner.upload", "outputs")
     assert done.returncode == 0, done.stderr
