@@ -74,7 +74,8 @@ def jobs(line: str) -> list[list[str]]:
 @pytest.mark.parametrize("line", [line for line in dict.fromkeys(RUNS) if "mine" not in line and line not in EMBEDDED])
 def test_commands_of_the_runner_compose(line: str) -> None:
     every = jobs(line)
-    values = [word.split(",") for word in line.split() if re.match(r"(model|dataset|pattern|seed|schedule|pattern\.target_sparsity)=", word)]
+    swept = r"(model|dataset|pattern|pattern\.target_sparsity|seed|schedule)="
+    values = [word.split(",") for word in line.split() if re.match(swept, word)]
     assert len(every) == math.prod(map(len, values))
     for job in {tuple(word for word in job if not word.startswith("seed=")) for job in every}:
         compose_experiment(job)
