@@ -9,10 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from filelock import FileLock
-
 from runner.system import files
-from runner.system.errors import writing
 
 if TYPE_CHECKING:
     import datasets
@@ -52,15 +49,17 @@ def mapped_once(
             desc=title,
         )
 
-    if place is None:
-        return mapped(None, cached=False)
-    with writing(place.parent):
-        place.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(place.with_name(f"{place.name}.lock")):
-            if not files.is_intact(place):
-                with files.atomic_folder(place) as folder:
-                    mapped(folder / _FEATURES, cached=False)
-            return mapped(place / _FEATURES, cached=True)
+    def read(folder: Path) -> datasets.Dataset | None:
+        return mapped(folder / _FEATURES, cached=True) if files.is_intact(folder) else None
+
+    def make(folder: Path) -> datasets.Dataset:
+        with files.atomic_folder(folder) as partial:
+            mapped(partial / _FEATURES, cached=False)
+        return mapped(folder / _FEATURES, cached=True)
+
+    return (
+        mapped(None, cached=False) if place is None else files.make_once(place, read, make, "makes the same features")
+    )
 
 
 def table(examples: datasets.Dataset, *names: str) -> pa.Table:

@@ -6,8 +6,6 @@ inside functions. Longer than 300 lines because it is the whole interface of a k
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -20,6 +18,7 @@ from pruning import Prediction
 from runner.data import files, sources
 from runner.data.splits import Part, Splits, held_out, joined
 from runner.system.errors import UserError
+from runner.system.fingerprint import SHORT, hash_json
 from runner.system.versions import VERSIONS
 
 if TYPE_CHECKING:
@@ -263,7 +262,7 @@ class Dataset:
 
         kind = type(self).__name__.lower()
         key = [VERSIONS["prepare"], kind, self.fingerprint(examples), tokenizers.fingerprint(tokenizer), labels]
-        name = hashlib.sha256(json.dumps([*key, self.tokenising()]).encode()).hexdigest()[:16]
+        name = hash_json([*key, self.tokenising()], SHORT)
 
         def tokenize(batch: dict[str, list], indices: list[int]) -> dict[str, list]:
             columns = self.tokenized(batch, indices, tokenizer, labels)

@@ -3,7 +3,6 @@ must stand at the student's tokens."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from runner.system.errors import UserError
+from runner.system.fingerprint import hash_json
 from runner.system.hub import explain
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     """Hash of a fast tokenizer's behaviour, without the truncation and padding that its last call set."""
     state = json.loads(tokenizer.backend_tokenizer.to_str())  # type: ignore[attr-defined]
     made = {**state, "truncation": None, "padding": None, "inputs": sorted(tokenizer.model_input_names)}
-    return hashlib.sha256(json.dumps(made).encode()).hexdigest()
+    return hash_json(made)
 
 
 def with_inputs(tokenizer: PreTrainedTokenizerBase, names: Iterable[str]) -> PreTrainedTokenizerBase:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from runner.config.experiment import Experiment
+from runner.system.fingerprint import SHORT, hash_json
 from runner.system.versions import VERSIONS
 
 
@@ -79,4 +78,4 @@ def _typed(value: Any) -> dict[str, Any]:
 
 def _hash(value: Any) -> str:
     # Keys are not sorted: they come in the order of the fields, and that of allocation.layers has a meaning.
-    return hashlib.sha256(json.dumps(value, default=str).encode()).hexdigest()[:16]
+    return hash_json(value, SHORT, default=str)

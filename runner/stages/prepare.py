@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import re
 from collections.abc import Mapping
@@ -22,6 +21,7 @@ from runner.stages.inputs import Sources, find_sources, identity_of, match_heads
 from runner.stages.teacher import caches_logits
 from runner.system import disk, files
 from runner.system.disk import DiskNeed
+from runner.system.fingerprint import hash_text
 from runner.training.cost import Cost
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ class Inputs:
         """Hash of examples and features."""
         made_of = [self.examples.train_fingerprint, self.examples.evaluation_fingerprint]
         made_of += [self.experiment.dataset.digest(self.data.features)] if self.data is not None else []
-        return hashlib.sha256("".join(made_of).encode()).hexdigest()
+        return hash_text("".join(made_of))
 
 
 def resolve(experiment: Experiment, origin: Origin, reuse: bool = True) -> Inputs:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +11,7 @@ from runner import models
 from runner.data.task import Scores
 from runner.stages.prepare import Inputs
 from runner.system import files
+from runner.system.fingerprint import SHORT, hash_json
 from runner.system.versions import VERSIONS
 from runner.training.inference import score
 
@@ -49,7 +48,7 @@ def score_once(inputs: Inputs, checkpoint: models.Checkpoint) -> Scores:
     made_of = [VERSIONS["prepare"], VERSIONS["evaluate"], checkpoint.fingerprint, examples.evaluation_fingerprint]
     made_of += [task.settings(), task.score_settings()]
     made_of += [field.name for field in fields(Scores)]
-    key = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:16]
+    key = hash_json(made_of, SHORT, sort_keys=True)
 
     def read(file: Path) -> Scores | None:
         values = files.read_json(file)
@@ -66,4 +65,4 @@ def score_once(inputs: Inputs, checkpoint: models.Checkpoint) -> Scores:
 
 def digest(scores: Scores) -> str:
     """Hash of a model's answers and scores."""
-    return hashlib.sha256(json.dumps(asdict(scores), sort_keys=True).encode()).hexdigest()
+    return hash_json(asdict(scores), sort_keys=True)

@@ -17,13 +17,13 @@ from omegaconf import DictConfig
 from results import columns
 from runner import tracking
 from runner.config.compose import compose_experiment
-from runner.sweeps.jobs import FOLDER_VARIABLE, Outcome, Place, command_line
+from runner.sweeps.jobs import Outcome, Place, command_line
 from runner.system import files, provenance, ranks
 from runner.system.device import keep_bf16_speedup
 from runner.system.errors import UserError
 from runner.system.fingerprint import SHORT, hash_json
 from runner.system.locks import exclusive, saving
-from runner.system.process import exit_status, set_up_process
+from runner.system.process import SWEEP_FOLDER, exit_status, set_up_process
 
 log = logging.getLogger(__name__)
 
@@ -86,7 +86,7 @@ class Sweep(Callback):
         )
         for number in self._numbers():
             Place(self.folder, number).clear()
-        os.environ[FOLDER_VARIABLE] = str(self.folder)
+        os.environ[SWEEP_FOLDER] = str(self.folder)
 
     def _abandon(self) -> None:
         """Close the MLflow run of a sweep that a signal ended: Hydra does not call on_multirun_end then."""

@@ -12,13 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from runner.system.files import atomic_write
-from runner.system.process import message
+from runner.system.process import SWEEP_FOLDER, message
 
 if TYPE_CHECKING:
     from runner.records.result import Result
 
-FOLDER_VARIABLE = "PRUNE_DISTILL_SWEEP"
-"""Environment variable: the folder of the sweep that a process works for."""
 NUMBER_VARIABLE = "PRUNE_DISTILL_JOB"
 """Environment variable: the number of the one job that a process runs."""
 
@@ -91,7 +89,7 @@ def place(number: int | None = None) -> Place | None:
     Args:
         number: the job's number in the process of the sweep itself; None: it is in the environment.
     """
-    folder, variable = os.environ.get(FOLDER_VARIABLE), os.environ.get(NUMBER_VARIABLE)
+    folder, variable = os.environ.get(SWEEP_FOLDER), os.environ.get(NUMBER_VARIABLE)
     if number is None and variable is not None:
         number = int(variable)
     return None if folder is None or number is None else Place(Path(folder), number)

@@ -22,8 +22,9 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-from runner.sweeps.jobs import FOLDER_VARIABLE, NUMBER_VARIABLE, Job, Outcome, Place
+from runner.sweeps.jobs import NUMBER_VARIABLE, Job, Outcome, Place
 from runner.system.errors import UserError
+from runner.system.process import SWEEP_FOLDER
 from runner.tracking import PARENT_VARIABLE
 
 log = logging.getLogger(__name__)
@@ -106,7 +107,7 @@ class ProcessLauncher(Launcher):
         command = [sys.executable, *(torchrun if self.ranks > 1 else []), "-m", "runner"]
         command += options + overrides
         environment = {
-            FOLDER_VARIABLE: os.environ[FOLDER_VARIABLE],
+            SWEEP_FOLDER: os.environ[SWEEP_FOLDER],
             NUMBER_VARIABLE: str(number),
             PARENT_VARIABLE: os.environ[PARENT_VARIABLE],
             "TQDM_MININTERVAL": "30",  # a bar in a file is a line each time
@@ -115,7 +116,7 @@ class ProcessLauncher(Launcher):
         threads = self.threads()
         if threads is not None and THREADS not in environment:
             environment[THREADS] = str(max(1, threads // self.ranks))
-        place = Place(Path(os.environ[FOLDER_VARIABLE]).resolve(), number)
+        place = Place(Path(os.environ[SWEEP_FOLDER]).resolve(), number)
         return Job(name, tuple(overrides), tuple(command), environment, os.getcwd(), place)
 
 

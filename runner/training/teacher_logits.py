@@ -6,8 +6,6 @@ heads. The file is memory-mapped, so processes share its memory.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import os
 import zlib
@@ -26,6 +24,7 @@ from runner.system import files
 from runner.system.device import Precision
 from runner.system.disk import human_bytes
 from runner.system.errors import UserError
+from runner.system.fingerprint import SHORT, hash_json
 from runner.system.versions import VERSIONS
 from runner.training.inference import predictions
 
@@ -108,7 +107,7 @@ def key(checkpoint: models.Checkpoint, task: Dataset, features: datasets.Dataset
     """Hash of everything that determines a teacher's logits; the features' fingerprint covers texts and tokenizer."""
     made_of = [VERSIONS["teacher"], checkpoint.fingerprint, task.architecture, type(task).__name__]
     made_of += [features._fingerprint, precision.value]
-    return hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:16]
+    return hash_json(made_of, SHORT)
 
 
 def teacher_logits(

@@ -25,6 +25,7 @@ from runner.sweeps.slurm import SubmititSlurm
 from runner.sweeps.worker import Worker
 from runner.system import files
 from runner.system.errors import UserError
+from runner.system.process import SWEEP_FOLDER
 from tests.conftest import ROOT, Cli
 
 SMALL = (
@@ -150,7 +151,7 @@ def test_other_launchers_do_the_same(launcher: str, cli: Cli, small_model: Path,
 @pytest.fixture
 def composed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[OmegaConf]:
     """A sweep's configuration, with its environment."""
-    monkeypatch.setenv(jobs.FOLDER_VARIABLE, str(tmp_path))
+    monkeypatch.setenv(SWEEP_FOLDER, str(tmp_path))
     monkeypatch.setenv("PRUNE_DISTILL_PARENT_RUN", "the parent")
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
@@ -186,7 +187,7 @@ def test_what_was_lost_is_started_again_and_only_that(composed, caplog: pytest.L
     assert returned[2].return_value != returned[2].return_value  # no number, and raises nothing
     assert "6: seed=1 was lost: signal 9; started again" in caplog.text
     assert "7: seed=2 was lost: node gone; started again" in caplog.text
-    last = Place(Path(os.environ[jobs.FOLDER_VARIABLE]), 7).read()
+    last = Place(Path(os.environ[SWEEP_FOLDER]), 7).read()
     assert last is not None
     assert "its process was lost: signal 9" in str(last.error)
 
