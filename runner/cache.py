@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import re
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ from filelock import FileLock
 from runner.system.disk import file_stats, human_bytes, size_of
 from runner.system.errors import UserError, disk_error
 from runner.system.files import lock_is_held, lock_path, remove
+from runner.system.process import command
 
 KINDS = {
     "dense": "fine-tuned dense models",
@@ -101,8 +101,8 @@ def main(arguments: list[str]) -> None:
         metavar="KIND",
         help=f"{', '.join(KINDS)} or all; none: unfinished files of killed processes",
     )
-    for command in (listing, cleaning):
-        command.add_argument("--cache-dir", type=Path, default=Path("cache"), help="as cache_dir of the runs: cache")
+    for subparser in (listing, cleaning):
+        subparser.add_argument("--cache-dir", type=Path, default=Path("cache"), help="as cache_dir of the runs: cache")
     options = parser.parse_args(arguments)
     if not options.cache_dir.is_dir():
         raise UserError(f"--cache-dir {options.cache_dir}: there is no such folder; name the cache_dir of your runs")
@@ -127,6 +127,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    from runner.system.process import exit_status
-
-    sys.exit(exit_status(lambda: main(sys.argv[1:])))
+    command(main)

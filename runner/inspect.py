@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -23,6 +22,7 @@ from runner.models import heads
 from runner.models.verify import fault, read_tensors
 from runner.system.errors import UserError
 from runner.system.hub import explain
+from runner.system.process import command
 
 BLOCKS = ("rows", "columns", "32x32", "16x16", "8x8", "4x4", "2x2", "32x1", "16x1", "8x1", "4x1", "2x1", "1x32", "1x16",
           "1x8", "1x4", "1x2")  # fmt: skip
@@ -251,8 +251,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    from runner.system.process import exit_status
-
-    status: list[int] = []
-    code = exit_status(lambda: status.append(main(sys.argv[1:])))
-    sys.exit(code or status[0])
+    command(main)
