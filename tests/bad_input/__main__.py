@@ -1,8 +1,9 @@
-"""What was tried to make a run give a wrong result without a message, obey a stranger, or crash: `python -m tests.bad_input`
-runs each such test and prints the table: number, input, what happened before, what happens now, and whether it held today.
+"""Bad input: what was tried to get a wrong result without a message, a leak or a crash.
 
-A test is in the table by its marker `@pytest.mark.bad_input("A2", "val.csv", before="...", after="...")`, wherever it
-is. Arguments go on to pytest, such as `-k A2` or `-n 2`.
+`python -m tests.bad_input` runs these tests and prints their table: number, input, what happened before, what happens
+now, and whether it holds today. A test is in the table by its marker
+`@pytest.mark.bad_input("A2", "val.csv", before="...", after="...")`, in whichever file it is. Arguments are passed to
+pytest, such as `-k A2` or `-n 2`.
 """
 
 import sys
@@ -16,7 +17,6 @@ class Table:
 
     def __init__(self) -> None:
         self.rows: dict[str, tuple[str, str, str, str]] = {}
-        self.failed: set[str] = set()
         self.outcomes: dict[str, str] = {}
 
     def pytest_itemcollected(self, item: pytest.Item) -> None:
