@@ -1,0 +1,129 @@
+"""Weights in 4x1 blocks: the sparse form of a matrix, and the form that encoder.c reads."""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+ROWS = 4
+"""Rows of a block."""
+GROUP = {"float32": 1, "bfloat16": 2, "int8": 4}
+"""Precision -> columns in a group of 16 bytes, as encoder.c explains."""
+_AHEAD = 64
+"""Columns after the last that encoder.c may read, to prefetch."""
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """A matrix as its 4x1 blocks that are not zero (block compressed sparse rows, BSR)."""
+
+    shape: tuple[int, int]
+    """(rows, columns) of the matrix; columns <= 65536."""
+    start: Tensor
+    """(ceil(rows / 4) + 1,) int32: number of the first block of each block row."""
+    column: Tensor
+    """(blocks,) uint16."""
+    value: Tensor
+    """(blocks, 4) float32, bfloat16 or int8."""
+    scale: Tensor | None = None
+    """(4 ceil(rows / 4),) float32: a row's int8 values times this are its weights."""
+
+    @classmethod
+    def of(cls, weight: Tensor, precision: str = "float32") -> Blocks:
+        """Take the blocks of a matrix that are not all zero; a negative zero is a zero.
+
+        Args:
+            weight: (rows, columns), any float type; rows after the last whole block are zero.
+            precision: of the values: float32, bfloat16 (rounded to nearest even) or int8 (symmetric for each row).
+        """
+        rows, columns = weight.shape
+        if columns > 65536:
+            raise ValueError(f"{columns} columns; at most 65536 fit into 16 bits")
+        full = torch.zeros(-(-rows // ROWS) * ROWS, columns)
+        full[:rows] = weight.detach().float()
+        blocks = full.view(-1, ROWS, columns)
+        present = (blocks != 0).any(dim=1)
+        row, column = present.nonzero(as_tuple=True)
+        start = torch.zeros(len(present) + 1, dtype=torch.int32)
+        start[1:] = present.sum(dim=1).cumsum(0)
+        value, scale = blocks[row, :, column], None
+        if precision == "int8":
+            scale = full.abs().amax(dim=1).clamp(min=1e-12) / 127
+            value = (value / scale.view(-1, ROWS)[row]).round().to(torch.int8)
+        elif precision == "bfloat16":
+            value = value.bfloat16()
+        return cls((rows, columns), start, column.to(torch.uint16), value.contiguous(), scale)
+
+    @property
+    def row(self) -> Tensor:
+        """(blocks,) int64: the block row of each block."""
+        return torch.repeat_interleave(torch.arange(len(self.start) - 1), self.start.diff().long())
+
+    @property
+    def density(self) -> float:
+        """Share of all blocks that are present."""
+        return len(self.value) / max((len(self.start) - 1) * self.shape[1], 1)
+
+    def dense(self) -> Tensor:
+        """(rows, columns) float32: the matrix again; bit for bit the original if the values are float32."""
+        rows, columns = self.shape
+        value = self.value.float()
+        if self.scale is not None:
+            value = value * self.scale.view(-1, ROWS)[self.row]
+        blocks = torch.zeros(len(self.start) - 1, ROWS, columns)
+        blocks[self.row, :, self.column.long()] = value
+        return blocks.view(-1, columns)[:rows]
+
+
+class Linear(ctypes.Structure):
+    """`struct linear` of encoder.c."""
+
+    _fields_ = [
+        *((name, ctypes.c_int32) for name in ("precision", "rows", "columns")),
+        *((name, ctypes.c_void_p) for name in ("start", "column", "value", "bias", "scale", "sum")),
+    ]
+
+
+@dataclass(frozen=True)
+class PackedLinear:
+    """A linear layer in the form that encoder.c reads. The tensors are what `struct` points to."""
+
+    struct: Linear
+    tensors: tuple[Tensor, ...]
+
+    @classmethod
+    def of(cls, blocks: Blocks, bias: Tensor | None, precision: str) -> PackedLinear:
+        """Group the blocks of each block row.
+
+        Args:
+            blocks: values in this precision.
+            bias: (rows,) or None.
+        """
+        size, rows = GROUP[precision], len(blocks.start) - 1
+        counts = blocks.start.diff()
+        groups = torch.zeros(rows + 1, dtype=torch.int32)
+        groups[1:] = (-(-counts // size)).cumsum(0)
+        total, row = int(groups[-1]), blocks.row
+        place = groups[row] * size + torch.arange(len(row)) - blocks.start[row]
+        column = torch.zeros(total * size + _AHEAD, dtype=torch.int32)
+        column[place] = blocks.column.to(torch.int32)
+        value = torch.zeros(total * size, ROWS, dtype=blocks.value.dtype)
+        value[place] = blocks.value
+        value = value.view(total, size, ROWS).transpose(1, 2).contiguous()
+        full = torch.zeros(rows * ROWS)
+        if bias is not None:
+            full[: len(bias)] = bias.detach().float()
+        tensors = [groups, column.to(torch.uint16), value, full]
+        if blocks.scale is not None:
+            sums = torch.zeros(rows, ROWS).index_add_(0, row, blocks.value.float()).flatten() * blocks.scale
+            tensors += [blocks.scale, sums]
+        struct = Linear(list(GROUP).index(precision), rows * ROWS, blocks.shape[1], *(t.data_ptr() for t in tensors))
+        return cls(struct, tuple(tensors))
+
+    @property
+    def bytes(self) -> int:
+        """Memory that the layer takes."""
+        return sum(tensor.nbytes for tensor in self.tensors)
