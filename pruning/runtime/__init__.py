@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 import torch
 from pruning.runtime import compiler, families
-from pruning.runtime.encoder import SparseEncoder
+from pruning.runtime.encoder import SparseBase, SparseEncoder
 from pruning.runtime.families import NAMES
 
 def accelerate(model, precision="auto", threads=None, instructions=None):
@@ -18,10 +18,8 @@ def accelerate(model, precision="auto", threads=None, instructions=None):
     if precision == "auto":
         precision = compiler.precisions(lib.instructions)[0]
     each = dict(precision) if isinstance(precision, Mapping) else dict.fromkeys(NAMES, precision)
-    enc = SparseEncoder(structure, lib, each)
-    enc.threads = threads
-    setattr(model.base_model, structure.name, enc)
-    def hook(module, args, kwargs):
-        enc.mask = kwargs.get("attention_mask")
-    model.base_model.register_forward_pre_hook(hook, with_kwargs=True)
+    base = SparseBase(model.base_model, SparseEncoder(structure, lib, each, threads))
+    if model.base_model is model:
+        return base
+    setattr(model, model.base_model_prefix, base)
     return model

@@ -178,19 +178,18 @@ INLINE floats activate(floats x, enum activation kind, int exact) {
 /* ---- bfloat16 and int8 ---- */
 
 #if defined(__AVX512BF16__)
-/* 16 features of a and of b as bfloat16 in 32 bits: a in the lower half. */
-INLINE __m512i pair(floats a, floats b) {
-    __m512i low = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh((__m512)a));
-    __m512i high = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh((__m512)b));
-    return _mm512_or_si512(low, _mm512_slli_epi32(high, 16));
-}
-
 /* 32 tokens as bfloat16 in order. */
 INLINE __m512i in_order(floats a, floats b) { return (__m512i)_mm512_cvtne2ps_pbh((__m512)b, (__m512)a); }
 
 /* 32 tokens as bfloat16: `unpacklo` gives the first 16 back, `unpackhi` the others. */
 INLINE __m512i narrow(floats a, floats b) {
     return _mm512_permutexvar_epi64(_mm512_set_epi64(7, 3, 6, 2, 5, 1, 4, 0), in_order(a, b));
+}
+
+/* a[i] and b[i] as bfloat16 in 32 bits: a in the lower half. */
+INLINE __m512i pair(floats a, floats b) {
+    __m512i x = narrow(a, b), swapped = _mm512_shuffle_epi32(x, _MM_PERM_BADC);
+    return _mm512_unpacklo_epi16(x, swapped);
 }
 
 INLINE floats dot2(floats sum, __m512i x, int32_t w) {
@@ -348,8 +347,9 @@ INLINE void put(struct sums *s, enum form form, int block, int strip, const int 
 #endif
 }
 
-INLINE void linear_vectors(const struct linear *w, const void *x, const struct quantized *q, int strip, const int n,
-                           enum activation activation, enum form form, void *y) {
+INLINE void linear_vectors(const struct linear *layer, const void *x, const struct quantized *q, int strip,
+                           const int n, enum activation activation, enum form form, void *y) {
+    const struct linear copy = *layer, *w = &copy; /* a copy that no store can change stays in registers */
     for (int block = 0; block < w->rows / 4; block++) {
         struct sums s;
         multiply(w, block, x, strip, n, &s);
@@ -453,8 +453,10 @@ INLINE int keys_in(const struct sequence *q, int tile) {
 
 /* Attention of one head: n vectors of queries to all keys. `query`, `key`, `value` begin at the head, `query` and `out`
    at the tile and the vectors too. `p` [keys + 3][64] is for probabilities. */
-INLINE void attend(const struct sequence *q, const struct heads *h, const float *query, const float *key,
+INLINE void attend(const struct sequence *sequence, const struct heads *heads, const float *query, const float *key,
                    const float *value, int size, float scale, const int narrow, const int n, float *p, float *out) {
+    const struct sequence own = *sequence, *q = &own; /* copies that no store can change stay in registers */
+    const struct heads copy = *heads, *h = &copy;
     const int steps = narrow ? 2 : 1; /* features or keys that one step takes */
     floats highest[VECTORS], total[VECTORS];
     for (int j = 0; j < n; j++) highest[j] = all(-1e30f), total[j] = all(0.f);

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import ctypes
+import inspect
 import threading
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from pruning.errors import PruningError
 from pruning.runtime.compiler import Library
 from pruning.runtime.families import NAMES, Structure
 from pruning.runtime.packing import Blocks, Linear, PackedLinear
 
 if TYPE_CHECKING:
-    from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
+    from transformers import PreTrainedModel
+    from transformers.modeling_outputs import ModelOutput
 
 
 class _Layer(ctypes.Structure):
@@ -46,6 +49,36 @@ class _Batch(ctypes.Structure):
     ]
 
 
+class SparseBase(nn.Module):
+    """The base model (`BertModel` and its kin) with a sparse encoder: embeddings and pooler are the model's own."""
+
+    def __init__(self, base: PreTrainedModel, encoder: SparseEncoder) -> None:
+        super().__init__()
+        self.config = base.config
+        self.embeddings, self.encoder = base.embeddings, encoder
+        self.project = getattr(base, "embeddings_project", None)
+        self.pooler = getattr(base, "pooler", None)
+        self._accepted = {
+            name.replace("input_embeds", "inputs_embeds"): name  # DistilBERT writes it so
+            for name in inspect.signature(base.embeddings.forward).parameters
+        }
+
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, **inputs: Any) -> ModelOutput:
+        """As the base model, without hidden states of single layers, attentions and caches."""
+        from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+        given = {name: value for name, value in {"input_ids": input_ids, **inputs}.items() if value is not None}
+        refused = [name for name, value in given.items() if value is not False and name not in (*self._accepted, "return_dict")]
+        if refused:
+            raise PruningError(f"the sparse runtime has no {', '.join(refused)}")
+        hidden = self.embeddings(**{self._accepted[name]: value for name, value in given.items() if name in self._accepted})
+        if self.project is not None:
+            hidden = self.project(hidden)
+        last = self.encoder(hidden, attention_mask)
+        pooled = None if self.pooler is None else self.pooler(last)
+        return BaseModelOutputWithPooling(last_hidden_state=last, pooler_output=pooled)
+
+
 class SparseEncoder(nn.Module):
     """Computes all layers of an encoder by encoder.c.
 
@@ -53,18 +86,18 @@ class SparseEncoder(nn.Module):
     text always is, because classification heads read it.
     """
 
-    def __init__(self, structure: Structure, library: Library, precision: Mapping[str, str]) -> None:
+    def __init__(self, structure: Structure, library: Library, precision: Mapping[str, str], threads: int | None = None) -> None:
         """Pack the layers' weights; `structure` keeps the dense ones, its owner frees them.
 
         Args:
             precision: of the weights of each linear layer, by the names of NAMES.
+            threads: of each call; None: as many as torch has.
         """
         super().__init__()
         self.library = library
         self._tensors: list[Tensor] = []
         self._local = threading.local()
-        self.mask: Tensor | None = None
-        self.threads: int | None = None
+        self.threads = threads
         heads, size = structure.heads, structure.head_size
         layers = (_Layer * len(structure.layers))()
         self.blocks, self.present = 0, 0
@@ -104,20 +137,24 @@ class SparseEncoder(nn.Module):
         """Memory that the packed weights take."""
         return sum(tensor.nbytes for tensor in self._tensors)
 
-    def forward(self, hidden_states: Tensor, attention_mask: Tensor | None = None, **_: object) -> BaseModelOutputWithPastAndCrossAttentions:
-        """All layers, for float32 (batch, length, hidden). The mask is `self.mask`; the argument is made from it."""
-        from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
+    def forward(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
+        """All layers.
 
-        batch, length, width = hidden_states.shape
-        hidden = hidden_states.detach().float().contiguous()
-        tokens, keys, source = selection(self.mask, batch, length)
-        out = torch.zeros(hidden.shape) if self.mask is not None else torch.empty(hidden.shape)
-        call = _Batch(
-            batch, self.threads or torch.get_num_threads(), tokens.data_ptr(), keys.data_ptr(), source.data_ptr(),
-            hidden.data_ptr(), out.data_ptr(),
-        )  # fmt: skip
-        self._encode(call)
-        return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=out.to(hidden_states.dtype))  # pyright: ignore[reportArgumentType]
+        Args:
+            hidden: (batch, length, hidden), the embeddings.
+            mask: (batch, length), not zero where a token counts; None: everywhere.
+
+        Returns:
+            (batch, length, hidden), the last hidden states.
+        """
+        batch, length, _ = hidden.shape
+        source = hidden.detach().float().contiguous()
+        tokens, keys, place = selection(mask, batch, length)
+        out = torch.empty_like(source) if mask is None else torch.zeros_like(source)
+        threads = self.threads or torch.get_num_threads()
+        tensors = (tokens, keys, place, source, out)
+        self._encode(_Batch(batch, threads, *(tensor.data_ptr() for tensor in tensors)))
+        return out.to(hidden.dtype)
 
     def _encode(self, call: _Batch) -> None:
         """Call encoder.c with this thread's memory; it grows to the largest batch."""
@@ -157,7 +194,7 @@ def selection(mask: Tensor | None, batch: int, length: int) -> tuple[Tensor, Ten
         Number of tokens of each text (batch,), number of those that are keys, and place of each token in the flat
         batch; all int32. A first token that the mask leaves out is the last of its text and no key.
     """
-    if mask is None:
+    if mask is None or bool(mask.all()):
         counts = torch.full((batch,), length, dtype=torch.int32)
         return counts, counts, torch.arange(batch * length, dtype=torch.int32)
     present = mask != 0
