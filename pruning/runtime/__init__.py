@@ -1,25 +1,18 @@
-"""A CPU runtime for encoders whose weights are sparse in 4x1 blocks (also 8x1, 16x1).
+"""A CPU runtime for encoders whose weights are sparse in 4x1 blocks (8x1 and 16x1 are such, too).
 
-    fast = runtime.load("outputs/.../model")
-    output = fast(input_ids=..., attention_mask=...)    # as the Hugging Face model's
-    print(fast.report)                                  # what runs it, and why
+    from pruning import runtime
+
+    fast = runtime.load("outputs/bert-base-squad-4x1-s0-0123abcd/model")
+    output = fast(input_ids=..., attention_mask=...)  # what the Hugging Face model returns
+    print(fast.report)                                # what runs the encoder, and if that is dense torch, why
+    runtime.pack(model, "model.packed.safetensors")   # sparse on the disk, too; load() reads it
+
+The whole encoder is one call of compiled code (encoder.c); embeddings, pooler and head are the model's own. What the
+runtime cannot compute runs dense in torch, and the report says why.
 """
-from __future__ import annotations
-from collections.abc import Mapping
-import torch
-from pruning.runtime import compiler, families
-from pruning.runtime.encoder import SparseBase, SparseEncoder
-from pruning.runtime.families import NAMES
 
-def accelerate(model, precision="auto", threads=None, instructions=None):
-    structure = families.find(model)
-    assert not isinstance(structure, str), structure
-    lib = compiler.library(instructions)
-    if precision == "auto":
-        precision = compiler.precisions(lib.instructions)[0]
-    each = dict(precision) if isinstance(precision, Mapping) else dict.fromkeys(NAMES, precision)
-    base = SparseBase(model.base_model, SparseEncoder(structure, lib, each, threads))
-    if model.base_model is model:
-        return base
-    setattr(model, model.base_model_prefix, base)
-    return model
+from pruning.runtime.compiler import Unavailable
+from pruning.runtime.model import FastModel, Report, accelerate, load, pack, unpack
+from pruning.runtime.packing import Blocks
+
+__all__ = ["Blocks", "FastModel", "Report", "Unavailable", "accelerate", "load", "pack", "unpack"]

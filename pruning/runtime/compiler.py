@@ -79,7 +79,9 @@ def library(instructions: str | None = None) -> Library:
     """
     available = supported()
     if instructions is not None and instructions not in available:
-        raise Unavailable(f"this CPU has no {instructions}; it has {', '.join(available) or 'none of the supported ones'}")
+        raise Unavailable(
+            f"this CPU has no {instructions}; it has {', '.join(available) or 'none of the supported ones'}"
+        )
     if not available:
         raise Unavailable(f"no kernels for this CPU ({platform.machine()}): they need AVX2 or NEON")
     failures = []
@@ -114,8 +116,7 @@ def cache_folder() -> Path:
 
 def _compiled(instructions: str, command: tuple[str, ...]) -> Library:
     """Compile with one compiler, unless the cache has it; safe for many processes at once."""
-    run = {"check": True, "capture_output": True, "text": True, "stdin": subprocess.DEVNULL}
-    version = subprocess.run([*command, "--version"], **run).stdout.splitlines()[0]
+    version = _run(*command, "--version").splitlines()[0]
     flags = [_FLAGS.get(need, f"-m{need.replace('_', '')}") for need in INSTRUCTION_SETS[instructions]]
     made_of = [SOURCE.read_text(encoding="utf-8"), version, platform.machine(), *command, *_BASE, *flags]
     folder = cache_folder()
@@ -128,8 +129,13 @@ def _compiled(instructions: str, command: tuple[str, ...]) -> Library:
         if not place.exists():
             with tempfile.TemporaryDirectory(dir=folder) as temporary:
                 made = Path(temporary) / place.name
-                subprocess.run([*command, *_BASE, *flags, "-o", str(made), str(SOURCE), "-lm"], **run)
+                _run(*command, *_BASE, *flags, "-o", str(made), str(SOURCE), "-lm")
                 made.replace(place)
     code = ctypes.CDLL(str(place))
     code.encode.restype = ctypes.c_int64
     return Library(code, instructions, version)
+
+
+def _run(*command: str) -> str:
+    """Standard output of a command. Raises CalledProcessError if it fails."""
+    return subprocess.run(command, check=True, capture_output=True, text=True, stdin=subprocess.DEVNULL).stdout

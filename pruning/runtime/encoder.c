@@ -408,7 +408,7 @@ static void layer_norm(float *x, int rows, const float *weight, const float *bia
 
 /* The tokens of one text, in tiles of `width` tokens. */
 struct sequence {
-    float *x; /* [tiles][hidden][64] */
+    float *x; /* [tiles][hidden, rounded up to a multiple of 4][64] */
     int tokens, keys, width, tiles;
     const int32_t *source; /* [tokens] rows of the batch */
 };
@@ -510,6 +510,11 @@ struct scratch {
     struct quantized q;
 };
 
+/* Hidden states of a tile. */
+static float *tile_of(const struct encoder *e, const struct sequence *q, int tile) {
+    return q->x + (size_t)tile * ((e->hidden + 3) & ~3) * TILE;
+}
+
 static int tokens_in(const struct sequence *q, int tile) {
     int left = q->tokens - tile * q->width;
     return left < q->width ? left : q->width;
@@ -520,7 +525,7 @@ static void project(const struct encoder *e, const struct layer *l, const struct
                     struct scratch *s, int tile) {
     int tokens = tokens_in(q, tile);
     size_t at = tile * h->tile;
-    const float *hidden = q->x + (size_t)tile * e->hidden * TILE;
+    const float *hidden = tile_of(e, q, tile);
     const void *x = prepare(l->query.precision, hidden, e->hidden, &s->q, s->packed);
     linear(&l->query, x, &s->q, tokens, NONE, h->narrow ? PAIRS : STORE, h->query + at);
     linear(&l->key, x, &s->q, tokens, NONE, h->narrow ? PAIRS : STORE, h->key + at);
@@ -561,7 +566,7 @@ static void attention(const struct encoder *e, const struct sequence *q, const s
 static void finish(const struct encoder *e, const struct layer *l, const struct sequence *q, const struct heads *h,
                    struct scratch *s, int tile) {
     int tokens = tokens_in(q, tile);
-    float *hidden = q->x + (size_t)tile * e->hidden * TILE;
+    float *hidden = tile_of(e, q, tile);
     attention(e, q, h, s, tile);
     const void *x = prepare(l->output.precision, s->context, e->heads * e->head_size, &s->q, s->packed);
     linear(&l->output, x, &s->q, tokens, NONE, ADD, hidden);
@@ -575,9 +580,9 @@ static void finish(const struct encoder *e, const struct layer *l, const struct 
 }
 
 /* Copy the tokens of one tile in; the rest of the tile is zero. */
-static void gather(const struct batch *b, const struct sequence *q, int hidden, int tile) {
-    float *x = q->x + (size_t)tile * hidden * TILE;
-    int tokens = tokens_in(q, tile);
+static void gather(const struct encoder *e, const struct batch *b, const struct sequence *q, int tile) {
+    float *x = tile_of(e, q, tile);
+    int tokens = tokens_in(q, tile), hidden = e->hidden;
     memset(x, 0, sizeof(float) * hidden * TILE);
     for (int t = 0; t < tokens; t++) {
         const float *row = b->in + (int64_t)q->source[tile * q->width + t] * hidden;
@@ -585,8 +590,9 @@ static void gather(const struct batch *b, const struct sequence *q, int hidden, 
     }
 }
 
-static void scatter(const struct batch *b, const struct sequence *q, int hidden, int tile) {
-    const float *x = q->x + (size_t)tile * hidden * TILE;
+static void scatter(const struct encoder *e, const struct batch *b, const struct sequence *q, int tile) {
+    const float *x = tile_of(e, q, tile);
+    int hidden = e->hidden;
     for (int t = 0; t < tokens_in(q, tile); t++) {
         float *row = b->out + (int64_t)q->source[tile * q->width + t] * hidden;
         for (int k = 0; k < hidden; k++) row[k] = x[k * TILE + t];
@@ -627,14 +633,14 @@ static void compute_together(struct worker *w, int team, int number) {
     const struct encoder *e = c->encoder;
     const struct sequence *q = &c->sequence[number];
     int first = w->number;
-    for (int t = first; t < q->tiles; t += team) gather(c->batch, q, e->hidden, t);
+    for (int t = first; t < q->tiles; t += team) gather(e, c->batch, q, t);
     for (int l = 0; l < e->layers; l++) {
         for (int t = first; t < q->tiles; t += team) project(e, &e->layer[l], q, w->shared, &w->scratch, t);
         barrier(c, team);
         for (int t = first; t < q->tiles; t += team) finish(e, &e->layer[l], q, w->shared, &w->scratch, t);
         barrier(c, team);
     }
-    for (int t = first; t < q->tiles; t += team) scatter(c->batch, q, e->hidden, t);
+    for (int t = first; t < q->tiles; t += team) scatter(e, c->batch, q, t);
 }
 
 static void compute_alone(struct worker *w, int team, int first) {
@@ -642,7 +648,7 @@ static void compute_alone(struct worker *w, int team, int first) {
     const struct encoder *e = c->encoder;
     int end = c->batch->sequences;
     for (int i = first + w->number; i < end; i += team)
-        for (int t = 0; t < c->sequence[i].tiles; t++) gather(c->batch, &c->sequence[i], e->hidden, t);
+        for (int t = 0; t < c->sequence[i].tiles; t++) gather(e, c->batch, &c->sequence[i], t);
     for (int l = 0; l < e->layers; l++)
         for (int i = first + w->number; i < end; i += team) {
             struct sequence *q = &c->sequence[i];
@@ -650,7 +656,7 @@ static void compute_alone(struct worker *w, int team, int first) {
             for (int t = 0; t < q->tiles; t++) finish(e, &e->layer[l], q, &w->own, &w->scratch, t);
         }
     for (int i = first + w->number; i < end; i += team)
-        for (int t = 0; t < c->sequence[i].tiles; t++) scatter(c->batch, &c->sequence[i], e->hidden, t);
+        for (int t = 0; t < c->sequence[i].tiles; t++) scatter(e, c->batch, &c->sequence[i], t);
 }
 
 static void *work(void *argument) {
@@ -710,7 +716,7 @@ static size_t place_call(struct call *c, struct worker **workers, struct heads *
     for (int i = 0, first = 0; i < b->sequences; first += b->tokens[i++]) {
         struct sequence q = {NULL, b->tokens[i], b->keys[i], 0, 0, b->source + first};
         divide(&q, i < together ? b->threads : 1);
-        q.x = take(arena, &used, sizeof(float) * TILE * e->hidden * q.tiles);
+        q.x = take(arena, &used, sizeof(float) * TILE * ((e->hidden + 3) & ~3) * q.tiles);
         tiles = q.tiles > tiles ? q.tiles : tiles;
         keys = q.keys > keys ? q.keys : keys;
         if (arena) c->sequence[i] = q;
@@ -745,7 +751,7 @@ int64_t encode(const struct encoder *e, const struct batch *b, char *arena, int6
 
 /* out[tokens][rows] = activation(W in[tokens][columns] + bias) */
 int linear_rows(const struct linear *w, const float *in, float *out, int tokens, int activation) {
-    int widest = w->rows > w->columns ? w->rows : w->columns;
+    int widest = w->rows > w->columns ? w->rows : w->columns; /* of rows, a multiple of 4 */
     char *arena = aligned_alloc(4096, ((size_t)10 * TILE * widest + 8191) & ~(size_t)4095);
     if (!arena) return -1;
     float *x = (float *)arena, *y = x + (size_t)TILE * widest;

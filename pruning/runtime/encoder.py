@@ -1,32 +1,25 @@
-"""The encoder of a model in one call: a module that takes the place of the model's own encoder."""
+"""The encoder of a model in one call of encoder.c."""
 
 from __future__ import annotations
 
 import ctypes
-import inspect
 import threading
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from pruning.errors import PruningError
 from pruning.runtime.compiler import Library
-from pruning.runtime.families import NAMES, Structure
+from pruning.runtime.families import LINEARS, NORMS, Structure
 from pruning.runtime.packing import Blocks, Linear, PackedLinear
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-    from transformers.modeling_outputs import ModelOutput
 
 
 class _Layer(ctypes.Structure):
     """`struct layer` of encoder.c."""
 
     _fields_ = [
-        *((name, Linear) for name in NAMES),
-        *((f"{norm}_{what}", ctypes.c_void_p) for norm in ("attention", "ffn") for what in ("weight", "bias")),
+        *((name, Linear) for name in LINEARS),
+        *((f"{norm}_{what}", ctypes.c_void_p) for norm in NORMS for what in ("weight", "bias")),
     ]
 
 
@@ -49,36 +42,6 @@ class _Batch(ctypes.Structure):
     ]
 
 
-class SparseBase(nn.Module):
-    """The base model (`BertModel` and its kin) with a sparse encoder: embeddings and pooler are the model's own."""
-
-    def __init__(self, base: PreTrainedModel, encoder: SparseEncoder) -> None:
-        super().__init__()
-        self.config = base.config
-        self.embeddings, self.encoder = base.embeddings, encoder
-        self.project = getattr(base, "embeddings_project", None)
-        self.pooler = getattr(base, "pooler", None)
-        self._accepted = {
-            name.replace("input_embeds", "inputs_embeds"): name  # DistilBERT writes it so
-            for name in inspect.signature(base.embeddings.forward).parameters
-        }
-
-    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, **inputs: Any) -> ModelOutput:
-        """As the base model, without hidden states of single layers, attentions and caches."""
-        from transformers.modeling_outputs import BaseModelOutputWithPooling
-
-        given = {name: value for name, value in {"input_ids": input_ids, **inputs}.items() if value is not None}
-        refused = [name for name, value in given.items() if value is not False and name not in (*self._accepted, "return_dict")]
-        if refused:
-            raise PruningError(f"the sparse runtime has no {', '.join(refused)}")
-        hidden = self.embeddings(**{self._accepted[name]: value for name, value in given.items() if name in self._accepted})
-        if self.project is not None:
-            hidden = self.project(hidden)
-        last = self.encoder(hidden, attention_mask)
-        pooled = None if self.pooler is None else self.pooler(last)
-        return BaseModelOutputWithPooling(last_hidden_state=last, pooler_output=pooled)
-
-
 class SparseEncoder(nn.Module):
     """Computes all layers of an encoder by encoder.c.
 
@@ -86,51 +49,62 @@ class SparseEncoder(nn.Module):
     text always is, because classification heads read it.
     """
 
-    def __init__(self, structure: Structure, library: Library, precision: Mapping[str, str], threads: int | None = None) -> None:
-        """Pack the layers' weights; `structure` keeps the dense ones, its owner frees them.
+    def __init__(
+        self,
+        structure: Structure,
+        tensors: Mapping[str, Tensor | Blocks],
+        library: Library,
+        precision: Mapping[str, str],
+        threads: int | None = None,
+    ) -> None:
+        """Pack the weights.
 
         Args:
-            precision: of the weights of each linear layer, by the names of NAMES.
+            tensors: the parameters of the base model by name; the weights of linear layers may be blocks.
+            precision: of the weights, by the names of LINEARS.
             threads: of each call; None: as many as torch has.
         """
         super().__init__()
-        self.library = library
+        self.structure, self.library, self.precision, self.threads = structure, library, dict(precision), threads
         self._tensors: list[Tensor] = []
         self._local = threading.local()
-        self.threads = threads
+        self._present, self._possible = 0, 0
         heads, size = structure.heads, structure.head_size
-        layers = (_Layer * len(structure.layers))()
-        self.blocks, self.present = 0, 0
-        for struct, layer in zip(layers, structure.layers, strict=True):
-            for name, linear in layer.linears.items():
-                weight, bias = padded_heads(name, linear, heads, size)
-                setattr(struct, name, self._pack(weight, bias, precision[name]))
-            for name, norm in (("attention", layer.attention_norm), ("ffn", layer.ffn_norm)):
-                setattr(struct, f"{name}_weight", self._own(norm.weight))
-                setattr(struct, f"{name}_bias", self._own(norm.bias))
-        first = structure.layers[0]
-        hidden, ffn = first.linears["up"].in_features, first.linears["up"].out_features
-        self.hidden = hidden
-        self._layers = layers
+        self._layers = (_Layer * structure.layers)()
+        for number, layer in enumerate(self._layers):
+            for name in LINEARS:
+                weight = tensors[structure.family.parameter(number, name, "weight")]
+                bias = tensors.get(structure.family.parameter(number, name, "bias"))
+                assert not isinstance(bias, Blocks)
+                setattr(layer, name, self._pack(*padded(name, weight, bias, heads, size), precision[name]))
+            for name in NORMS:
+                for what in ("weight", "bias"):
+                    address = self._own(tensors[structure.family.parameter(number, name, what)])
+                    setattr(layer, f"{name}_{what}", address)
+        ffn = self._layers[0].up.rows if len(self._layers) else 0
         self._encoder = _Encoder(
-            len(layers), hidden, -(-ffn // 4) * 4, heads, -(-size // 4) * 4, structure.activation,
-            first.attention_norm.eps, size**-0.5, ctypes.addressof(layers),
+            len(self._layers), structure.hidden, ffn, heads, -(-size // 4) * 4, structure.activation,
+            structure.epsilon, size**-0.5, ctypes.addressof(self._layers),
         )  # fmt: skip
 
-    def _own(self, tensor: Tensor) -> int:
-        """Address of a float32 copy that lives as long as this module; 16 floats more than the tensor has."""
-        copy = torch.zeros(len(tensor) + 16)
-        copy[: len(tensor)] = tensor.detach().float()
-        self._tensors.append(copy)
-        return copy.data_ptr()
+    def _own(self, tensor: Tensor | Blocks) -> int:
+        """Address of a float32 copy that lives as long as this module."""
+        assert isinstance(tensor, Tensor)
+        self._tensors.append(tensor.detach().float().clone())
+        return self._tensors[-1].data_ptr()
 
-    def _pack(self, weight: Tensor, bias: Tensor | None, precision: str) -> Linear:
-        blocks = Blocks.of(weight, precision)
-        self.blocks += (len(blocks.start) - 1) * blocks.shape[1]
-        self.present += len(blocks.value)
+    def _pack(self, weight: Tensor | Blocks, bias: Tensor | None, precision: str) -> Linear:
+        blocks = Blocks.of(weight, precision) if isinstance(weight, Tensor) else weight.to(precision)
+        self._possible += (len(blocks.start) - 1) * blocks.shape[1]
+        self._present += len(blocks.value)
         packed = PackedLinear.of(blocks, bias, precision)
         self._tensors += packed.tensors
         return packed.struct
+
+    @property
+    def density(self) -> float:
+        """Share of the 4x1 blocks that are not zero."""
+        return self._present / max(self._possible, 1)
 
     @property
     def bytes(self) -> int:
@@ -170,18 +144,22 @@ class SparseEncoder(nn.Module):
             arena = self._local.arena = torch.empty(needed, dtype=torch.uint8)
 
 
-def padded_heads(name: str, linear: nn.Linear, heads: int, size: int) -> tuple[Tensor, Tensor | None]:
-    """Weight and bias with each head's features padded with zeros to a multiple of 4, as encoder.c has them."""
-    weight, bias, more = linear.weight.detach(), linear.bias, -size % 4
-    if name in ("query", "key", "value") and more:
-        weight = nn.functional.pad(weight.view(heads, size, -1), (0, 0, 0, more)).flatten(0, 1)
-        if bias is not None:
-            bias = nn.functional.pad(bias.detach().view(heads, size), (0, more)).flatten()
-    elif name == "output" and more:
-        weight = nn.functional.pad(weight.view(-1, heads, size), (0, more)).flatten(1)
-    elif name == "down":
-        weight = nn.functional.pad(weight, (0, -weight.shape[1] % 4))
-    return weight, bias
+def padded(
+    name: str, weight: Tensor | Blocks, bias: Tensor | None, heads: int, size: int
+) -> tuple[Tensor | Blocks, Tensor | None]:
+    """Weight and bias as encoder.c has them: the features of each head, and those of the feed-forward network, padded
+    with zeros to a multiple of 4.
+    """
+    more = -size % 4 if name in LINEARS[:4] else -weight.shape[1] % 4 if name == "down" else 0
+    if not more:
+        return weight, bias
+    weight = weight.dense() if isinstance(weight, Blocks) else weight.detach()
+    if name == "down":
+        return nn.functional.pad(weight, (0, more)), bias
+    if name == "output":
+        return nn.functional.pad(weight.view(-1, heads, size), (0, more)).flatten(1), bias
+    weight = nn.functional.pad(weight.view(heads, size, -1), (0, 0, 0, more)).flatten(0, 1)
+    return weight, None if bias is None else nn.functional.pad(bias.detach().view(heads, size), (0, more)).flatten()
 
 
 def selection(mask: Tensor | None, batch: int, length: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -205,3 +183,23 @@ def selection(mask: Tensor | None, batch: int, length: int) -> tuple[Tensor, Ten
     taken = torch.arange(length) < tokens[:, None]
     source = order + torch.arange(batch)[:, None] * length
     return tokens[longest].int(), keys[longest].int(), source[longest][taken[longest]].int()
+
+
+def linear(packed: PackedLinear, x: Tensor, library: Library, activation: int = 0) -> Tensor:
+    """One linear layer: activation(x W^T + bias).
+
+    Args:
+        x: (tokens, columns).
+        activation: a value of families.ACTIVATIONS, or 0 for none.
+
+    Returns:
+        (tokens, rows), rows a multiple of 4.
+    """
+    x = x.detach().float().contiguous()
+    out = torch.empty(len(x), packed.struct.rows)
+    status = library.code.linear_rows(
+        ctypes.byref(packed.struct), ctypes.c_void_p(x.data_ptr()), ctypes.c_void_p(out.data_ptr()), len(x), activation
+    )
+    if status:
+        raise MemoryError("no memory for a tile")
+    return out

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from torch import nn
+from pruning.errors import PruningError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PretrainedConfig, PreTrainedModel
 
 ACTIVATIONS = {
     "relu": 1, "gelu": 2, "gelu_python": 2, "gelu_new": 3, "gelu_fast": 3, "gelu_pytorch_tanh": 3, "gelu_accurate": 3,
@@ -16,65 +16,86 @@ ACTIVATIONS = {
 }  # fmt: skip
 """transformers' name of an activation -> enum activation of encoder.c."""
 
+LINEARS = ("query", "key", "value", "output", "up", "down")
+"""Linear modules of a layer, as encoder.c calls them."""
+NORMS = ("attention_norm", "ffn_norm")
+"""Layer norms of a layer."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """Names in the modules of an architecture."""
+
+    layer: str
+    """Class of a layer. A layer of another class may compute something else."""
+    encoder: str
+    """The encoder in the base model; its layers are in `layer`."""
+    modules: tuple[str, ...]
+    """Modules of a layer, in the order of LINEARS and NORMS."""
+
+    def parameter(self, layer: int, module: str, what: str) -> str:
+        """Name of a parameter in the base model.
+
+        Args:
+            module: one of LINEARS or NORMS.
+            what: weight or bias.
+        """
+        return f"{self.encoder}.layer.{layer}.{self.modules[(*LINEARS, *NORMS).index(module)]}.{what}"
+
+
 _BERT = ("attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense",
          "intermediate.dense", "output.dense", "attention.output.LayerNorm", "output.LayerNorm")  # fmt: skip
 _DISTILBERT = ("attention.q_lin", "attention.k_lin", "attention.v_lin", "attention.out_lin", "ffn.lin1", "ffn.lin2",
                "sa_layer_norm", "output_layer_norm")  # fmt: skip
 FAMILIES = {
-    ("bert", "BertLayer"): ("encoder", _BERT),
-    ("roberta", "RobertaLayer"): ("encoder", _BERT),
-    ("xlm-roberta", "XLMRobertaLayer"): ("encoder", _BERT),
-    ("camembert", "CamembertLayer"): ("encoder", _BERT),
-    ("electra", "ElectraLayer"): ("encoder", _BERT),
-    ("distilbert", "TransformerBlock"): ("transformer", _DISTILBERT),
+    "bert": Family("BertLayer", "encoder", _BERT),
+    "roberta": Family("RobertaLayer", "encoder", _BERT),
+    "xlm-roberta": Family("XLMRobertaLayer", "encoder", _BERT),
+    "camembert": Family("CamembertLayer", "encoder", _BERT),
+    "electra": Family("ElectraLayer", "encoder", _BERT),
+    "distilbert": Family("TransformerBlock", "transformer", _DISTILBERT),
 }
-"""(model_type, class of a layer) -> name of the encoder in the base model, names of the layer's modules."""
-
-NAMES = ("query", "key", "value", "output", "up", "down")
-"""Linear layers of a layer, as encoder.c calls them."""
-
-
-@dataclass(frozen=True)
-class Layer:
-    """The modules of one layer."""
-
-    linears: dict[str, nn.Linear]
-    """By the names of NAMES."""
-    attention_norm: nn.LayerNorm
-    ffn_norm: nn.LayerNorm
+"""By `model_type`."""
 
 
 @dataclass(frozen=True)
 class Structure:
-    """Where the encoder of a model is, and its sizes."""
+    """The encoder of a model, from its configuration."""
 
-    name: str
-    """Name of the encoder module in the base model."""
-    layers: list[Layer]
+    family: Family
+    layers: int
+    hidden: int
     heads: int
-    head_size: int
     activation: int
+    """A value of ACTIVATIONS."""
+    epsilon: float
+    """Of the layer norms."""
+
+    @property
+    def head_size(self) -> int:
+        """Features of an attention head."""
+        return self.hidden // self.heads
 
 
-def find(model: PreTrainedModel) -> Structure | str:
-    """The structure of a model's encoder, or the reason why encoder.c cannot compute it."""
-    base, config = model.base_model, model.config
-    for (kind, layer_class), (name, modules) in FAMILIES.items():
-        blocks = getattr(getattr(base, name, None), "layer", None)
-        if config.model_type != kind or not blocks or any(type(block).__name__ != layer_class for block in blocks):
-            continue
-        activation = getattr(config, "hidden_act", None) or getattr(config, "activation", None)
-        if activation not in ACTIVATIONS:
-            return f"no kernel for the activation {activation!r}"
-        if getattr(config, "is_decoder", False):
-            return "the model is a decoder"
-        layers = [_layer(block, modules) for block in blocks]
-        heads = config.num_attention_heads
-        return Structure(name, layers, heads, layers[0].linears["query"].out_features // heads, ACTIVATIONS[activation])
-    kinds = ", ".join(dict.fromkeys(kind for kind, _ in FAMILIES))
-    return f"no kernels for the architecture {config.model_type!r}, only for {kinds}"
+def structure_of(config: PretrainedConfig) -> Structure:
+    """The structure of an encoder. Raises PruningError with the reason if encoder.c does not compute it."""
+    family = FAMILIES.get(config.model_type)
+    if family is None:
+        raise PruningError(f"no kernels for the architecture {config.model_type!r}, only for {', '.join(FAMILIES)}")
+    activation = getattr(config, "hidden_act", None) or getattr(config, "activation", None)
+    if activation not in ACTIVATIONS:
+        raise PruningError(f"no kernel for the activation {activation!r}, only for {', '.join(ACTIVATIONS)}")
+    if getattr(config, "is_decoder", False):
+        raise PruningError("no kernels for decoders (is_decoder=true)")
+    return Structure(
+        family, config.num_hidden_layers, config.hidden_size, config.num_attention_heads, ACTIVATIONS[activation],
+        getattr(config, "layer_norm_eps", 1e-12),
+    )  # fmt: skip
 
 
-def _layer(block: nn.Module, modules: tuple[str, ...]) -> Layer:
-    *linears, attention_norm, ffn_norm = (block.get_submodule(name) for name in modules)
-    return Layer(dict(zip(NAMES, linears, strict=True)), attention_norm, ffn_norm)  # pyright: ignore[reportArgumentType]
+def check_layers(model: PreTrainedModel, family: Family) -> None:
+    """Raises PruningError if a layer of the model is not of the family's class."""
+    layers = model.base_model.get_submodule(f"{family.encoder}.layer")
+    other = {type(layer).__name__ for layer in layers.children()} - {family.layer}
+    if other:
+        raise PruningError(f"no kernels for layers of class {', '.join(sorted(other))}, only for {family.layer}")

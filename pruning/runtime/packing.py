@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -49,13 +49,20 @@ class Blocks:
         row, column = present.nonzero(as_tuple=True)
         start = torch.zeros(len(present) + 1, dtype=torch.int32)
         start[1:] = present.sum(dim=1).cumsum(0)
-        value, scale = blocks[row, :, column], None
-        if precision == "int8":
-            scale = full.abs().amax(dim=1).clamp(min=1e-12) / 127
-            value = (value / scale.view(-1, ROWS)[row]).round().to(torch.int8)
-        elif precision == "bfloat16":
-            value = value.bfloat16()
-        return cls((rows, columns), start, column.to(torch.uint16), value.contiguous(), scale)
+        value = blocks[row, :, column].contiguous()
+        return cls((rows, columns), start, column.to(torch.uint16), value).to(precision)
+
+    def to(self, precision: str) -> Blocks:
+        """The blocks in another precision; those of a lower one stay as exact as they are."""
+        value = self.value.float()
+        if self.scale is not None:
+            value = value * self.scale.view(-1, ROWS)[self.row]
+        if precision != "int8":
+            return replace(self, value=value.to(getattr(torch, precision)), scale=None)
+        rows, row = len(self.start) - 1, self.row
+        largest = torch.zeros(rows, ROWS).scatter_reduce_(0, row[:, None].expand(-1, ROWS), value.abs(), "amax")
+        scale = largest.clamp(min=1e-12) / 127
+        return replace(self, value=(value / scale[row]).round().to(torch.int8), scale=scale.flatten())
 
     @property
     def row(self) -> Tensor:
@@ -70,11 +77,8 @@ class Blocks:
     def dense(self) -> Tensor:
         """(rows, columns) float32: the matrix again; bit for bit the original if the values are float32."""
         rows, columns = self.shape
-        value = self.value.float()
-        if self.scale is not None:
-            value = value * self.scale.view(-1, ROWS)[self.row]
         blocks = torch.zeros(len(self.start) - 1, ROWS, columns)
-        blocks[self.row, :, self.column.long()] = value
+        blocks[self.row, :, self.column.long()] = self.to("float32").value
         return blocks.view(-1, columns)[:rows]
 
 
