@@ -3,6 +3,10 @@
 import copy
 import json
 import multiprocessing
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -24,6 +28,7 @@ from pruning.runtime import compiler
 from pruning.runtime.encoder import linear, selection
 from pruning.runtime.families import ACTIVATIONS, LINEARS
 from pruning.runtime.packing import Blocks, PackedLinear
+from tests.conftest import ROOT
 
 pytestmark = pytest.mark.skipif(
     not compiler.supported() or not compiler.compilers(), reason="no C compiler, or no kernels for this CPU"
@@ -381,3 +386,45 @@ def test_eight_processes_compile_at_once(tmp_path: Path) -> None:
         assert set(pool.map(_compile, [tmp_path] * 8)) == {compiler.supported()[0]}
     files = [path.suffix for path in (tmp_path / "prune-distill" / "runtime").iterdir()]
     assert sorted(files) == ["", ".so"]  # the lock and one library
+
+
+SANITIZED = """
+import sys
+sys.path.insert(0, ".")
+from pruning.runtime import compiler
+compiler._BASE = (*(f for f in compiler._BASE if f != "-O3"), "-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+import torch
+from pruning import runtime
+from pruning.runtime.encoder import linear
+from pruning.runtime.packing import Blocks, PackedLinear
+from tests.pruning.runtime.test_runtime import KERNELS, SIZES, batch_of, sparse_matrix, sparse_model
+for instructions, precision in (*KERNELS[:3], KERNELS[-1]):
+    for rows, columns, tokens in ((1, 1, 1), (4, 4, 16), (7, 33, 65), (65, 5, 130)):
+        for density in (0, 0.3, 1):
+            blocks = Blocks.of(sparse_matrix(rows, columns, density, 0), precision)
+            packed = PackedLinear.of(blocks, torch.ones(rows), precision)
+            linear(packed, torch.randn(tokens, columns), compiler.library(instructions))
+    for kind in SIZES:
+        for threads in (1, 3):
+            fast = runtime.accelerate(sparse_model(kind), precision, threads, instructions)
+            for batch, length in ((1, 1), (5, 17), (2, 70), (1, 200)):
+                ids, mask = batch_of(batch, length)
+                fast(input_ids=ids, attention_mask=mask)
+print("clean")
+"""
+
+
+@pytest.mark.slow
+def test_no_access_is_out_of_bounds_and_nothing_is_undefined(tmp_path: Path) -> None:
+    """Under the address and undefined behaviour sanitizers of gcc, for each instruction set of this CPU."""
+    if not shutil.which("gcc"):
+        pytest.skip("gcc is not installed")
+    asan = subprocess.run(
+        ["gcc", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True
+    ).stdout.strip()
+    if not Path(asan).is_absolute():
+        pytest.skip("gcc's libasan is not installed")
+    settings = {"LD_PRELOAD": asan, "ASAN_OPTIONS": "detect_leaks=0", "XDG_CACHE_HOME": str(tmp_path), "CC": "gcc"}
+    command, env = [sys.executable, "-c", SANITIZED], {**os.environ, **settings}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False, env=env)
+    assert done.stdout == "clean\n", done.stderr[-3000:]
