@@ -104,9 +104,16 @@ def test_imports_for_the_type_checker_alone_are_told_apart() -> None:
     assert "datasets" in set(imports(tree, "runner"))
 
 
-def test_pruning_imports_torch_and_the_standard_library_only() -> None:
-    seen = {name.split(".")[0] for tree in modules("pruning").values() for name in imports(tree, "pruning")}
-    assert seen - STANDARD == {"torch", "pruning"}
+def test_the_engine_imports_torch_and_the_standard_library_only() -> None:
+    seen: dict[bool, set[str]] = {True: set(), False: set()}
+    for path, tree in modules("pruning").items():
+        names = {name.split(".")[0] for name in imports(tree, path.rpartition("/")[0].replace("/", "."))}
+        seen[path.startswith("pruning/runtime/")] |= names - STANDARD
+    assert seen[False] == {"torch", "pruning"}
+    assert seen[True] == {"torch", "pruning", "transformers", "safetensors", "filelock"}  # the runtime runs models
+    assert not any(name.startswith("pruning.runtime") for module, all_imported in graph().items()
+                   if module.startswith("pruning") and not module.startswith("pruning.runtime")
+                   for name in all_imported)  # fmt: skip
 
 
 def test_results_imports_neither_runner_nor_pruning() -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pruning.errors import PruningError
 from pruning.runtime import compiler
-from pruning.runtime.base import SparseBase
+from pruning.runtime.base_model import SparseBase
 from pruning.runtime.compiler import Unavailable
 from pruning.runtime.encoder import SparseEncoder
 from pruning.runtime.families import LINEARS, check_layers, structure_of
