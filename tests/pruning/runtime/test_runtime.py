@@ -208,7 +208,7 @@ def test_the_number_of_threads_changes_nothing_but_time(threads: int) -> None:
     for batch, length in ((1, 130), (2, 33), (7, 20)):
         ids, mask = batch_of(batch, length)
         outputs = [
-            runtime.accelerate(copy.deepcopy(dense), "float32", n)(input_ids=ids, attention_mask=mask).start_logits
+            runtime.accelerate(copy.deepcopy(dense), "float32", n)(input_ids=ids, attention_mask=mask)["start_logits"]
             for n in (1, threads)
         ]
         assert torch.equal(*outputs)
@@ -217,9 +217,9 @@ def test_the_number_of_threads_changes_nothing_but_time(threads: int) -> None:
 def test_a_text_does_not_depend_on_its_batch() -> None:
     fast = runtime.accelerate(sparse_model("bert"), "float32")
     ids, mask = batch_of(7, 40)
-    together = fast(input_ids=ids, attention_mask=mask).start_logits
+    together = fast(input_ids=ids, attention_mask=mask)["start_logits"]
     for row in range(7):
-        alone = fast(input_ids=ids[row : row + 1], attention_mask=mask[row : row + 1]).start_logits
+        alone = fast(input_ids=ids[row : row + 1], attention_mask=mask[row : row + 1])["start_logits"]
         assert torch.equal(alone[0], together[row])
 
 
@@ -236,9 +236,9 @@ def test_calls_from_several_threads_do_not_disturb_each_other() -> None:
 
     fast = runtime.accelerate(sparse_model("bert"), "float32", threads=2)
     batches = [batch_of(1 + i % 4, 20 + 9 * i) for i in range(8)]
-    alone = [fast(input_ids=ids, attention_mask=mask).start_logits for ids, mask in batches]
+    alone = [fast(input_ids=ids, attention_mask=mask)["start_logits"] for ids, mask in batches]
     with ThreadPoolExecutor(4) as pool:
-        results = list(pool.map(lambda b: fast(input_ids=b[0], attention_mask=b[1]).start_logits, batches * 3))
+        results = list(pool.map(lambda b: fast(input_ids=b[0], attention_mask=b[1])["start_logits"], batches * 3))
     assert all(torch.equal(a, b) for a, b in zip(alone * 3, results, strict=True))
 
 
@@ -266,7 +266,7 @@ def test_an_architecture_without_kernels_runs_dense_and_says_so() -> None:
     assert "albert" in str(fast.report)
     ids = torch.randint(5, 100, (1, 8))
     with torch.inference_mode():
-        assert torch.equal(fast(input_ids=ids).last_hidden_state, model(input_ids=ids).last_hidden_state)
+        assert torch.equal(fast(input_ids=ids)["last_hidden_state"], model(input_ids=ids)["last_hidden_state"])
 
 
 def test_an_unknown_activation_runs_dense_and_says_so() -> None:
@@ -338,10 +338,10 @@ def test_a_packed_file_of_lower_precision_is_what_the_runtime_would_make(precisi
     dense = sparse_model("bert")
     runtime.pack(dense, tmp_path / "packed", precision)
     ids, mask = batch_of(5, 30)
-    expected = runtime.accelerate(dense, precision)(input_ids=ids, attention_mask=mask).start_logits
+    expected = runtime.accelerate(dense, precision)(input_ids=ids, attention_mask=mask)["start_logits"]
     fast = runtime.load(tmp_path / "packed")
     assert fast.report.precision == precision
-    assert torch.equal(fast(input_ids=ids, attention_mask=mask).start_logits, expected)
+    assert torch.equal(fast(input_ids=ids, attention_mask=mask)["start_logits"], expected)
 
 
 def test_a_packed_file_without_a_compiler_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
