@@ -55,7 +55,7 @@ FAMILIES = {
     "electra": Family("ElectraLayer", "encoder", _BERT),
     "distilbert": Family("TransformerBlock", "transformer", _DISTILBERT),
 }
-"""By `model_type`."""
+"""Families by `model_type`."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Structure:
     activation: int
     """A value of ACTIVATIONS."""
     epsilon: float
-    """Of the layer norms."""
+    """Epsilon of the layer norms."""
 
     @property
     def head_size(self) -> int:

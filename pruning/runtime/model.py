@@ -36,7 +36,7 @@ class Report:
     reason: str = ""
     """Why the encoder is dense; empty if it is sparse."""
     precision: str = "float32"
-    """Of the products: one of float32, bfloat16, int8; or "mixed"."""
+    """Precision of the products: float32, bfloat16, int8 or "mixed"."""
     instructions: str = ""
     """Instruction set of the kernels."""
     compiler: str = ""

@@ -148,7 +148,7 @@ HEADS = [AutoModelForQuestionAnswering, AutoModelForSequenceClassification, Auto
 def sparse_model(
     kind: str, head: type = AutoModelForQuestionAnswering, density: float = 0.3, **sizes: object
 ) -> PreTrainedModel:
-    """A small random model with 4x1 weights of this density, in its layers different ones."""
+    """A small random model with 4x1 weights of several densities."""
     torch.manual_seed(0)
     config = AutoConfig.for_model(kind, vocab_size=100, **{**SIZES[kind], **sizes})
     model = head.from_config(config).eval()  # pyright: ignore[reportAttributeAccessIssue]
@@ -156,7 +156,7 @@ def sparse_model(
         for number, (name, weight) in enumerate(model.named_parameters()):
             if ".layer." in f".{name}" and weight.dim() == 2:
                 share = [0.3, 1.0, 0.0, 0.15][number % 4]
-                weight.copy_(sparse_matrix(*weight.shape, share, number) * 0.3)
+                weight.copy_(sparse_matrix(weight.shape[0], weight.shape[1], share, number) * 0.3)
             elif weight.dim() == 1:
                 weight.add_(torch.randn_like(weight) * 0.1)
     return model
