@@ -1,0 +1,213 @@
+"""Runtimes that can run a model on the CPU: the sparse one, and every dense one that is installed."""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from pruning import runtime
+from pruning.runtime import compiler
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+log = logging.getLogger(__name__)
+
+Inputs = dict[str, Tensor]
+Run = Callable[[Inputs], list[Tensor]]
+"""Runs a model: from its inputs to its outputs."""
+
+TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1, "int8": 0.35}
+"""Mean difference to torch in float32, relative to the outputs' mean size, above which a runtime is not timed: it
+computes something else. int8 activations of a model that was not trained for them may come close."""
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """A way to run a model."""
+
+    name: str
+    precision: str
+    run: Run
+    sparse: bool = False
+    bytes: int | None = None
+    """Memory of the weights, if it is known."""
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.precision}"
+
+
+class Missing(Exception):
+    """A runtime that is not installed, or does not run this model; its text is the reason."""
+
+
+class _Outputs(nn.Module):
+    """A model with its outputs as a tuple, as exporters need it."""
+
+    def __init__(self, model: nn.Module, names: tuple[str, ...]) -> None:
+        super().__init__()
+        self.model, self.names = model, names
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        return tuple(v for v in self.model(**dict(zip(self.names, inputs, strict=True))).values() if v is not None)
+
+
+def parameters_bytes(model: nn.Module) -> int:
+    """Memory of a model's parameters."""
+    return sum(parameter.nbytes for parameter in model.parameters())
+
+
+def torch_dense(model: PreTrainedModel, precision: str, compiled: bool) -> Runtime:
+    """torch, eager or compiled."""
+    net: Any = copy.deepcopy(model).to(getattr(torch, precision))
+    size = parameters_bytes(net)
+    if compiled:
+        net = torch.compile(net)
+
+    def run(inputs: Inputs) -> list[Tensor]:
+        return [value.float() for value in net(**inputs).values() if value is not None]
+
+    return Runtime("torch.compile" if compiled else "torch", precision, run, bytes=size)
+
+
+def sparse(model: PreTrainedModel, precision: str, threads: int) -> Runtime:
+    """The sparse runtime. Raises Missing with its reason if it would run dense."""
+    fast = runtime.accelerate(copy.deepcopy(model), precision, threads)
+    if fast.report.runtime != "sparse":
+        raise Missing(fast.report.reason)
+    rest = parameters_bytes(fast.model)
+    return Runtime(
+        "sparse", precision, lambda inputs: [v for v in fast(**inputs).values() if v is not None], True,
+        fast.report.packed_bytes + rest,
+    )  # fmt: skip
+
+
+def need(*modules: str) -> None:
+    """Raises Missing if a module is not installed."""
+    absent = [module for module in modules if importlib.util.find_spec(module) is None]
+    if absent:
+        raise Missing(f"{', '.join(absent)} not installed: .venv/bin/pip install -e '.[bench]'")
+
+
+def export_onnx(model: PreTrainedModel, inputs: Inputs, file: Path) -> Path:
+    """Write the model as ONNX, with any batch and length."""
+    need("onnx")
+    names = tuple(inputs)
+    net = _Outputs(model, names)
+    with torch.inference_mode():
+        outputs = [f"output_{i}" for i in range(len(net(*inputs.values())))]
+    axes = {name: {0: "batch", 1: "length"} for name in names} | {name: {0: "batch"} for name in outputs}
+    torch.onnx.export(
+        net, tuple(inputs.values()), file, input_names=list(names), output_names=outputs, dynamic_axes=axes,
+        opset_version=17, dynamo=False,
+    )  # fmt: skip
+    return file
+
+
+def onnx_runtime(file: Path, precision: str, threads: int) -> Runtime:
+    """ONNX Runtime, float32 or dynamically quantised to int8."""
+    need("onnxruntime")
+    import onnxruntime
+
+    if precision == "int8":
+        from onnxruntime.quantization import QuantType, quantize_dynamic
+
+        quantized = file.with_name("int8.onnx")
+        quantize_dynamic(file, quantized, per_channel=True, weight_type=QuantType.QInt8)
+        file = quantized
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads, options.log_severity_level = threads, 1, 3
+    session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+
+    def run(inputs: Inputs) -> list[Tensor]:
+        outputs = session.run(None, {name: value.numpy() for name, value in inputs.items()})
+        return [torch.from_numpy(value) for value in outputs]
+
+    return Runtime("ONNX Runtime", precision, run, bytes=file.stat().st_size)
+
+
+def openvino(file: Path, precision: str, threads: int, inputs: Inputs) -> Runtime:
+    """OpenVINO; int8 is quantised by nncf on random inputs, which is enough to time it."""
+    need("openvino", *(["nncf"] if precision == "int8" else []))
+    import openvino as ov
+
+    core = ov.Core()
+    model = core.read_model(file)
+    if precision == "int8":
+        import nncf
+
+        nncf.set_log_level(logging.ERROR)
+        data = [{name: value.numpy() for name, value in inputs.items()}] * 4
+        model = nncf.quantize(model, nncf.Dataset(data), model_type=nncf.ModelType.TRANSFORMER, subset_size=4)
+    hint = "f32" if precision == "float32" else "bf16" if "bfloat16" in _openvino_types(core) else "f32"
+    if precision == "bfloat16" and hint != "bf16":
+        raise Missing("this CPU has no bfloat16 for OpenVINO")
+    settings = {"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1, "INFERENCE_PRECISION_HINT": hint}
+    request = core.compile_model(model, "CPU", settings | {"PERFORMANCE_HINT": "LATENCY"}).create_infer_request()
+
+    def run(inputs: Inputs) -> list[Tensor]:
+        outputs = request.infer({name: value.numpy() for name, value in inputs.items()})
+        return [torch.from_numpy(value.copy()).float() for value in outputs.values()]
+
+    return Runtime("OpenVINO", precision, run)
+
+
+def _openvino_types(core: Any) -> set[str]:
+    names = {"BF16": "bfloat16", "FP32": "float32", "INT8": "int8"}
+    return {names.get(name, name) for name in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")}
+
+
+@contextmanager
+def available(
+    model: PreTrainedModel, inputs: Inputs, precisions: tuple[str, ...], threads: int, compiled: bool
+) -> Iterator[list[Runtime]]:
+    """Every runtime that runs this model here; those that do not are logged with the reason.
+
+    Args:
+        inputs: an example batch, for exporters.
+        compiled: whether torch.compile is tried, which takes a minute.
+    """
+    with TemporaryDirectory() as folder:
+        exported: list[Path] = []
+
+        def onnx() -> Path:
+            if not exported:
+                exported.append(export_onnx(model, inputs, Path(folder) / "model.onnx"))
+            return exported[0]
+
+        wanted: list[tuple[str, Callable[[], Runtime]]] = []
+        for precision in precisions:
+            wanted.append((f"sparse {precision}", lambda p=precision: sparse(model, p, threads)))
+        for precision in ("float32", "bfloat16"):
+            wanted.append((f"torch {precision}", lambda p=precision: torch_dense(model, p, compiled=False)))
+            if compiled:
+                wanted.append((f"torch.compile {precision}", lambda p=precision: torch_dense(model, p, compiled=True)))
+        for precision in ("float32", "int8"):
+            wanted.append((f"ONNX Runtime {precision}", lambda p=precision: onnx_runtime(onnx(), p, threads)))
+        for precision in ("float32", "bfloat16", "int8"):
+            wanted.append((f"OpenVINO {precision}", lambda p=precision: openvino(onnx(), p, threads, inputs)))
+        made = []
+        for name, make in wanted:
+            try:
+                made.append(make())
+            except Missing as reason:
+                log.info("%s: %s", name, reason)
+        yield made
+
+
+def default_precisions() -> tuple[str, ...]:
+    """The precisions of the sparse runtime on this CPU; empty if it does not run here."""
+    try:
+        return compiler.precisions(compiler.library().instructions)
+    except runtime.Unavailable:
+        return ("float32",)

@@ -1,0 +1,126 @@
+"""Time runtimes side by side: all take turns in one process, and what counts is the ratio within a turn."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import median, quantiles
+
+import torch
+from torch import Tensor
+
+from runner.speed.runtimes import TOLERANCE, Inputs, Runtime
+
+log = logging.getLogger(__name__)
+
+NOISY = 0.25
+"""Spread of one runtime's times, as (90th - 10th percentile) / median, above which the machine is called noisy."""
+
+
+@dataclass(frozen=True)
+class Timing:
+    """How long one runtime takes for a batch."""
+
+    runtime: str
+    precision: str
+    batch: int
+    length: int
+    threads: int
+    ms: float
+    """CPU time of a call, of all threads together: median, in milliseconds."""
+    ms_low: float
+    """10th percentile."""
+    ms_high: float
+    """90th percentile."""
+    wall_ms: float
+    """Time on the clock, median."""
+    ratio_to_best_dense: float
+    """How many times faster than the best dense runtime: median of the ratios within each turn."""
+    difference: float
+    """Mean difference of the outputs to torch in float32, relative to their mean size."""
+    memory_bytes: int | None
+    """Memory of the weights, where known."""
+
+
+def time_all(
+    runtimes: Sequence[Runtime], inputs: Inputs, threads: int, seconds: float = 8, turns: int = 200
+) -> list[Timing]:
+    """Time runtimes, the fastest first.
+
+    Args:
+        inputs: (batch, length) each.
+        threads: of torch; the other runtimes were made for so many.
+        seconds: to spend, at least five turns.
+        turns: at most.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with torch.inference_mode():
+            checked = _agreeing(runtimes, inputs)
+            cpu, wall = _turns([runtime for runtime, _ in checked], inputs, seconds, turns)
+    finally:
+        torch.set_num_threads(before)
+    medians = [median(times) for times in cpu]
+    dense = [i for i, (runtime, _) in enumerate(checked) if not runtime.sparse]
+    best = min(dense, key=lambda i: medians[i]) if dense else None
+    batch, length = next(iter(inputs.values())).shape
+    timings = []
+    for i, (runtime, difference) in enumerate(checked):
+        low, high = _spread(cpu[i])
+        ratio = median(b / a for a, b in zip(cpu[i], cpu[best], strict=True)) if best is not None else float("nan")
+        timings.append(
+            Timing(
+                runtime.name, runtime.precision, batch, length, threads, medians[i], low, high, median(wall[i]), ratio,
+                difference, runtime.bytes,
+            )
+        )  # fmt: skip
+    spread = median((t.ms_high - t.ms_low) / t.ms for t in timings) if timings else 0
+    if spread > NOISY:
+        log.warning(
+            "this machine is busy: times vary by %.0f %% of their median; trust the ratios, not the times", 100 * spread
+        )
+    return sorted(timings, key=lambda timing: timing.ms)
+
+
+def _spread(times: list[float]) -> tuple[float, float]:
+    tenths = quantiles(times, n=10, method="inclusive")
+    return tenths[0], tenths[-1]
+
+
+def _turns(
+    runtimes: Sequence[Runtime], inputs: Inputs, seconds: float, turns: int
+) -> tuple[list[list[float]], list[list[float]]]:
+    """CPU and wall milliseconds of each runtime, turn by turn."""
+    cpu: list[list[float]] = [[] for _ in runtimes]
+    wall: list[list[float]] = [[] for _ in runtimes]
+    start = time.perf_counter()
+    for turn in range(turns):
+        if turn >= 5 and time.perf_counter() - start > seconds:
+            break
+        for i, runtime in enumerate(runtimes):
+            began, used = time.perf_counter(), time.process_time()
+            runtime.run(inputs)
+            cpu[i].append(1e3 * (time.process_time() - used))
+            wall[i].append(1e3 * (time.perf_counter() - began))
+    return cpu, wall
+
+
+def _agreeing(runtimes: Sequence[Runtime], inputs: Inputs) -> list[tuple[Runtime, float]]:
+    """Runtimes whose outputs are those of torch in float32, with the difference; the others are logged."""
+    reference = next(r for r in runtimes if (r.name, r.precision) == ("torch", "float32")).run(inputs)
+    agreeing = []
+    for runtime in runtimes:
+        difference = max(_difference(a, b) for a, b in zip(reference, runtime.run(inputs), strict=True))
+        runtime.run(inputs)  # warm
+        if difference <= TOLERANCE[runtime.precision]:
+            agreeing.append((runtime, difference))
+        else:
+            log.warning("%s is not timed: its outputs differ from torch's by %.3g on average", runtime, difference)
+    return agreeing
+
+
+def _difference(expected: Tensor, got: Tensor) -> float:
+    return float((expected - got).abs().mean() / expected.abs().mean())
