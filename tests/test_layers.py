@@ -28,8 +28,8 @@ FLOORS = {
     7: ("runner.experiment", "runner.dry_run", "runner.evaluate", "runner.reproduce"),
     6: ("runner.stages", "runner.sweeps", "runner.share", "runner.examples"),
     5: ("runner.training", "runner.records", "runner.reference"),
-    4: ("runner.config", "runner.inspect", "runner.upload"),
-    3: ("runner.data", "runner.models", "runner.tracking", "runner.cache"),
+    4: ("runner.config", "runner.inspect", "runner.upload", "runner.benchmark"),
+    3: ("runner.data", "runner.models", "runner.tracking", "runner.cache", "runner.speed"),
     2: ("runner.system",),
     1: ("pruning", "results", "runner.demo"),
 }

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
-import importlib.util
+import importlib
+import io
 import logging
+import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -92,16 +94,17 @@ def sparse(model: PreTrainedModel, precision: str, threads: int) -> Runtime:
     )  # fmt: skip
 
 
-def need(*modules: str) -> None:
-    """Raises Missing if a module is not installed."""
-    absent = [module for module in modules if importlib.util.find_spec(module) is None]
-    if absent:
-        raise Missing(f"{', '.join(absent)} not installed: .venv/bin/pip install -e '.[bench]'")
+def installed(module: str) -> Any:
+    """Import an optional module. Raises Missing if it is not installed."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise Missing(f"{module} is not installed: .venv/bin/pip install -e '.[bench]'") from error
 
 
 def export_onnx(model: PreTrainedModel, inputs: Inputs, file: Path) -> Path:
     """Write the model as ONNX, with any batch and length."""
-    need("onnx")
+    installed("onnx")
     names = tuple(inputs)
     net = _Outputs(model, names)
     with torch.inference_mode():
@@ -116,14 +119,11 @@ def export_onnx(model: PreTrainedModel, inputs: Inputs, file: Path) -> Path:
 
 def onnx_runtime(file: Path, precision: str, threads: int) -> Runtime:
     """ONNX Runtime, float32 or dynamically quantised to int8."""
-    need("onnxruntime")
-    import onnxruntime
-
+    onnxruntime = installed("onnxruntime")
     if precision == "int8":
-        from onnxruntime.quantization import QuantType, quantize_dynamic
-
+        quantization = installed("onnxruntime.quantization")
         quantized = file.with_name("int8.onnx")
-        quantize_dynamic(file, quantized, per_channel=True, weight_type=QuantType.QInt8)
+        quantization.quantize_dynamic(file, quantized, per_channel=True, weight_type=quantization.QuantType.QInt8)
         file = quantized
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads, options.log_severity_level = threads, 1, 3
@@ -138,20 +138,17 @@ def onnx_runtime(file: Path, precision: str, threads: int) -> Runtime:
 
 def openvino(file: Path, precision: str, threads: int, inputs: Inputs) -> Runtime:
     """OpenVINO; int8 is quantised by nncf on random inputs, which is enough to time it."""
-    need("openvino", *(["nncf"] if precision == "int8" else []))
-    import openvino as ov
-
-    core = ov.Core()
+    core = installed("openvino").Core()
     model = core.read_model(file)
     if precision == "int8":
-        import nncf
-
+        nncf = installed("nncf")
         nncf.set_log_level(logging.ERROR)
         data = [{name: value.numpy() for name, value in inputs.items()}] * 4
         model = nncf.quantize(model, nncf.Dataset(data), model_type=nncf.ModelType.TRANSFORMER, subset_size=4)
-    hint = "f32" if precision == "float32" else "bf16" if "bfloat16" in _openvino_types(core) else "f32"
-    if precision == "bfloat16" and hint != "bf16":
+    has_bfloat16 = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    if precision == "bfloat16" and not has_bfloat16:
         raise Missing("this CPU has no bfloat16 for OpenVINO")
+    hint = "f32" if precision == "float32" or not has_bfloat16 else "bf16"
     settings = {"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1, "INFERENCE_PRECISION_HINT": hint}
     request = core.compile_model(model, "CPU", settings | {"PERFORMANCE_HINT": "LATENCY"}).create_infer_request()
 
@@ -160,11 +157,6 @@ def openvino(file: Path, precision: str, threads: int, inputs: Inputs) -> Runtim
         return [torch.from_numpy(value.copy()).float() for value in outputs.values()]
 
     return Runtime("OpenVINO", precision, run)
-
-
-def _openvino_types(core: Any) -> set[str]:
-    names = {"BF16": "bfloat16", "FP32": "float32", "INT8": "int8"}
-    return {names.get(name, name) for name in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")}
 
 
 @contextmanager
@@ -199,10 +191,24 @@ def available(
         made = []
         for name, make in wanted:
             try:
-                made.append(make())
+                with _quiet():
+                    made.append(make())
             except Missing as reason:
                 log.info("%s: %s", name, reason)
         yield made
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the warnings, hints and progress bars of exporters and quantisers."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)
 
 
 def default_precisions() -> tuple[str, ...]:
