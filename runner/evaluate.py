@@ -11,6 +11,7 @@ from typing import Any
 
 from runner import models
 from runner.config.compose import compose_experiment
+from runner.config.refusals import quoted
 from runner.system.errors import UserError
 from runner.system.process import command, set_up_process
 from runner.training.inference import score
@@ -22,7 +23,7 @@ def main(arguments: list[str]) -> dict[str, Any]:
     if not arguments or arguments[0].startswith("-") or "=" in arguments[0]:
         raise UserError("usage: python -m runner.evaluate FOLDER_OR_ID [dataset=NAME] [dataset.KEY=VALUE] ...")
     path, *overrides = arguments
-    experiment, _ = compose_experiment(["model=hub", f"model.path='{path}'", *overrides])
+    experiment, _ = compose_experiment(["model=hub", f"model.path={quoted(path)}", *overrides])
     set_up_process()
     task = experiment.dataset
     checkpoint = models.find(experiment.model.path, "model", experiment.model, experiment.model.revision)

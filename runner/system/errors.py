@@ -11,16 +11,6 @@ class UserError(Exception):
     """An error that the user can fix; its message names the value, the place and the remedy."""
 
 
-MOVED_KEYS = {"schedule.warmup_steps": "train.warmup_steps"}
-"""Configuration keys of earlier versions and their names today."""
-
-
-def moved_key(text: str) -> UserError | None:
-    """The error that names today's key, if `text` mentions one of an earlier version."""
-    old = next((key for key in MOVED_KEYS if key in text), None)
-    return None if old is None else UserError(f"there is no {old}: it is now {MOVED_KEYS[old]}, set that instead")
-
-
 def disk_error(error: Exception, folder: Path | str) -> UserError:
     """The UserError for a failure to write below `folder`."""
     return _refused(folder, disk_reason(error) or str(error))
