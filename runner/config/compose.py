@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from pruning import Block, NofM
 from runner import data
-from runner.config.experiment import GROUPS, Experiment, Origin, with_subclasses
+from runner.config.experiment import GROUPS, PLACES, Experiment, Origin, with_subclasses
 from runner.config.keys import CHOICES, check_keys
 from runner.config.recipe import Recipe
 from runner.config.refusals import advice, explained, no_option
@@ -31,6 +31,7 @@ from runner.system.errors import UserError
 
 # Options of the group pattern that --help lists, and whose names cannot be file names on Windows.
 N_OF_M = ((1, 4), (2, 4), (3, 4), (2, 8), (4, 8), (1, 2), (1, 8), (2, 16), (4, 16))
+_LONGEST_NAME = 255  # in bytes, on all common file systems
 _SIZE = re.compile(r"pattern/(0|[1-9]\d{0,8})([x:])(0|[1-9]\d{0,8})\.yaml")
 
 
@@ -152,6 +153,7 @@ def load(config: DictConfig, choices: dict[str, str], overrides: list[str]) -> t
         check_keys(config, overrides)
         _check_options(choices, overrides)
         _check_texts(config, overrides)
+        _check_names(config)
         return _loaded(config, choices, overrides)
 
 
@@ -182,6 +184,17 @@ def _check_texts(config: DictConfig, overrides: list[str]) -> None:
         changed = isinstance(value, (int, float)) and not isinstance(value, bool) and str(value) != given
         if changed and isinstance(OmegaConf.select(config, override.key_or_group), str):
             raise UserError(f"{key}={given}: this reads as the number {value}; type {advice(f'{key}={given}')}")
+
+
+def _check_names(config: DictConfig) -> None:
+    """Refuse paths with a name that no file system takes."""
+    for key in (*PLACES, "output_dir", "cache_dir"):
+        parts = str(OmegaConf.select(config, key) or "").split("/")
+        size = max(len(part.encode(errors="surrogateescape")) for part in parts)
+        if size > _LONGEST_NAME:
+            raise UserError(
+                f"{key}: a name in this path has {size} bytes, and {_LONGEST_NAME} are the limit; shorten it"
+            )
 
 
 def _loaded(config: DictConfig, choices: dict[str, str], overrides: list[str]) -> tuple[Experiment, Origin]:

@@ -29,6 +29,9 @@ GROUPS: dict[str, type] = {
     "recipe": Recipe,
 }
 
+PLACES = ("model.path", "model.finetuned", "model.sparse", "distill.teacher", "dataset.path")
+"""Keys that name a place. A repetition may change them: files that have moved are still the same files."""
+
 
 @dataclass
 class Experiment:

@@ -18,7 +18,7 @@ from runner import tracking
 from runner.config.compose import compose_experiment, override_parser
 from runner.config.keys import check_key
 from runner.sweeps.jobs import Outcome, Place, command_line
-from runner.system import files, provenance, ranks
+from runner.system import disk, files, provenance, ranks
 from runner.system.device import keep_bf16_speedup
 from runner.system.errors import UserError
 from runner.system.fingerprint import SHORT, hash_json
@@ -79,6 +79,8 @@ class Sweep(Callback):
                 )
         if self.jobs is not None:
             log.info("a sweep of %d runs, all configurations checked", len(self.jobs))
+        for key in ("output_dir", "cache_dir"):
+            disk.check_writable(key, getattr(experiment, key))
         keep_bf16_speedup(Path(experiment.cache_dir))
         atexit.register(self._abandon)
         identity = hash_json(checked, SHORT)

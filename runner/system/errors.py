@@ -17,7 +17,9 @@ def disk_error(error: Exception, folder: Path | str) -> UserError:
 
 
 def _refused(where: Path | str, reason: str) -> UserError:
-    return UserError(f"cannot write to {where}: {reason}; free space or choose another place, then run again")
+    full = re.search("space|quota|disk is full|too large|written to its end", reason, re.IGNORECASE)
+    remedy = "free space or choose another place" if full else "choose a place that this user can write to"
+    return UserError(f"cannot write to {where}: {reason}; {remedy}, then run again")
 
 
 def disk_reason(error: BaseException) -> str | None:
