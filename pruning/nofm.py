@@ -32,7 +32,8 @@ class NofM(Pattern):
 
     def __post_init__(self) -> None:
         if not 0 < self.n < self.m:
-            raise PruningError(f"n={self.n}, m={self.m}: N:M needs 0 < n < m", self)
+            meant = f"; did you mean {self.m}:{self.n}?" if 0 < self.m < self.n else ""
+            raise PruningError(f"n={self.n}, m={self.m}: N:M needs 0 < n < m{meant}", self)
         exact = self.max_sparsity
         given = self.target_sparsity
         if given is None or abs(given - exact) <= 1e-6:

@@ -36,6 +36,10 @@ OUTPUTS = {"report": Path("report.html"), "picture": Path("score-against-sparsit
 
 def main(arguments: list[str] | None = None) -> int:
     """Prints the table that the arguments (None: the command line) ask for and returns the exit status."""
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        return fail("the working folder was deleted; change to one that exists, then run again")
     options = parse(arguments)
     if fault := sqlite_fault(options.tracking_uri):
         return fail(fault)

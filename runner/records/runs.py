@@ -15,7 +15,7 @@ import torch
 
 from results import columns
 from runner import models, tracking
-from runner.config.experiment import Experiment, Origin
+from runner.config.experiment import PLACES, Experiment, Origin
 from runner.config.restore import Restored, classes, restore
 from runner.data.task import Examples
 from runner.system import files, provenance, ranks
@@ -23,9 +23,6 @@ from runner.system.device import hardware, instructions
 from runner.system.errors import UserError
 from runner.system.versions import VERSIONS
 from runner.tracking import Tracking
-
-PLACES = ("model.path", "model.finetuned", "model.sparse", "distill.teacher", "dataset.path")
-"""Keys that name a place. A repetition may change them: files that have moved are still the same files."""
 
 
 @dataclass

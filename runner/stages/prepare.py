@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_LONGEST_NAME = 200
+"""Bytes of a run's name: file systems take 255, with the identity and the ending of a temporary file."""
+
 
 class AlreadyFinished(Exception):
     """This very run finished before; it carries the stored result."""
@@ -93,6 +96,8 @@ def resolve(experiment: Experiment, origin: Origin, reuse: bool = True) -> Input
         UserError, PruningError: what the run cannot do.
     """
     cost, name = Cost(), run_name(origin.labels, experiment.seed)
+    for key in ("output_dir", "cache_dir"):
+        disk.check_writable(key, getattr(experiment, key))
     with cost.stage("prepare"), tracking.failures(experiment.tracking, name, Path(experiment.output_dir)):
         experiment = experiment.resolved()
         sources = find_sources(experiment)
@@ -183,9 +188,13 @@ def new_pruner(experiment: Experiment, net: PreTrainedModel, length: TrainingLen
 
 
 def run_name(labels: Mapping[str, str], seed: int) -> str:
-    """`<model>-<dataset>-<pattern>-s<seed>`, safe as a file name: N:M becomes NofM."""
+    """`<model>-<dataset>-<pattern>-s<seed>`, safe as a file name: N:M becomes NofM, and long labels are cut, with ~."""
     parts = [re.sub(r"[^\w.@]+", "_", text.replace(":", "of")) for text in labels.values()]
-    return "-".join([labels["model"].replace("/", "_"), *parts[1:], f"s{seed}"])
+    parts = [labels["model"].replace("/", "_"), *parts[1:], f"s{seed}"]
+    if len("-".join(parts).encode()) > _LONGEST_NAME:
+        each = _LONGEST_NAME // len(parts) - 2
+        parts = [p if len(p.encode()) <= each else p.encode()[:each].decode(errors="ignore") + "~" for p in parts]
+    return "-".join(parts)
 
 
 def folder_of(experiment: Experiment, name: str, identity: Identity) -> Path:

@@ -54,11 +54,8 @@ def exit_status(program: Callable[[], Any]) -> int:
 
 def message(error: BaseException) -> str | None:
     """The message of an error that the user can fix, or None for a defect of the program."""
-    from hydra.errors import HydraException
-    from omegaconf.errors import OmegaConfBaseException
-
     from pruning import PruningError
-    from runner.system.errors import UserError, causes_of, database_reason, moved_key
+    from runner.system.errors import UserError, causes_of, database_reason
 
     causes = causes_of(error)
     for kind in (UserError, PruningError):  # OmegaConf and Hydra wrap what our dataclasses raise
@@ -68,15 +65,7 @@ def message(error: BaseException) -> str | None:
     refused = database_reason(error)
     if refused is not None:
         return f"cannot write to MLflow's database: {refused}; free space on the disk of tracking.uri, then run again"
-    if not isinstance(error, (HydraException, OmegaConfBaseException)):
-        return None
-    lines: list[str] = []
-    for cause in causes:  # Hydra names the place, OmegaConf the mistake
-        lines += [line for line in str(cause).strip().splitlines() if line.strip() and line not in lines]
-    text = "\n".join(line for line in lines if "object_type=" not in line and "reference_type=" not in line)
-    if "'hydra/sweeper/optuna'" in text:
-        return "hydra/sweeper=optuna needs the plugin of Hydra for Optuna: .venv/bin/pip install -e '.[optuna]'"
-    return str(moved_key(text) or text)
+    return None
 
 
 def with_keys(error: PruningError) -> str:

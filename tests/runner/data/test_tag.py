@@ -13,7 +13,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from pruning import IGNORED
-from runner.data.tagging import Tag, read_columns
+from runner.data.conll import read_columns
+from runner.data.tagging import Tag
 from runner.data.tagging_scores import scores as tag_scores
 from runner.data.task import Examples
 from runner.system.errors import UserError
