@@ -10,6 +10,7 @@ from safetensors import safe_open
 
 from pruning import LayerReport, as_matrix, matrix_weights, parse
 from runner.models.checkpoint import skeleton
+from runner.models.configuration import read_config
 
 
 class VerificationError(Exception):
@@ -48,10 +49,8 @@ def verify(folder: Path, architecture: str, layers: list[LayerReport]) -> Verifi
     Raises:
         VerificationError: a unit breaks the pattern, or a weight has fewer zeros than reported.
     """
-    from transformers import AutoConfig
-
     tensors = read_tensors(folder)
-    net = skeleton(architecture, AutoConfig.from_pretrained(folder))
+    net = skeleton(architecture, read_config(str(folder), "FOLDER"))
     matrices = sum(weight.numel() for weight in matrix_weights(net).values())
     everything = sum(weight.numel() for weight in net.parameters())
     zeros = pruned_elements = violations = 0
