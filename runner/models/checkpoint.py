@@ -13,7 +13,7 @@ import torch
 from omegaconf import MISSING
 
 from runner.models import heads, weights
-from runner.models.configuration import check_encoder, network_error, quiet_loading, read_config
+from runner.models.configuration import building, check_encoder, quiet_loading, read_config
 from runner.models.dropout import set_dropout
 from runner.system.errors import UserError
 from runner.system.fingerprint import hash_files
@@ -201,11 +201,6 @@ def skeleton(architecture: str, config: PretrainedConfig) -> PreTrainedModel:
 
     if type(config) not in getattr(transformers, architecture)._model_mapping:
         raise UserError(f"the architecture {config.model_type} has no {architecture.removeprefix('AutoModel')} model")
-    try:
-        with torch.device("meta"), quiet_loading():
-            _, from_config = heads.network(architecture, config)
-            return from_config(config)
-    except UserError:
-        raise
-    except Exception as error:  # a network raises whatever its settings lead to
-        raise network_error(error, config) from error
+    with building(config):
+        _, from_config = heads.network(architecture, config)
+        return from_config(config)

@@ -12,6 +12,8 @@ from pathlib import Path
 from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from runner.system.errors import UserError
 from runner.system.hub import explain
 
@@ -158,7 +160,7 @@ def _build(values: dict[str, Any], model_type: str | None, place: str) -> Pretra
         with quiet_loading():
             config = AutoConfig.for_model(kind, **values)
     except Exception as error:  # its validation raises what it meets
-        raise UserError(f"{place}: its config.json {_reason(error, values)}") from error
+        raise UserError(f"{place}: its config.json {_reason(error, kind, values)}: {_REMEDY}") from error
     for name, most in _LARGEST.items():
         size, stored = getattr(config, name, None), config.attribute_map.get(name, name)
         if isinstance(size, int) and not 1 <= size <= most:
@@ -169,19 +171,46 @@ def _build(values: dict[str, Any], model_type: str | None, place: str) -> Pretra
     return config
 
 
-def _reason(error: Exception, values: Mapping[str, Any]) -> str:
+def _reason(error: Exception, kind: str, values: Mapping[str, Any]) -> str:
     """What transformers refuses about settings, as the rest of a sentence."""
-    text = shorten(str(error), 160)
-    name = re.search(r"[Ff]ield '(\w+)'", text)
-    if name and name[1] in values:
-        expected = re.search(r"expected (\w+)", text)
-        must = f"not {_TYPES.get(expected[1], expected[1])}" if expected else f"which is refused ({text})"
-        return f"sets {name[1]}={json.dumps(values[name[1]])}, {must}: {_REMEDY}"
-    return f"cannot be read by transformers ({type(error).__name__}: {text}): {_REMEDY}"
+    text = str(error.__cause__ or error)
+    name = re.search(r"^Field '(\w+)'", text)
+    culprit = name[1] if name else next((name for name in values if _builds(kind, values, without=name)), None)
+    if culprit is None or culprit not in values:
+        return f"cannot be read by transformers ({shorten(text, 160)})"
+    expected = re.search(r"expected (\w+)", text)
+    must = f"not {_TYPES.get(expected[1], expected[1])}" if expected else f"which is refused ({shorten(text, 160)})"
+    return f"sets {culprit}={shorten(json.dumps(values[culprit]), 60)}, {must}"
 
 
-def network_error(error: Exception, config: PretrainedConfig) -> UserError:
-    """The UserError for a network that transformers cannot build."""
+def _builds(kind: str, values: Mapping[str, Any], without: str) -> bool:
+    from transformers import AutoConfig
+
+    try:
+        with quiet_loading():
+            AutoConfig.for_model(kind, **{name: value for name, value in values.items() if name != without})
+    except Exception:
+        return False
+    return True
+
+
+@contextmanager
+def building(config: PretrainedConfig) -> Iterator[None]:
+    """Build a network on the meta device: names and shapes without memory for weights.
+
+    Raises:
+        UserError: transformers cannot build it with these settings.
+    """
+    try:
+        with torch.device("meta"), quiet_loading():
+            yield
+    except UserError:
+        raise
+    except Exception as error:  # a network raises whatever its settings lead to
+        raise _network_error(error, config) from error
+
+
+def _network_error(error: Exception, config: PretrainedConfig) -> UserError:
     text = shorten(str(error), 160)
     if isinstance(error, KeyError):  # the name of a function that it does not have
         named = [name for name, value in config.to_dict().items() if value == error.args[0]]

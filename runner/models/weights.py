@@ -43,10 +43,11 @@ def weight_files(path: str, revision: str | None, place: str) -> list[Path]:
         files = [Path(file)]
         if name.endswith(".index.json"):
             try:
-                files = [Path(shard) for shard in get_checkpoint_shard_files(path, file, revision=revision)[0]]
+                shards = get_checkpoint_shard_files(path, file, revision=revision)[0] or ()
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 problem = looks_like(Path(file)) or "is damaged: download it again"
                 raise UserError(f"{place}: its {name} {problem}") from error
+            files = [Path(shard) for shard in shards]
         lost = next((shard.name for shard in files if not shard.is_file()), None)
         if lost:
             raise UserError(f"{place}: its {name} names {lost}, which is missing: download it again")
@@ -133,6 +134,11 @@ def check_numbers(files: Iterable[Path], net: PreTrainedModel, unused: Collectio
                     )
 
 
+def _prefix(net: PreTrainedModel) -> str:
+    """The beginning of the names of the encoder's weights."""
+    return "" if net.base_model is net else f"{net.base_model_prefix}."
+
+
 def _kinds(net: PreTrainedModel) -> set[str]:
     """The last parts of the names of parameters, such as weight and bias: buffers have others, such as position_ids."""
     return {name.rpartition(".")[2] for name, _ in net.named_parameters()}
@@ -145,7 +151,7 @@ def check_encoder_weights(net: PreTrainedModel, info: Mapping[str, Any], place: 
         net: the network, with or without memory for its weights.
         info: what transformers reports about its loading.
     """
-    prefix = f"{net.base_model_prefix}."
+    prefix = _prefix(net)
     for name, stored, expected in sorted(info["mismatched_keys"]):
         if name.startswith(prefix):
             raise UserError(
@@ -172,7 +178,7 @@ def unused_in_encoder(net: PreTrainedModel, unexpected: Iterable[str]) -> list[s
     parts = {name for name, _ in base.named_children()} | {name for name, _ in base.named_parameters(recurse=False)}
     unused = []
     for name in unexpected:
-        path = name.removeprefix(f"{net.base_model_prefix}.").split(".")
+        path = name.removeprefix(_prefix(net)).split(".")
         left = path[-1] not in kinds or "pooler" in path or any(table in path for table in POSITION_TABLES)
         if path[0] in parts and not left:
             unused.append(name)
@@ -204,6 +210,6 @@ def _beginning(names: Iterable[str], rests: set[str]) -> str:
 def new_parts(net: PreTrainedModel, info: Mapping[str, Any]) -> list[str]:
     """The parts outside the encoder's layers, such as the head, whose weights the checkpoint does not have, or has in
     another shape."""
-    prefix, parameters = f"{net.base_model_prefix}.", {name for name, _ in net.named_parameters()}
+    prefix, parameters = _prefix(net), {name for name, _ in net.named_parameters()}
     new = parameters & {*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])}
     return sorted({".".join(name.split(".")[: 2 if name.startswith(prefix) else 1]) for name in new})
