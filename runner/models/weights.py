@@ -158,7 +158,8 @@ def check_encoder_weights(net: PreTrainedModel, info: Mapping[str, Any], place: 
                 f"{place}: {name} is {list(stored)} in its weights and {list(expected)} by its config.json: the "
                 "checkpoint is damaged, or its two files are not of one model"
             )
-    weights = [name for name, _ in net.named_parameters() if name.startswith(prefix) and ".pooler." not in name]
+    names = [name for name, _ in net.named_parameters() if name.startswith(prefix)]
+    weights = [name for name in names if "pooler" not in name.split(".")]
     missing, unexpected = [name for name in weights if name in info["missing_keys"]], sorted(info["unexpected_keys"])
     unused = unused_in_encoder(net, unexpected)
     if not missing and not unused:

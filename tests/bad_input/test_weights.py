@@ -276,10 +276,11 @@ def test_no_false_alarm_for_any_encoder_of_transformers() -> None:
         except UserError:
             continue
         for maker in (transformers.AutoModelForPreTraining, transformers.AutoModelForMaskedLM, transformers.AutoModel):
-            if config_class not in maker._model_mapping:
+            try:
+                with torch.device("meta"), quiet_loading():
+                    tensors = maker.from_config(config).state_dict()
+            except (ImportError, ValueError, TypeError, AssertionError):  # no such model, or its defaults do not build one
                 continue
-            with torch.device("meta"), quiet_loading():
-                tensors = maker.from_config(config).state_dict()
             for taker in takers:
                 with quiet_loading():
                     net, info = taker.from_pretrained(
