@@ -181,9 +181,10 @@ def _pretrained(architecture: str, checkpoint: Checkpoint, **options: Any) -> tu
             ignore_mismatched_sizes=True,  # a head of another task: drawn anew; others are refused below
             **options,
         )
-    weights.check_encoder_weights(model, info, checkpoint.place)
-    lacking = sorted({*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])})
-    if lacking and checkpoint.key != PRETRAINED:
+    trained = checkpoint.key != PRETRAINED
+    weights.check_encoder_weights(model, info, checkpoint.place, trained)
+    lacking = sorted(info["missing_keys"])
+    if trained and lacking:
         raise UserError(
             f"{checkpoint.place}: it has no weights for {', '.join(lacking[:3])}: it was not "
             f"fine-tuned for this kind of task ({architecture.removeprefix('AutoModelFor')})"

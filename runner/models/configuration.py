@@ -166,7 +166,8 @@ def _build(values: dict[str, Any], model_type: str | None, place: str) -> Pretra
         if isinstance(size, int) and not 1 <= size <= most:
             raise UserError(f"{place}: its config.json sets {stored}={size}, not from 1 to {most:,}: {_REMEDY}")
     heads = config.attribute_map.get("num_attention_heads", "num_attention_heads")
-    if heads not in values and hasattr(config, heads):  # all other sizes show in the shapes of the weights
+    # All other sizes show in the shapes of the weights.
+    if not {heads, "num_attention_heads"} & values.keys() and hasattr(config, heads):
         log.warning("%s: its config.json does not say %s: %s is assumed", place, heads, getattr(config, heads))
     return config
 

@@ -144,16 +144,17 @@ def _kinds(net: PreTrainedModel) -> set[str]:
     return {name.rpartition(".")[2] for name, _ in net.named_parameters()}
 
 
-def check_encoder_weights(net: PreTrainedModel, info: Mapping[str, Any], place: str) -> None:
+def check_encoder_weights(net: PreTrainedModel, info: Mapping[str, Any], place: str, trained: bool = False) -> None:
     """Refuse weights that do not arrive in the encoder: missing, unused, or of another shape.
 
     Args:
         net: the network, with or without memory for its weights.
         info: what transformers reports about its loading.
+        trained: whether the head comes from the checkpoint, so that its shapes count too.
     """
     prefix = _prefix(net)
     for name, stored, expected in sorted(info["mismatched_keys"]):
-        if name.startswith(prefix):
+        if trained or name.startswith(prefix):
             raise UserError(
                 f"{place}: {name} is {list(stored)} in its weights and {list(expected)} by its config.json: the "
                 "checkpoint is damaged, or its two files are not of one model"
