@@ -30,6 +30,7 @@ def main(arguments: list[str]) -> dict[str, Any]:
     checkpoint = models.find(experiment.model.path, "model", experiment.model, experiment.model.revision)
     net = models.skeleton(task.architecture, checkpoint.config)
     models.check_positions(net, checkpoint, task.max_seq_length)
+    models.check_weights(task.architecture, checkpoint)
     examples = task.read(train=False)
     task.configure(checkpoint.config, examples.evaluation, f"model {checkpoint.path}")
     tokenizer = models.load_tokenizer(checkpoint)

@@ -12,16 +12,15 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from pruning import Block, LayerReport, NofM, Pattern, as_matrix, matrix_weights, parse
 from runner import models
 from runner.models import heads
+from runner.models.configuration import building
 from runner.models.verify import fault, read_tensors
+from runner.models.weights import check_encoder_weights
 from runner.system.errors import UserError
-from runner.system.hub import explain
 from runner.system.process import command
 
 BLOCKS = ("rows", "columns", "32x32", "16x16", "8x8", "4x4", "2x2", "32x1", "16x1", "8x1", "4x1", "2x1", "1x32", "1x16",
@@ -70,10 +69,7 @@ def inspect(folder: Path) -> Inspection:
     Raises:
         UserError: there is no model in the folder, or it is damaged.
     """
-    try:
-        tensors = read_tensors(folder)
-    except SafetensorError as error:
-        raise UserError(f"{folder}: a file of weights is damaged or not whole: {error}") from error
+    tensors = read_tensors(folder)
     if not tensors:
         raise UserError(f"{folder}: there are no weights (*.safetensors) in this folder")
     matrices = {name: as_matrix(tensors[name]) for name in matrix_names(folder, tensors)}
@@ -117,20 +113,34 @@ def matrix_names(folder: Path, tensors: Mapping[str, Tensor]) -> list[str]:
 
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder}: there is no config.json in this folder, which says what its tensors are")
-    with explain("model", "FOLDER", str(folder)):
-        config = transformers.AutoConfig.from_pretrained(folder)
-    architecture = (config.architectures or ["AutoModel"])[0]
+    config = models.read_config(str(folder), "FOLDER")
+    named = config.architectures
+    architecture = str(named[0] if isinstance(named, list) and named else named or "AutoModel")
     kind = getattr(transformers, architecture, None)
     if kind is not transformers.AutoModel and not (
         isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)
     ):
         raise UserError(f"{folder}: transformers has no model {architecture}, which config.json names")
-    with torch.device("meta"):
+    with building(config):
         net: Any = kind.from_config(config) if kind is transformers.AutoModel else heads.class_for(kind, config)(config)
-    names = [name for name in matrix_weights(net) if name in tensors]
+    matrices = matrix_weights(net)
+    names = [name for name in matrices if name in tensors]
     if not names:
         raise UserError(f"{folder}: none of its tensors is a weight of a Linear or Conv layer of {type(net).__name__}")
+    check_encoder_weights(net, _loading_info(net, matrices, tensors), str(folder))
     return names
+
+
+def _loading_info(net: Any, matrices: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """What transformers would report about the loading of these tensors."""
+    missing = {name for name, _ in net.named_parameters()} - tensors.keys()
+    differing = [name for name in matrices.keys() & tensors.keys() if tensors[name].shape != matrices[name].shape]
+    return {
+        # Files of earlier versions have other names for the parameters of norms, which do not count here.
+        "missing_keys": missing if missing & matrices.keys() else set(),
+        "unexpected_keys": tensors.keys() - net.state_dict().keys(),
+        "mismatched_keys": [(name, tensors[name].shape, matrices[name].shape) for name in differing],
+    }
 
 
 def look(name: str, shape: tuple[int, ...], matrix: Tensor) -> Layer:

@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from pruning import as_matrix, matrix_weights
 from runner.models import heads
 from runner.models.checkpoint import skeleton
+from runner.models.configuration import read_config
 from runner.models.verify import read_tensors
 
 if TYPE_CHECKING:
@@ -44,9 +45,7 @@ def footprint(folder: Path, architecture: str, tokens: int) -> Footprint:
     Args:
         tokens: the length of the example.
     """
-    import transformers
-
-    files, config = sorted(folder.glob("*.safetensors")), transformers.AutoConfig.from_pretrained(folder)
+    files, config = sorted(folder.glob("*.safetensors")), read_config(str(folder), "FOLDER")
     try:
         net = skeleton(architecture, config)
         dense, used = macs(net, tokens), uses(net, tokens)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 # encoder's width, which counts as one of them (ELECTRA's embeddings_project, ALBERT's embedding_hidden_mapping_in).
 _NOT_PRUNABLE = ("pooler", "embed")
 # Tables with a row for each position, by the names that transformers gives them.
-_POSITION_TABLES = ("position_embeddings", "embed_positions", "wpe")
+POSITION_TABLES = ("position_embeddings", "embed_positions", "wpe")
 
 
 def prunable_parameters(net: PreTrainedModel, model: Model) -> dict[str, nn.Parameter]:
@@ -71,7 +71,7 @@ def positions(net: PreTrainedModel) -> int | None:
     """The number of tokens that the network has positions for; None if it uses relative or rotary positions."""
     counts: list[int] = []
     for module in net.base_model.modules():
-        for name in _POSITION_TABLES:
+        for name in POSITION_TABLES:
             table = getattr(module, name, None)
             if not isinstance(table, nn.Embedding):
                 continue

@@ -42,8 +42,9 @@ def load_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
 
     with explain("model", checkpoint.key, checkpoint.path), _explain_sentencepiece(checkpoint):
         tokenizer = AutoTokenizer.from_pretrained(
-            checkpoint.path, revision=checkpoint.revision, config=checkpoint.config
+            checkpoint.path, revision=checkpoint.revision, config=checkpoint.config, trust_remote_code=False
         )
+    tokenizer.init_kwargs.pop("auto_map", None)  # else save_pretrained writes where the repository's own code is
     if not tokenizer.is_fast:
         raise UserError(f"{checkpoint.key}={checkpoint.path}: it has no fast tokenizer, which answers' offsets need")
     tokenizer.padding_side = "right"  # XLNet's pads before the text, where labels and logits do not expect it

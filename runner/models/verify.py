@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 
 from pruning import LayerReport, as_matrix, matrix_weights, parse
 from runner.models.checkpoint import skeleton
+from runner.models.configuration import read_config
+from runner.models.weights import opened
 
 
 class VerificationError(Exception):
@@ -31,11 +32,11 @@ class Verification:
 
 
 def read_tensors(folder: Path) -> dict[str, torch.Tensor]:
-    """All tensors of a saved model, by parameter name."""
+    """All tensors of a saved model, by parameter name. Raises UserError if a file is damaged."""
     tensors = {}
     for file in sorted(folder.glob("*.safetensors")):
-        with safe_open(file, framework="pt") as stored:
-            tensors |= {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 (no mapping)
+        with opened(file, str(folder)) as (names, read):
+            tensors |= {name: read(name) for name in names}
     return tensors
 
 
@@ -48,10 +49,8 @@ def verify(folder: Path, architecture: str, layers: list[LayerReport]) -> Verifi
     Raises:
         VerificationError: a unit breaks the pattern, or a weight has fewer zeros than reported.
     """
-    from transformers import AutoConfig
-
     tensors = read_tensors(folder)
-    net = skeleton(architecture, AutoConfig.from_pretrained(folder))
+    net = skeleton(architecture, read_config(str(folder), "FOLDER"))
     matrices = sum(weight.numel() for weight in matrix_weights(net).values())
     everything = sum(weight.numel() for weight in net.parameters())
     zeros = pruned_elements = violations = 0

@@ -38,6 +38,8 @@ def check(experiment: Experiment, sources: Sources) -> PreTrainedModel:
         plan.check(experiment.schedule, experiment.regularizer)
         locked = [name for group in plan.groups if group.pattern.locks for name in group.shapes]
     check_sparse(model, sources.sparse, net, architecture, locked)
+    for checkpoint in (sources.base, *sources.others):
+        models.check_weights(architecture, checkpoint)
     for other in sources.others:
         check_vocabulary(sources.base, other)
     projection_parameters(experiment, sources, net)

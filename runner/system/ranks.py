@@ -7,6 +7,7 @@ two ranks can take different branches. Without a launcher there is no process gr
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import signal
@@ -219,8 +220,12 @@ def group() -> Iterator[Store]:
     Yields:
         A store that they share.
     """
-    store, number, size = next(rendezvous("env://"))
+    # Imported before there is a group, which the default arguments of its functions would hold for ever.
+    import torch.distributed.nn.functional  # noqa: F401
+
     from runner.system.device import device
+
+    store, number, size = next(rendezvous("env://"))
 
     # Numbers that ranks exchange between steps stay on the CPU, so that they do not wait for the GPU.
     backend = "cpu:gloo,cuda:nccl" if device().type == "cuda" else "gloo"
@@ -232,6 +237,7 @@ def group() -> Iterator[Store]:
     finally:
         # gloo's threads may abort a process that ends with them. NCCL would wait for ranks that wait for this one.
         if well or backend == "gloo":
+            gc.collect()  # the model of a finished training is in a cycle, and holds the group and its threads
             dist.destroy_process_group()
 
 
