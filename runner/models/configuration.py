@@ -91,7 +91,7 @@ def looks_like(file: Path) -> str | None:
         return "is empty: download it again"
     if start.startswith(b"version https://git-lfs"):
         return "is a git-LFS pointer, not the file itself: fetch that with `git lfs pull`"
-    if start.startswith((b"<!", b"<html", b"<HTML", b"<?xml")):
+    if start.lower().startswith((b"<!doctype", b"<html", b"<?xml")):
         return "is a web page, not a model's file: download it again"
     return None
 

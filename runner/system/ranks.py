@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+import torch.distributed.nn.functional  # imported later, its default arguments would hold our group
 from torch.distributed import PrefixStore, Store, rendezvous  # type: ignore  # documented, but not in its __all__
 
 from runner.system.errors import UserError
@@ -220,12 +221,8 @@ def group() -> Iterator[Store]:
     Yields:
         A store that they share.
     """
-    # Imported before there is a group, which the default arguments of its functions would hold for ever.
-    import torch.distributed.nn.functional  # noqa: F401
-
-    from runner.system.device import device
-
     store, number, size = next(rendezvous("env://"))
+    from runner.system.device import device
 
     # Numbers that ranks exchange between steps stay on the CPU, so that they do not wait for the GPU.
     backend = "cpu:gloo,cuda:nccl" if device().type == "cuda" else "gloo"

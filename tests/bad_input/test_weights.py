@@ -396,6 +396,14 @@ def test_command_line(key: str, folder: Path, saved: Path, refused: Refused) -> 
     )
 
 
+def test_the_size_of_a_header_is_not_taken_for_a_web_page(folder: Path) -> None:
+    size = int.from_bytes(b"<!", "little")  # 8508
+    text = json.dumps({"__metadata__": {"format": "pt"}, WORDS: {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}})
+    (folder / WEIGHTS).write_bytes(header(text.ljust(size)) + bytes(4))
+    assert (folder / WEIGHTS).read_bytes().startswith(b"<!")
+    assert f"{WORDS} is [1] in its weights" in refusal(folder)
+
+
 class Attack:
     """What a pickle runs when it is read."""
 
