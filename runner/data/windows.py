@@ -130,9 +130,10 @@ def answer_tokens(
         for window, inside in zip(offsets, context, strict=True)
     ]
     spans = [
-        (window[of[0]][0], window[of[-1]][1]) if of else None for window, of in zip(offsets, covering, strict=True)
+        (max(begin, window[of[0]][0]), min(stop, window[of[-1]][1])) if of else None
+        for window, of in zip(offsets, covering, strict=True)
     ]
-    # Where the answer begins and ends is in its tokens of all windows: its first or last character may have none.
+    # Its first or last character may have no token, so the tokens of all windows say where it begins and ends.
     held = [span for span in spans if span is not None]
     whole = (min(first for first, _ in held), max(end for _, end in held)) if held else None
     return [(of[0], of[-1]) if of and span == whole else None for span, of in zip(spans, covering, strict=True)]
