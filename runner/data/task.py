@@ -266,14 +266,14 @@ class Dataset:
         name = hash_json([*key, self.tokenising()], SHORT)
 
         def tokenize(batch: dict[str, list], indices: list[int]) -> dict[str, list]:
-            if indices[0] == 0:
-                self.check_lengths(examples, tokenizer)
             columns = self.tokenized(batch, indices, tokenizer, labels)
             return columns | {"length": [len(tokens) for tokens in columns["input_ids"]]}
 
         title = "Tokenising " + ("train" if labels else "evaluation")
         place = None if cache is None else cache / f"{kind}-{name}"
-        features = arrow.mapped_once(examples, tokenize, name, title, place)
+        features = arrow.mapped_once(
+            examples, tokenize, name, title, place, lambda: self.check_lengths(examples, tokenizer)
+        )
         if not len(features):
             raise UserError(f"dataset.path={self.path}: the tokenizer leaves nothing of all {len(examples)} examples")
         return features

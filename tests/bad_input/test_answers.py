@@ -1,6 +1,8 @@
-"""Answers and words in any script: labels at their own tokens, F1 by characters, what could not be placed is counted."""
+"""Answers and words in any script: labels at their own tokens, those without tokens counted, F1 by characters."""
 
-import logging
+# ruff: noqa: RUF001 - the punctuation of Chinese
+
+import json
 import os
 import unicodedata
 from functools import cache
@@ -15,9 +17,14 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from pruning import IGNORED
+from results import columns
+from runner.config.compose import compose_experiment
 from runner.data.question_answering import Span
+from runner.data.squad_scores import best_of, normalize_characters
 from runner.data.tagging import Tag
+from runner.data.task import Scores
+from runner.stages.prepare import resolve
+from tests.conftest import save_small_model
 from tests.tools.pretrain_tiny import build_tokenizer
 
 # --- tokenizers of all kinds --------------------------------------------------------------------------------
@@ -108,8 +115,8 @@ KINDS = ("demo", "lower-cased word pieces", "word pieces", "byte pairs", "byte p
 
 UNSEEN = (" ", "\n", "\t", "\r\n", "\u200b", "\ufeff", "\u200d", "\u00ad", "\u3000", "\u2028", "\u00a0")
 SCRIPTS = (
-    "Rome", "Zoë", "cafe\u0301", "U.S.", "2½", "روما", "المَقْهى", "क्षेत्र", "कैफ़े", "罗马", "ローマ", "か\u3099", "กรุงโรม", "ที่",
-    "😀", "👩\u200d🚀", "🇮🇹", "Żelazowa", "\ufffd", "†",
+    "Rome", "Zoë", "cafe\u0301", "U.S.", "2½", "روما", "المَقْهى", "क्षेत्र", "कैफ़े", "罗马", "ローマ", "か\u3099",
+    "กรุงโรม", "ที่", "😀", "👩\u200d🚀", "🇮🇹", "Żelazowa", "\ufffd", "†",
 )  # fmt: skip
 BETWEEN = (*UNSEEN[:4], " \u200b", ", ", "")
 
@@ -222,7 +229,8 @@ def table(*rows: tuple[str, str, str]) -> datasets.Dataset:
     ])  # fmt: skip
 
 
-@pytest.mark.bad_input("A3", "an answer of U+200B alone, or longer than a window", before="labelled as no answer at [CLS]",
+@pytest.mark.bad_input("A3", "an answer of U+200B alone, or longer than a window",
+                       before="labelled as no answer at [CLS]",
                        after="left out, with their number and the first id in the log")  # fmt: skip
 @pytest.mark.parametrize("unanswerable", [False, True])
 def test_answers_that_cannot_be_placed_are_left_out_and_counted(
@@ -302,3 +310,177 @@ def test_words_without_tokens_are_counted(caplog: pytest.LogCaptureFixture) -> N
     whole = examples.select([0])
     task.report(whole, task.features(whole, tokenizer("demo"), None, True), tokenizer("demo"))
     assert caplog.records == []
+
+
+# --- F1 by characters ---------------------------------------------------------------------------------------
+
+
+def mlqa_units(text: str) -> list[str]:
+    """The units of MLQA's official script for Chinese, written anew: no punctuation of any script, each Chinese
+    character a unit, the rest by blanks."""
+    units, word = [], ""
+    for character in text.lower() + " ":
+        if unicodedata.category(character)[0] == "P" or character in "$+<=>^`|~":
+            continue  # as if it had not been there
+        chinese = 0x4E00 <= ord(character) <= 0x9FA5
+        if chinese or character.isspace():
+            units += [word] if word else []
+            units += [character] if chinese else []
+            word = ""
+        else:
+            word += character
+    return units
+
+
+def mlqa_scores(prediction: str, answer: str) -> tuple[float, float]:
+    predicted, expected = mlqa_units(prediction), mlqa_units(answer)
+    left, common = list(expected), 0
+    for unit in predicted:
+        if unit in left:
+            left.remove(unit)
+            common += 1
+    f1 = 2 * common / (len(predicted) + len(expected)) if common else 0.0
+    return float(predicted == expected), f1
+
+
+pieces = st.sampled_from(
+    [
+        "罗马",
+        "咖啡馆",
+        "罗",
+        "馆",
+        "。",
+        "，",
+        "《",
+        "》",
+        " ",
+        "\u3000",
+        "NASA",
+        "the",
+        "A",
+        "1990",
+        "年",
+        "-",
+        "Zoë",
+        ".",
+    ]
+)
+chinese = st.lists(pieces, max_size=7).map("".join)
+
+
+@settings(deadline=None, derandomize=True, max_examples=400)
+@given(chinese, chinese)
+@example("罗马。", "罗马")
+@example("1990年 NASA", "1990 年NASA")
+@example("the 罗马", "罗马")
+def test_characters_are_scored_as_mlqas_script_does_in_chinese(prediction: str, answer: str) -> None:
+    exact, f1 = best_of(prediction, [answer], normalize_characters)
+    expected = mlqa_scores(prediction, answer)
+    assert (exact, f1) == (expected[0], pytest.approx(expected[1] if mlqa_units(answer) else 0.0, abs=1e-12))
+
+
+@pytest.mark.parametrize(("prediction", "answer", "exact", "f1"), [
+    ("ローマ", "ローマ市", 0, 6 / 7),  # JSQuAD's F1 of characters
+    ("กรุงโรม", "กรุงโรม", 1, 1),
+    ("โรม", "กรุงโรม", 0, 2 * 3 / 10),
+    ("ມະຫາວິທະຍາໄລ", "ມະຫາວິທະຍາໄລ", 1, 1),
+    ("the cat", "cat", 0, 2 / 3),  # articles count, as in MLQA's Chinese
+    ("Рим", "город Рим", 0, 2 / 3),  # words of other scripts are whole
+    ("«Рим»", "Рим", 1, 1),
+    ("𠮷野家", "𠮷野", 0, 4 / 5),  # beyond the range of MLQA's script
+])  # fmt: skip
+def test_other_scripts_by_characters(prediction: str, answer: str, exact: float, f1: float) -> None:
+    assert best_of(prediction, [answer], normalize_characters) == (exact, pytest.approx(f1))
+
+
+def scored(task: Span, examples: datasets.Dataset, shorter_by: int = 0) -> Scores:
+    """The scores of answers that are gold but for their last characters."""
+    features = task.features(examples, tokenizer("byte pairs"), None, labels=False)
+    logits = [np.zeros((len(features), max(features["length"])), np.float32) for _ in range(2)]
+    answers = examples["answers"]
+    for row, feature in enumerate(features.to_list()):
+        gold = answers[feature["example"]]
+        begin, stop = gold["answer_start"][0], gold["answer_start"][0] + len(gold["text"][0]) - shorter_by
+        logits[0][row, feature["start_character"].index(begin)] = 9
+        last = max(i for i, end in enumerate(feature["end_character"]) if end == stop)
+        logits[1][row, last] = 9
+    return task.score(examples, features, logits)
+
+
+CHINESE = table(("a", "艾达住在罗马城里，咖啡馆就在附近。", "罗马城里"), ("b", "咖啡馆就在附近。", "咖啡馆就在"))
+ENGLISH = table(("a", "Ada lives in Rome", "Ada lives"), ("b", "Zoë works in Paris", "Paris"))
+
+
+@pytest.mark.bad_input("A4", "Chinese answers without their last character", before="F1 3.72 of 100 without a word",
+                       after="F1 0 by words with a warning; 0.87 by dataset.metric=character_f1")  # fmt: skip
+def test_a_missing_character_is_no_missing_answer() -> None:
+    words = scored(Span(path="x"), CHINESE, shorter_by=1)
+    assert words.metrics == {"exact_match": 0, "f1": 0}
+    task = Span(path="x", metric="character_f1")
+    characters = scored(task, CHINESE, shorter_by=1)
+    assert characters.metrics == {
+        **words.metrics, "character_exact_match": 0, "character_f1": pytest.approx((6 / 7 + 8 / 9) / 2),
+    }  # fmt: skip
+    assert characters.by_example == {"a": pytest.approx(6 / 7), "b": pytest.approx(8 / 9)}
+    assert scored(task, CHINESE).metrics["character_exact_match"] == 1
+    exact = scored(Span(path="x", metric="character_exact_match"), CHINESE)
+    assert exact.by_example == {"a": 1, "b": 1}
+    assert scored(task, ENGLISH).by_example == {"a": 1, "b": 1}
+
+
+def test_questions_without_an_answer_are_scored_by_characters_too() -> None:
+    task = Span(path="x", metric="character_f1", unanswerable=True, null_threshold=100.0)
+    scores = scored(task, CHINESE, shorter_by=1)
+    assert scores.metrics["has_answer_character_f1"] == scores.metrics["character_f1"] > 0.8
+    assert scores.choosing.keys() == {"best_character_f1", "best_character_f1_threshold"}
+    assert scores.choosing["best_character_f1"] == scores.metrics["character_f1"]
+
+
+@pytest.mark.parametrize(("answers", "number"), [
+    pytest.param(["罗马", "Ada"], "1 of 2", id="Chinese", marks=pytest.mark.bad_input(
+        "A4", "half of the answers in Chinese, metric f1", before="no word", after="one warning with the option")),
+    pytest.param(["กรุงโรม"], "1 of 1", id="Thai", marks=pytest.mark.bad_input(
+        "A4", "answers in Thai, metric f1", before="no word", after="one warning with the option")),
+    pytest.param(["ローマに1990年"], "1 of 1", id="Japanese", marks=pytest.mark.bad_input(
+        "A4", "answers in Japanese, metric f1", before="no word", after="one warning with the option")),
+    pytest.param(["Ada", "روما", "रोम", "로마 시", "1990"], None, id="with blanks"),
+    pytest.param([*["Ada"] * 12, "罗马"], None, id="one in thirteen"),
+])  # fmt: skip
+def test_answers_in_a_script_without_blanks_call_for_characters(
+    answers: list[str], number: str | None, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [{"id": f"q{i}", "context": f"{text} !", "question": "who", "answers": {"text": [text], "answer_start": [0]}}
+            for i, text in enumerate(answers)]  # fmt: skip
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    for name in ("train", "dev"):
+        (tmp_path / f"{name}.jsonl").write_text(lines, encoding="utf-8")
+    Span(path=str(tmp_path)).read()
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    if number is None:
+        assert warnings == []
+        return
+    (text,) = warnings
+    assert text.startswith(f"{number} answers are in a script without blanks between words, such as ")
+    assert "dataset.metric=f1 takes" in text
+    assert text.endswith("dataset.metric=character_f1")
+    caplog.clear()
+    Span(path=str(tmp_path), metric="character_f1").read()
+    assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == []
+
+
+def test_what_was_measured_is_in_identity_result_and_slices(tmp_path: Path) -> None:
+    folder = save_small_model(tmp_path / "m")
+    given = ["model=hub", f"model.path={folder}", "dataset=demo", "dataset.train_examples=40",
+             "dataset.eval_examples=4", f"cache_dir={tmp_path}/cache", "train.max_steps=20"]  # fmt: skip
+    words, characters = (resolve(*compose_experiment([*given, *more])).identity
+                         for more in ([], ["dataset.metric=character_f1"]))  # fmt: skip
+    assert words.run != characters.run
+    assert words.group != characters.group  # not pooled
+    assert words.control != characters.control  # not compared
+    assert words.dense == characters.dense  # trained once
+    assert columns.written("character_f1") == "character F1"
+    assert columns.written("has_answer_character_f1") == "has answer character F1"
+    slices = Span(path="x", metric="character_f1").kinds(CHINESE[0])
+    assert slices["Length of the answer"] == "3 to 4 characters"
+    assert slices["Length of the paragraph"] == "1 to 100 characters"
+    assert Span(path="x").kinds(CHINESE[0])["Length of the answer"] == "1 word"
