@@ -238,7 +238,8 @@ LONG = "Ada lives in Rome " * 20
         "C1", "a question that leaves its paragraph less than the stride", before="a Rust backtrace; no number, no id",
         after="one message with number, ids, remedy")),
     pytest.param(37, id="37 words", marks=pytest.mark.bad_input(
-        "C1", "a question as long as max_seq_length", before="a traceback: Truncation error", after="the same message")),
+        "C1", "a question as long as max_seq_length", before="a traceback: Truncation error",
+        after="the same message")),
     pytest.param(300, id="300 words", marks=pytest.mark.bad_input(
         "C1", "a question far longer than max_seq_length", before="a traceback: Truncation error",
         after="the same message")),
@@ -253,7 +254,7 @@ def test_questions_that_leave_their_paragraph_no_room(words: int, capfd: pytest.
         assert text.startswith(
             f"7 of 8 questions are so long (ids q0, q1, q2, q3, q4, ...; the longest has {words} tok"
         )
-        assert f"dataset.max_seq_length=40 leaves their paragraph at most dataset.doc_stride=16 tokens" in text
+        assert "dataset.max_seq_length=40 leaves their paragraph at most dataset.doc_stride=16 tokens" in text
         assert text.endswith(f"raise dataset.max_seq_length to {words + 3 + 16 + 1} or more")
     wider = Span(path="x", max_seq_length=words + 20, doc_stride=16)
     assert len(wider.features(datasets.Dataset.from_list(rows), build_tokenizer(), None, True)) > 8
