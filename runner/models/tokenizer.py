@@ -128,12 +128,13 @@ def check_texts(base: Checkpoint, other: Checkpoint, task: Dataset, examples: da
     base's.
 
     Raises:
-        UserError: names the first text and token that differ.
+        UserError: names the first text and token that differ, or the examples that do not fit.
     """
     ours, theirs = load_tokenizer(base), load_tokenizer(other)
     names = theirs.model_input_names
     if fingerprint(ours) == fingerprint(with_inputs(theirs, ours.model_input_names)):
         return  # the same for every text
+    task.check_lengths(examples, ours)
     sample = examples.select(np.unique(np.linspace(0, len(examples) - 1, SAMPLE).astype(int)))
     batch, indices = sample[:], list(range(len(sample)))
     both = [task.tokenized(batch, indices, with_inputs(of, names), labels=False) for of in (ours, theirs)]

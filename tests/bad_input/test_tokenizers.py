@@ -175,9 +175,9 @@ def test_texts_of_unknown_words_alone(text: str, refused: Refused, tmp_path: Pat
     folder, data = save_small_model(tmp_path / "m"), files(tmp_path / "d", rated(text), rated(text))
     arguments = ["model=hub", f"model.path={folder}", "dataset=classify", f"dataset.path={data}"]
     for more in ([], ["dry_run=true"]):
-        said = refused(*arguments, f"cache_dir={tmp_path}/cache", f"output_dir={tmp_path}/out", *more)
-        assert f"model.path={folder}: its tokenizer has no token for 100.0% of the characters in 20" in said
-        assert "choose a model of this language and script" in said
+        message = refused(*arguments, f"cache_dir={tmp_path}/cache", f"output_dir={tmp_path}/out", *more)
+        assert f"model.path={folder}: its tokenizer has no token for 100.0% of the characters in 20" in message
+        assert "choose a model of this language and script" in message
 
 
 @pytest.mark.bad_input("A11", "evaluation texts alone in another script", before="scored, every word [UNK]",
@@ -281,6 +281,17 @@ def test_long_questions_of_the_evaluation_are_seen_before_the_training(refused: 
         text = refused(*given, *more, f"output_dir={tmp_path}/out")
         assert "1 of 2 questions are so long (ids long; the longest has 99 tokens)" in text
     assert not (tmp_path / "out").exists()
+
+
+def test_long_questions_are_seen_before_tokenizers_are_compared(tmp_path: Path) -> None:
+    base, other = save_small_model(tmp_path / "m"), save_small_model(tmp_path / "other")
+    values = json.loads((other / "tokenizer.json").read_text())
+    values["normalizer"]["lowercase"] = False  # so that a sample of the texts is compared
+    (other / "tokenizer.json").write_text(json.dumps(values))
+    data = files(tmp_path / "d", [question(f"q{i}", LONG, "who " * 99) for i in range(9)], [question("x", LONG, "who")])
+    with pytest.raises(UserError, match=r"9 of 9 questions are so long \(ids q0"):
+        prepared(base, tmp_path, f"distill.teacher={other}", "dataset=span", f"dataset.path={data}",
+                 "dataset.max_seq_length=64", "dataset.doc_stride=16")  # fmt: skip
 
 
 @pytest.mark.parametrize(("task", "rows", "least"), [
