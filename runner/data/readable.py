@@ -35,11 +35,11 @@ def question_word(question: str) -> str:
 
 
 def excerpt(text: str, start: int, stop: int) -> str:
-    """The part of a text around its characters from `start` to `stop`, in whole words if it has blanks, on one line."""
+    """The part of a text around its characters from `start` to `stop`, in whole words, on one line."""
     first, last = max(0, start - AROUND), min(len(text), stop + AROUND)
-    if first:
-        first = next((i for i in range(first, start) if text[i - 1].isspace()), first)
-    if last < len(text):
-        last = next((i for i in range(last, stop, -1) if text[i].isspace()), last)
+    while 0 < first < start and not text[first - 1].isspace():
+        first += 1
+    while stop < last < len(text) and not text[last].isspace():
+        last -= 1
     part = " ".join(text[first:last].split())
     return ("… " if first else "") + part + (" …" if last < len(text) else "")

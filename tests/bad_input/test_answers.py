@@ -20,7 +20,6 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 from results import columns
 from runner.config.compose import compose_experiment
 from runner.data.question_answering import Span
-from runner.data.readable import excerpt
 from runner.data.squad_scores import best_of, normalize_characters
 from runner.data.tagging import Tag
 from runner.data.task import Scores
@@ -485,9 +484,3 @@ def test_what_was_measured_is_in_identity_result_and_slices(tmp_path: Path) -> N
     assert slices["Length of the answer"] == "3 to 4 characters"
     assert slices["Length of the paragraph"] == "1 to 100 characters"
     assert Span(path="x").kinds(CHINESE[0])["Length of the answer"] == "1 word"
-
-
-def test_an_excerpt_without_blanks_shows_what_is_around_the_answer() -> None:
-    text = "罗" * 300
-    assert excerpt(text, 150, 152) == "… " + "罗" * 202 + " …"
-    assert excerpt("Ada " * 100, 200, 203) == "… " + " ".join(["Ada"] * 51) + " …"
