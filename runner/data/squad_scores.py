@@ -32,9 +32,9 @@ def normalize_characters(text: str) -> str:
     a script that writes none between words. Words of other scripts stay whole, articles too.
 
     On Chinese this is the rule of MLQA's official script (Lewis et al. 2020, arXiv 1910.07475, `mixed_segmentation`),
-    extended to Japanese, Thai, Lao, Khmer, Burmese, Tibetan and rare Chinese characters; on Japanese without Latin
-    words F1 is that of JSQuAD (Kurihara et al. 2022), of characters. The script of CMRC 2018 (Cui et al. 2019), also
-    used for DRCD, splits in this way too, but its F1 counts the longest common part instead of all common units.
+    extended to Japanese, Thai, Lao, Khmer, Burmese, Tibetan and rare Chinese characters. The script of CMRC 2018 (Cui
+    et al. 2019), also used for DRCD, splits in this way too, but its F1 counts the longest common part instead of all
+    common units. Published scores of XQuAD are mostly by SQuAD's script, which is `normalize`.
     """
     return " ".join(_UNSPACED.sub(r" \g<0> ", "".join(c for c in text.lower() if not _is_punctuation(c))).split())
 
