@@ -12,6 +12,7 @@ from typing import Any
 from runner import models
 from runner.config.compose import compose_experiment
 from runner.config.refusals import quoted
+from runner.models.vocabulary import check_embeddings, check_reading
 from runner.system.errors import UserError
 from runner.system.process import command, set_up_process
 from runner.training.inference import score
@@ -31,8 +32,10 @@ def main(arguments: list[str]) -> dict[str, Any]:
     net = models.skeleton(task.architecture, checkpoint.config)
     models.check_positions(net, checkpoint, task.max_seq_length)
     models.check_weights(task.architecture, checkpoint)
+    check_embeddings(checkpoint, net)
     examples = task.read(train=False)
     task.configure(checkpoint.config, examples.evaluation, f"model {checkpoint.path}")
+    check_reading(checkpoint, task, examples.evaluation, "evaluation")
     tokenizer = models.load_tokenizer(checkpoint)
     model = models.load(task.architecture, checkpoint)
     scores = score(model, tokenizer, task, examples.evaluation, Path(experiment.cache_dir) / "features", "Scoring")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -16,6 +16,8 @@ from runner.data.readable import length_range
 from runner.data.splits import SPLIT, Part, Splits
 from runner.data.tagging_scores import begin_inside, chunks, counts, in_iobes, scheme, scores
 from runner.data.task import Dataset, Scores
+from runner.data.windows import check_max_length
+from runner.data.words import NO_WORD, first_tokens, without_tokens
 from runner.system.errors import UserError
 
 if TYPE_CHECKING:
@@ -28,7 +30,6 @@ log = logging.getLogger(__name__)
 
 OUTSIDE = "O"
 """The tag of a word outside all entities."""
-_NO_WORD = -1  # for tokens that are not the first of a word
 
 
 @dataclass
@@ -140,6 +141,9 @@ class Tag(Dataset):
     def tokenising(self) -> list[Any]:
         return [self.max_seq_length, self.doc_stride]
 
+    def check_lengths(self, examples: datasets.Dataset, tokenizer: PreTrainedTokenizerBase) -> None:
+        check_max_length(self.max_seq_length, tokenizer.num_special_tokens_to_add(), self.doc_stride)
+
     def tokenized(
         self, batch: dict[str, list], indices: list[int], tokenizer: PreTrainedTokenizerBase, labels: bool
     ) -> dict[str, list]:
@@ -156,16 +160,30 @@ class Tag(Dataset):
         )
         rows, offsets = encoded.pop("overflow_to_sample_mapping"), encoded.pop("offset_mapping")
         columns: dict[str, list] = {name: encoded[name] for name in encoded}
-        words = list(_first_tokens(batch["tokens"], rows, offsets))
+        columns["example"] = [indices[row] for row in rows]
+        words = list(first_tokens(batch["tokens"], rows, offsets))
         if not labels:
-            return columns | {"example": [indices[row] for row in rows], "word": words}
+            return columns | {"word": words}
         columns["labels"] = [
-            [batch["tags"][row][word] if word != _NO_WORD else IGNORED for word in window]
+            [batch["tags"][row][word] if word != NO_WORD else IGNORED for word in window]
             for row, window in zip(rows, words, strict=True)
         ]
         # The mean loss over no labels is NaN: leave out windows whose words all began in an earlier window.
         labelled = [i for i, window in enumerate(columns["labels"]) if set(window) != {IGNORED}]
         return {name: [values[i] for i in labelled] for name, values in columns.items()}
+
+    def report(
+        self, examples: datasets.Dataset, features: datasets.Dataset, tokenizer: PreTrainedTokenizerBase
+    ) -> None:
+        name, none = ("labels", IGNORED) if "labels" in features.column_names else ("word", NO_WORD)
+        lacking = without_tokens(examples, features, name, none)
+        if lacking.any():
+            log.warning(
+                "%d words of the %s sentences have no token, such as invisible ones (the first is in the "
+                "sentence with id %s): they teach nothing, and %s is taken for their tag",
+                lacking.sum(), "training" if name == "labels" else "evaluation", examples[int(lacking.argmax())]["id"],
+                _default(_names(examples)),
+            )  # fmt: skip
 
     def heads(self, outputs: Any, tokens: torch.Tensor) -> Prediction:
         return Prediction((outputs.logits,), None, tokens)
@@ -209,16 +227,18 @@ class Tag(Dataset):
         """The tag of each word. A word without any token, such as one of invisible characters, is outside all entities
         (or has the first tag, if there is no such tag)."""
         names = _names(examples)
-        default = OUTSIDE if OUTSIDE in names else names[0]
-        tagged = [[default] * len(words) for words in examples["tokens"]]
+        tagged = [[_default(names)] * len(words) for words in examples["tokens"]]
         best = logits.argmax(axis=-1)
         for row, (example, words) in enumerate(zip(features["example"], features["word"], strict=True)):
             for at, word in enumerate(words):
-                if word != _NO_WORD:
+                if word != NO_WORD:
                     tagged[example][word] = names[best[row, at]]
         return tagged
 
     # --- for people -----------------------------------------------------------------------------------------
+
+    def texts(self, examples: datasets.Dataset) -> list[str]:
+        return list(map(" ".join, examples["tokens"]))
 
     def rows(self, examples: datasets.Dataset) -> list[dict[str, Any]]:
         names = _names(examples)
@@ -247,28 +267,6 @@ def _names(examples: datasets.Dataset) -> list[str]:
     return feature.feature.names
 
 
-def _first_tokens(
-    sentences: Sequence[Sequence[str]], rows: Sequence[int], offsets: Sequence[Sequence[tuple[int, int]]]
-) -> Iterator[list[int]]:
-    """For each window and token, the word that begins with the token, if no earlier window has it.
-
-    Args:
-        sentences: the words, which were joined by a blank.
-        rows: the sentence of each window.
-        offsets: for each window, the characters of each token; (0, 0) for special tokens.
-    """
-    seen: set[tuple[int, int]] = set()
-    of_character: dict[int, list[int]] = {}
-    for row, window in zip(rows, offsets, strict=True):
-        if row not in of_character:
-            # With a blank after each word, so that indices match the joined text.
-            of_character[row] = [word for word, text in enumerate(sentences[row]) for _ in f"{text} "]
-        words = []
-        for start, stop in window:
-            word = of_character[row][stop - 1] if stop > start else _NO_WORD
-            if (row, word) in seen:
-                word = _NO_WORD
-            elif word != _NO_WORD:
-                seen.add((row, word))
-            words.append(word)
-        yield words
+def _default(names: Sequence[str]) -> str:
+    """The tag of words that have no token."""
+    return OUTSIDE if OUTSIDE in names else names[0]

@@ -16,7 +16,7 @@ from omegaconf import MISSING
 
 from pruning import Prediction
 from runner.data import files, sources
-from runner.data.splits import Part, Splits, held_out, joined
+from runner.data.splits import SPLIT, Part, Splits, held_out, joined
 from runner.system.errors import UserError
 from runner.system.fingerprint import SHORT, hash_json
 from runner.system.versions import VERSIONS
@@ -248,14 +248,15 @@ class Dataset:
     def features(
         self, examples: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, cache: Path | None, labels: bool
     ) -> datasets.Dataset:
-        """Tokenise. Columns: the model's inputs, `length`, and either the labels or what `score` needs.
+        """Tokenise. Columns: the model's inputs, `length`, `example` (the example's number), and either the labels or
+        what `score` needs.
 
         Args:
             cache: the folder for the result; None: it is not cached.
             labels: for training, not for scoring.
 
         Raises:
-            UserError: no features are left.
+            UserError: no features are left, or texts do not fit.
         """
         from runner.data import arrow
         from runner.models import tokenizer as tokenizers
@@ -270,10 +271,29 @@ class Dataset:
 
         title = "Tokenising " + ("train" if labels else "evaluation")
         place = None if cache is None else cache / f"{kind}-{name}"
-        features = arrow.mapped_once(examples, tokenize, name, title, place)
+        features = arrow.mapped_once(
+            examples, tokenize, name, title, place, lambda: self.check_lengths(examples, tokenizer)
+        )
         if not len(features):
             raise UserError(f"dataset.path={self.path}: the tokenizer leaves nothing of all {len(examples)} examples")
         return features
+
+    def check_lengths(self, examples: datasets.Dataset, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Refuse examples that do not fit `max_seq_length`.
+
+        Raises:
+            UserError: with their number and the first ids.
+        """
+
+    def report(
+        self, examples: datasets.Dataset, features: datasets.Dataset, tokenizer: PreTrainedTokenizerBase
+    ) -> None:
+        """Log what of the examples is not in their features."""
+
+    def texts(self, examples: datasets.Dataset) -> list[str]:
+        """The texts that a model reads, for checks of its tokenizer."""
+        columns = (examples[name] for name in examples.column_names if name not in ("id", SPLIT))
+        return [text for column in columns for text in column if isinstance(text, str)]
 
     def tokenising(self) -> list[Any]:
         """The settings that decide how examples become features."""
@@ -282,7 +302,8 @@ class Dataset:
     def tokenized(
         self, batch: dict[str, list], indices: list[int], tokenizer: PreTrainedTokenizerBase, labels: bool
     ) -> dict[str, list]:
-        """Columns of features for some examples: the model's inputs, and either the labels or what `score` needs.
+        """Columns of features for some examples: the model's inputs, `example`, and either the labels or what `score`
+        needs.
 
         Args:
             indices: the numbers of the examples.

@@ -14,6 +14,7 @@ from runner import models, tracking
 from runner.config.experiment import Experiment, Origin
 from runner.data.task import Examples
 from runner.models.tokenizer import check_texts, with_inputs
+from runner.models.vocabulary import check_reading
 from runner.records.identity import Identity
 from runner.records.result import Result, stored
 from runner.stages.checks import check, projection_parameters
@@ -111,6 +112,7 @@ def resolve(experiment: Experiment, origin: Origin, reuse: bool = True) -> Input
             net = net or check(experiment, sources)
             tokenizer = models.load_tokenizer(sources.base)
             inputs = Inputs(experiment, origin, sources, net, examples, identity, tokenizer, cost)
+            _prepare_evaluation(inputs)
             if experiment.trains:
                 _prepare_training(inputs)
             return inputs
@@ -129,12 +131,21 @@ def finished(candidates: list[Path], identity: Identity, where: tracking.Trackin
     return None
 
 
+def _prepare_evaluation(inputs: Inputs) -> None:
+    """Tokenise what is scored after the training, so that its errors come before it."""
+    task, examples, cache = inputs.experiment.dataset, inputs.examples.evaluation, Path(inputs.experiment.cache_dir)
+    check_reading(inputs.sources.base, task, examples, "evaluation")
+    features = task.features(examples, inputs.tokenizer, cache / "features", labels=False)
+    task.report(examples, features, inputs.tokenizer)
+
+
 def _prepare_training(inputs: Inputs) -> None:
     """Tokenise, and count optimizer steps, mask updates and disk space."""
     from runner.training.training_data import TrainingData
 
     experiment, sources, task = inputs.experiment, inputs.sources, inputs.experiment.dataset
     assert inputs.examples.train is not None
+    check_reading(sources.base, task, inputs.examples.train, "training")
     for other in sources.others:
         check_texts(sources.base, other, task, inputs.examples.train)
     teacher = sources.teacher
@@ -142,6 +153,7 @@ def _prepare_training(inputs: Inputs) -> None:
     names = dict.fromkeys((*inputs.tokenizer.model_input_names, *(others or ())))
     cache = Path(experiment.cache_dir) / "features"
     features = task.features(inputs.examples.train, with_inputs(inputs.tokenizer, names), cache, labels=True)
+    task.report(inputs.examples.train, features, inputs.tokenizer)
     inputs.data = TrainingData(task, features, inputs.tokenizer, others)
     units = 0
     if experiment.prune:
