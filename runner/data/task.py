@@ -7,6 +7,7 @@ inside functions. Longer than 300 lines because it is the whole interface of a k
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from omegaconf import MISSING
 
 from pruning import Prediction
 from runner.data import files, sources
+from runner.data.layout import TRAIN
 from runner.data.splits import Part, Splits, held_out, joined
 from runner.system.errors import UserError
 from runner.system.fingerprint import SHORT, hash_json
@@ -31,6 +33,7 @@ log = logging.getLogger(__name__)
 
 UNSPLIT = 0.1
 """The fraction of train that becomes the evaluation split if the data have none."""
+_OF_METRICS = re.compile(r"[\w.\- ]{1,100}")
 Collate = Callable[[list[Mapping[str, Any]]], dict[str, Any]]
 """Makes a batch of features."""
 
@@ -78,7 +81,7 @@ class Dataset:
 
     path: str = MISSING
     """A hub id, a file or a folder of CSV, TSV, JSON, JSON-lines or parquet files, or files in the task's own format.
-    The words train, validation, valid, dev and test in their names say which split they are."""
+    The words train, validation, dev, eval and test in their names, or forms of them, say which split they are."""
     name: str | None = None
     """The hub dataset's configuration, if it has several."""
     revision: str | None = None
@@ -87,8 +90,8 @@ class Dataset:
     """Name of the training split, or part of the names of its files. Not given: train."""
     evaluation_splits: list[str] = field(default_factory=list)
     """Names of the evaluation splits, or parts of the names of their files. The first one is the main one; the
-    others' scores are reported under their names. Not given: the first of validation, dev and test that exists, else a
-    tenth of train."""
+    others' scores are reported under their names. Not given: the first of validation (or dev), eval and test that
+    exists, else a tenth of train, in which each class has its share."""
     metric: str = MISSING
     """The main metric, which names the columns of the table."""
     max_seq_length: int = 384
@@ -134,6 +137,12 @@ class Dataset:
             value = getattr(self, key)
             if value is not None and value < 1:
                 raise UserError(f"dataset.{key}={value} must be at least 1")
+        for name in self.evaluation_splits:
+            if not _OF_METRICS.fullmatch(name):
+                raise UserError(
+                    f"dataset.evaluation_splits={self.evaluation_splits}: {name!r} becomes part of names of metrics, "
+                    "where MLflow takes letters, digits, blanks and _ - . only; give another part of the file's name"
+                )
         if self.metric not in (MISSING, *self.metrics):
             raise UserError(f"dataset.metric={self.metric} must be one of {', '.join(self.metrics)}")
 
@@ -154,6 +163,11 @@ class Dataset:
 
     def read(self, train: bool = True) -> Examples:
         """Load, check and cut the examples. Raises UserError for data that cannot be used."""
+        if train and (self.train_split or TRAIN) in self.evaluation_splits:
+            raise UserError(
+                f"dataset.evaluation_splits={self.evaluation_splits}: a model is not scored on what it is trained on; "
+                "leave the training split out"
+            )
         splits = self.splits()
         for part in splits.parts:
             if not len(part.examples):
@@ -169,15 +183,21 @@ class Dataset:
             if not self.holdout:
                 log.info("%s has no evaluation split: %g of train becomes it, drawn with dataset.data_seed=%d",
                          splits.source, fraction, self.data_seed)  # fmt: skip
-            rest, held = held_out(self.groups(training.examples), fraction, self.data_seed)
+            elif evaluation:
+                log.info("dataset.holdout=%g: this part of train is scored, not %s",
+                         fraction, ", ".join(part.name for part in evaluation.values()))  # fmt: skip
+            strata = self.strata(training.examples)
+            rest, held = held_out(self.groups(training.examples), fraction, self.data_seed, strata)
             if not rest or not held:
                 raise UserError(
-                    f"{training.name}: it cannot be split, because all examples belong together (share a text, say): "
-                    "provide an evaluation split"
+                    f"{training.name}: it cannot be split, because all examples belong together (share a text, say) "
+                    "or each class has a single one: provide an evaluation split"
                 )
             training, evaluation = training.select(rest), {"holdout": training.select(held)}
         if train and training is None:
-            raise UserError(f"{splits.source} has no train split: name a file train* in dataset.path")
+            raise UserError(
+                f"{splits.source} has no train split: name a file train* in dataset.path, or set dataset.train_split"
+            )
         ready = self._ready(training, self.max_train_samples) if train and training is not None else None
         scored = joined({name: self._ready(part, self.max_eval_samples) for name, part in evaluation.items()})
         self._check_ids(scored)
@@ -207,6 +227,14 @@ class Dataset:
     def groups(self, examples: datasets.Dataset) -> Sequence[str]:
         """The group of each example. A group is never split between a hold-out and the rest."""
         raise NotImplementedError
+
+    def strata(self, examples: datasets.Dataset) -> Sequence[Any]:
+        """The class of each example, of which a hold-out gets the same fraction as of all; empty: there are none."""
+        return ()
+
+    def class_counts(self, examples: datasets.Dataset) -> dict[str, int]:
+        """The number of examples, or of words, of each class; empty: there are no classes."""
+        return {}
 
     def checked(self, part: Part) -> Part:
         """The usable examples. Raises UserError, with the rows, for unusable ones, unless the configuration leaves them

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from results import columns
 from runner import models
 from runner.config.experiment import Experiment, Origin
+from runner.data import slips
 from runner.records.folder import RunFolder
 from runner.stages.prepare import Inputs
 from runner.system import ranks
@@ -107,6 +109,7 @@ def announce(inputs: Inputs) -> None:
     train, evaluation = inputs.examples.train, inputs.examples.evaluation
     log.info("%s training and %s evaluation examples (%s)", len(train) if train is not None else "no",
              len(evaluation), inputs.examples.source)  # fmt: skip
+    _announce_classes(inputs)
     if data is None:
         return
     if experiment.prune:
@@ -114,6 +117,19 @@ def announce(inputs: Inputs) -> None:
         updates = f", {len(inputs.updates)} mask updates, the last at step {last}" if inputs.updates else ""
         log.info("%d features, %d optimizer steps%s", len(data.features), steps, updates)
     _announce_machine(experiment, data, inputs.sources.base)
+
+
+def _announce_classes(inputs: Inputs) -> None:
+    """Show the classes, and what looks like a slip in their names."""
+    task, examples = inputs.experiment.dataset, inputs.examples
+    total: Counter[str] = Counter()
+    for split, part in (("training", examples.train), ("evaluation", examples.evaluation)):
+        counts = task.class_counts(part) if part is not None else {}
+        if counts:
+            log.info("classes in %s: %s", split, slips.listed(counts))
+            total.update(counts)
+    for slip in slips.slips(total):
+        log.warning("%s: if that is a slip, correct it in the data", slip)
 
 
 def _announce_machine(experiment: Experiment, data: TrainingData, base: models.Checkpoint) -> None:

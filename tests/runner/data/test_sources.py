@@ -224,10 +224,10 @@ def test_numbers_of_characters_and_ids_may_be_written_in_other_ways(tmp_path: Pa
     [
         ({"text": "Rome", "answer_start": 0}, "needs lists of text and of whole numbers, not of no list and no list"),
         (
-            {"text": ["Rome"], "answer_start": ["0"]},
-            "needs lists of text and of whole numbers, not of string and string",
+            {"text": ["Rome"], "answer_start": [0.5]},
+            "needs lists of text and of whole numbers, not of string and double",
         ),
-        ([{"text": "Rome", "answer_start": 0}], "needs the fields text and answer_start"),
+        ([{"text": "Rome", "start": 0}], "needs the fields text and answer_start"),
     ],
 )
 def test_answers_of_another_form_are_refused(tmp_path: Path, answers: Any, said: str) -> None:
