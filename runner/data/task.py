@@ -53,6 +53,8 @@ class Examples:
     """A description for people, with the revision if known."""
     held_out: float = 0.0
     """The fraction of train that became the evaluation examples; 0: they are a split of their own."""
+    has_split: bool = True
+    """Whether the data have an evaluation split."""
 
 
 @dataclass
@@ -174,7 +176,7 @@ class Dataset:
                 raise UserError(f"{part.name}: there are no examples")
         named = self.named(splits)
         training, evaluation = named.train, named.evaluation
-        fraction = 0.0
+        fraction, has_split = 0.0, bool(evaluation)
         if self.holdout or not evaluation:
             if training is None:
                 wish = f"dataset.holdout={self.holdout}" if self.holdout else "an evaluation split made of train"
@@ -202,7 +204,7 @@ class Dataset:
         scored = joined({name: self._ready(part, self.max_eval_samples) for name, part in evaluation.items()})
         self._check_ids(scored)
         train_fingerprint = self.fingerprint(ready) if ready is not None else ""
-        return Examples(ready, scored, train_fingerprint, self.fingerprint(scored), splits.source, fraction)
+        return Examples(ready, scored, train_fingerprint, self.fingerprint(scored), splits.source, fraction, has_split)
 
     def splits(self) -> Splits:
         """The splits of the source, with the data's columns."""

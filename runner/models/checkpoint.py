@@ -15,6 +15,7 @@ from omegaconf import MISSING
 from runner.models import heads
 from runner.models.dropout import set_dropout
 from runner.system.errors import UserError
+from runner.system.files import check_regular
 from runner.system.fingerprint import hash_files
 from runner.system.hub import explain
 
@@ -114,6 +115,7 @@ def find(path: str, key: str, model: Model, revision: str | None = None) -> Chec
     folder = Path(path).expanduser()
     if folder.is_dir():
         path = str(folder)
+        check_regular(*sorted(folder.iterdir()))
         if not (folder / "config.json").is_file():
             raise UserError(f"{key}={path}: there is no config.json in this folder")
         if not any(p for name in _WEIGHT_FILES for p in folder.glob(name)):

@@ -10,6 +10,7 @@ from safetensors import safe_open
 
 from pruning import LayerReport, as_matrix, matrix_weights, parse
 from runner.models.checkpoint import skeleton
+from runner.system.files import check_regular
 
 
 class VerificationError(Exception):
@@ -34,6 +35,7 @@ def read_tensors(folder: Path) -> dict[str, torch.Tensor]:
     """All tensors of a saved model, by parameter name."""
     tensors = {}
     for file in sorted(folder.glob("*.safetensors")):
+        check_regular(file)
         with safe_open(file, framework="pt") as stored:
             tensors |= {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 (no mapping)
     return tensors
