@@ -33,7 +33,7 @@ def slips(counts: Mapping[str, int]) -> Iterator[str]:
         named = f"the classes {shown(usual)} ({counts[usual]:,} times) and {shown(rare)} ({counts[rare]:,} times)"
         if plain[rare] == plain[usual]:
             yield f"{named} differ in case, blanks or the form of characters only"
-        elif 0 < counts[rare] * _RARE <= counts[usual] and _is_close(plain[rare], plain[usual]):
+        elif 0 < counts[rare] * _RARE <= counts[usual] and _is_close(rare, usual):
             yield f"{named} are almost the same name"
 
 
@@ -46,7 +46,7 @@ def _plain(name: str) -> str:
 def _is_close(rare: str, usual: str) -> bool:
     """True if one word of two names differs by a letter or two; B-PER and I-PER, class_1 and class_2, entailment and
     not_entailment, legal and illegal do not count."""
-    words = [re.split(r"[\W_]+", name) for name in (rare, usual)]
+    words = [re.split(r"[\W_]+", name.casefold()) for name in (rare, usual)]
     if len(words[0]) != len(words[1]):
         return False
     differing = [(a, b) for a, b in zip(*words, strict=True) if a != b]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -38,16 +39,23 @@ def load(dataset: Dataset) -> Splits:
     Raises:
         UserError: there is no such dataset, or it cannot be reached or read.
     """
-    local = Path(dataset.path).expanduser()
-    if local.exists():
-        check_regular(local)
-        splits = _folder(local, dataset) if local.is_dir() else _single(local, dataset)
-    elif local.is_absolute() or dataset.path.startswith((".", "~")) or suffix_of(local) in _suffixes(dataset):
-        raise UserError(f"dataset.path={dataset.path}: there is no such file or folder")
-    else:
-        splits = _hub(dataset)
+    splits = _local(dataset) or _hub(dataset)
     _log(splits)
     return splits
+
+
+def _local(dataset: Dataset) -> Splits | None:
+    """The splits of a file or a folder; None if the path can only be a hub id."""
+    path = Path(os.path.expanduser(dataset.path))  # Path.expanduser raises for an unknown user
+    try:
+        if path.exists():
+            check_regular(path)
+            return _folder(path, dataset) if path.is_dir() else _single(path, dataset)
+    except OSError as error:
+        raise UserError(f"dataset.path={dataset.path} cannot be read: {error.strerror or error}") from error
+    if path.is_absolute() or dataset.path.startswith((".", "~")) or suffix_of(path) in _suffixes(dataset):
+        raise UserError(f"dataset.path={dataset.path}: there is no such file or folder")
+    return None
 
 
 def _log(splits: Splits) -> None:

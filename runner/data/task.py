@@ -7,6 +7,7 @@ inside functions. Longer than 300 lines because it is the whole interface of a k
 from __future__ import annotations
 
 import logging
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -151,7 +152,7 @@ class Dataset:
     @property
     def hub_id(self) -> str | None:
         """The dataset's id on the hub; None for local files."""
-        return None if Path(self.path).expanduser().exists() else self.path
+        return None if os.path.exists(os.path.expanduser(self.path)) else self.path
 
     def settings(self) -> dict[str, Any]:
         """The fields that decide how examples become features."""
