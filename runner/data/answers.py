@@ -80,7 +80,7 @@ def from_single(part: Part, column: str) -> Part:
 
 def _start(part: Part, row: int, column: str, value: Any) -> int | None:
     """The number of a character, however it is written; None if it is missing."""
-    if value in (None, ""):
+    if value in (None, "") or value != value:
         return None
     with suppress(TypeError, ValueError, OverflowError):
         if float(value) == int(float(value)):

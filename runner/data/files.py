@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import logging
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -17,8 +16,6 @@ from runner.system.files import check_regular
 
 if TYPE_CHECKING:
     import datasets
-
-log = logging.getLogger(__name__)
 
 Rows = Iterable[Mapping[str, Any]]
 Reader = Callable[[Path], Rows | None]
@@ -66,21 +63,25 @@ def _delimited(path: Path, texts: Sequence[str]) -> Any:
     if not text.strip():
         raise UserError(f"{path}: the file is empty; its first line must hold the names of the columns")
     delimiter = delimiter_of(path, text)
-    if delimiter != ("\t" if suffix_of(path) == ".tsv" else ","):
-        log.info("%s: its columns are divided by %r", path, delimiter)
     table = _parsed(path, text, delimiter, texts)
-    lines = sum(1 for line in re.split("\r\n|\r|\n", text) if line.strip()) - 1
-    if suffix_of(path) == ".tsv" and lines > len(table):
-        # Many TSV files, GLUE's among them, do not quote: one quotation mark would swallow all lines to the next one.
-        raise UserError(
-            f"{path}: {lines} lines make {len(table)} rows: a quotation mark that opens a field joins it with the "
-            "lines that follow; double the marks within the fields, or write the file as CSV"
-        )
+    if suffix_of(path) == ".tsv":
+        _check_quotation(path, text, len(table))
     known = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean, pa.types.is_string, pa.types.is_null)
     others = [field.name for field in table.schema if not any(is_kind(field.type) for is_kind in known)]
     if others:  # no task reads dates or times
         table = _parsed(path, text, delimiter, [*texts, *others])
     return table.rename_columns(_distinct(table.column_names))
+
+
+def _check_quotation(path: Path, text: str, rows: int) -> None:
+    """Refuse lines that a quotation mark joins: many TSV files, GLUE's among them, do not quote, so that one mark would
+    swallow all lines to the next one."""
+    lines = sum(1 for line in re.split("\r\n|\r|\n", text) if line.strip()) - 1
+    if lines > rows:
+        raise UserError(
+            f"{path}: {lines} lines make {rows} rows: a quotation mark that opens a field joins it with the lines that "
+            "follow; double the marks within the fields, or write the file as CSV"
+        )
 
 
 def _distinct(names: Sequence[str]) -> list[str]:

@@ -106,21 +106,21 @@ def find(folder: Path, asked: Asked) -> Layout:
     place, splits = _search(folder, asked)
     data = {file for each in {folder, place} for file in _visible(each, "*", "*/*") if _is_data(file, asked)}
     if not any(suffix_of(file) in asked.suffixes for file in data):
-        others = f"; it has {shown(sorted(data), folder)}" if data else ""
+        others = f"; it has {shown(names(sorted(data), folder))}" if data else ""
         raise UserError(f"{asked.key}: this folder has no {', '.join(asked.suffixes)} file{others}")
     missing = {"train_split": [asked.train] if asked.train and TRAINING not in splits else [],
                "evaluation_splits": [name for name in asked.evaluation if name not in splits]}  # fmt: skip
-    for key, names in missing.items():
-        if names:
-            raise UserError(f"{asked.key}: no file named {names[0]}*, which dataset.{key} asks for")
+    for key, lacking in missing.items():
+        if lacking:
+            raise UserError(f"{asked.key}: no file named {lacking[0]}*, which dataset.{key} asks for")
     if not splits:
         raise UserError(
-            f"{asked.key}: no file name says which split it is (there is {shown(sorted(data), folder)}): name the "
-            "files train*, dev*, validation* or test*, or set dataset.train_split and dataset.evaluation_splits"
+            f"{asked.key}: no file name says which split it is (there is {shown(names(sorted(data), folder))}): name "
+            "the files train*, dev*, validation* or test*, or set dataset.train_split and dataset.evaluation_splits"
         )
     train = splits.pop(TRAINING, [])
-    names = asked.evaluation or [kind for kind in KINDS if kind in splits][:1]
-    evaluation = {name: splits[name] for name in names}
+    scored = asked.evaluation or [kind for kind in KINDS if kind in splits][:1]
+    evaluation = {name: splits[name] for name in scored}
     for files in (train, *evaluation.values()):
         _check_complete(files)
     return Layout(
@@ -145,7 +145,8 @@ def _search(folder: Path, asked: Asked, depth: int = _DEPTH) -> tuple[Path, dict
     inner = {place: found for place, found in (_search(each, asked, depth - 1) for each in folders) if found}
     if len(inner) > 1:
         raise UserError(
-            f"{asked.key}: several of its folders have splits: {shown(inner, folder)}; set dataset.path to one of them"
+            f"{asked.key}: several of its folders have splits: {shown(names(inner, folder))}; set dataset.path to one "
+            "of them"
         )
     return next(iter(inner.items()), (folder, {}))
 
@@ -200,8 +201,12 @@ def _check_complete(files: Sequence[Path]) -> None:
                             f"{count} in all; copy it into the folder")  # fmt: skip
 
 
-def shown(files: Iterable[Path], folder: Path) -> str:
+def names(files: Iterable[Path], folder: Path) -> list[str]:
+    """The paths of files in a folder."""
+    return [str(file.relative_to(folder)) for file in files]
+
+
+def shown(names: Sequence[str]) -> str:
     """The first few of some files, for messages."""
-    names = [str(file.relative_to(folder)) for file in files]
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return ", ".join(names[:_SHOWN]) + more

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
@@ -22,8 +21,6 @@ if TYPE_CHECKING:
 
     from runner.data.task import Dataset
 
-log = logging.getLogger(__name__)
-
 _HINTS = {
     "scripts are no longer supported": "many have a copy as parquet, with dataset.revision=refs/convert/parquet",
     "Config name is missing": "name it with dataset.name",
@@ -39,9 +36,7 @@ def load(dataset: Dataset) -> Splits:
     Raises:
         UserError: there is no such dataset, or it cannot be reached or read.
     """
-    splits = _local(dataset) or _hub(dataset)
-    _log(splits)
-    return splits
+    return _local(dataset) or _hub(dataset)
 
 
 def _local(dataset: Dataset) -> Splits | None:
@@ -56,17 +51,6 @@ def _local(dataset: Dataset) -> Splits | None:
     if path.is_absolute() or dataset.path.startswith((".", "~")) or suffix_of(path) in _suffixes(dataset):
         raise UserError(f"dataset.path={dataset.path}: there is no such file or folder")
     return None
-
-
-def _log(splits: Splits) -> None:
-    """Log where each split comes from, and what is not read."""
-    named = {"training": splits.train, **splits.evaluation}
-    log.info("%s", "; ".join(f"{name}: {part.described}" for name, part in named.items() if part is not None))
-    if splits.unread:
-        # Without an evaluation split, what is not read may be it.
-        level = logging.INFO if splits.evaluation else logging.WARNING
-        log.log(level, "not read: %s (dataset.train_split and dataset.evaluation_splits choose)",
-                ", ".join(splits.unread))  # fmt: skip
 
 
 def _suffixes(dataset: Dataset) -> tuple[str, ...]:
@@ -166,7 +150,7 @@ def _check_cache(path: str, cached: set[Path]) -> None:
 
 def _folder(path: Path, dataset: Dataset) -> Splits:
     """The splits of a folder: as `save_to_disk` wrote it, or with files whose names say which split they are."""
-    if any((path / name).is_file() for name in ("dataset_dict.json", "state.json")):
+    if _is_saved(path) or any(map(_is_saved, path.iterdir())):
         return _saved(path, dataset)
     asked = layout.Asked(f"dataset.path={path}", dataset.train_split, dataset.evaluation_splits, _suffixes(dataset))
     found = layout.find(path, asked)
@@ -174,24 +158,36 @@ def _folder(path: Path, dataset: Dataset) -> Splits:
         _part(found.train, dataset) if found.train else None,
         {name: _part(paths, dataset) for name, paths in found.evaluation.items()},
         str(path),
-        [str(file.relative_to(path)) for file in found.unread],
+        layout.names(found.unread, path),
     )
 
 
+def _is_saved(path: Path) -> bool:
+    return any((path / name).is_file() for name in ("dataset_dict.json", "state.json"))
+
+
 def _saved(path: Path, dataset: Dataset) -> Splits:
-    """The splits of a folder that `save_to_disk` wrote; a single dataset is as a single file."""
+    """The splits of a folder that `save_to_disk` wrote, or whose folders it wrote; a single dataset is as a single
+    file."""
     import datasets
 
     check_regular(*path.rglob("*"))
+    places = [path] if _is_saved(path) else sorted(filter(_is_saved, path.iterdir()))
     try:
-        loaded = datasets.load_from_disk(str(path))
+        loaded: Any = {place.name: datasets.load_from_disk(str(place)) for place in places}
     except Exception as error:  # datasets and pyarrow raise several kinds
         raise UserError(
             f"dataset.path={path}: this folder of save_to_disk cannot be read: {error}; copy it again"
         ) from error
-    if isinstance(loaded, datasets.DatasetDict):
-        return _choose(dataset, {name: files.common_types(part) for name, part in loaded.items()}, str(path))
-    return _all_or_evaluation(path, dataset, lambda: Part(files.common_types(loaded), [(str(path), len(loaded))]))
+    if places == [path]:
+        loaded = loaded[path.name]
+    if isinstance(loaded, datasets.Dataset):
+        whole = files.common_types(loaded)
+        return _all_or_evaluation(path, dataset, lambda: Part(whole, [(str(path), len(whole))]))
+    nested = [name for name, part in loaded.items() if not isinstance(part, datasets.Dataset)]
+    if nested:
+        raise UserError(f"dataset.path={path}: {nested[0]} has splits of its own; set dataset.path to it")
+    return _choose(dataset, {name: files.common_types(part) for name, part in loaded.items()}, str(path))
 
 
 def _single(path: Path, dataset: Dataset) -> Splits:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import bisect
 import itertools
 import random
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 SPLIT = "split"
 """The column that names each example's evaluation split, if there are several."""
+_OF_METRICS = re.compile(r"[\w.\- ]{1,100}")
 _SHOWN = 3  # places that a message names
 
 
@@ -155,6 +157,12 @@ class Splits:
         """All splits, train first."""
         return [*([self.train] if self.train is not None else []), *self.evaluation.values()]
 
+    @property
+    def origin(self) -> str:
+        """The files, or splits of the hub, that each split came from."""
+        named = {"training": self.train, **self.evaluation}
+        return "; ".join(f"{name}: {part.described}" for name, part in named.items() if part is not None)
+
     def mapped(self, function: Callable[[Part], Part]) -> Splits:
         """Splits with the results of a function, called for one after the other, train first."""
         train = function(self.train) if self.train is not None else None
@@ -198,6 +206,12 @@ def joined(evaluation: Mapping[str, datasets.Dataset]) -> datasets.Dataset:
     if len(evaluation) == 1:
         (only,) = evaluation.values()
         return only
+    odd = [name for name in evaluation if not _OF_METRICS.fullmatch(name)]
+    if odd:
+        raise UserError(
+            f"dataset.evaluation_splits={list(evaluation)}: {odd[0]!r} becomes part of names of metrics, where MLflow "
+            "takes letters, digits, blanks and _ - . only; give another part of the file's name, or rename it"
+        )
     named = []
     for name, examples in evaluation.items():
         ids = [f"{name}-{id}" for id in examples["id"]]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -34,7 +33,6 @@ log = logging.getLogger(__name__)
 
 UNSPLIT = 0.1
 """The fraction of train that becomes the evaluation split if the data have none."""
-_OF_METRICS = re.compile(r"[\w.\- ]{1,100}")
 Collate = Callable[[list[Mapping[str, Any]]], dict[str, Any]]
 """Makes a batch of features."""
 
@@ -56,6 +54,10 @@ class Examples:
     """The fraction of train that became the evaluation examples; 0: they are a split of their own."""
     has_split: bool = True
     """Whether the data have an evaluation split."""
+    origin: str = ""
+    """The files, or splits of the hub, that each split came from."""
+    unread: Sequence[str] = ()
+    """Files, or splits of the hub, that are in no split."""
 
 
 @dataclass
@@ -140,12 +142,6 @@ class Dataset:
             value = getattr(self, key)
             if value is not None and value < 1:
                 raise UserError(f"dataset.{key}={value} must be at least 1")
-        for name in self.evaluation_splits:
-            if not _OF_METRICS.fullmatch(name):
-                raise UserError(
-                    f"dataset.evaluation_splits={self.evaluation_splits}: {name!r} becomes part of names of metrics, "
-                    "where MLflow takes letters, digits, blanks and _ - . only; give another part of the file's name"
-                )
         if self.metric not in (MISSING, *self.metrics):
             raise UserError(f"dataset.metric={self.metric} must be one of {', '.join(self.metrics)}")
 
@@ -204,8 +200,17 @@ class Dataset:
         ready = self._ready(training, self.max_train_samples) if train and training is not None else None
         scored = joined({name: self._ready(part, self.max_eval_samples) for name, part in evaluation.items()})
         self._check_ids(scored)
-        train_fingerprint = self.fingerprint(ready) if ready is not None else ""
-        return Examples(ready, scored, train_fingerprint, self.fingerprint(scored), splits.source, fraction, has_split)
+        return Examples(
+            ready,
+            scored,
+            train_fingerprint=self.fingerprint(ready) if ready is not None else "",
+            evaluation_fingerprint=self.fingerprint(scored),
+            source=splits.source,
+            held_out=fraction,
+            has_split=has_split,
+            origin=splits.origin,
+            unread=splits.unread,
+        )
 
     def splits(self) -> Splits:
         """The splits of the source, with the data's columns."""

@@ -12,6 +12,8 @@ from results import columns
 from runner import models
 from runner.config.experiment import Experiment, Origin
 from runner.data import slips
+from runner.data.layout import shown
+from runner.data.task import Dataset, Examples
 from runner.records.folder import RunFolder
 from runner.stages.prepare import Inputs
 from runner.system import ranks
@@ -106,10 +108,7 @@ def announce(inputs: Inputs) -> None:
     if inputs.origin.choices.get("recipe") == "default" and data is not None:
         log.info("no published recipe for this pair of dataset and model: the defaults of "
                  "runner/config/recipe.py are used")  # fmt: skip
-    train, evaluation = inputs.examples.train, inputs.examples.evaluation
-    log.info("%s training and %s evaluation examples (%s)", len(train) if train is not None else "no",
-             len(evaluation), inputs.examples.source)  # fmt: skip
-    _announce_classes(inputs)
+    announce_data(experiment.dataset, inputs.examples)
     if data is None:
         return
     if experiment.prune:
@@ -119,11 +118,19 @@ def announce(inputs: Inputs) -> None:
     _announce_machine(experiment, data, inputs.sources.base)
 
 
-def _announce_classes(inputs: Inputs) -> None:
-    """Show the classes, and what looks like a slip in their names."""
-    task, examples = inputs.experiment.dataset, inputs.examples
+def announce_data(task: Dataset, examples: Examples) -> None:
+    """Show where the examples come from, what is not read, and the classes with what looks like a slip."""
+    train, evaluation = examples.train, examples.evaluation
+    log.info("%s training and %s evaluation examples (%s)", len(train) if train is not None else "no",
+             len(evaluation), examples.source)  # fmt: skip
+    log.info("%s", examples.origin)
+    if examples.unread:
+        # Without an evaluation split, what is not read may be it.
+        log.log(logging.INFO if examples.has_split else logging.WARNING,
+                "not read: %s (dataset.train_split and dataset.evaluation_splits choose)",
+                shown(examples.unread))  # fmt: skip
     total: Counter[str] = Counter()
-    for split, part in (("training", examples.train), ("evaluation", examples.evaluation)):
+    for split, part in (("training", train), ("evaluation", evaluation)):
         counts = task.class_counts(part) if part is not None else {}
         if counts:
             log.info("classes in %s: %s", split, slips.listed(counts))

@@ -18,6 +18,7 @@ from runner.data.layout import kinds_of
 from runner.data.question_answering import Span
 from runner.data.tagging import Tag
 from runner.data.task import Examples
+from runner.stages.announce import announce_data
 from runner.system.errors import UserError
 from runner.system.files import check_regular
 from tests.conftest import Refused, save_small_model
@@ -54,6 +55,14 @@ def origins(examples: Examples) -> tuple[set[str], set[str]]:
     return train, evaluation
 
 
+def read_and_announced(path: Path | str, **options: Any) -> Examples:
+    """The examples, after what a run and a dry run show of them."""
+    task = Classify(path=str(path), **options)
+    examples = task.read()
+    announce_data(task, examples)
+    return examples
+
+
 def problem(path: Path, train: bool = True, **options: Any) -> str:
     with pytest.raises(UserError) as caught:
         Classify(path=str(path), **options).read(train)
@@ -74,7 +83,7 @@ NAMES = ["val", "eval", "evaluation", "validate", "validation", "valid", "val_se
 ])  # fmt: skip
 def test_an_evaluation_file_is_scored(name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
-        read = Classify(path=str(write(tmp_path, train=20, **{name: 4}))).read()
+        read = read_and_announced(write(tmp_path, train=20, **{name: 4}))
     assert origins(read) == ({"train.csv"}, {f"{name}.csv"})
     assert f"training: {tmp_path}/train.csv (20); " in caplog.text
     assert f": {tmp_path}/{name}.csv (4)" in caplog.text
@@ -88,7 +97,7 @@ def test_the_preferred_split_is_scored(
     best: str, others: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO):
-        read = Classify(path=str(write(tmp_path, train=20, **dict.fromkeys([best, *others], 4)))).read()
+        read = read_and_announced(write(tmp_path, train=20, **dict.fromkeys([best, *others], 4)))
     assert origins(read)[1] == {f"{best}.csv"}
     assert f"not read: {', '.join(f'{name}.csv' for name in others)} (dataset.train_split" in caplog.text
 
@@ -101,7 +110,7 @@ def test_files_that_are_left_are_named(tmp_path: Path, caplog: pytest.LogCapture
     (tmp_path / "._train.csv").write_bytes(b"\x00\x05\x16\x07")  # AppleDouble, which macOS adds
     (tmp_path / "README.md").write_text("about the data")
     with caplog.at_level(logging.INFO):
-        read = Classify(path=str(tmp_path)).read()
+        read = read_and_announced(tmp_path)
     assert origins(read) == ({"train.csv"}, {"train.csv"})
     (warning,) = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert warning.startswith("not read: holdout.csv, val.xlsx (")
@@ -112,7 +121,7 @@ def test_files_that_are_left_are_named(tmp_path: Path, caplog: pytest.LogCapture
                        before="a tenth of train was scored", after="a warning names val.csv")  # fmt: skip
 def test_a_file_next_to_the_only_file_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write(tmp_path, train=20, val=4, more=4)
-    Classify(path=str(tmp_path / "train.csv")).read()
+    read_and_announced(tmp_path / "train.csv")
     assert "not read: val.csv in the same folder, whose name says validation" in caplog.text
     assert "more.csv" not in caplog.text
 
@@ -134,7 +143,7 @@ def test_splits_of_the_hub(
     tables = {name: datasets.Dataset.from_list(rows(name, 20)) for name in splits}
     monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: datasets.DatasetDict(**tables))
     with caplog.at_level(logging.INFO):
-        read = Classify(path="someone/reviews").read()
+        read = read_and_announced("someone/reviews")
     assert origins(read) == ({train}, set(scored))
     assert f"training: someone/reviews, {train} split (20); {scored[0]}: " in caplog.text
     assert ("not read: test" in caplog.text) == ("test" in splits)
@@ -246,6 +255,7 @@ def test_a_saved_dataset_dict(tmp_path: Path) -> None:
     assert origins(read) == ({"train"}, {"val"})
     assert read.evaluation.features["label"].names == ["b", "a"]
     assert "has no split dev; it has train, val, test" in problem(tmp_path / "saved", evaluation_splits=["dev"])
+    assert "saved has splits of its own; set dataset.path to it" in problem(tmp_path)
     next((tmp_path / "saved/val").glob("*.arrow")).write_bytes(b"ARROW1")
     assert "this folder of save_to_disk cannot be read" in problem(tmp_path / "saved")
 
@@ -255,6 +265,7 @@ def test_a_saved_dataset_dict(tmp_path: Path) -> None:
 def test_a_saved_dataset(tmp_path: Path) -> None:
     for name in ("reviews", "test"):
         datasets.Dataset.from_list(rows(name, 20)).save_to_disk(tmp_path / name)
+    assert origins(Classify(path=str(tmp_path), train_split="reviews").read()) == ({"reviews"}, {"test"})
     read = Classify(path=str(tmp_path / "reviews")).read()
     assert read.train is not None
     assert (len(read.train), len(read.evaluation), read.has_split) == (18, 2, False)

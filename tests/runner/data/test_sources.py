@@ -225,7 +225,7 @@ def test_numbers_of_characters_and_ids_may_be_written_in_other_ways(tmp_path: Pa
         ({"text": "Rome", "answer_start": 0}, "needs lists of text and of whole numbers, not of no list and no list"),
         (
             {"text": ["Rome"], "answer_start": [0.5]},
-            "needs lists of text and of whole numbers, not of string and double",
+            "needs lists of text and of whole numbers, not of string and float64",
         ),
         ([{"text": "Rome", "start": 0}], "needs the fields text and answer_start"),
     ],
