@@ -31,8 +31,11 @@ def from_lists(part: Part, column: str) -> Part:
         column: the name of the column in the data, for messages.
     """
     kind: Any = part.examples.features["answers"]
-    listed = isinstance(getattr(kind, "feature", None), dict)
-    fields = kind.feature if listed else kind if isinstance(kind, dict) else {}
+    inner = getattr(kind, "feature", None)
+    if getattr(inner, "dtype", None) == "null":  # all lists are empty
+        inner = dict.fromkeys(("text", "answer_start"), inner)
+    listed = isinstance(inner, dict)
+    fields = inner if listed else kind if isinstance(kind, dict) else {}
     if not {"text", "answer_start"} <= set(fields):
         raise UserError(f"{part.name}: the column answers needs the fields text and answer_start; it is {kind}")
     texts, starts = (

@@ -206,7 +206,7 @@ def joined(evaluation: Mapping[str, datasets.Dataset]) -> datasets.Dataset:
     if len(evaluation) == 1:
         (only,) = evaluation.values()
         return only
-    odd = [name for name in evaluation if not _OF_METRICS.fullmatch(name)]
+    odd = [name for name in list(evaluation)[1:] if not _OF_METRICS.fullmatch(name)]
     if odd:
         raise UserError(
             f"dataset.evaluation_splits={list(evaluation)}: {odd[0]!r} becomes part of names of metrics, where MLflow "

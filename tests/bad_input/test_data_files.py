@@ -4,6 +4,7 @@ import gzip
 import json
 import logging
 import os
+import re
 import socket
 import stat
 from collections.abc import Callable
@@ -12,12 +13,16 @@ from typing import Any
 
 import datasets
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from runner.data.classification import Classify
+from runner.data.files import read
 from runner.data.layout import kinds_of
 from runner.data.question_answering import Span
 from runner.data.tagging import Tag
 from runner.data.task import Examples
+from runner.data.text_files import place
 from runner.stages.announce import announce_data
 from runner.system.errors import UserError
 from runner.system.files import check_regular
@@ -161,41 +166,46 @@ def test_the_training_split_is_never_scored(monkeypatch: pytest.MonkeyPatch, tmp
     assert len(Classify(path=str(tmp_path), evaluation_splits=["train"]).read(train=False).evaluation) == 20
 
 
-AMBIGUOUS: dict[str, tuple[dict[str, int], dict[str, Any], str]] = {
+AMBIGUOUS: dict[str, tuple[dict[str, int], dict[str, Any], str, str]] = {
     "train_dev.csv next to train.csv": (
         {"train": 20, "train_dev": 4}, {}, "train_dev.csv says train and validation; rename it, or set",
+        "trained on both",
     ),
     "train.csv, and train/part.csv": (
         {"train": 20, "train__part": 4}, {}, "are in different folders, and their names say that they are one split",
+        "only train.csv was read",
     ),
     "cola/train.csv and sst2/train.csv": (
         {"cola__train": 20, "sst2__train": 20}, {}, "several of its folders have splits: cola, sst2; set dataset.path",
+        "refused: no file in this folder",
     ),
-    "train.csv and train.tsv": (
-        {"train": 20, "train.tsv": 20}, {}, "train.tsv have the same name: if both hold the same data, remove one",
+    "train.csv and train.CSV.gz": (
+        {"train": 20, "train.CSV.gz": 20}, {}, "have the same name: if both hold the same data, remove one",
+        "only train.csv was read; of train.csv and train.json both",
     ),
     "train-00000-of-00003.parquet alone": (
         {"train-00000-of-00003.parquet": 9}, {}, "train-00001-of-00003: this part is missing, with 2 of 3 in all",
+        "trained on a third",
     ),
     "dataset.train_split=reviews of reviews_train.csv and reviews_dev.csv": (
-        {"reviews_train": 20, "reviews_dev": 4}, {"train_split": "reviews"},
-        "dataset.train_split=reviews: it fits ",
+        {"reviews_train": 20, "reviews_dev": 4}, {"train_split": "reviews"}, "dataset.train_split=reviews: it fits ",
+        "trained on both, and a tenth of both was scored",
     ),
-    "dataset.evaluation_splits=[dev#1,test]": (
-        {"train": 20, "dev#1": 4, "test": 4}, {"evaluation_splits": ["dev#1", "test"]},
+    "dataset.evaluation_splits=[test,dev#1]": (
+        {"train": 20, "dev#1": 4, "test": 4}, {"evaluation_splits": ["test", "dev#1"]},
         "'dev#1' becomes part of names of metrics, where MLflow takes letters, digits",
+        "MLflow's traceback after training",
     ),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", [
-    pytest.param(name, marks=pytest.mark.bad_input(
-        "C1" if "#" in name else "A2", name, before="MLflow's traceback after training" if "#" in name else
-        "some of the files were read, without a word", after="refused, with the files' names"))
+    pytest.param(name, marks=pytest.mark.bad_input("C1" if "#" in name else "A2", name, before=AMBIGUOUS[name][3],
+                                                   after="refused, with the files' names"))
     for name in AMBIGUOUS
 ])  # fmt: skip
 def test_what_is_ambiguous_is_refused(name: str, tmp_path: Path) -> None:
-    counts, options, message = AMBIGUOUS[name]
+    counts, options, message, _ = AMBIGUOUS[name]
     assert message in problem(write(tmp_path, **counts), **options)
 
 
@@ -227,7 +237,8 @@ LAYOUTS: dict[str, tuple[dict[str, int], set[str], set[str]]] = {
 
 @pytest.mark.parametrize("name", [
     pytest.param(name, marks=pytest.mark.bad_input(
-        "C1", name, before="no file in this folder; or a tenth of train was scored", after="read"))
+        "C1", name, after="read", before="a tenth of train was scored" if name.startswith("train.csv") else
+        "refused: no file in this folder"))
     for name in LAYOUTS
 ])  # fmt: skip
 def test_layouts_of_folders(name: str, tmp_path: Path) -> None:
@@ -284,7 +295,10 @@ def test_folders_without_data(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("path", "message"), [
-    ("~nobody-of-this-name/x", "there is no such file or folder"), ("x" * 5000, "cannot be read: File name too long"),
+    pytest.param(path, message, marks=pytest.mark.bad_input(
+        "C1", f"dataset.path={path[:22]}...", before="a traceback", after="refused"))
+    for path, message in [("~nobody-of-this-name/x", "there is no such file or folder"),
+                          ("x" * 5000, "cannot be read: File name too long")]
 ])  # fmt: skip
 def test_paths_that_no_system_takes(path: str, message: str) -> None:
     assert message in problem(Path(path))
@@ -379,6 +393,28 @@ def test_lines_are_those_of_an_editor(delimiter: str, last: str, message: str, t
     assert message in problem(tmp_path, train=False, labels=["bad", "good"])
 
 
+@settings(deadline=None, derandomize=True, max_examples=60)
+@given(
+    texts=st.lists(st.text('ab"\n\r,; \u2028\x0b', max_size=6), min_size=1, max_size=8),
+    end=st.sampled_from(["\n", "\r\n"]),
+    blank=st.integers(0, 2),
+    delimiter=st.sampled_from([",", ";", "\t"]),
+)
+def test_each_row_is_at_its_line(
+    tmp_path_factory: pytest.TempPathFactory, texts: list[str], end: str, blank: int, delimiter: str
+) -> None:
+    """The line of a row is the one at which its number stands, whatever is quoted above it."""
+    file = tmp_path_factory.mktemp("lines") / "dev.csv"
+    quoted = ['"' + text.replace('"', '""') + '"' for text in texts]
+    lines = [f"number{delimiter}text"] + [f"#{i}{delimiter}{text}" for i, text in enumerate(quoted)]
+    file.write_bytes((end * blank + (end * (blank + 1)).join(lines)).encode())
+    assert list(read(file, ["text"])["text"]) == texts
+    as_edited = re.split("\r\n|\r|\n", file.read_bytes().decode())
+    for row in range(len(texts)):
+        line = int(place(str(file), row).rpartition(" ")[2])
+        assert as_edited[line - 1].startswith(f"#{row}{delimiter}")
+
+
 @pytest.mark.bad_input("C1", "a bad line of JSON lines after an empty one", before="row 2", after="line 4")
 def test_lines_of_json_lines(tmp_path: Path) -> None:
     good, bad = '{"text": "x", "label": "good"}', '{"text": "x", "label": "oops"}'
@@ -465,6 +501,8 @@ def test_an_empty_answer_of_an_impossible_question(answers: Any, impossible: Any
     (tmp_path / "dev.json").write_text(json.dumps(content))
     read = Span(path=str(tmp_path), unanswerable=True).read(train=False).evaluation
     assert list(read["answers"]) == [{"text": [], "answer_start": []}, ANSWER]
+    (tmp_path / "dev.json").write_text(json.dumps(content[:1]))
+    assert Span(path=str(tmp_path), unanswerable=True).read(train=False).evaluation["answers"][0]["text"] == []
     assert "if 1 of them are meant to have no answer, dataset.unanswerable=true" in json_problem(tmp_path, content)
 
 
