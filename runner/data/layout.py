@@ -40,7 +40,7 @@ class Layout:
     train: list[Path]
     evaluation: dict[str, list[Path]]
     """By the split's name, the main one first."""
-    unread: list[Path]
+    unused: list[Path]
     """Files that look like data, and are in no split."""
 
 

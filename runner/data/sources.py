@@ -107,8 +107,8 @@ def _choose(dataset: Dataset, loaded: Mapping[Any, datasets.Dataset], source: st
             f"dataset.path={dataset.path} has neither a train nor an evaluation split with a usual name; it has "
             f"{', '.join(parts)}: name them in dataset.train_split and dataset.evaluation_splits"
         )
-    unread = [name for name in others if name not in evaluation]
-    return Splits(parts[train] if train else None, {name: parts[name] for name in evaluation}, source, unread)
+    unused = [name for name in others if name not in evaluation]
+    return Splits(parts[train] if train else None, {name: parts[name] for name in evaluation}, source, unused)
 
 
 def _of_kind(kind: str, names: Iterable[str]) -> list[str]:
@@ -150,15 +150,17 @@ def _check_cache(path: str, cached: set[Path]) -> None:
 
 def _folder(path: Path, dataset: Dataset) -> Splits:
     """The splits of a folder: as `save_to_disk` wrote it, or with files whose names say which split they are."""
-    if _is_saved(path) or any(map(_is_saved, path.iterdir())):
+    suffixes = _suffixes(dataset)
+    inside = list(path.iterdir())
+    if _is_saved(path) or (any(map(_is_saved, inside)) and not any(suffix_of(file) in suffixes for file in inside)):
         return _saved(path, dataset)
-    asked = layout.Asked(f"dataset.path={path}", dataset.train_split, dataset.evaluation_splits, _suffixes(dataset))
+    asked = layout.Asked(f"dataset.path={path}", dataset.train_split, dataset.evaluation_splits, suffixes)
     found = layout.find(path, asked)
     return Splits(
         _part(found.train, dataset) if found.train else None,
         {name: _part(paths, dataset) for name, paths in found.evaluation.items()},
         str(path),
-        layout.names(found.unread, path),
+        layout.names(found.unused, path),
     )
 
 
@@ -198,10 +200,11 @@ def _single(path: Path, dataset: Dataset) -> Splits:
         )
     splits = _all_or_evaluation(path, dataset, lambda: _part([path], dataset))
     if splits.train is not None:
-        for other in sorted(path.parent.iterdir()):
-            kinds = layout.kinds_of(stem_of(other)) if suffix_of(other) in _suffixes(dataset) else []
-            if kinds and layout.TRAIN not in kinds:
-                splits.unread.append(f"{other.name} in the same folder, whose name says {kinds[0]}")
+        with suppress(OSError):  # a folder whose files may be read, and not listed
+            for other in sorted(path.parent.iterdir()):
+                kinds = layout.kinds_of(stem_of(other)) if suffix_of(other) in _suffixes(dataset) else []
+                if kinds and layout.TRAIN not in kinds:
+                    splits.unused.append(f"{other.name} in the same folder, whose name says {kinds[0]}")
     return splits
 
 

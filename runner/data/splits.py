@@ -149,7 +149,7 @@ class Splits:
     """Name -> examples; the first is the main one. Empty if there is none."""
     source: str
     """A description for people, with the revision if known."""
-    unread: list[str] = field(default_factory=list)
+    unused: list[str] = field(default_factory=list)
     """Files, or splits of the hub, that are in none of these splits."""
 
     @property

@@ -56,8 +56,8 @@ class Examples:
     """Whether the data have an evaluation split."""
     origin: str = ""
     """The files, or splits of the hub, that each split came from."""
-    unread: Sequence[str] = ()
-    """Files, or splits of the hub, that are in no split."""
+    unused: Sequence[str] = ()
+    """Files, or splits of the hub, that are not used."""
 
 
 @dataclass
@@ -182,9 +182,8 @@ class Dataset:
             if not self.holdout:
                 log.info("%s has no evaluation split: %g of train becomes it, drawn with dataset.data_seed=%d",
                          splits.source, fraction, self.data_seed)  # fmt: skip
-            elif evaluation:
-                log.info("dataset.holdout=%g: this part of train is scored, not %s",
-                         fraction, ", ".join(part.name for part in evaluation.values()))  # fmt: skip
+            others = [part.name for part in evaluation.values()]
+            splits = replace(splits, evaluation={}, unused=[*splits.unused, *others])
             strata = self.strata(training.examples)
             rest, held = held_out(self.groups(training.examples), fraction, self.data_seed, strata)
             if not rest or not held:
@@ -209,7 +208,7 @@ class Dataset:
             held_out=fraction,
             has_split=has_split,
             origin=splits.origin,
-            unread=splits.unread,
+            unused=splits.unused,
         )
 
     def splits(self) -> Splits:

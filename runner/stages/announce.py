@@ -119,16 +119,16 @@ def announce(inputs: Inputs) -> None:
 
 
 def announce_data(task: Dataset, examples: Examples) -> None:
-    """Show where the examples come from, what is not read, and the classes with what looks like a slip."""
+    """Show where the examples come from, what is not used, and the classes with what looks like a slip."""
     train, evaluation = examples.train, examples.evaluation
     log.info("%s training and %s evaluation examples (%s)", len(train) if train is not None else "no",
              len(evaluation), examples.source)  # fmt: skip
     log.info("%s", examples.origin)
-    if examples.unread:
-        # Without an evaluation split, what is not read may be it.
+    if examples.unused:
+        # Without an evaluation split, what is not used may be it.
         log.log(logging.INFO if examples.has_split else logging.WARNING,
-                "not read: %s (dataset.train_split and dataset.evaluation_splits choose)",
-                shown(examples.unread))  # fmt: skip
+                "not used: %s (dataset.train_split and dataset.evaluation_splits choose)",
+                shown(examples.unused))  # fmt: skip
     total: Counter[str] = Counter()
     for split, part in (("training", train), ("evaluation", evaluation)):
         counts = task.class_counts(part) if part is not None else {}

@@ -92,11 +92,11 @@ def test_an_evaluation_file_is_scored(name: str, tmp_path: Path, caplog: pytest.
     assert origins(read) == ({"train.csv"}, {f"{name}.csv"})
     assert f"training: {tmp_path}/train.csv (20); " in caplog.text
     assert f": {tmp_path}/{name}.csv (4)" in caplog.text
-    assert "not read" not in caplog.text
+    assert "not used" not in caplog.text
 
 
 @pytest.mark.bad_input("A2", "val.csv and test.csv next to train.csv", before="test.csv was scored, val.csv ignored",
-                       after="val.csv is scored, and test.csv named as not read")  # fmt: skip
+                       after="val.csv is scored, and test.csv named as not used")  # fmt: skip
 @pytest.mark.parametrize(("best", "others"), [("val", ["test"]), ("dev", ["eval", "test"]), ("eval", ["test"])])
 def test_the_preferred_split_is_scored(
     best: str, others: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
@@ -104,7 +104,7 @@ def test_the_preferred_split_is_scored(
     with caplog.at_level(logging.INFO):
         read = read_and_announced(write(tmp_path, train=20, **dict.fromkeys([best, *others], 4)))
     assert origins(read)[1] == {f"{best}.csv"}
-    assert f"not read: {', '.join(f'{name}.csv' for name in others)} (dataset.train_split" in caplog.text
+    assert f"not used: {', '.join(f'{name}.csv' for name in others)} (dataset.train_split" in caplog.text
 
 
 @pytest.mark.bad_input("A2", "holdout.csv and val.xlsx next to train.csv", before="ignored without a word",
@@ -118,8 +118,16 @@ def test_files_that_are_left_are_named(tmp_path: Path, caplog: pytest.LogCapture
         read = read_and_announced(tmp_path)
     assert origins(read) == ({"train.csv"}, {"train.csv"})
     (warning,) = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
-    assert warning.startswith("not read: holdout.csv, val.xlsx (")
+    assert warning.startswith("not used: holdout.csv, val.xlsx (")
     assert f"{tmp_path} has no evaluation split: 0.1 of train becomes it" in caplog.text
+
+
+def test_a_split_that_a_hold_out_replaces_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        read = read_and_announced(write(tmp_path, train=20, val=4), holdout=0.2)
+    assert origins(read) == ({"train.csv"}, {"train.csv"})
+    assert f"not used: {tmp_path}/val.csv (" in caplog.text
+    assert "validation: " not in caplog.text
 
 
 @pytest.mark.bad_input("A2", "dataset.path=train.csv, with val.csv in the same folder",
@@ -127,7 +135,7 @@ def test_files_that_are_left_are_named(tmp_path: Path, caplog: pytest.LogCapture
 def test_a_file_next_to_the_only_file_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write(tmp_path, train=20, val=4, more=4)
     read_and_announced(tmp_path / "train.csv")
-    assert "not read: val.csv in the same folder, whose name says validation" in caplog.text
+    assert "not used: val.csv in the same folder, whose name says validation" in caplog.text
     assert "more.csv" not in caplog.text
 
 
@@ -151,7 +159,7 @@ def test_splits_of_the_hub(
         read = read_and_announced("someone/reviews")
     assert origins(read) == ({train}, set(scored))
     assert f"training: someone/reviews, {train} split (20); {scored[0]}: " in caplog.text
-    assert ("not read: test" in caplog.text) == ("test" in splits)
+    assert ("not used: test" in caplog.text) == ("test" in splits)
 
 
 @pytest.mark.bad_input("A2", "dataset.train_split=validation of a hub dataset", after="another split is scored",
