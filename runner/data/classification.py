@@ -100,6 +100,12 @@ class Classify(Dataset):
     def groups(self, examples: datasets.Dataset) -> Sequence[str]:
         return [str(text) for text in arrow.table(examples, "text")["text"].to_pylist()]
 
+    def strata(self, examples: datasets.Dataset) -> Sequence[Any]:
+        return () if self.regression else arrow.table(examples, "label")["label"].to_pylist()
+
+    def class_counts(self, examples: datasets.Dataset) -> dict[str, int]:
+        return {} if self.regression else classes.counts(examples, "label")
+
     def checked(self, part: Part) -> Part:
         for name in ("text", *(["text_pair"] if self.text_pair else [])):
             part.check_text(name, getattr(self, name))

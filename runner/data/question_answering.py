@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pruning import Prediction
 from runner.data import arrow
-from runner.data.answers import COLUMNS, check_answers, check_column, fingerprint, from_single
+from runner.data.answers import COLUMNS, IMPOSSIBLE, check_answers, fingerprint, from_lists, from_single
 from runner.data.files import Reader
 from runner.data.readable import AROUND, excerpt, length_range, question_word
 from runner.data.span_scores import Scoring, advise, by_characters, length_in_units
@@ -41,13 +41,14 @@ class Span(Dataset):
     """
 
     id: str = "id"
-    """Column of the question's id."""
+    """Column of the question's id. Where there is no column `id`, the number of the row."""
     context: str = "context"
     """Column of the paragraph."""
     question: str = "question"
     """Column of the question."""
     answers: str = "answers"
-    """Column of the answers: records of `text` and `answer_start`, two lists of the same length."""
+    """Column of the answers: records of `text` and `answer_start`, two lists of the same length, or lists of such
+    records. A column `is_impossible` is read too."""
     answer_text: str | None = None
     """Column of the answer's text, instead of `answers`, for files with one answer in each row."""
     answer_start: str | None = None
@@ -119,17 +120,20 @@ class Span(Dataset):
         return splits.mapped(self._named)
 
     def _named(self, part: Part) -> Part:
-        given = {"id": self.id, "context": self.context, "question": self.question}
+        columns = part.examples.column_names
+        has_ids = self.id in columns or self.id != Span.id
+        given = {**({"id": self.id} if has_ids else {}), "context": self.context, "question": self.question}
+        given |= {IMPOSSIBLE: IMPOSSIBLE} if IMPOSSIBLE in columns else {}
         if self.answer_text is None or self.answer_start is None:
-            part = part.renamed({**given, "answers": self.answers})
-            check_column(part)
+            part = from_lists(part.renamed({**given, "answers": self.answers}), self.answers)
         else:
             part = part.renamed({**given, "text": self.answer_text, "answer_start": self.answer_start})
             part.check_text("text", self.answer_text, missing=True)
             part = from_single(part, self.answer_start)
         part.check_text("context", self.context, missing=True)  # `checked` reports missing ones, with the answers
         part.check_text("question", self.question)
-        ids, others = part.ids(self.id), part.examples.select_columns([name for name in COLUMNS if name != "id"])
+        ids = part.ids(self.id if has_ids else None)
+        others = part.examples.select_columns([name for name in COLUMNS if name != "id"])
         return part.holding(others.add_column("id", ids).select_columns(list(COLUMNS)))  # type: ignore[call-arg]
 
     def groups(self, examples: datasets.Dataset) -> Sequence[str]:

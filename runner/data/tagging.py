@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -113,6 +114,15 @@ class Tag(Dataset):
 
     def groups(self, examples: datasets.Dataset) -> Sequence[str]:
         return [" ".join(map(str, words)) for words in arrow.lists(arrow.table(examples, "tokens")["tokens"])]
+
+    def strata(self, examples: datasets.Dataset) -> Sequence[Any]:
+        """The rarest tag of each sentence."""
+        numbers = [set(tags) for tags in arrow.lists(arrow.table(examples, "tags")["tags"])]
+        sentences = Counter(number for each in numbers for number in each)
+        return [min(each, key=lambda number: (sentences[number], number), default=classes.NONE) for each in numbers]
+
+    def class_counts(self, examples: datasets.Dataset) -> dict[str, int]:
+        return classes.counts(examples, "tags")
 
     def checked(self, part: Part) -> Part:
         columns = arrow.table(part.examples, "tokens", "tags")

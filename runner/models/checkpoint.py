@@ -16,6 +16,7 @@ from runner.models import heads, weights
 from runner.models.configuration import building, check_encoder, quiet_loading, read_config
 from runner.models.dropout import set_dropout
 from runner.system.errors import UserError
+from runner.system.files import check_regular
 from runner.system.fingerprint import hash_files
 from runner.system.hub import explain
 
@@ -122,6 +123,7 @@ def find(path: str, key: str, model: Model, revision: str | None = None) -> Chec
     folder = Path(path).expanduser()
     if folder.is_dir():
         path = str(folder)
+        check_regular(*sorted(folder.iterdir()))
         if not (folder / "config.json").is_file():
             raise UserError(f"{key}={path}: there is no config.json in this folder")
         if not any(p for name in _WEIGHT_FILES for p in folder.glob(name)):

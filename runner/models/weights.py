@@ -16,6 +16,7 @@ from torch import Tensor
 from runner.models.configuration import looks_like
 from runner.models.structure import POSITION_TABLES
 from runner.system.errors import UserError
+from runner.system.files import check_regular
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -65,6 +66,7 @@ def opened(file: Path, place: str) -> Iterator[tuple[Collection[str], Callable[[
     Raises:
         UserError: it is damaged, or holds something else.
     """
+    check_regular(file)
     where = f"{place}: its {file.name}"
     if problem := looks_like(file):
         raise UserError(f"{where} {problem}")

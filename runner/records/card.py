@@ -124,6 +124,7 @@ def variables(facts: Facts) -> dict[str, Any]:
         "evaluated": f"{counted.used:,}",
         "evaluated_part": part_of(counted),
         "holdout": counted.holdout,
+        "has_split": counted.has_split,
         "data": code(facts.data.name),
         "data_hub_id": code(facts.data.hub_id) if facts.data.hub_id else None,
         "data_revision": code(facts.data.revision) if facts.data.revision else None,
