@@ -151,14 +151,18 @@ def load(config: DictConfig, choices: dict[str, str], overrides: list[str]) -> t
         raise UserError("--config-name: this is not the configuration of a run: begin its defaults list with - config")
     with explained(overrides):
         check_keys(config, overrides)
-        _check_options(choices, overrides)
+        _check_options(choices, overrides, config.recipe.name)
         _check_texts(config, overrides)
         _check_names(config)
         return _loaded(config, choices, overrides)
 
 
-def _check_options(choices: Mapping[str, str], overrides: list[str]) -> None:
-    """Refuse what Hydra composes without a word: several options of a group, and a recipe that does not exist."""
+def _check_options(choices: Mapping[str, str], overrides: list[str], name: str) -> None:
+    """Refuse what Hydra composes without a word: several options of a group, and a recipe that does not exist.
+
+    Args:
+        name: of the recipe that was composed.
+    """
     for override in OverridesParser.create().parse_overrides(overrides):
         group, value, line = override.key_or_group, override.value(), str(override.input_line)
         if group in CHOICES and (override.is_add() or override.is_force_add()):
@@ -171,8 +175,8 @@ def _check_options(choices: Mapping[str, str], overrides: list[str]) -> None:
     recipe = choices.get("recipe", Recipe.name)
     if recipe in (Recipe.name, f"{choices['dataset']}-{choices['model']}"):
         return
-    with _initialized() as loader:
-        if not loader.repository.config_exists(f"recipe/{recipe}"):
+    with _initialized() as loader:  # its repository does not have the folders of hydra.searchpath
+        if name == Recipe.name and not loader.repository.config_exists(f"recipe/{recipe}"):
             options = [*loader.get_group_options("recipe"), Recipe.name]
             raise UserError(no_option("", "recipe", recipe, options))
 
