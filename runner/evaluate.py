@@ -20,7 +20,8 @@ from runner.training.inference import score
 def main(arguments: list[str]) -> dict[str, Any]:
     """Compose the configuration for this model, score it, print and return the metrics. Also printed is what a setting
     chosen on these examples, such as SQuAD v2.0's threshold, would give: use it on a hold-out of train only."""
-    if not arguments or arguments[0].startswith("-") or "=" in arguments[0]:
+    is_override = arguments and "=" in arguments[0] and not Path(arguments[0]).exists()
+    if not arguments or arguments[0].startswith("-") or is_override:
         raise UserError("usage: python -m runner.evaluate FOLDER_OR_ID [dataset=NAME] [dataset.KEY=VALUE] ...")
     path, *overrides = arguments
     experiment, _ = compose_experiment(["model=hub", f"model.path={quoted(path)}", *overrides])

@@ -226,7 +226,8 @@ def _origin(experiment: Experiment, config: DictConfig, choices: dict[str, str],
     asked = {
         k: v for k, v in choices.items() if k != "experiment" and not (k == "recipe" and v in (implied, Recipe().name))
     }
-    composed = compose([f"{group}={option}" for group, option in asked.items()])
+    searchpath = [override for override in overrides if override.lstrip("+").startswith("hydra.searchpath=")]
+    composed = compose([*searchpath, *(f"{group}={option}" for group, option in asked.items())])
     if composed.recipe.distill != config.recipe.distill:
         raise UserError(
             f"recipe.distill={config.recipe.distill} has no effect: distill={choices['distill']} is chosen; set "

@@ -94,6 +94,7 @@ def _one_line(text: str, place: str) -> str:
     need = next((meaning for words, meaning in _NEEDS.items() if words in text and place), None)
     lines = [line.strip().rstrip(".:") for line in text.splitlines() if line.strip() and not re.search(_INTERNAL, line)]
     text = need or "; ".join(dict.fromkeys(lines))
+    text += r"; the characters ${ themselves are written \${" if "nterpolation" in text else ""
     return text if not place or text.startswith(place) else f"{place}: {text}"
 
 
@@ -155,12 +156,15 @@ def no_option(place: str, group: str, option: str, options: Sequence[str]) -> st
     return f"{start} Available options: {', '.join(options)}{any_size}" if options else start
 
 
+_SWEEP = re.compile(r"(glob|choice|range|interval|shuffle|sort|tag)\(.*\)$", re.DOTALL)
+
+
 def quoting(override: str) -> str:
     """The message for an override that Hydra's grammar does not accept."""
     key, equals, value = override.partition("=")
     if not equals or not re.fullmatch(r"[+~]{0,2}[A-Za-z_][\w-]*(?:[./@][\w:*@-]+)*", key):
         return f"{override}: an override is KEY=VALUE, such as model=bert-mini, without blanks around the ="
-    typed = advice(override)
+    typed = None if _SWEEP.match(value) else advice(override)
     if typed is None:
         return f"{override}: Hydra cannot read the value {value}; quote the texts in it, or set {key} in a YAML file"
     return f"{override}: the value needs quotes, for Hydra and for the shell: type {typed}"

@@ -77,10 +77,10 @@ class Sweep(Callback):
                     "this sweeper chooses by the score, and dataset.holdout=0 takes it on the set that the table "
                     "reports; set dataset.holdout=0.1 to choose on a part of train"
                 )
-        if self.jobs is not None:
-            log.info("a sweep of %d runs, all configurations checked", len(self.jobs))
         for key in ("output_dir", "cache_dir"):
             disk.check_writable(key, getattr(experiment, key))
+        if self.jobs is not None:
+            log.info("a sweep of %d runs, all configurations checked", len(self.jobs))
         keep_bf16_speedup(Path(experiment.cache_dir))
         atexit.register(self._abandon)
         identity = hash_json(checked, SHORT)
