@@ -11,7 +11,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from runner.config.compose import chosen_options, load, register
+from runner.config.compose import as_typed, chosen_options, load, register
 from runner.config.refusals import explained
 from runner.sweeps import jobs, launchers
 from runner.system import ranks
@@ -30,7 +30,7 @@ def job(composed: DictConfig) -> float | None:
 
     register()
     hydra_config = HydraConfig.get()
-    overrides = list(hydra_config.overrides.task)
+    overrides = as_typed(hydra_config)
 
     def once() -> Result:
         ranks.check_launcher()

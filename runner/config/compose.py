@@ -135,6 +135,11 @@ def compose_experiment(overrides: Sequence[str]) -> tuple[Experiment, Origin]:
     return load(config, choices, list(overrides))
 
 
+def as_typed(hydra_config: Any) -> list[str]:
+    """The command line's overrides, in which ${...} is not resolved."""
+    return [str(override) for override in OmegaConf.to_container(hydra_config.overrides.task, resolve=False)]  # type: ignore[union-attr]
+
+
 def chosen_options(choices: Mapping[Any, Any]) -> dict[str, str]:
     """The options of our groups, among all that Hydra calls choices."""
     return {k: str(v) for k, v in choices.items() if k in (*GROUPS, "experiment") and v}

@@ -124,7 +124,7 @@ def unknown_key(key: str, given: str, kind: str | None = None) -> UserError:
     if owners and kind is not None:
         has = [k.rpartition(".")[2] for k, classes in all_keys().items() if kind in (c.__name__ for c in classes)]
         remedy = f"it has {', '.join(has)}" if len(has) < 10 else "python -m runner.reference prints all keys"
-        if kind == GROUPS[group].__name__:
+        if group in GROUPS and kind == GROUPS[group].__name__:
             remedy = f"begin the file with the list defaults, which names one, such as /schema/{group}/{owners[0]}"
         return UserError(f"{given}: {kind} has no key {name}, which is one of {' and '.join(owners)}; {remedy}")
     meant = nearest(key)

@@ -7,14 +7,16 @@ import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
+from traceback import extract_tb
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf.errors import OmegaConfBaseException
+from yaml import MarkedYAMLError
 
 from pruning import PruningError
-from runner.config.keys import CHOICES, unknown_key
+from runner.config.keys import CHOICES, nearest, unknown_key
 from runner.system.errors import UserError, causes_of
 
 _OPTUNA = "hydra/sweeper=optuna needs the plugin of Hydra for Optuna: .venv/bin/pip install -e '.[optuna]'"
@@ -45,7 +47,7 @@ def _explanation(error: Exception, overrides: Sequence[str]) -> str | None:
     causes = causes_of(error)
     text = "\n".join(str(cause).strip() for cause in causes)
     if not isinstance(error, (HydraException, OmegaConfBaseException)):
-        return _of_value_error(text, overrides) if isinstance(error, ValueError) else None
+        return _of_another_kind(error, overrides)
     if isinstance(error, OverrideParseException):
         return quoting(error.override)
     if "'hydra/sweeper/optuna'" in text:
@@ -53,9 +55,11 @@ def _explanation(error: Exception, overrides: Sequence[str]) -> str | None:
     if isinstance(error, MissingConfigException):
         return _missing(error)
     given = _given(text)
-    unknown = re.search(r"Key '.*' (?:not in '(\w+)'|is not in struct)\s+full_key: (\S+)", text)
+    unknown = re.search(r"Key '(.*)' (?:not in '(\w+)'|is not in struct)\s+full_key: (\S+)", text)
+    if unknown and "." in unknown[1]:
+        return f"{given}: {unknown[1]} is one key here; write each part on a line of its own, indented below the other"
     if unknown:
-        return _unknown(unknown[2], unknown[1], given)
+        return _unknown(unknown[3], unknown[2], given)
     several = re.search(r"Ambiguous value for argument '(.*)'|Sweep parameters '(.*)' requires", text)
     if several:
         comma = several[1] and several[1].partition("=")[0] not in CHOICES
@@ -68,13 +72,16 @@ def _explanation(error: Exception, overrides: Sequence[str]) -> str | None:
     deleted = next((o for o in overrides if o.startswith("~")), None)
     if deleted and "possible interpolation keys" in text:
         return f"{deleted}: a run needs this group; choose another option of it"
-    place = given or next((str(c.full_key) for c in causes if isinstance(c, OmegaConfBaseException) and c.full_key), "")
-    return _one_line(text, place)
+    group = re.search(r"In '(.*)': Could not override '(.*)'\. No match", text)
+    if group:
+        meant = nearest(group[2])
+        return f"{group[1]}.yaml: there is no group {group[2]}" + (f"; did you mean {meant}?" if meant else "")
+    return _one_line(text, given or "")
 
 
 _INTERNAL = (
     "object_type=|reference_type=|full_key:|To append to your|Or add a second \\+|Config search path|provider=|"
-    "Error merging override|See https://hydra.cc/docs"
+    "Error merging override|See https://hydra.cc/docs|raised while composing"
 )
 """Lines of Hydra and OmegaConf that name no mistake, or give bad advice: an appended key would not be read."""
 
@@ -84,6 +91,7 @@ _NEEDS = {
     "could not be converted to Float": "a number is needed",
     "is not a valid bool": "true or false is needed",
     "is not Optional": "a value is needed, not null",
+    "is not a subclass of": "it has keys of its own; give one of these a value",
     "An item is already at": "the key has a value already; leave the + out",
 }
 """Words of OmegaConf and Hydra and what they mean."""
@@ -91,10 +99,14 @@ _NEEDS = {
 
 def _one_line(text: str, place: str) -> str:
     """What is left of a message, in one line that begins with what was given."""
+    key = re.search(r"full_key: (\S+)", text)
+    if key and "=" not in place:
+        value = re.search(r"Value '(.*)' (?:of type|is not)", text)
+        place = f"{place}{': ' if place else ''}{key[1]}" + (f"={value[1]}" if value else "")
     need = next((meaning for words, meaning in _NEEDS.items() if words in text and place), None)
     lines = [line.strip().rstrip(".:") for line in text.splitlines() if line.strip() and not re.search(_INTERNAL, line)]
     text = need or "; ".join(dict.fromkeys(lines))
-    text += r"; the characters ${ themselves are written \${" if "nterpolation" in text else ""
+    text += r"; the characters ${ themselves are written \${" if "Interpolation key" in text else ""
     return text if not place or text.startswith(place) else f"{place}: {text}"
 
 
@@ -116,10 +128,23 @@ def _unknown(key: str, kind: str | None, given: str | None) -> str:
     return str(unknown_key(key, given or key, kind))
 
 
-def _of_value_error(text: str, overrides: Sequence[str]) -> str | None:
-    """Hydra raises some mistakes as ValueError; None for one that is not Hydra's."""
+def _of_another_kind(error: Exception, overrides: Sequence[str]) -> str | None:
+    """The message for mistakes that end in an error of Python or of the YAML library; None for any other error."""
+    text = str(error)
+    if isinstance(error, MarkedYAMLError) and error.problem_mark is not None:
+        mark = error.problem_mark
+        return f"{mark.name}, line {mark.line + 1}: this is not YAML: {error.problem}"
+    if isinstance(error, UnicodeDecodeError) and any(
+        "config_source" in f.filename for f in extract_tb(error.__traceback__)
+    ):
+        before = error.object[max(0, error.start - 30) : error.start].decode(errors="replace")
+        return f"a YAML file of the configuration is not UTF-8, after {before!r}; save it in UTF-8"
+    if not isinstance(error, ValueError):
+        return None
     if text.startswith("Only one of --run, --multirun"):
         return "-m runs a sweep, and --cfg and --info show one run: leave one of them out"
+    if text.startswith("Invalid defaults list"):
+        return text
     number = re.match(r"Config group override must be a string or a list. Got (\w+)|Unsupported item value in", text)
     if number is None:
         return None

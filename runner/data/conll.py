@@ -78,7 +78,7 @@ def _places(file: Path, columns: list[str], words: str, tags: str) -> tuple[int,
 
 
 class _Comments:
-    """Tells comments from words that begin with #, such as "#" and "#Rome"."""
+    """Distinguishes comments from words that begin with #, such as "#" and "#Rome"."""
 
     def __init__(self, lines: Sequence[str], everywhere: bool) -> None:
         """

@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 
 from results import columns
 from runner import tracking
-from runner.config.compose import compose_experiment, override_parser
+from runner.config.compose import as_typed, compose_experiment, override_parser
 from runner.config.keys import check_key
 from runner.sweeps.jobs import Outcome, Place, command_line
 from runner.system import disk, files, provenance, ranks
@@ -55,7 +55,7 @@ class Sweep(Callback):
                 "them and let its jobs start ranks of their own, with hydra.launcher.ranks=N"
             )
         set_up_process()
-        overrides = list(config.hydra.overrides.task)
+        overrides = as_typed(config.hydra)
         parsed = override_parser().parse_overrides(overrides)
         varied = [o.input_line or "" for o in parsed if o.is_sweep_override()]
         swept = config.hydra.sweeper.get("params") or {}

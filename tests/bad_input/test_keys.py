@@ -83,6 +83,7 @@ KEYS = [
     (["criterion=fisher", "criterion.momentum=0.9"], "DiagonalFisher has no key momentum", APPEND),
     (["+allocation.layers={*.query:{targett:0.3}}"], "did you mean allocation.layers.*.target?", "refused, no why"),
     (["hydra.bogus=1"], "Hydra has no key hydra.bogus", APPEND),
+    (["train=5"], "train=5: it has keys of its own; give one of these a value", "refused, no why"),
     (["~train"], "a run needs the key train", "the recipe was ignored"),
     (["~model"], "~model: a run needs this group", "refused, no why"),
     (["+seed=3"], "the key has a value already; leave the + out", 'refused: "add a second +"'),
@@ -127,7 +128,15 @@ FILES = [
     ("experiment/mine", "# @package _global_\na:\n  b: {c: 1}\n", "experiment/mine.yaml: there is no key a;"),
     ("experiment/mine", "train:\n  learning_rate: 1\n", "begin the file with the line: # @package _global_"),
     ("experiment/mine", "# @package _global_\ntrain:\n  learning_rate: fast\n",
-     "experiment/mine.yaml: a number is needed"),
+     "experiment/mine.yaml: train.learning_rate=fast: a number is needed"),
+    ("experiment/mine", "# @package _global_\ntrain: 5\n", "mine.yaml: it has keys of its own; give one"),
+    ("experiment/mine", "# @package _global_\n'train.learning_rate': 1\n", "train.learning_rate is one key here"),
+    ("experiment/mine", "# @package _global_\ntrain:\n\tlr: 1\n", "mine.yaml, line 3: this is not YAML: found char"),
+    ("experiment/mine", "# @package _global_\nseed: 1\nseed: 2\n", "mine.yaml, line 3: this is not YAML: found dupl"),
+    ("experiment/mine", "# @package _global_\ndefaults: foo\n", "defaults must be a list"),
+    ("experiment/mine", "# @package _global_\ndefaults:\n  - override /patern: 4x1\n",
+     "experiment/mine.yaml: there is no group patern; did you mean pattern?"),
+    ("experiment/mine", "# @package _global_\nseed: ${nope}\n", "seed: Interpolation key 'nope' not found"),
     ("experiment/mine", "# @package _global_\ndefaults:\n  - override /pattern: 2:4\n", 'write "2:4"'),
     ("experiment/mine", "# @package _global_\ndefaults:\n  - override /pattern: 2-4\n",
      "pattern=2-4: there is no pattern/2-4; did you mean pattern=2:4?"),
@@ -155,6 +164,23 @@ def test_a_file_with_a_key_or_option_that_does_not_exist(
     said = refused("--config-dir", str(tmp_path / "mine"), file.replace("/", "="))
     check(said)
     assert words in said
+
+
+@pytest.mark.bad_input("A6", "a YAML file in another encoding", before="a traceback", after="refused in one line")
+def test_a_file_that_is_not_utf_8(refused: Refused, tmp_path: Path) -> None:
+    (tmp_path / "mine/experiment").mkdir(parents=True)
+    (tmp_path / "mine/experiment/mine.yaml").write_bytes("# @package _global_\noutput_dir: Größe\n".encode("latin-1"))
+    said = refused("--config-dir", str(tmp_path / "mine"), "experiment=mine")
+    assert "is not UTF-8, after" in said
+    assert "output_dir: Gr" in said
+
+
+@pytest.mark.bad_input("C1", "seed=${x}, with and without -m", before="an error of Hydra's own key", after="refused")
+@pytest.mark.parametrize("options", [[], ["-m"]])
+def test_an_interpolation_is_resolved_in_the_configuration_only(options: list[str], refused: Refused) -> None:
+    assert refused(*options, "seed=${nope}").startswith("error: seed: Interpolation key 'nope' not found")
+    said = refused(*options, "seed=${dataset.max_seq_length}", "output_dir=")
+    assert said.startswith("error: output_dir=: a folder is needed")
 
 
 @pytest.mark.parametrize(("text", "arguments", "words"), [
