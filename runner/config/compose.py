@@ -114,8 +114,8 @@ def _initialized() -> Iterator[ConfigLoaderImpl]:
 
 
 def override_parser() -> OverridesParser:
-    """The parser of overrides in a Hydra job; it knows the options of the groups, for pattern=glob(*x1)."""
-    return OverridesParser.create(config_loader=_loader())
+    """The parser of overrides; in a Hydra job it knows the options of the groups, for pattern=glob(*x1)."""
+    return OverridesParser.create(_loader() if GlobalHydra.instance().is_initialized() else None)
 
 
 def _loader() -> ConfigLoaderImpl:
