@@ -1,5 +1,7 @@
 """Keys, options, values and folders that cannot be: one sentence, before anything is read."""
 
+import errno
+import os
 import re
 import shlex
 import subprocess
@@ -536,11 +538,15 @@ def test_a_folder_that_cannot_be_written(key: str, place: str, refused: Refused,
         assert "free space" not in said
 
 
+@pytest.mark.bad_input(
+    "C1", "a folder without permission, a read-only disk", before='"free space"', after="the reason and its remedy"
+)
 def test_the_remedy_follows_the_reason() -> None:
-    for number, words in ((28, "free space"), (122, "free space"), (13, "can write to"), (30, "can write to")):
-        assert words in str(disk_error(OSError(number, OSError(number, "").strerror or "No space left on device"
-                                               if number == 28 else "Disk quota exceeded" if number == 122
-                                               else "Permission denied"), "outputs"))  # fmt: skip
+    for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        assert "free space" in str(disk_error(OSError(number, os.strerror(number)), "outputs"))
+    for number in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG):
+        text = str(disk_error(OSError(number, os.strerror(number)), "outputs"))
+        assert f"cannot write to outputs: {os.strerror(number)}; choose a place that this user can write to" in text
 
 
 @pytest.mark.bad_input("C1", "a deleted working folder", before="killed by a library", after="one sentence")
