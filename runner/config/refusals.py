@@ -189,6 +189,8 @@ def quoting(override: str) -> str:
     key, equals, value = override.partition("=")
     if not equals or not re.fullmatch(r"[+~]{0,2}[A-Za-z_][\w-]*(?:[./@][\w:*@-]+)*", key):
         return f"{override}: an override is KEY=VALUE, such as model=bert-mini, without blanks around the ="
+    if key.lstrip("+~") in CHOICES:
+        return f"{override}: Hydra cannot read the value {value}; name one option, or several for -m, such as {key}=A,B"
     typed = None if _SWEEP.match(value) else advice(override)
     if typed is None:
         return f"{override}: Hydra cannot read the value {value}; quote the texts in it, or set {key} in a YAML file"

@@ -29,7 +29,7 @@ def words_and_tags(file: Path, tags: str = "ner_tags") -> list[tuple[str, str]]:
 
 
 PAIRS = [("Ada", "B-PER"), ("lives", "O")]
-AS_DATA = "a word # with the last field as its tag"
+AS_DATA = 'a word # with a tag, or refused: "has 4 columns"'
 COMMENTS = {
     "# id 1 in a file of blanks": "# id 1\nAda B-PER\nlives O\n",
     "# id in a file of two columns": "# id\nAda B-PER\nlives O\n",

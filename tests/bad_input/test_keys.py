@@ -1,5 +1,7 @@
 """Keys, options, values and folders that cannot be: one sentence, before anything is read."""
 
+import errno
+import os
 import re
 import shlex
 import subprocess
@@ -423,7 +425,9 @@ def test_what_is_typed_is_read_or_there_is_an_advice(text: str) -> None:
         (["seed=null"], "seed=null: a value is needed, not null", "three lines"),
         (["prune=perhaps"], "prune=perhaps: true or false is needed", "three lines"),
         (["train.learning_rate=fast"], "train.learning_rate=fast: a number is needed", "three lines"),
-    (["model=glob([b,e]*)"], "model=glob([b,e]*): Hydra cannot read the value", GRAMMAR),
+        (["model=glob([b,e]*)"], "model=glob([b,e]*): Hydra cannot read the value", GRAMMAR),
+        (["pattern=glob(3[2]x1)"], "pattern=glob(3[2]x1): Hydra cannot read the value", GRAMMAR),
+        (["dataset.path=glob(a=b)"], "dataset.path=glob(a=b): Hydra cannot read the value", GRAMMAR),
         (["seed=${x}"], "seed: Interpolation key 'x' not found", "two lines"),
         (["seed=-1"], "seed=-1 must be a whole number from 0 to 4294967295", "a traceback after the data were read"),
         (["seed=4294967296"], "seed=4294967296 must be a whole number from 0 to 4294967295", "a traceback"),
@@ -536,11 +540,15 @@ def test_a_folder_that_cannot_be_written(key: str, place: str, refused: Refused,
         assert "free space" not in said
 
 
+@pytest.mark.bad_input(
+    "C1", "a folder without permission, a read-only disk", before='"free space"', after="the reason and its remedy"
+)
 def test_the_remedy_follows_the_reason() -> None:
-    for number, words in ((28, "free space"), (122, "free space"), (13, "can write to"), (30, "can write to")):
-        assert words in str(disk_error(OSError(number, OSError(number, "").strerror or "No space left on device"
-                                               if number == 28 else "Disk quota exceeded" if number == 122
-                                               else "Permission denied"), "outputs"))  # fmt: skip
+    for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        assert "free space" in str(disk_error(OSError(number, os.strerror(number)), "outputs"))
+    for number in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG):
+        text = str(disk_error(OSError(number, os.strerror(number)), "outputs"))
+        assert f"cannot write to outputs: {os.strerror(number)}; choose a place that this user can write to" in text
 
 
 @pytest.mark.bad_input("C1", "a deleted working folder", before="killed by a library", after="one sentence")
