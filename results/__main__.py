@@ -25,7 +25,7 @@ from results import columns, formats, sqlite
 from results.filters import Filters
 from results.load import NothingMatches, load
 from results.rows import Row
-from results.runs import UnknownExperiment
+from results.runs import ForeignServer, UnknownExperiment
 from results.safe_text import printable, safe_streams
 from results.table import footnotes
 
@@ -42,7 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         client = MlflowClient(tracking_uri=sqlite.absolute(options.tracking_uri))
         rows, left_out = load(client, options.experiment, filters, options.intervals, options.compare is not None)
-    except (UnknownExperiment, NothingMatches) as error:
+    except (UnknownExperiment, NothingMatches, ForeignServer) as error:
         return fail(f"{error} (in {options.tracking_uri})")
     except Exception as error:  # MLflow passes on whatever its stores and drivers raise
         return fail(f"cannot read {options.tracking_uri}: {type(error).__name__}: {' '.join(str(error).split())}")

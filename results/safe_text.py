@@ -33,6 +33,9 @@ _SECRET_NAME = re.compile(rf"(?:^|_)(?:{_WORDS}|key|pass|pat|mysql_pwd|connectio
 _NOT_SECRET = {"true", "false", "none", "null"}
 _CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
+_known: set[str] = set()
+"""Credentials of URIs that this process uses."""
+
 
 def without_secrets(text: str) -> str:
     """The text without credentials: user and password of URLs, secrets in queries and assignments, known forms of
@@ -54,6 +57,11 @@ def credentials_of(uri: str) -> list[str]:
     return [each for each in (*given, *(match[0][len(match[1]) :] for match in _QUERY.finditer(uri))) if each]
 
 
+def remember(uri: str) -> None:
+    """Remove the credentials of this URI from now on, wherever they stand."""
+    _known.update(credentials_of(uri))
+
+
 def visible(text: str) -> str:
     """The text with control characters as escapes, such as \\x1b: they could move the cursor, or hide and reorder what
     is shown. Line ends and tabs stay."""
@@ -66,8 +74,8 @@ def printable(text: str) -> str:
 
 
 def _secret_values() -> set[str]:
-    """Credentials in the environment, as they are and as URLs and JSON write them."""
-    values: set[str] = set()
+    """Credentials of this process, as they are and as URLs and JSON write them."""
+    values = set(_known)
     for name, value in os.environ.items():
         if "://" in value:
             values.update(credentials_of(value))

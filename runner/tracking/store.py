@@ -23,7 +23,7 @@ os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # at th
 from filelock import FileLock
 
 from results import sqlite
-from results.safe_text import HIDDEN, credentials_of, without_secrets
+from results.safe_text import HIDDEN, credentials_of, remember, without_secrets
 from runner.system.errors import UserError
 from runner.tracking.check import refuse_silent, refuse_unusable
 
@@ -58,6 +58,7 @@ class Tracking:
                 "logged: give it as MLFLOW_TRACKING_URI in the environment, or the password alone as "
                 "MLFLOW_TRACKING_PASSWORD"
             )
+        remember(self.uri or "")
         if not self.experiment:
             raise UserError("tracking.experiment is empty: give it a name")
         if len(self.experiment) > LONGEST_NAME or not self.experiment.isprintable():
@@ -113,7 +114,7 @@ def with_retries(tracking: Tracking, call: Callable[[], T], seconds: float | Non
         except Exception as error:
             if not is_unreachable(error):
                 raise
-            reason = str(error).splitlines()[0][:200]
+            reason = without_secrets(str(error).splitlines()[0])[:200]
             if end is None:
                 end = time.monotonic() + seconds
                 if seconds:

@@ -54,7 +54,8 @@ def send(tracking: Tracking, folder: Path) -> str | None:
     if header.run_id is not None and not _has(client, header.run_id):
         raise BegunElsewhere(
             f"tracking.uri={tracking.shown} has no run {header.run_id}, or a deleted one, which {outbox.file} "
-            f"continues: it was begun in {without_secrets(header.uri)}; name that store (--tracking-uri, or MLFLOW_TRACKING_URI)"
+            f"continues: it was begun in {without_secrets(header.uri)}; name that store by --tracking-uri or "
+            "MLFLOW_TRACKING_URI"
         )
     tags = {**header.tags, _UPLOAD: header.id}
     run_id = header.run_id
