@@ -31,7 +31,8 @@ def absolute(uri: str) -> str:
     if "?" in path or "%" in path:
         from sqlalchemy.engine import URL
 
-        return URL.create("sqlite", database=path).render_as_string() + (options[0] if options else "")
+        # Of "sqlite:///" alone MLflow would also make a folder of the quoted name.
+        return URL.create("sqlite+pysqlite", database=path).render_as_string() + (options[0] if options else "")
     return f"sqlite:///{path}{options[0] if options else ''}"
 
 

@@ -7,7 +7,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -276,11 +276,5 @@ def _create_database(file: Path) -> None:
     fresh = file.with_name(f"{file.name}.new")
     for left in file.parent.glob(f"{glob.escape(fresh.name)}*"):  # from a killed process
         left.unlink()
-    uri = sqlite.absolute(f"sqlite:///{fresh}")
-    quoted = Path(uri.removeprefix("sqlite:///")).parent
-    existed = quoted.exists()
-    MlflowClient(tracking_uri=uri).search_experiments()
+    MlflowClient(tracking_uri=sqlite.absolute(f"sqlite:///{fresh}")).search_experiments()
     fresh.rename(file)
-    if not existed:
-        with suppress(OSError):
-            quoted.rmdir()  # MLflow makes a folder of the quoted name
