@@ -71,21 +71,31 @@ def reopen(client: MlflowClient, run_id: str, tags: Mapping[str, str]) -> None:
     apply(client, run_id, Operation("tags", dict(tags)))
 
 
-def close_other(client: MlflowClient, other: str, run_id: str) -> None:
-    """Close the run that an interrupted process logged to, if it is in this store and did not end, and name the run
-    that continues it."""
+def take_over(client: MlflowClient, before: Mapping[str, str] | None, store: str, run_id: str) -> None:
+    """Mark a run as the continuation of the one to which an interrupted process logged, and close that one if it is in
+    this store and did not end.
+
+    Args:
+        before: store and id of the other run; None, or the run itself: there is nothing to take over.
+    """
     from mlflow.exceptions import MlflowException
 
+    if before is None or before["run"] == run_id:
+        return
+    other, place = before["run"], f" in {before['store']}" if before["store"] != store else ""
+    log.info("this run logged to MLflow run %s%s before; all of it is logged to %s now", other, place, run_id)
+    client.set_tag(run_id, columns.CONTINUES, f"{other}{place}")
+    if place:
+        return
     try:
         info = client.get_run(other).info
-        if info.lifecycle_stage != "active" or info.status == "FINISHED":
-            return
-        client.set_terminated(other, "KILLED")
-        client.set_tag(other, columns.CONTINUED_BY, run_id)
+        if info.lifecycle_stage == "active" and info.status != "FINISHED":
+            client.set_terminated(other, "KILLED")
+            client.set_tag(other, columns.CONTINUED_BY, run_id)
     except MlflowException as error:
         if is_unreachable(error):
             raise
-        log.info("MLflow run %s, to which this run logged before, is not in this store any more", other)
+        log.info("MLflow run %s is not in this store any more", other)
 
 
 def apply(client: MlflowClient, run_id: str, operation: Operation) -> None:

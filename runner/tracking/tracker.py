@@ -20,7 +20,7 @@ from runner.system.errors import UserError
 from runner.system.provenance import provenance
 from runner.tracking import operations, outbox
 from runner.tracking.curve import Curve
-from runner.tracking.operations import ERROR, METRICS_PER_BATCH, Logged, close_other, create_run, reopen
+from runner.tracking.operations import ERROR, METRICS_PER_BATCH, Logged, create_run, reopen, take_over
 from runner.tracking.outbox import Header, Operation, Outbox
 from runner.tracking.store import Tracking, Unreachable, connect, not_begun, with_retries
 from runner.tracking.upload import BegunElsewhere, send
@@ -243,20 +243,8 @@ def _begin(tracker: Tracker, resumes: bool) -> None:
         tracker.logged.read_run(client, unfinished)
     header.run_id = unfinished or create_run(client, experiment, header)
     if tracker.curve is not None:
-        _take_over(tracker, tracker.curve, client, header.run_id)
-
-
-def _take_over(tracker: Tracker, curve: Curve, client: MlflowClient, run_id: str) -> None:
-    """Close the run to which an interrupted process logged, if that is another one."""
-    store, before = tracker.header.uri, curve.place
-    if before is not None and before["run"] != run_id:
-        elsewhere = f" in {before['store']}" if before["store"] != store else ""
-        log.info("this run logged to MLflow run %s%s before: all of it is logged to %s now", before["run"], elsewhere,
-                 run_id)  # fmt: skip
-        client.set_tag(run_id, columns.CONTINUES, f"{before['run']}{elsewhere}")
-        if not elsewhere:
-            close_other(client, before["run"], run_id)
-    curve.log_in(store, tracker.tracking.experiment, run_id)
+        take_over(client, tracker.curve.place, header.uri, header.run_id)
+        tracker.curve.log_in(header.uri, tracker.tracking.experiment, header.run_id)
 
 
 def _unfinished(client: MlflowClient, experiment_id: str, tags: Mapping[str, Any]) -> str | None:

@@ -100,7 +100,7 @@ def test_nothing_that_a_run_leaves_has_a_credential(
             logging.getLogger("of a library").warning("retrying %s", given)
             raise RuntimeError(f"cannot use {given}")
 
-    assert exit_status(lambda: Place(tmp_path, 0).attempt(fails, ["seed=0", *overrides])) == 0
+    assert exit_status(lambda: Place(tmp_path, 0).attempt(fails, ["seed=0", *overrides])) == 0  # type: ignore[arg-type]
     assert exit_status(lambda: print(*environment.values())) == 0
 
     def refused() -> None:
