@@ -22,7 +22,8 @@ def main(arguments: list[str]) -> dict[str, Any]:
     if not arguments or arguments[0].startswith("-") or "=" in arguments[0]:
         raise UserError("usage: python -m runner.evaluate FOLDER_OR_ID [dataset=NAME] [dataset.KEY=VALUE] ...")
     path, *overrides = arguments
-    experiment, _ = compose_experiment(["model=hub", f"model.path='{path}'", *overrides])
+    quoted = path.replace("'", "\\'")
+    experiment, _ = compose_experiment(["model=hub", f"model.path='{quoted}'", *overrides])
     set_up_process()
     task = experiment.dataset
     checkpoint = models.find(experiment.model.path, "model", experiment.model, experiment.model.revision)

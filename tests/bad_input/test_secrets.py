@@ -25,7 +25,8 @@ from runner.system.process import exit_status
 from runner.tracking import PARENT_VARIABLE, Tracking
 from runner.tracking.outbox import NAME, Header, Operation, Outbox
 from runner.upload import main as upload
-from tests.conftest import copy_run
+from tests.conftest import FINISHED, Cli, copy_run
+from tests.runner.tracking.test_tracking import Server
 
 SECRET = "s3cr3t-9x7Q"
 DEAD = "127.0.0.1:9"
@@ -59,6 +60,15 @@ WAYS = [
     ),
     way("MLFLOW_TRACKING_PASSWORD", {"MLFLOW_TRACKING_PASSWORD": SECRET, "MLFLOW_TRACKING_URI": PLAIN}),
 ]
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    (tmp_path / "server").mkdir()
+    made = Server(tmp_path / "server")
+    made.start()
+    yield made
+    made.stop()
 
 
 @pytest.fixture
@@ -339,3 +349,31 @@ def test_outcomes_are_written_without_credentials(tmp_path: Path) -> None:
     assert json.loads(place.file.read_text())["error"] == "failed at https://***@h"
     assert SECRET not in place.file.read_text()
     assert os.listdir(tmp_path) == ["3.json"]
+
+
+@pytest.mark.slow
+@row("B1", "a run, a failed job of a sweep, a report and a reproduction, on a server with a password", "the folders, "
+     "MLflow and stderr had it", "no byte of them has it, and all of them reach the server")  # fmt: skip
+def test_no_byte_that_commands_leave_has_a_credential(
+    server: Server, small_model: Path, tmp_path: Path, cli: Cli
+) -> None:
+    uri = server.uri.replace("//", f"//me:{SECRET}@")
+    token = "aToken-of-the-hub-1"
+
+    def command(*arguments: str) -> str:
+        done = cli("-m", *arguments, env={"MLFLOW_TRACKING_URI": uri, "HF_TOKEN": token})
+        return done.stdout + done.stderr
+
+    run = ("runner", "model=hub", f"model.path={small_model}", *FINISHED)
+    texts = [command(*run), command(*run, "-m", "model.path=nowhere", "seed=1"), command("results", "report")]
+    (folder,) = tmp_path.glob("outputs/*-s0-*/")
+    texts.append(command("runner.reproduce", str(folder)))
+    assert "MLflow run" in texts[0]
+    assert "1 of 1 runs failed" in texts[1]
+    assert "report.html" in texts[2]
+    assert "Reproduced bit for bit" in texts[3]
+    assert sorted(server.runs()) == ["FAILED", "FAILED", "FINISHED", "FINISHED"]
+    left = {str(file): file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
+    left |= {f"output {at}": text.encode() for at, text in enumerate(texts)}
+    for secret in (SECRET, token):
+        assert [name for name, content in left.items() if secret.encode() in content] == []
