@@ -365,7 +365,11 @@ def test_no_byte_that_commands_leave_has_a_credential(
         return done.stdout + done.stderr
 
     run = ("runner", "model=hub", f"model.path={small_model}", *FINISHED)
-    texts = [command(*run), command(*run, "-m", "model.path=nowhere", "seed=1"), command("results", "report")]
+    texts = [
+        command(*run),
+        command("runner", "-m", *run[1:], "model.path=/nowhere", "seed=1"),
+        command("results", "report"),
+    ]
     (folder,) = tmp_path.glob("outputs/*-s0-*/")
     texts.append(command("runner.reproduce", str(folder)))
     assert "MLflow run" in texts[0]
