@@ -18,6 +18,8 @@ DENSE_MODEL = "prune_distill.dense"  # hash of what made the dense model: equal 
 # Hash of data, dense model, distillation and steps, without the seed: equal in a run and its same-budget dense control.
 CONTROL = "prune_distill.control"
 BUDGET = "prune_distill.budget"  # hash of data, dense model and steps
+CONTINUES = "prune_distill.continues"  # the MLflow run that has the part before an interruption, with its store
+CONTINUED_BY = "prune_distill.continued_by"  # of an interrupted run: the MLflow run that has all of it
 REPRODUCES = "prune_distill.reproduces"  # a reproduction's original: its MLflow run, or its folder
 REPRODUCED = "prune_distill.reproduced"  # a reproduction's outcome: "bit for bit", or the stage that differs first
 TRAIN_EXAMPLES, EVALUATION_EXAMPLES = "examples.train", "examples.evaluation"  # how many the run used

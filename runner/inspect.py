@@ -213,7 +213,7 @@ def show(inspection: Inspection) -> None:
     for layer in inspection.layers:
         shape = " x ".join(map(str, layer.shape))
         table.add_row(layer.name.removesuffix(".weight"), shape, f"{layer.sparsity:.4f}", describe(layer))
-    console = Console(highlight=False)
+    console = Console(highlight=False, color_system=None)
     if not console.is_terminal:  # a file or a pipe has no width
         console.width = max(80, Measurement.get(console, console.options.update(width=500), table).maximum)
     console.print(table)

@@ -20,10 +20,12 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from pruning import Block, NofM
+from results.safe_text import without_secrets
 from runner import data
 from runner.config.experiment import GROUPS, PLACES, Experiment, Origin, with_subclasses
 from runner.config.keys import CHOICES, check_keys
 from runner.config.recipe import Recipe
+from runner.config.record import recorded
 from runner.config.refusals import advice, explained, no_option
 from runner.data.task import Dataset
 from runner.models import Model
@@ -238,29 +240,34 @@ def _origin(experiment: Experiment, config: DictConfig, choices: dict[str, str],
             f"recipe.distill={config.recipe.distill} has no effect: distill={choices['distill']} is chosen; set "
             f"distill={config.recipe.distill} instead"
         )
-    plain, actual = _flat(composed), _flat(config)
-    changed = {key: value for key, value in actual.items() if value != plain.get(key)}
+    values = recorded(config)
+    plain, actual = _flat(recorded(composed)), _flat(values)
+    changed = {key: without_secrets(value) for key, value in actual.items() if value != plain.get(key)}
     labels = {
-        "model": _label(choices["model"], "model", ("finetuned", "path"), Model.defining, changed),
-        "dataset": _label(choices["dataset"], "dataset", ("path",), Dataset.defining, changed),
+        "model": _label(choices["model"], ("finetuned", "path"), Model.defining, experiment.model, changed),
+        "dataset": _label(choices["dataset"], ("path",), Dataset.defining, experiment.dataset, changed),
         "pattern": str(experiment.pattern) if experiment.prune else "dense",
     }
-    return Origin(labels, choices, changed, overrides, OmegaConf.to_yaml(config, resolve=True))
+    yaml = without_secrets(OmegaConf.to_yaml(OmegaConf.create(values)))
+    return Origin(labels, choices, changed, [without_secrets(each) for each in overrides], yaml)
 
 
-def _label(choice: str, group: str, shown: tuple[str, ...], defining: tuple[str, ...], changed: dict[str, str]) -> str:
+def _label(
+    choice: str, shown: tuple[str, ...], defining: tuple[str, ...], group: Model | Dataset, changed: dict[str, str]
+) -> str:
     """The option's name, only while nothing that defines the group is overridden; else the value."""
-    overridden = [key for key in (*shown, *defining) if f"{group}.{key}" in changed]
+    name = "model" if isinstance(group, Model) else "dataset"
+    overridden = [key for key in (*shown, *defining) if f"{name}.{key}" in changed]
     if not overridden:
         return choice
-    value = changed[f"{group}.{overridden[0]}"]
+    value = str(getattr(group, overridden[0]))
     if overridden[0] not in shown:
-        return f"{choice}@{value}"
-    return Path(value).name if Path(value).exists() else value
+        return f"{choice}@{without_secrets(value)}"
+    return without_secrets(Path(value).name if Path(value).exists() else value)
 
 
-def _flat(config: DictConfig) -> dict[str, str]:
-    """Dotted keys of the resolved values, without those that say where, not what."""
+def _flat(values: dict[str, Any]) -> dict[str, str]:
+    """Dotted keys of recorded values, without those that say where, not what."""
     out: dict[str, str] = {}
 
     def walk(node: Any, prefix: str) -> None:
@@ -270,9 +277,6 @@ def _flat(config: DictConfig) -> dict[str, str]:
             else:
                 out[f"{prefix}{key}"] = str(value)
 
-    values = OmegaConf.to_container(config, resolve=True)
-    assert isinstance(values, dict)
-    for key in ("recipe", "tracking", "output_dir", "cache_dir", "force", "dry_run", "seed"):
-        values.pop(key, None)
-    walk(values, "")
+    places = ("recipe", "tracking", "output_dir", "cache_dir", "force", "dry_run", "seed")
+    walk({key: value for key, value in values.items() if key not in places}, "")
     return out

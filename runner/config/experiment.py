@@ -98,7 +98,7 @@ class Origin:
     overrides: list[str]
     """The command line."""
     yaml: str
-    """The whole configuration, resolved."""
+    """The whole configuration, as `runner.config.record` records it."""
     repeats: str | None = None
     """The run that this one reproduces; None: it is a run of its own."""
 

@@ -34,7 +34,7 @@ class Run:
     run_id: str | None
     """The run's id in MLflow; None if it is not uploaded yet."""
     yaml: str
-    """The whole configuration, resolved."""
+    """The configuration, as it was recorded."""
     result: dict[str, Any]
     """Contents of result.json: see `runner.records.result.Result`."""
 
@@ -170,7 +170,9 @@ def add_arguments(parser: argparse.ArgumentParser, places: bool = True) -> None:
     parser.add_argument("run", metavar="RUN", help="the folder of a finished run, or its id in MLflow")
     if places:
         parser.add_argument("places", nargs="*", metavar="KEY=PLACE", help="what has moved: dataset.path=FOLDER")
-    parser.add_argument("--tracking-uri", metavar="URI", help="the MLflow store, if another than the run's")
+    parser.add_argument(
+        "--tracking-uri", metavar="URI", help="the MLflow store (MLFLOW_TRACKING_URI, or mlflow.db here)"
+    )
 
 
 def places(given: Sequence[str]) -> dict[str, str]:

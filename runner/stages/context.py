@@ -64,10 +64,11 @@ class RunContext:
                     raise AlreadyFinished(result)
             if experiment.force:  # else the run would resume from its last checkpoint
                 shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+                (folder / tracking.STEPS).unlink(missing_ok=True)
             keep_bf16_speedup(Path(experiment.cache_dir))
             title = inputs.name if inputs.origin.repeats is None else f"{inputs.name} (reproduction)"
             with (
-                writing_database(experiment.tracking.uri),
+                writing_database(experiment.tracking.shown),
                 tracking.start(experiment.tracking, title, tags(inputs), resumes=True) as tracker,
                 log_to_file(folder / "run.log"),
             ):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import glob
 import logging
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -99,6 +101,8 @@ def resolve(experiment: Experiment, origin: Origin, reuse: bool = True) -> Input
     cost, name = Cost(), run_name(origin.labels, experiment.seed)
     for key in ("output_dir", "cache_dir"):
         disk.check_writable(key, getattr(experiment, key))
+    begun = any(Path(experiment.output_dir).glob(f"{glob.escape(name)}-*"))
+    tracking.check(experiment.tracking, waits=begun or tracking.PARENT_VARIABLE in os.environ)
     with cost.stage("prepare"), tracking.failures(experiment.tracking, name, Path(experiment.output_dir)):
         experiment = experiment.resolved()
         sources = find_sources(experiment)

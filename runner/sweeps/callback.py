@@ -14,6 +14,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
 from results import columns
+from results.safe_text import printable
 from runner import tracking
 from runner.config.compose import as_typed, compose_experiment, override_parser
 from runner.config.keys import check_key
@@ -81,6 +82,7 @@ class Sweep(Callback):
             disk.check_writable(key, getattr(experiment, key))
         if self.jobs is not None:
             log.info("a sweep of %d runs, all configurations checked", len(self.jobs))
+        tracking.check(experiment.tracking, waits=False)
         keep_bf16_speedup(Path(experiment.cache_dir))
         atexit.register(self._abandon)
         identity = hash_json(checked, SHORT)
@@ -143,7 +145,7 @@ def _ending(work: Callable[[], None]) -> None:
     try:
         status = exit_status(work)
     except Exception:
-        traceback.print_exc()
+        print(printable(traceback.format_exc()), end="", file=sys.stderr)
         status = 1
     if status:
         sys.exit(status)

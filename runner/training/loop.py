@@ -36,7 +36,9 @@ def train(job: TrainingJob, logger: TrainingLogger | None = None) -> TrainingSta
     transformers.utils.logging.disable_progress_bar()  # no bar for each file of a checkpoint
     job = replace(job, settings=job.settings.resolved())
     last = ranks.broadcast(lambda: checkpoints.newest(job.folder))
-    trainer = _trainer(job, logger or NullLogger(), last)
+    logger = logger or NullLogger()
+    logger.begin(0 if last is None else checkpoints.step(last))
+    trainer = _trainer(job, logger, last)
     progress = next(c for c in trainer.callback_handler.callbacks if isinstance(c, Progress))
     if ranks.rank():  # else all would drop the same units in their parts of a batch; rank 0 draws as a single process
         torch.manual_seed(job.seed + (ranks.rank() << 32))
