@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from pruning import Block, LayerReport, NofM, Pattern, as_matrix, matrix_weights, parse
+from pruning import Block, LayerReport, NofM, Pattern, as_matrix, matrix_weights, misfit, parse
 from runner import models
 from runner.models import heads
 from runner.models.verify import fault, read_tensors
@@ -139,16 +139,15 @@ def look(name: str, shape: tuple[int, ...], matrix: Tensor) -> Layer:
     holding: dict[str, int] = {}
     if zeros:
         for text in (*BLOCKS, *GROUPS):
-            broken = exceptions(parse(text), matrix, zeros)
+            pattern = parse(text)
+            broken = exceptions(pattern, matrix, zeros) if misfit(pattern, torch.Size(shape)) is None else None
             if broken is not None:
                 holding[text] = broken
     return Layer(name, shape, zeros, zeros / matrix.numel(), holding)
 
 
 def exceptions(pattern: Pattern, matrix: Tensor, zeros: int) -> int | None:
-    """The number of units that break a pattern that holds otherwise; None if it does not hold."""
-    if pattern.misfit(matrix.shape) is not None:
-        return None
+    """The number of units that break a pattern that fits and holds otherwise; None if it does not hold."""
     # A zero by chance breaks a block, and no N:M group.
     allowed = 0 if isinstance(pattern, NofM) else EXCEPTIONS * zeros / pattern.unit_size(matrix.shape)
     probe = matrix[:_PROBE]

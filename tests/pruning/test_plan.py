@@ -20,7 +20,7 @@ from pruning import (
     as_matrix,
     matrix_weights,
 )
-from pruning.plan import matrix_shape
+from pruning.plan import from_matrix, matrix_shape
 
 
 def parameters(**shapes):
@@ -268,12 +268,17 @@ def test_a_plan_in_which_nothing_fits_is_refused_with_the_reasons():
     ("shape", "matrix"),
     [((8, 4, 3, 3), (8, 36)), ((8, 4, 3), (8, 12)), ((8, 4), (8, 4)), ((8,), (8,)), ((2, 1, 1, 1, 1), (2, 1))],
 )
-def test_a_convolution_is_a_matrix_of_all_its_inputs(shape, matrix):
+def test_a_convolution_is_a_matrix_of_all_its_taps_and_inputs(shape, matrix):
     assert matrix_shape(torch.Size(shape)) == torch.Size(matrix)
     tensor = torch.arange(float(math.prod(shape))).reshape(shape)
     assert as_matrix(tensor).shape == torch.Size(matrix)
-    assert torch.equal(as_matrix(tensor).flatten(), tensor.flatten())
-    assert as_matrix(tensor).data_ptr() == tensor.data_ptr()
+    inputs = shape[1] if len(shape) > 1 else 1
+    for column, values in enumerate(as_matrix(tensor).reshape(shape[0], -1).T):  # the inputs of each tap in turn
+        tap, i = divmod(column, inputs)
+        assert torch.equal(values, tensor.reshape(shape[0], inputs, -1)[:, i, tap])
+    assert torch.equal(from_matrix(as_matrix(tensor), torch.Size(shape)), tensor)
+    if math.prod(shape[2:]) == 1:
+        assert as_matrix(tensor).data_ptr() == tensor.data_ptr()
 
 
 def test_the_plan_of_a_convolution_has_the_shape_of_its_matrix():
@@ -281,7 +286,7 @@ def test_the_plan_of_a_convolution_has_the_shape_of_its_matrix():
     assert found.groups[0].shapes == {"conv.weight": torch.Size((8, 27))}
     assert found.groups[0].units == {"conv.weight": 54}
     assert {name: p.shape for name, p in found.candidates.items()} == {"conv.weight": torch.Size((8, 3, 3, 3))}
-    with pytest.raises(PruningError, match=r"\[8, 27\] does not divide into groups of 4"):
+    with pytest.raises(PruningError, match=r"\[8, 3\] does not divide into groups of 4"):
         plan(NofM(2, 4), {"conv": (8, 3, 3, 3)})
 
 
