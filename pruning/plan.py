@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -27,6 +28,23 @@ def matrix_weights(model: nn.Module) -> dict[str, nn.Parameter]:
         if isinstance(module, MATRIX_MODULES) and isinstance(module.weight, nn.Parameter):
             weights.setdefault(id(module.weight), (f"{name}.weight".lstrip("."), module.weight))
     return dict(weights.values())
+
+
+def other_matrices(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Parameters with two axes or more that are no weight of a Linear, Conv or embedding module, by name.
+
+    They stay dense: their shapes do not show which axes are inputs. Such are XLNet's q, k, v, o and r, transformers'
+    Conv1D, the in_proj_weight of nn.MultiheadAttention and nn.Bilinear. Biases and embeddings are known by their names.
+    """
+    known = {id(weight) for weight in matrix_weights(model).values()}
+    known |= {id(module.weight) for module in model.modules() if isinstance(module, (nn.Embedding, nn.EmbeddingBag))}
+    return {
+        name: p
+        for name, p in model.named_parameters()
+        if id(p) not in known
+        and sum(size > 1 for size in p.shape) > 1
+        and not re.search(r"bias$|embed[^.]*(\.[^.]*)?$", name)
+    }
 
 
 def matrix_shape(shape: torch.Size) -> torch.Size:

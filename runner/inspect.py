@@ -62,6 +62,8 @@ class Inspection:
     """The pattern that pruning.json next to the weights names, if this file exists."""
     broken_claims: list[str]
     """Contradictions between the weights and pruning.json."""
+    left_out: dict[str, float]
+    """Matrices that are no Linear or Conv weight, by kind, as fractions of all parameters."""
 
 
 def inspect(folder: Path) -> Inspection:
@@ -76,7 +78,8 @@ def inspect(folder: Path) -> Inspection:
         raise UserError(f"{folder}: a file of weights is damaged or not whole: {error}") from error
     if not tensors:
         raise UserError(f"{folder}: there are no weights (*.safetensors) in this folder")
-    matrices = {name: as_matrix(tensors[name]) for name in matrix_names(folder, tensors)}
+    net = architecture_of(folder)
+    matrices = {name: as_matrix(tensors[name]) for name in matrix_names(folder, net, tensors)}
     layers = [look(name, tuple(tensors[name].shape), matrix) for name, matrix in matrices.items()]
     zeros = sum(layer.zeros for layer in layers)
     sparse = [set(layer.patterns) for layer in layers if layer.zeros]
@@ -89,6 +92,7 @@ def inspect(folder: Path) -> Inspection:
         strongest(set.intersection(*sparse)) if sparse else [],
         described["pattern"] if described else None,
         broken_claims(described, matrices) if described else [],
+        models.left_out(net),
     )
 
 
@@ -107,8 +111,8 @@ def read_claims(file: Path) -> dict[str, Any] | None:
         raise UserError(f"{file} is damaged or not whole; remove it to inspect the weights alone") from error
 
 
-def matrix_names(folder: Path, tensors: Mapping[str, Tensor]) -> list[str]:
-    """The weights of Linear and Conv layers, as the architecture in config.json names them.
+def architecture_of(folder: Path) -> Any:
+    """The network that config.json names, without memory for its weights.
 
     Raises:
         UserError: there is no config.json, or it names no architecture that transformers has.
@@ -127,6 +131,15 @@ def matrix_names(folder: Path, tensors: Mapping[str, Tensor]) -> list[str]:
         raise UserError(f"{folder}: transformers has no model {architecture}, which config.json names")
     with torch.device("meta"):
         net: Any = kind.from_config(config) if kind is transformers.AutoModel else heads.class_for(kind, config)(config)
+    return net
+
+
+def matrix_names(folder: Path, net: Any, tensors: Mapping[str, Tensor]) -> list[str]:
+    """The weights of Linear and Conv layers in the file.
+
+    Raises:
+        UserError: it has none.
+    """
     names = [name for name in matrix_weights(net) if name in tensors]
     if not names:
         raise UserError(f"{folder}: none of its tensors is a weight of a Linear or Conv layer of {type(net).__name__}")
@@ -209,6 +222,8 @@ def show(inspection: Inspection) -> None:
     console.print(
         f"{inspection.linear_ratio:.4f} of all Linear and Conv weights are zero, {inspection.overall_ratio:.4f} of all"
     )
+    if (left_out := models.describe_left_out(inspection.left_out)) is not None:
+        console.print(left_out)
     sparse = sum(1 for layer in inspection.layers if layer.zeros)
     if sparse:
         which = ", ".join(inspection.patterns) or "no pattern"

@@ -107,6 +107,8 @@ def announce(inputs: Inputs) -> None:
     train, evaluation = inputs.examples.train, inputs.examples.evaluation
     log.info("%s training and %s evaluation examples (%s)", len(train) if train is not None else "no",
              len(evaluation), inputs.examples.source)  # fmt: skip
+    if experiment.prune and (left_out := models.describe_left_out(models.left_out(inputs.net))) is not None:
+        log.warning("%s", left_out)
     if data is None:
         return
     if experiment.prune:
