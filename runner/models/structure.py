@@ -39,9 +39,11 @@ def prunable_parameters(net: PreTrainedModel, model: Model) -> dict[str, nn.Para
         if name.startswith(inside) and not any(part in name.removeprefix(inside) for part in _NOT_PRUNABLE)
     }
     if net.base_model is net or not layers:
+        others = describe_left_out(left_out(net))
         raise UserError(
             f"the architecture {net.config.model_type} cannot be pruned here: {type(net).__name__} has "
             + ("no encoder apart from its head" if net.base_model is net else "no Linear or Conv layer in its encoder")
+            + (f"; {others}" if others else "")
         )
     chosen = {name for pattern in model.prunable for name in _matching(pattern, layers, "model.prunable")}
     chosen -= {name for pattern in model.excluded for name in _matching(pattern, layers, "model.excluded")}

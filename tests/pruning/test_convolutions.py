@@ -1,6 +1,7 @@
 """Convolutions: units run over input channels at each tap of the kernel, compared with loops over the indices."""
 
 import itertools
+import json
 import math
 
 import pytest
@@ -255,3 +256,13 @@ def test_the_pull_of_a_group_lasso_is_over_input_channels(layout):
         for index in unit:
             expected[index] -= 0.1 * 2 * before[index] / norm
     torch.testing.assert_close(module.weight.detach(), expected)
+
+
+def test_a_state_whose_masks_ran_along_the_taps_is_refused():
+    module = nn.Conv2d(8, 8, 3)
+    tensors, values = pruned(module, NofM(2, 4)).state_dict()
+    other = Pruner(Plan(matrix_weights(module), NofM(2, 4)), OneShot(), TrainingLength(10), Magnitude())
+    other.load_state_dict(tensors, values)
+    old = values | {"layers": json.dumps({"weight": [8, 8, 3, 3]})}
+    with pytest.raises(PruningError, match=r"weight is \[8, 8, 3, 3\] there, \[8, 3, 3, 8\] here"):
+        other.load_state_dict(tensors, old)

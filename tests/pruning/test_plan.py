@@ -19,6 +19,7 @@ from pruning import (
     Uniform,
     as_matrix,
     matrix_weights,
+    other_matrices,
 )
 from pruning.plan import from_matrix, matrix_shape
 
@@ -298,6 +299,48 @@ def test_weights_of_linear_and_convolutional_modules_are_found_once():
     assert all(found[name] is model.get_parameter(name) for name in found)
     assert list(matrix_weights(nn.Linear(2, 2))) == ["weight"]
     assert matrix_weights(nn.LayerNorm(4)) == {}
+
+
+class Strange(nn.Module):
+    """Matrices that are no Linear or Conv weight, next to biases and embeddings."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(8, 2)
+        self.bilinear = nn.Bilinear(4, 4, 4)
+        self.transposed = nn.ConvTranspose1d(4, 4, 3)
+        self.q = nn.Parameter(torch.ones(8, 2, 4))
+        self.head_bias = nn.Parameter(torch.ones(2, 4))
+        self.token = nn.Parameter(torch.ones(1, 1, 8))
+        self.seg_embed = nn.Parameter(torch.ones(2, 2, 4))
+        self.words, self.bags = nn.Embedding(9, 8), nn.EmbeddingBag(9, 8)
+        self.embedder = nn.ModuleDict({"inner": nn.ParameterDict({"k": torch.ones(8, 8)})})
+        self.conv = nn.Conv3d(4, 4, 3)
+        self.head = nn.Linear(8, 9)
+        self.head.weight = self.words.weight  # tied
+        self.rotated = nn.utils.parametrizations.orthogonal(nn.Linear(8, 8))
+
+
+@pytest.mark.bad_input(
+    "A8", "in_proj_weight, Bilinear, ConvTranspose, a bare q", before="not mentioned", after="named by `other_matrices`"
+)
+def test_matrices_that_are_no_layers_weight_are_listed():
+    model = Strange()
+    others = other_matrices(model)
+    assert sorted(others) == [
+        "attention.in_proj_weight", "bilinear.weight", "embedder.inner.k", "q",
+        "rotated.parametrizations.weight.original", "transposed.weight",
+    ]  # fmt: skip
+    assert all(others[name] is model.get_parameter(name) for name in others)
+    assert sorted(matrix_weights(model)) == ["attention.out_proj.weight", "conv.weight", "head.weight"]
+
+
+def test_subclasses_of_linear_layers_are_pruned():
+    class Scaled(nn.Linear):
+        pass
+
+    assert list(matrix_weights(nn.Sequential(Scaled(4, 4)))) == ["0.weight"]
+    assert other_matrices(nn.Sequential(Scaled(4, 4), nn.Conv1d(4, 4, 3), nn.LayerNorm(4))) == {}
 
 
 def test_a_model_of_one_layer_has_a_plan():
