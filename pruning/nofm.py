@@ -15,7 +15,8 @@ _PAIRS = 32  # the longest group whose members are compared in pairs: beyond, a 
 
 @dataclass
 class NofM(Pattern):
-    """N:M: of every `m` consecutive weights along the input axis at most `n` are non-zero (Zhou et al. 2021).
+    """N:M: of every `m` consecutive weights along the input axis at most `n` are non-zero (Zhou et al. 2021); in a
+    convolution, of every `m` consecutive input channels at each tap of the kernel.
 
     Before the target some groups are N:M, the cheapest first, and the others dense; at the target all are N:M, unless
     `mix` allows others. A group costs the sum of its `m - n` lowest scores.

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-from pruning import Block, LayerReport, NofM, Pattern, as_matrix, matrix_weights, parse
+from pruning import Block, LayerReport, NofM, Pattern, as_matrix, matrix_weights, misfit, parse
 from runner import models
 from runner.models import heads
 from runner.models.configuration import building
@@ -61,6 +61,8 @@ class Inspection:
     """The pattern that pruning.json next to the weights names, if this file exists."""
     broken_claims: list[str]
     """Contradictions between the weights and pruning.json."""
+    left_out: dict[str, float]
+    """Matrices that are no Linear or Conv weight, by kind, as fractions of all parameters."""
 
 
 def inspect(folder: Path) -> Inspection:
@@ -72,7 +74,8 @@ def inspect(folder: Path) -> Inspection:
     tensors = read_tensors(folder)
     if not tensors:
         raise UserError(f"{folder}: there are no weights (*.safetensors) in this folder")
-    matrices = {name: as_matrix(tensors[name]) for name in matrix_names(folder, tensors)}
+    net = architecture_of(folder)
+    matrices = {name: as_matrix(tensors[name]) for name in matrix_names(folder, net, tensors)}
     layers = [look(name, tuple(tensors[name].shape), matrix) for name, matrix in matrices.items()]
     zeros = sum(layer.zeros for layer in layers)
     sparse = [set(layer.patterns) for layer in layers if layer.zeros]
@@ -85,6 +88,7 @@ def inspect(folder: Path) -> Inspection:
         strongest(set.intersection(*sparse)) if sparse else [],
         described["pattern"] if described else None,
         broken_claims(described, matrices) if described else [],
+        models.left_out(net),
     )
 
 
@@ -103,8 +107,8 @@ def read_claims(file: Path) -> dict[str, Any] | None:
         raise UserError(f"{file} is damaged or not whole; remove it to inspect the weights alone") from error
 
 
-def matrix_names(folder: Path, tensors: Mapping[str, Tensor]) -> list[str]:
-    """The weights of Linear and Conv layers, as the architecture in config.json names them.
+def architecture_of(folder: Path) -> Any:
+    """The network that config.json names, without memory for its weights.
 
     Raises:
         UserError: there is no config.json, or it names no architecture that transformers has.
@@ -123,6 +127,15 @@ def matrix_names(folder: Path, tensors: Mapping[str, Tensor]) -> list[str]:
         raise UserError(f"{folder}: transformers has no model {architecture}, which config.json names")
     with building(config):
         net: Any = kind.from_config(config) if kind is transformers.AutoModel else heads.class_for(kind, config)(config)
+    return net
+
+
+def matrix_names(folder: Path, net: Any, tensors: Mapping[str, Tensor]) -> list[str]:
+    """The weights of Linear and Conv layers in the file.
+
+    Raises:
+        UserError: it has none, or the weights are not those of the network.
+    """
     matrices = matrix_weights(net)
     names = [name for name in matrices if name in tensors]
     if not names:
@@ -149,16 +162,15 @@ def look(name: str, shape: tuple[int, ...], matrix: Tensor) -> Layer:
     holding: dict[str, int] = {}
     if zeros:
         for text in (*BLOCKS, *GROUPS):
-            broken = exceptions(parse(text), matrix, zeros)
+            pattern = parse(text)
+            broken = exceptions(pattern, matrix, zeros) if misfit(pattern, torch.Size(shape)) is None else None
             if broken is not None:
                 holding[text] = broken
     return Layer(name, shape, zeros, zeros / matrix.numel(), holding)
 
 
 def exceptions(pattern: Pattern, matrix: Tensor, zeros: int) -> int | None:
-    """The number of units that break a pattern that holds otherwise; None if it does not hold."""
-    if pattern.misfit(matrix.shape) is not None:
-        return None
+    """The number of units that break a pattern that fits and holds otherwise; None if it does not hold."""
     # A zero by chance breaks a block, and no N:M group.
     allowed = 0 if isinstance(pattern, NofM) else EXCEPTIONS * zeros / pattern.unit_size(matrix.shape)
     probe = matrix[:_PROBE]
@@ -220,6 +232,8 @@ def show(inspection: Inspection) -> None:
     console.print(
         f"{inspection.linear_ratio:.4f} of all Linear and Conv weights are zero, {inspection.overall_ratio:.4f} of all"
     )
+    if (left_out := models.describe_left_out(inspection.left_out)) is not None:
+        console.print(left_out)
     sparse = sum(1 for layer in inspection.layers if layer.zeros)
     if sparse:
         which = ", ".join(inspection.patterns) or "no pattern"

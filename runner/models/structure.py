@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
-from pruning import EncoderShape, matrix_weights
+from pruning import EncoderShape, matrix_weights, other_matrices
 from runner.system.errors import UserError
 
 if TYPE_CHECKING:
@@ -38,9 +39,11 @@ def prunable_parameters(net: PreTrainedModel, model: Model) -> dict[str, nn.Para
         if name.startswith(inside) and not any(part in name.removeprefix(inside) for part in _NOT_PRUNABLE)
     }
     if net.base_model is net or not layers:
+        others = describe_left_out(left_out(net))
         raise UserError(
             f"the architecture {net.config.model_type} cannot be pruned here: {type(net).__name__} has "
             + ("no encoder apart from its head" if net.base_model is net else "no Linear or Conv layer in its encoder")
+            + (f"; {others}" if others else "")
         )
     chosen = {name for pattern in model.prunable for name in _matching(pattern, layers, "model.prunable")}
     chosen -= {name for pattern in model.excluded for name in _matching(pattern, layers, "model.excluded")}
@@ -65,6 +68,23 @@ def _matching(pattern: str, layers: Iterable[str], key: str) -> list[str]:
 def kind_of(name: str) -> str:
     """The kind of matrix that a weight is, such as attention.self.query: its name after the number of its layer."""
     return re.sub(r"^.*\.\d+\.", "", name).removesuffix(".weight")
+
+
+def left_out(net: PreTrainedModel) -> dict[str, float]:
+    """Matrices that are no weight of a Linear or Conv layer, by kind, as fractions of all weights."""
+    counts: Counter[str] = Counter()
+    for name, parameter in other_matrices(net).items():
+        counts[kind_of(name)] += parameter.numel()
+    everything = sum(parameter.numel() for parameter in net.parameters())
+    return {kind: count / everything for kind, count in counts.items()}
+
+
+def describe_left_out(kinds: Mapping[str, float]) -> str | None:
+    """`left_out` in words; None if nothing is left out."""
+    if not kinds:
+        return None
+    share, names = sum(kinds.values()), ", ".join(kinds)
+    return f"{share:.2%} of all weights are in no Linear or Conv layer and are not pruned: {names}"
 
 
 def positions(net: PreTrainedModel) -> int | None:

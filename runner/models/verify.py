@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -10,6 +10,7 @@ import torch
 from pruning import LayerReport, as_matrix, matrix_weights, parse
 from runner.models.checkpoint import skeleton
 from runner.models.configuration import read_config
+from runner.models.structure import left_out
 from runner.models.weights import opened
 
 
@@ -29,6 +30,8 @@ class Verification:
     """Zeros over elements, of the weights that a pattern prunes."""
     violations: int
     """Units that break the pattern."""
+    left_out: dict[str, float] = field(default_factory=dict)
+    """Matrices that are no Linear or Conv weight and so stay dense, by kind, as fractions of all parameters."""
 
 
 def read_tensors(folder: Path) -> dict[str, torch.Tensor]:
@@ -66,7 +69,7 @@ def verify(folder: Path, architecture: str, layers: list[LayerReport]) -> Verifi
             zeros += int((matrix == 0).sum())
             violations += parse(layer.pattern).violations(matrix)
     sparsity = zeros / pruned_elements if pruned_elements else 0.0
-    return Verification(zeros / matrices, zeros / everything, sparsity, violations)
+    return Verification(zeros / matrices, zeros / everything, sparsity, violations, left_out(net))
 
 
 def fault(layer: LayerReport, matrix: torch.Tensor) -> str | None:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from results import columns
 from runner.config.experiment import Experiment, Origin
 from runner.data.task import Examples
+from runner.models import describe_left_out
 from runner.records.card_facts import NAME, Counted, Facts, collect
 from runner.system import files
 
@@ -149,6 +150,7 @@ def pruning_variables(facts: Facts, pruning: Mapping[str, Any]) -> dict[str, Any
         "exact_sparsity": repr(counted.sparsity),
         "linear_ratio": f"{counted.linear_ratio:.2%}",
         "overall_ratio": f"{counted.overall_ratio:.2%}",
+        "left_out": describe_left_out(counted.left_out),
         "violations": counted.violations,
         "pruned_layers": len(layers),
         "pattern_meaning": facts.pattern_meaning,

@@ -9,6 +9,7 @@ from typing import Any
 
 from results import columns
 from runner.models.footprint import Footprint
+from runner.models.structure import describe_left_out
 from runner.models.verify import Verification
 from runner.system import files
 
@@ -75,6 +76,8 @@ class Result:
                 "zeros": f"{self.verification.linear_ratio:.4f} of all Linear and Conv weights, "
                 f"{self.verification.violations} violations of the pattern (counted on the file)",
             }
+            if (left_out := describe_left_out(self.verification.left_out)) is not None:
+                lines["left out"] = left_out
         lines |= {"model": f"{self.folder}/model", "MLflow run": self.mlflow_run or "not uploaded yet"}
         width = max(16, *map(len, lines))
         title = f"{self.model} on {self.dataset}, {self.pattern}, seed {self.seed}"

@@ -109,6 +109,8 @@ def announce(inputs: Inputs) -> None:
         log.info("no published recipe for this pair of dataset and model: the defaults of "
                  "runner/config/recipe.py are used")  # fmt: skip
     announce_data(experiment.dataset, inputs.examples)
+    if experiment.prune and (left_out := models.describe_left_out(models.left_out(inputs.net))) is not None:
+        log.warning("%s", left_out)
     if data is None:
         return
     if experiment.prune:

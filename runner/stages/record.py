@@ -145,6 +145,7 @@ def _describe_pruning(run: RunContext, outcome: Outcome) -> None:
         "updates": {str(step): sparsity for step, sparsity in run.inputs.updates.items()},
         "linear_ratio": verification.linear_ratio,
         "overall_ratio": verification.overall_ratio,
+        "left_out": verification.left_out,
         "sparsity": verification.sparsity,
         "violations": verification.violations,
         "dense": outcome.dense.metrics,
