@@ -20,6 +20,8 @@ CONTROL = "prune_distill.control"
 BUDGET = "prune_distill.budget"  # hash of data, dense model and steps
 REPRODUCES = "prune_distill.reproduces"  # a reproduction's original: its MLflow run, or its folder
 REPRODUCED = "prune_distill.reproduced"  # a reproduction's outcome: "bit for bit", or the stage that differs first
+# Which parts of the run were made under other versions, on other hardware, or with other threads or ranks, one a line.
+OTHER_CIRCUMSTANCES = "prune_distill.other_circumstances"
 TRAIN_EXAMPLES, EVALUATION_EXAMPLES = "examples.train", "examples.evaluation"  # how many the run used
 OFFICIAL_TRAIN, OFFICIAL_EVALUATION = "official.train", "official.evaluation"  # how many the official splits have
 

@@ -177,7 +177,10 @@ def making(facts: Facts) -> dict[str, str]:
         items["Training"] = settings({key: facts.train[key] for key in _TRAINING})
         if facts.result.cost.get("steps"):
             items["Optimizer steps"] = f"{facts.result.cost['steps']:,}"
-    return items | machinery(facts.made_by)
+    items |= machinery(facts.made_by)
+    if others := facts.result.made_by.get("others"):
+        items["Made under other versions, or on other hardware"] = "; ".join(map(code, others))
+    return items
 
 
 def methods(facts: Facts, pruning: Mapping[str, Any]) -> dict[str, str]:

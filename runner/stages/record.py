@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from pruning import LayerReport
@@ -42,6 +42,8 @@ def record(run: RunContext, outcome: Outcome) -> Result:
     run.tracker.text(written, columns.CARD)
     _log_artifacts(run, outcome)
     run.tracker.tags({columns.stage(stage): made for stage, made in result.stages.items()})
+    if run.other_circumstances:
+        run.tracker.tags({columns.OTHER_CIRCUMSTANCES: "\n".join(run.other_circumstances)})
     run.tracker.metrics(_metrics(result, run.experiment.pattern.target))
     run.tracker.tags({"mlflow.note.content": f"```\n{result.summary}\n```"})
     result.save()
@@ -56,6 +58,7 @@ def _result(run: RunContext, outcome: Outcome) -> Result:
             weighed = footprint(run.folder.model, task.architecture, task.max_seq_length)
         drop = columns.relative_drop(dense.metrics[metric], sparse.metrics[metric])
     sources = run.inputs.sources
+    made_by = runs.made_by(experiment, run.origin, (sources.base, *sources.others), run.inputs.examples)
     return Result(
         **run.origin.labels,
         seed=experiment.seed,
@@ -71,7 +74,7 @@ def _result(run: RunContext, outcome: Outcome) -> Result:
         cost=run.cost.plain(),
         footprint=weighed,
         stages=run.stages,
-        made_by=asdict(runs.made_by(experiment, run.origin, (sources.base, *sources.others), run.inputs.examples)),
+        made_by=asdict(replace(made_by, others=run.other_circumstances)),
     )
 
 

@@ -1,13 +1,20 @@
 """What a record says about the code, the circumstances and the certainty of a result."""
 
+import json
 import shutil
+import sqlite3
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from runner.system import provenance
+from results import columns
+from runner.records import runs
+from runner.reproduce import parse, prepared
+from runner.system import circumstances, provenance
+from runner.tracking import Tracking
+from tests.conftest import FINISHED, cli_in, copy_run
 
 COMMITTED = ("runner/system/provenance.py", "conf/model/tiny.yaml", "docs/guide.md")
 
@@ -142,3 +149,127 @@ def test_no_commit_without_a_repository_or_git(project: Path, monkeypatch: pytes
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(project.parent.parent))
     assert provenance.code() == ""
     assert "git.dirty" not in provenance.provenance()
+
+
+# --- circumstances ------------------------------------------------------------------------------------------
+
+TODAY = {"torch": "2.9", "hardware": "a CPU", "threads": "8"}
+YESTERDAY = {**TODAY, "torch": "2.4", "threads": "4"}
+
+
+@pytest.fixture
+def under(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, str]], None]:
+    """`under(TODAY)`: this process has these circumstances."""
+
+    def change(values: dict[str, str]) -> None:
+        monkeypatch.setattr(circumstances, "circumstances", lambda: values)
+
+    monkeypatch.setattr(provenance, "code", lambda: "abc")
+    change(TODAY)
+    return change
+
+
+@pytest.mark.bad_input(
+    "A13", "resumed under another torch and with other threads", before="no message, the record names the last",
+    after="a warning; record and card name both",
+)  # fmt: skip
+def test_a_training_under_two_circumstances_names_both(
+    under: Callable[[dict[str, str]], None], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    under(YESTERDAY)
+    circumstances.begin(tmp_path / "checkpoints", 0)
+    assert circumstances.others("the pruning", circumstances.read(tmp_path / "checkpoints")) == []
+    under(TODAY)
+    assert caplog.text == ""
+    circumstances.begin(tmp_path / "checkpoints", 30)
+    assert "resuming from step 30 under other circumstances than before: torch 2.9 instead of 2.4, threads 8" in (
+        caplog.text
+    )
+    lines = ["the pruning from step 0 to step 30: torch 2.4 instead of 2.9, threads 4 instead of 8"]
+    assert circumstances.others("the pruning", circumstances.read(tmp_path / "checkpoints")) == lines
+    circumstances.begin(tmp_path / "checkpoints", 60)  # again under these
+    assert caplog.text.count("resuming") == 1
+    assert circumstances.others("the pruning", circumstances.read(tmp_path / "checkpoints")) == lines
+
+
+@pytest.mark.bad_input(
+    "A13", "other hardware between two equal nodes", before="no message", after="its steps are named"
+)
+def test_a_detour_over_other_hardware_is_named(under: Callable[[dict[str, str]], None], tmp_path: Path) -> None:
+    for step, hardware in ((0, "a CPU"), (30, "another CPU"), (60, "a CPU")):
+        under({**TODAY, "hardware": hardware})
+        circumstances.begin(tmp_path, step)
+    spans = circumstances.read(tmp_path)
+    assert circumstances.others("the pruning", spans) == [
+        "the pruning from step 30 to step 60: hardware another CPU instead of a CPU"
+    ]
+
+
+def test_steps_that_are_computed_again_are_forgotten(under: Callable[[dict[str, str]], None], tmp_path: Path) -> None:
+    circumstances.begin(tmp_path, 0)
+    under(YESTERDAY)
+    circumstances.begin(tmp_path, 30)
+    under(TODAY)
+    circumstances.begin(tmp_path, 20)  # checkpoint 30 was damaged
+    assert circumstances.others("the pruning", circumstances.read(tmp_path)) == []
+    under(YESTERDAY)
+    circumstances.begin(tmp_path, 0)  # anew
+    assert circumstances.read(tmp_path)[0]["under"]["threads"] == "4"
+    assert len(circumstances.read(tmp_path)) == 1
+
+
+@pytest.mark.bad_input("A13", "resumed by other code", before="no message", after="both commits are named")
+def test_code_counts_within_a_training_only(
+    under: Callable[[dict[str, str]], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    circumstances.begin(tmp_path, 0)
+    monkeypatch.setattr(provenance, "code", lambda: "abd")
+    assert circumstances.others("the fine-tuning", circumstances.read(tmp_path)) == []
+    circumstances.begin(tmp_path, 30)
+    assert circumstances.others("the pruning", circumstances.read(tmp_path)) == [
+        "the pruning from step 0 to step 30: code of the runner abc instead of abd"
+    ]
+
+
+def test_circumstances_that_are_not_known_claim_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    circumstances.begin(tmp_path, 30)  # a checkpoint of a version that noted none
+    assert circumstances.others("the pruning", circumstances.read(tmp_path)) == []
+    assert circumstances.others("the fine-tuning", circumstances.read(tmp_path / "nowhere")) == []
+    assert caplog.text == ""
+
+
+@pytest.mark.bad_input(
+    "A13", "resumed with other threads, after a cache with other threads", before="no message",
+    after="log, result.json, MLflow, card and reproduce name the three stages",
+)  # fmt: skip
+def test_a_run_names_what_had_other_circumstances(finished_run: Path, tmp_path: Path) -> None:
+    place = copy_run(finished_run, tmp_path / "place")
+    (folder,) = place.glob("outputs/*-s0-*/")
+    before = json.loads((folder / "result.json").read_text())
+    assert before["made_by"]["others"] == []
+    assert "other hardware" not in (folder / "model" / "README.md").read_text()
+    (folder / "result.json").unlink()  # so the same command resumes from its last checkpoint
+    done = cli_in(place)("-m", "runner", "model=hub", f"model.path={finished_run / 'small-model'}", *FINISHED,
+                         env={"OMP_NUM_THREADS": "2"})  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    lines = [
+        "the fine-tuning: threads 1 instead of 2", "the teacher's logits: threads 1 instead of 2",
+        "the pruning from step 0 to step 20: threads 1 instead of 2",
+    ]  # fmt: skip
+    after = json.loads((folder / "result.json").read_text())
+    assert after["made_by"]["others"] == lines
+    assert after["identity"] == before["identity"]
+    card = (folder / "model" / "README.md").read_text()
+    log = (folder / "run.log").read_text()
+    assert "resuming from step 20 under other circumstances than before: threads 2 instead of 1" in log
+    for line in lines:
+        assert f"made under other circumstances: {line}" in log
+        assert line in card
+    with sqlite3.connect(place / "mlflow.db") as store:
+        tags = store.execute("select value from tags where key = ?", (columns.OTHER_CIRCUMSTANCES,)).fetchall()
+    assert tags == [("\n".join(lines),)]
+    run = runs.find(str(folder), Tracking())
+    circumstances_of = prepared(run, parse([str(folder)]), tmp_path / "again").circumstances
+    assert [line for line in circumstances_of if line.startswith("not all of the run")] == [
+        f"not all of the run had the circumstances that its record names: {line}" for line in lines
+    ]
