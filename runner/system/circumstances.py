@@ -71,8 +71,7 @@ def begin(folder: Path, step: int) -> None:
         log.warning("resuming from step %d under other circumstances than before: %s; so the result is not, bit for "
                     "bit, that of a run without interruption, and the record and the model card name both (to start "
                     "anew, delete %s)", step, ", ".join(changed), folder)  # fmt: skip
-    if changed or not before:
-        write(folder, [*before, {"step": step, "under": now}])
+    write(folder, [*before, {"step": step, "under": now}] if changed or not before else before)
 
 
 def read(folder: Path) -> list[Span]:

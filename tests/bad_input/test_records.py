@@ -8,11 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from results import columns
 from runner.records import runs
 from runner.reproduce import parse, prepared
-from runner.system import circumstances, provenance
+from runner.system import circumstances, files, provenance
 from runner.tracking import Tracking
 from tests.conftest import FINISHED, cli_in, copy_run
 
@@ -238,6 +240,21 @@ def test_circumstances_that_are_not_known_claim_nothing(tmp_path: Path, caplog: 
     assert caplog.text == ""
 
 
+def pretend_other_threads(place: Path) -> None:
+    """Rewrite the cache and the checkpoints as a process with seven threads leaves them."""
+    for folder in (*place.glob("cache/dense/*/"), *place.glob("outputs/*/checkpoints")):
+        (span,) = circumstances.read(folder)
+        circumstances.write(folder, [{**span, "under": {**span["under"], "threads": "7"}}])
+        if (folder / files.MANIFEST).is_file():
+            files.extend(folder, circumstances.FILE, (folder / circumstances.FILE).read_text())
+    (file,) = place.glob("cache/teacher/*.safetensors")
+    with safe_open(file, framework="pt") as stored:
+        about = stored.metadata()
+        tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 (no mapping)
+    under = {**json.loads(about["under"]), "threads": "7"}
+    save_file(tensors, file, {**about, "under": json.dumps(under)})
+
+
 @pytest.mark.bad_input(
     "A13", "resumed with other threads, after a cache with other threads", before="no message",
     after="log, result.json, MLflow, card and reproduce name the three stages",
@@ -249,19 +266,20 @@ def test_a_run_names_what_had_other_circumstances(finished_run: Path, tmp_path: 
     assert before["made_by"]["others"] == []
     assert "other hardware" not in (folder / "model" / "README.md").read_text()
     (folder / "result.json").unlink()  # so the same command resumes from its last checkpoint
-    done = cli_in(place)("-m", "runner", "model=hub", f"model.path={finished_run / 'small-model'}", *FINISHED,
-                         env={"OMP_NUM_THREADS": "2"})  # fmt: skip
+    pretend_other_threads(place)
+    done = cli_in(place)("-m", "runner", "model=hub", f"model.path={finished_run / 'small-model'}", *FINISHED)
     assert done.returncode == 0, done.stderr
     lines = [
-        "the fine-tuning: threads 1 instead of 2", "the teacher's logits: threads 1 instead of 2",
-        "the pruning from step 0 to step 20: threads 1 instead of 2",
+        "the fine-tuning: threads 7 instead of 1",
+        "the teacher's logits: threads 7 instead of 1",
+        "the pruning from step 0 to step 20: threads 7 instead of 1",
     ]  # fmt: skip
     after = json.loads((folder / "result.json").read_text())
     assert after["made_by"]["others"] == lines
     assert after["identity"] == before["identity"]
     card = (folder / "model" / "README.md").read_text()
     log = (folder / "run.log").read_text()
-    assert "resuming from step 20 under other circumstances than before: threads 2 instead of 1" in log
+    assert "resuming from step 20 under other circumstances than before: threads 1 instead of 7" in log
     for line in lines:
         assert f"made under other circumstances: {line}" in log
         assert line in card
