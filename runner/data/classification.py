@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -12,7 +13,7 @@ from pruning import Prediction
 from runner.data import arrow, classes
 from runner.data.classification_scores import METRICS, OF_NUMBERS, STATISTICS
 from runner.data.readable import length_range
-from runner.data.splits import SPLIT, Part, Splits
+from runner.data.splits import SPLIT, Part, Splits, main_split
 from runner.data.task import Dataset, Scores
 from runner.system.errors import UserError
 
@@ -219,6 +220,12 @@ class Classify(Dataset):
     def shown(self, example: Mapping[str, Any]) -> dict[str, str]:
         texts = {"Text": example["text"]} | ({"Second text": example["text_pair"]} if self.text_pair else {})
         return texts | {"Label": str(example["label"])}
+
+    def class_counts(self, examples: datasets.Dataset) -> dict[str, int]:
+        if self.regression:
+            return {}
+        counts = Counter(main_split(examples)["label"])
+        return {name: counts[number] for number, name in enumerate(examples.features["label"].names)}
 
     def kinds(self, example: Mapping[str, Any]) -> dict[str, str]:
         words = sum(len(example[name].split()) for name in ("text", "text_pair") if example.get(name))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -13,7 +14,7 @@ from pruning import IGNORED, Prediction
 from runner.data import arrow, classes
 from runner.data.files import Reader, read_text
 from runner.data.readable import length_range
-from runner.data.splits import SPLIT, Part, Splits
+from runner.data.splits import SPLIT, Part, Splits, main_split
 from runner.data.tagging_scores import chunks, counts, scores
 from runner.data.task import Dataset, Scores
 from runner.system.errors import UserError
@@ -213,6 +214,15 @@ class Tag(Dataset):
         entities = sorted(chunks(example["tags"]))
         texts = [f"{' '.join(example['tokens'][start:stop])} ({kind})" for start, stop, kind in entities]
         return {"Sentence": sentence, "Entities": ", ".join(texts) or "none"}
+
+    def class_counts(self, examples: datasets.Dataset) -> dict[str, int]:
+        """Entities of each type, or words of each tag where the tags are not of entities."""
+        names, sentences = _names(examples), ([names[tag] for tag in tags] for tags in main_split(examples)["tags"])
+        if not _of_entities(names):
+            counts = Counter(tag for tags in sentences for tag in tags)
+            return {name: counts[name] for name in names}
+        counts = Counter(kind for tags in sentences for _, _, kind in chunks(tags))
+        return {kind: counts[kind] for kind in dict.fromkeys(name.partition("-")[2] for name in names if name != "O")}
 
     def kinds(self, example: Mapping[str, Any]) -> dict[str, str]:
         length = {"Length": length_range(len(example["tokens"]), (5, 10, 20, 40))}

@@ -336,6 +336,10 @@ class Dataset:
         """An evaluation example for a person to read: {title of a column: text}, without the models' answers."""
         return {key.capitalize(): str(value) for key, value in example.items() if key != "id"}
 
+    def class_counts(self, examples: datasets.Dataset) -> dict[str, int]:
+        """How many examples of the first evaluation split each class has; empty if the task has no classes."""
+        return {}
+
     def kinds(self, example: Mapping[str, Any]) -> dict[str, str]:
         """Slices for error analysis, such as {"Length": "5 to 10 words"}. Keep them few."""
         return {}

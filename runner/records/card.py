@@ -124,6 +124,7 @@ def variables(facts: Facts) -> dict[str, Any]:
         "evaluated": f"{counted.used:,}",
         "evaluated_part": part_of(counted),
         "holdout": counted.holdout,
+        "notes": [plain(note) for note in result.notes],
         "data": code(facts.data.name),
         "data_hub_id": code(facts.data.hub_id) if facts.data.hub_id else None,
         "data_revision": code(facts.data.revision) if facts.data.revision else None,
@@ -251,6 +252,11 @@ def settings(values: Mapping[str, Any]) -> str:
 def line(text: object) -> str:
     """The text as one line without unprintable characters."""
     return " ".join("".join(c if c.isprintable() else " " for c in str(text)).split())
+
+
+def plain(text: object) -> str:
+    """The text as Markdown without any markup of its own."""
+    return re.sub(r"([\\`*_{}\[\]<>#|&~$!])", r"\\\1", line(text))
 
 
 def code(text: object) -> str:
