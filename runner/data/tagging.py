@@ -217,7 +217,8 @@ class Tag(Dataset):
 
     def class_counts(self, examples: datasets.Dataset) -> dict[str, int]:
         """Entities of each type, or words of each tag where the tags are not of entities."""
-        names, sentences = _names(examples), ([names[tag] for tag in tags] for tags in main_split(examples)["tags"])
+        names = _names(examples)
+        sentences = [[names[tag] for tag in tags] for tags in main_split(examples)["tags"]]
         if not _of_entities(names):
             counts = Counter(tag for tags in sentences for tag in tags)
             return {name: counts[name] for name in names}
