@@ -85,7 +85,8 @@ def test_nothing_changes_against_the_control(experiment) -> None:
 
 
 @pytest.mark.bad_input(
-    "A9", "all examples lose half alike", before="interval -50 % to -50 %, no note", after="a note: the interval has no width",
+    "A9", "all examples lose half alike", before="interval -50 % to -50 %, no note",
+    after="a note: the interval has no width",
 )  # fmt: skip
 def test_an_interval_without_width(experiment) -> None:
     experiment.log(scores=([1.0] * 8, [0.5] * 8))
