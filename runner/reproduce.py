@@ -81,6 +81,7 @@ def prepared(run: Run, options: argparse.Namespace, place: Path) -> Repetition:
     differ += [f"{key} is newer than the run: the default of this version is taken" for key in restored.added]
     if not differ and identity_of(again, sources, examples).run != run.result["identity"]:
         differ = ["config.yaml is not as the run wrote it: it gives another identity"]
+    differ += [f"not all of the run had the circumstances that its record names: {line}" for line in then.others]
     return Repetition(again, origin, now, [*differ, *damage(run)])
 
 

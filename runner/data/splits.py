@@ -198,6 +198,14 @@ def held_out(
     return sorted(set(range(len(groups))) - set(held)), sorted(held)
 
 
+def main_split(examples: datasets.Dataset) -> datasets.Dataset:
+    """The evaluation examples of the first split, which the main metric is computed on."""
+    if SPLIT not in examples.column_names:
+        return examples
+    splits = list(examples[SPLIT])
+    return examples.select([i for i, split in enumerate(splits) if split == splits[0]])
+
+
 def joined(evaluation: Mapping[str, datasets.Dataset]) -> datasets.Dataset:
     """All evaluation splits as one dataset: with several, ids begin with the split's name, and the column `split` holds
     it."""

@@ -14,7 +14,7 @@ from runner.data import arrow, classes
 from runner.data.conll import read_columns
 from runner.data.files import Reader
 from runner.data.readable import length_range
-from runner.data.splits import SPLIT, Part, Splits
+from runner.data.splits import SPLIT, Part, Splits, main_split
 from runner.data.tagging_scores import begin_inside, chunks, counts, in_iobes, scheme, scores
 from runner.data.task import Dataset, Scores
 from runner.data.windows import check_max_length
@@ -262,6 +262,18 @@ class Tag(Dataset):
         entities = sorted(chunks([iobes[tag] for tag in example["tags"]]))
         texts = [f"{' '.join(example['tokens'][start:stop])} ({kind})" for start, stop, kind in entities]
         return {"Sentence": sentence, "Entities": ", ".join(texts) or "none"}
+
+    def scored_counts(self, examples: datasets.Dataset) -> dict[str, int]:
+        """Entities of each type, or words of each tag where the tags are not of entities."""
+        names = _names(examples)
+        iobes = in_iobes(names)
+        if iobes is None:
+            return super().scored_counts(examples)
+        kinds = dict.fromkeys(iobes[name].partition("-")[2] for name in names if name != OUTSIDE)
+        entities = Counter(
+            kind for tags in main_split(examples)["tags"] for _, _, kind in chunks([iobes[names[tag]] for tag in tags])
+        )
+        return {kind: entities[kind] for kind in kinds}
 
     def kinds(self, example: Mapping[str, Any]) -> dict[str, str]:
         length = {"Length": length_range(len(example["tokens"]), (5, 10, 20, 40))}

@@ -18,7 +18,7 @@ from omegaconf import MISSING
 from pruning import Prediction
 from runner.data import files, sources
 from runner.data.layout import TRAIN
-from runner.data.splits import SPLIT, Part, Splits, held_out, joined
+from runner.data.splits import SPLIT, Part, Splits, held_out, joined, main_split
 from runner.system.errors import UserError
 from runner.system.fingerprint import SHORT, hash_json
 from runner.system.versions import VERSIONS
@@ -391,6 +391,11 @@ class Dataset:
     def shown(self, example: Mapping[str, Any]) -> dict[str, str]:
         """An evaluation example for a person to read: {title of a column: text}, without the models' answers."""
         return {key.capitalize(): str(value) for key, value in example.items() if key != "id"}
+
+    def scored_counts(self, examples: datasets.Dataset) -> dict[str, int]:
+        """The number of examples, words or entities of each class in the first evaluation split, which the main score
+        is made of; empty: there are no classes."""
+        return self.class_counts(main_split(examples))
 
     def kinds(self, example: Mapping[str, Any]) -> dict[str, str]:
         """Slices for error analysis, such as {"Length": "5 to 10 words"}. Keep them few."""

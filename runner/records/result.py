@@ -44,6 +44,8 @@ class Result:
     """Bytes and multiply-accumulates of the pruned model; None with prune=false."""
     stages: dict[str, str] = field(default_factory=dict)
     """A hash of each stage's output, in the order of the stages: a reproduction compares them."""
+    notes: list[str] = field(default_factory=list)
+    """What so few evaluation examples cannot show."""
     made_by: dict[str, Any] = field(default_factory=dict)
     """What a reproduction needs: see `runner.records.runs.MadeBy`."""
 

@@ -7,7 +7,7 @@ import argparse
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +129,9 @@ class MadeBy:
     ranks: int
     folder: str
     """The working folder: paths are relative to it."""
+    others: list[str] = field(default_factory=list)
+    """Parts of the run that were made under other circumstances than these: before an interruption, or by the process
+    that filled the cache."""
 
 
 def made_by(

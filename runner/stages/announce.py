@@ -59,6 +59,7 @@ def _counts(inputs: Inputs) -> dict[str, str]:
               columns.EVALUATION_EXAMPLES: len(examples.evaluation)}  # fmt: skip
     if origin.labels["dataset"] == origin.choices["dataset"]:  # else it is other data than the option's
         counts |= {columns.OFFICIAL_TRAIN: task.official_train, columns.OFFICIAL_EVALUATION: task.official_evaluation}
+    counts |= {columns.RARE_CLASSES: columns.rare_classes(task.scored_counts(examples.evaluation))}
     return {key: str(count) for key, count in counts.items() if count is not None}
 
 
