@@ -25,7 +25,7 @@ from runner import data
 from runner.config.experiment import GROUPS, PLACES, Experiment, Origin, with_subclasses
 from runner.config.keys import CHOICES, check_keys
 from runner.config.recipe import Recipe
-from runner.config.record import recorded
+from runner.config.record import as_yaml, recorded
 from runner.config.refusals import advice, explained, no_option
 from runner.data.task import Dataset
 from runner.models import Model
@@ -248,7 +248,7 @@ def _origin(experiment: Experiment, config: DictConfig, choices: dict[str, str],
         "dataset": _label(choices["dataset"], ("path",), Dataset.defining, experiment.dataset, changed),
         "pattern": str(experiment.pattern) if experiment.prune else "dense",
     }
-    yaml = without_secrets(OmegaConf.to_yaml(OmegaConf.create(values)))
+    yaml = without_secrets(as_yaml(values))
     return Origin(labels, choices, changed, [without_secrets(each) for each in overrides], yaml)
 
 

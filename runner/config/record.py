@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -20,6 +21,21 @@ def recorded(config: DictConfig) -> dict[str, Any]:
     with _variables_named():
         _name_variables(config, values)
     return values
+
+
+def as_yaml(values: dict[str, Any]) -> str:
+    """Recorded values as YAML. `${` in a text that names no variable is escaped, so that it stays text."""
+    return OmegaConf.to_yaml(OmegaConf.create(_escaped(values)))
+
+
+def _escaped(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _escaped(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_escaped(item) for item in value]
+    if isinstance(value, str) and not is_from_environment(value):
+        return re.sub(r"(\\*)\$\{", lambda match: f"{match[1] * 2}\\${{", value)
+    return value
 
 
 def is_from_environment(value: Any) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import NoneType
@@ -18,6 +19,8 @@ from runner.system.errors import UserError
 
 TODAY = ("tracking", "output_dir", "cache_dir", "force", "dry_run")
 """Keys that are not restored: where this process works, and how."""
+_INTERPOLATION = re.compile(r"(?<!\\)(?:\\\\)*\$\{")
+"""`${`, unless an odd number of backslashes before it makes it text."""
 
 
 @dataclass
@@ -89,7 +92,11 @@ def read(yaml: str) -> dict[str, Any]:
 def _refuse_interpolations(given: Mapping[str, Any], changes: Mapping[str, str | None]) -> None:
     """Refuse values that would be read from this process's environment, or computed: a record has plain values."""
     for key, value in _leaves(given, ""):
-        if key.partition(".")[0] in TODAY or key in changes or not (isinstance(value, str) and "${" in value):
+        if (
+            key.partition(".")[0] in TODAY
+            or key in changes
+            or not (isinstance(value, str) and _INTERPOLATION.search(value))
+        ):
             continue
         place = key in PLACES
         remedy = f"add {key}=PLACE to this command" if place else "write there the value that the run had"

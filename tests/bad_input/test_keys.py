@@ -22,6 +22,7 @@ from runner import evaluate
 from runner.config.compose import compose_experiment, load
 from runner.config.keys import ALIASES, CHOICES, MOVED_KEYS, all_keys, nearest
 from runner.config.refusals import advice
+from runner.config.restore import classes, restore
 from runner.records.identity import identify
 from runner.stages.prepare import run_name
 from runner.system.errors import UserError, disk_error
@@ -374,7 +375,9 @@ def test_the_advice_can_be_typed_in_a_shell(value: str) -> None:
     said = refusal(override)
     assert said.startswith(f"{override}: ")
     typed = in_shell(re.split("[:,] type ", said)[-1])
-    assert compose_experiment([typed])[0].dataset.path == value
+    experiment, origin = compose_experiment([typed])
+    assert experiment.dataset.path == value
+    assert restore(origin.yaml, classes(experiment), {}).experiment.dataset.path == value
 
 
 def in_shell(advised: str) -> str:

@@ -15,7 +15,7 @@ from runner.data.question_answering import Span
 from runner.data.splits import Part, held_out
 from runner.data.task import Examples
 from runner.system.errors import UserError
-from tests.conftest import Cli, Refused
+from tests.conftest import Cli, Refused, save_small_model
 
 TEXTS = ["NA", "null", "007", "", "1e5", "true", 'he said "no", twice', "two lines", "Zoë", " blank "]
 LABELS = ["good", "bad"] * 5
@@ -522,16 +522,28 @@ def test_problems_with_files_are_named_by_their_place(name: str, tmp_path: Path)
     assert said in str(caught.value)
 
 
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small random model with a head for classification."""
+    from transformers import AutoModelForSequenceClassification
+
+    folder = save_small_model(tmp_path_factory.mktemp("models") / "classifier")
+    AutoModelForSequenceClassification.from_pretrained(folder).save_pretrained(folder)
+    return folder
+
+
 @pytest.mark.parametrize(
     "name",
     ["another separator", "too few columns", "another encoding", "an unknown label", "no number", "no text",
      "text and numbers", "a line that is no JSON", "a file of another kind"],
 )  # fmt: skip
-def test_they_end_the_command_line_without_a_traceback(name: str, refused: Refused, tmp_path: Path) -> None:
+def test_they_end_the_command_line_without_a_traceback(
+    name: str, refused: Refused, tmp_path: Path, classifier: Path
+) -> None:
     place, said, options = problem(name, tmp_path)
     keys = [f"dataset.{key}={str(value).replace(' ', '')}" for key, value in options.items()]
     message = refused("dataset=classify", f"dataset.path={place}", "dataset.text=review", "dataset.label=stars", *keys,
-                   "model=tiny", "prune=false", "model.finetuned=embedded:tiny")  # fmt: skip
+                      "model=tiny", "prune=false", f"model.finetuned={classifier}")  # fmt: skip
     assert said in message
 
 
