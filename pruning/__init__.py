@@ -35,7 +35,7 @@ from pruning.distillation import (
 from pruning.errors import PruningError
 from pruning.nofm import NofM
 from pruning.patterns import Dense, Locked, Pattern, parse
-from pruning.plan import Plan, as_matrix, matrix_weights
+from pruning.plan import Plan, as_matrix, matrix_weights, misfit, other_matrices
 from pruning.prediction import IGNORED, Prediction, label_loss
 from pruning.pruner import Pruner
 from pruning.regularizers import GroupLasso, Regularizer
@@ -84,6 +84,8 @@ __all__ = [
     "as_matrix",
     "label_loss",
     "matrix_weights",
+    "misfit",
+    "other_matrices",
     "parse",
     "projected",
 ]

@@ -16,7 +16,8 @@ class Block(Pattern):
     """Blocks of `rows` output rows by `cols` input columns of a [out, in] weight: `4x1` is Block(4, 1).
 
     1x1 is unstructured pruning; Block(1, 0) prunes whole rows (output channels), Block(0, 1) whole columns (input
-    channels). The published 4x1 numbers use this orientation; some papers' "4-block" is 1x4.
+    channels). In a convolution columns are input channels at one tap of the kernel. The published 4x1 numbers use this
+    orientation; some papers' "4-block" is 1x4.
     """
 
     rows: int = 1

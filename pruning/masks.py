@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, NAdam, Optimizer, RAdam, RMSprop
 
 from pruning.patterns import Pattern
-from pruning.plan import matrix_shape
+from pruning.plan import as_matrix, from_matrix, matrix_shape
 
 KEEPS_ZEROS = (SGD, Adam, AdamW, NAdam, RAdam, RMSprop)
 """A step of these leaves a weight of +0.0 whose gradient and moments are 0 as it is, and its moments too. Any other
@@ -87,9 +87,9 @@ class Masks:
         block is enough, and it is several times faster than `masked_fill_`.
         """
         data = tensor.detach()
-        whole = data.contiguous()
-        integers = whole.view(_INTEGER_OF_SIZE[whole.element_size()]).view(matrix_shape(whole.shape))
+        matrix = as_matrix(data).contiguous()
+        integers = matrix.view(_INTEGER_OF_SIZE[matrix.element_size()])
         view, bits = self._patterns[name].tile(integers, self._bits[name])
         view.bitwise_and_(bits)
-        if whole is not data:
-            data.copy_(whole)
+        if matrix.data_ptr() != data.data_ptr():  # a copy
+            data.copy_(from_matrix(matrix, data.shape))

@@ -15,7 +15,8 @@ _PAIRS = 32  # the longest group whose members are compared in pairs: beyond, a 
 
 @dataclass
 class NofM(Pattern):
-    """N:M: of every `m` consecutive weights along the input axis at most `n` are non-zero (Zhou et al. 2021).
+    """N:M: of every `m` consecutive weights along the input axis at most `n` are non-zero (Zhou et al. 2021); in a
+    convolution, of every `m` consecutive input channels at each tap of the kernel.
 
     Before the target some groups are N:M, the cheapest first, and the others dense; at the target all are N:M, unless
     `mix` allows others. A group costs the sum of its `m - n` lowest scores.
@@ -32,7 +33,8 @@ class NofM(Pattern):
 
     def __post_init__(self) -> None:
         if not 0 < self.n < self.m:
-            raise PruningError(f"n={self.n}, m={self.m}: N:M needs 0 < n < m", self)
+            meant = f"; did you mean {self.m}:{self.n}?" if 0 < self.m < self.n else ""
+            raise PruningError(f"n={self.n}, m={self.m}: N:M needs 0 < n < m{meant}", self)
         exact = self.max_sparsity
         given = self.target_sparsity
         if given is None or abs(given - exact) <= 1e-6:

@@ -1,7 +1,8 @@
 """Patterns: which weights of a matrix are pruned together.
 
-A pattern cuts a weight matrix [out, in] into *units*; a convolution's weight is taken as [out, in * k * k]. Pruning a
-unit zeroes the fraction `max_sparsity` of its weights: all of a block, m - n of an N:M group.
+A pattern cuts a weight matrix [out, in] into *units*; a convolution is one such matrix for each tap of its kernel, next
+to each other: [out, k * k * in]. Pruning a unit zeroes the fraction `max_sparsity` of its weights: all of a block,
+m - n of an N:M group.
 `keep` builds a mask; `violations` detects a broken one. They share no code on purpose: each tests the other.
 """
 

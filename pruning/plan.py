@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -17,11 +18,11 @@ from pruning.schedules import Schedule
 
 log = logging.getLogger(__name__)
 
-MATRIX_MODULES = (nn.Linear, nn.Conv1d, nn.Conv2d)
+MATRIX_MODULES = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 def matrix_weights(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The weights of all Linear, Conv1d and Conv2d modules by parameter name; a shared one by its first name."""
+    """The weights of all Linear and Conv modules by parameter name; a shared one by its first name."""
     weights: dict[int, tuple[str, nn.Parameter]] = {}
     for name, module in model.named_modules():
         if isinstance(module, MATRIX_MODULES) and isinstance(module.weight, nn.Parameter):
@@ -29,14 +30,45 @@ def matrix_weights(model: nn.Module) -> dict[str, nn.Parameter]:
     return dict(weights.values())
 
 
+def other_matrices(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Parameters with two axes or more that are no weight of a Linear, Conv or embedding module, by name.
+
+    They stay dense: their shapes do not show which axes are inputs. Such are XLNet's q, k, v, o and r, transformers'
+    Conv1D, the in_proj_weight of nn.MultiheadAttention and nn.Bilinear. Biases and embeddings are known by their names.
+    """
+    known = {id(weight) for weight in matrix_weights(model).values()}
+    known |= {id(module.weight) for module in model.modules() if isinstance(module, (nn.Embedding, nn.EmbeddingBag))}
+    return {
+        name: p
+        for name, p in model.named_parameters()
+        if id(p) not in known
+        and sum(size > 1 for size in p.shape) > 1
+        and not re.search(r"bias$|embed[^.]*(\.[^.]*)?$", name)
+    }
+
+
 def matrix_shape(shape: torch.Size) -> torch.Size:
-    """[out, in, k, ...] -> [out, in * k * ...], for convolutions; other shapes stay."""
+    """[out, in, k, ...] -> [out, k * ... * in], for convolutions; other shapes stay."""
     return torch.Size((shape[0], math.prod(shape[1:]))) if len(shape) > 2 else shape
 
 
 def as_matrix(tensor: Tensor) -> Tensor:
-    """A tensor in its `matrix_shape`: a view where memory allows, else a copy."""
-    return tensor.flatten(1) if tensor.dim() > 2 else tensor
+    """A tensor in its `matrix_shape`: a view where memory allows, else a copy.
+
+    A convolution becomes the [out, in] matrices of its kernel's taps next to each other, so that consecutive columns
+    are consecutive input channels (of one group, if it is grouped): sparse tensor cores count N:M along them.
+    """
+    return tensor.movedim(1, -1).flatten(1) if tensor.dim() > 2 else tensor
+
+
+def from_matrix(matrix: Tensor, shape: torch.Size) -> Tensor:
+    """The inverse of `as_matrix`: a view of the matrix in the shape of the weight."""
+    return matrix.view(shape[0], *shape[2:], shape[1]).movedim(-1, 1) if len(shape) > 2 else matrix
+
+
+def misfit(pattern: Pattern, shape: torch.Size) -> str | None:
+    """Why a weight of this shape cannot take the pattern, or None if it can: the matrix of each tap has to fit."""
+    return pattern.misfit(shape[:2])
 
 
 @dataclass
@@ -62,8 +94,8 @@ class Plan:
     """What will be pruned, by which pattern and to which target, decided from names and shapes alone.
 
     Args:
-        parameters: candidates by name; those with more than two dimensions are taken as [out, in * k * k]. Names break
-            ties and are the keys of saved masks.
+        parameters: candidates by name; those with more than two dimensions are convolutions, seen as `as_matrix` does.
+            Names break ties and are the keys of saved masks.
         pattern: for all layers that `allocation.layers` does not give another.
         allocation: spreads the target over the layers; if not given: `Global`.
 
@@ -165,4 +197,4 @@ def _reason(parameter: nn.Parameter, pattern: Pattern, override: LayerOverride, 
         return "it is frozen"
     if not parameter.numel():
         return "it is empty"
-    return pattern.misfit(matrix_shape(parameter.shape))
+    return misfit(pattern, parameter.shape)

@@ -14,7 +14,7 @@ from pruning.criteria import Criterion, SnipMomentum
 from pruning.errors import PruningError
 from pruning.hooks import StepHooks
 from pruning.masks import KEEPS_ZEROS, Masks
-from pruning.plan import Group, Plan, as_matrix
+from pruning.plan import Group, Plan, as_matrix, from_matrix
 from pruning.regularizers import Regularizer
 from pruning.report import LayerReport, MaskUpdate, check_targets, describe
 from pruning.schedules import Schedule, TrainingLength
@@ -163,7 +163,7 @@ class Pruner:
         for _, pattern, p in self.plan.pruned():
             pull = None if p.grad is None else self.regularizer.gradient(float_matrix(p), pattern)
             if p.grad is not None and pull is not None:
-                p.grad.add_(pull.view(p.shape), alpha=gradient_scale)
+                p.grad.add_(from_matrix(pull, p.shape), alpha=gradient_scale)
 
     # --- mask updates ---------------------------------------------------------------------------------------
 

@@ -25,8 +25,13 @@ def identity(
         "schedule": repr(schedule),
         "length": repr(length),
         "regularizer": repr(regularizer),
-        "layers": json.dumps({name: list(p.shape) for name, p in plan.parameters.items()}),
+        "layers": json.dumps({name: _layout(p) for name, p in plan.parameters.items()}),
     }
+
+
+def _layout(parameter: Tensor) -> list[int]:
+    """The shape of a weight in the order that `as_matrix` flattens, which masks and scores follow."""
+    return list(parameter.movedim(1, -1).shape) if parameter.dim() > 2 else list(parameter.shape)
 
 
 def check(tensors: Mapping[str, Tensor], values: Mapping[str, str], mine: Mapping[str, str]) -> None:

@@ -8,9 +8,7 @@ the filters match nothing or there is nothing to write, 2 for a wrong option.
 import argparse
 import logging
 import os
-import re
 import shutil
-import sqlite3
 import sys
 import warnings
 from pathlib import Path
@@ -23,11 +21,12 @@ os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 from mlflow import MlflowClient
 
-from results import columns, formats
+from results import columns, formats, sqlite
 from results.filters import Filters
 from results.load import NothingMatches, load
 from results.rows import Row
-from results.runs import UnknownExperiment
+from results.runs import ForeignServer, UnknownExperiment
+from results.safe_text import printable, safe_streams
 from results.table import footnotes
 
 # Where commands write if --output is left out.
@@ -36,14 +35,18 @@ OUTPUTS = {"report": Path("report.html"), "picture": Path("score-against-sparsit
 
 def main(arguments: list[str] | None = None) -> int:
     """Prints the table that the arguments (None: the command line) ask for and returns the exit status."""
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        return fail("the working folder was deleted; change to one that exists, then run again")
     options = parse(arguments)
     if fault := sqlite_fault(options.tracking_uri):
         return fail(fault)
     filters = Filters(options.model, options.dataset, options.pattern, options.tag, options.sweep)
     try:
-        client = MlflowClient(tracking_uri=options.tracking_uri)
+        client = MlflowClient(tracking_uri=sqlite.absolute(options.tracking_uri))
         rows, left_out = load(client, options.experiment, filters, options.intervals, options.compare is not None)
-    except (UnknownExperiment, NothingMatches) as error:
+    except (UnknownExperiment, NothingMatches, ForeignServer) as error:
         return fail(f"{error} (in {options.tracking_uri})")
     except Exception as error:  # MLflow passes on whatever its stores and drivers raise
         return fail(f"cannot read {options.tracking_uri}: {type(error).__name__}: {' '.join(str(error).split())}")
@@ -164,31 +167,19 @@ def key_value(text: str) -> tuple[str, str]:
 
 
 def sqlite_fault(uri: str) -> str | None:
-    """An error message if a sqlite URI names no MLflow database; else None, also for other kinds of store.
-
-    To be called before MLflow, which would silently create the file, its folder and its tables.
-    """
-    match = re.fullmatch(r"sqlite(?:\+\w+)?:///([^?]+)(?:\?.*)?", uri)
-    if not match:
+    """An error message if a sqlite URI names no MLflow database; else None, also for other kinds of store."""
+    file = sqlite.file_of(uri)
+    if file is None:
         return None
-    path = Path(match[1]).absolute()
-    remedy = "run `python -m runner` first, or give the store of the runs by --tracking-uri"
-    if not path.is_file():
-        return f"there is no MLflow database {path}: {remedy}"
-    try:
-        connection = sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)
-        try:
-            tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-        finally:
-            connection.close()
-    except sqlite3.Error as error:
-        return f"cannot read {path}: {error}"
-    return None if "experiments" in tables else f"{path} is no MLflow database: {remedy}"
+    problem = sqlite.fault(file) if file.exists() else f"there is no MLflow database {file.absolute()}"
+    return (
+        f"{problem}: run `python -m runner` first, or give the store of the runs by --tracking-uri" if problem else None
+    )
 
 
 def fail(message: str) -> int:
-    """Prints the error, without the password that a URI may contain, and returns the exit status."""
-    print("error: " + re.sub(r"//[^/@\s]*@", "//***@", message), file=sys.stderr)
+    """Prints the error and returns the exit status."""
+    print(f"error: {printable(message)}", file=sys.stderr)
     return 1
 
 
@@ -197,7 +188,8 @@ if __name__ == "__main__":
     logging.disable(logging.WARNING)
     warnings.simplefilter("ignore")
     try:
-        status = main()
+        with safe_streams():
+            status = main()
         sys.stdout.flush()
     except BrokenPipeError:  # the reader closed the pipe, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python reports it again at exit

@@ -80,6 +80,28 @@ def subsets(row: Row) -> Iterator[str]:
         yield ", ".join(fewer)
 
 
+def few_examples(row: Row) -> Iterator[str]:
+    """The evaluation set, or a class of it, is too small for a small drop."""
+    notes = (columns.few_examples(row.evaluation_examples), row.rare_classes)
+    yield from (note for note in notes if note is not None)
+
+
+def no_width(row: Row) -> Iterator[str]:
+    """All resamples are alike, which says nothing about other examples."""
+    for interval in (row.drop_interval, *(control.interval for control in _controls(row))):
+        if interval is not None and interval[0] == interval[1] != 0:
+            yield "an interval has no width: all examples change alike, and others need not"
+
+
+def circumstances(row: Row) -> Iterator[str]:
+    """A run was resumed, or its dense model made, elsewhere."""
+    if row.other_circumstances:
+        yield (
+            f"{_count(row.other_circumstances, 'run')} made in part under other versions, on other hardware or with "
+            "other threads: see the model card"
+        )
+
+
 def controls(row: Row) -> Iterator[str]:
     """A same-budget control is missing, ambiguous, or has other seeds."""
     if row.pattern != DENSE and row.control is None:
@@ -113,7 +135,7 @@ SETTINGS: dict[str, Callable[[Row], str | None]] = {
     "dropout of attention weights": lambda row: row.attention_dropout,
     "precision": lambda row: row.precision,
 }
-OF_ROWS = (subsets, controls, dense_models, few_seeds, signs, drops)
+OF_ROWS = (subsets, few_examples, no_width, circumstances, controls, dense_models, few_seeds, signs, drops)
 OF_COMPARISONS = (unequal_seeds, settings)
 
 

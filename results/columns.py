@@ -1,4 +1,5 @@
-"""The names under which `runner` writes to MLflow and `results` reads, and how both write a metric.
+"""The names under which `runner` writes to MLflow and `results` reads, and how both write a metric and what
+few examples cannot show.
 
 `runner` imports this module and `results.pictures` only. A name that changes here changes on both sides.
 """
@@ -6,6 +7,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 
 # Tags of an MLflow run.
 KIND = "prune_distill.kind"  # one of the four below
@@ -18,9 +20,14 @@ DENSE_MODEL = "prune_distill.dense"  # hash of what made the dense model: equal 
 # Hash of data, dense model, distillation and steps, without the seed: equal in a run and its same-budget dense control.
 CONTROL = "prune_distill.control"
 BUDGET = "prune_distill.budget"  # hash of data, dense model and steps
+CONTINUES = "prune_distill.continues"  # the MLflow run that has the part before an interruption, with its store
+CONTINUED_BY = "prune_distill.continued_by"  # of an interrupted run: the MLflow run that has all of it
 REPRODUCES = "prune_distill.reproduces"  # a reproduction's original: its MLflow run, or its folder
 REPRODUCED = "prune_distill.reproduced"  # a reproduction's outcome: "bit for bit", or the stage that differs first
+# Which parts of the run were made under other versions, on other hardware, or with other threads or ranks, one a line.
+OTHER_CIRCUMSTANCES = "prune_distill.other_circumstances"
 TRAIN_EXAMPLES, EVALUATION_EXAMPLES = "examples.train", "examples.evaluation"  # how many the run used
+RARE_CLASSES = "examples.rare_classes"  # the note on classes with few evaluation examples, if there are any
 OFFICIAL_TRAIN, OFFICIAL_EVALUATION = "official.train", "official.evaluation"  # how many the official splits have
 
 # Values of KIND.
@@ -126,3 +133,52 @@ def dense(metric: str) -> str:
 def sparse(metric: str) -> str:
     """The metric's name for the pruned model: `sparse("f1")` is "sparse/f1"."""
     return f"sparse/{metric}"
+
+
+# --- what few examples cannot show: notes of the table, the model card and the record ------------------------------
+
+FEW_EXAMPLES = 300
+"""With fewer evaluation examples not even a change in 1 % of them can be excluded: see `most_changing`."""
+FEW_OF_CLASS = 10
+"""With fewer examples one answer moves the recall of their class by more than 10 points."""
+_NAMED = 5
+
+
+def most_changing(examples: int) -> float:
+    """The share of all examples that may change, at 95 % confidence, although none of so many does: the rule of three
+    (Hanley and Lippman-Hand 1983)."""
+    return min(1.0, 3 / examples)
+
+
+def none_changes(examples: int, dense: float | None) -> str:
+    """The note where no example scores differently.
+
+    Args:
+        dense: the dense score if it is a mean over the examples; else no drop follows from a share of changed examples.
+    """
+    share = most_changing(examples)
+    drop = f", a drop of {min(1.0, share / dense):.2%}" if dense is not None and dense > ZERO else ""
+    return (
+        f"no example scores differently than with the dense model, which is no proof that none would: {examples:,} "
+        f"examples leave room for a change in {share:.2%} of all (rule of three, 95 %){drop}"
+    )
+
+
+def few_examples(examples: int | None) -> str | None:
+    """The note on a small evaluation set; None if it is not small."""
+    if examples is None or examples >= FEW_EXAMPLES:
+        return None
+    return (
+        f"scored on {examples:,} examples, fewer than {FEW_EXAMPLES}: even if none of them changed, a change in "
+        f"{most_changing(examples):.2%} of all could not be excluded (rule of three)"
+    )
+
+
+def rare_classes(counts: Mapping[str, int]) -> str | None:
+    """The note on classes with few evaluation examples, the rarest first; None if there are none."""
+    rare = sorted((count, name) for name, count in counts.items() if count < FEW_OF_CLASS)
+    if not rare:
+        return None
+    named = [f"{''.join(c if c.isprintable() else ' ' for c in name[:40])} ({count})" for count, name in rare[:_NAMED]]
+    more = f" and {len(rare) - _NAMED} more" if len(rare) > _NAMED else ""
+    return f"classes with fewer than {FEW_OF_CLASS} evaluation examples: {', '.join(named)}{more}"

@@ -55,7 +55,7 @@ def _with_intervals(row: Row, scores: Mapping[str, Scores | Unusable]) -> Row:
         ids, dense, sparse = _samples(row, scores)
         _check(dense, row.dense_mean)
         _check(sparse, row.sparse_mean)
-        row = replace(row, drop_interval=_interval(dense, sparse))
+        row = replace(row, drop_interval=_interval(dense, sparse), notes=[*row.notes, *_unchanged(dense, sparse)])
     except Unusable as error:
         return replace(row, notes=[*row.notes, f"no interval: {error}"])
     for name in ("control", "plain"):
@@ -63,18 +63,30 @@ def _with_intervals(row: Row, scores: Mapping[str, Scores | Unusable]) -> Row:
         if control is None:
             continue
         try:
-            row = replace(row, **{name: replace(control, interval=_against(control, ids, sparse, scores))})
+            bounds, notes = _against(control, ids, sparse, scores)
+            row = replace(row, notes=[*row.notes, *notes], **{name: replace(control, interval=bounds)})
         except Unusable as error:
             row = replace(row, notes=[*row.notes, f"no interval against the control: {error}"])
     return row
 
 
-def _against(control: Control, ids: list[str], sparse: Sample, scores: Mapping[str, Scores | Unusable]) -> list[float]:
+def _against(
+    control: Control, ids: list[str], sparse: Sample, scores: Mapping[str, Scores | Unusable]
+) -> tuple[list[float], list[str]]:
+    """The interval against a control, and notes."""
     control_ids, _, control_sample = _samples(control, scores)
     if control_ids != ids:
         raise Unusable("it was scored on other examples")
     _check(control_sample, control.mean)
-    return _interval(control_sample, sparse)
+    notes = [f"against the control: {note}" for note in _unchanged(control_sample, sparse)]
+    return _interval(control_sample, sparse), notes
+
+
+def _unchanged(dense: Sample, sparse: Sample) -> list[str]:
+    """The note on two samples in which no example scores differently, with any of the seeds."""
+    if dense.seeds != sparse.seeds or not all(map(np.array_equal, dense.scores, sparse.scores)):
+        return []
+    return [columns.none_changes(dense.examples, dense.metric() if dense.statistic == "mean" else None)]
 
 
 def _interval(dense: Sample, sparse: Sample) -> list[float]:

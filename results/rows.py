@@ -84,6 +84,11 @@ class Row:
     official_train: int | None = None
     """How many the dataset's official split has."""
     official_evaluation: int | None = None
+    rare_classes: str | None = None
+    """The note on classes with few evaluation examples, of the first seed that has one."""
+    other_circumstances: int | None = None
+    """How many runs were made in part under other versions, on other hardware, or with other threads or ranks.
+    None: none."""
     hidden_dropout: str | None = None
     """As logged; values that differ between seeds joined by "|", as in the next two."""
     attention_dropout: str | None = None
@@ -153,6 +158,8 @@ def row(dense_groups: list[Group], group: Group, differs: dict[str, str]) -> Row
         evaluation_examples=fewest(group, columns.EVALUATION_EXAMPLES),
         official_train=fewest(group, columns.OFFICIAL_TRAIN),
         official_evaluation=fewest(group, columns.OFFICIAL_EVALUATION),
+        rare_classes=next((run.tags[columns.RARE_CLASSES] for run in group if columns.RARE_CLASSES in run.tags), None),
+        other_circumstances=sum(columns.OTHER_CIRCUMSTANCES in run.tags for run in group) or None,
         hidden_dropout=setting(group, "model.hidden_dropout"),
         attention_dropout=setting(group, "model.attention_dropout"),
         precision=setting(group, "train.precision"),

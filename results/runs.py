@@ -92,8 +92,19 @@ def pages(search: Callable[..., PagedList]) -> Iterator:
         token = page.token or ""
 
 
+class ForeignServer(ValueError):
+    """A local store whose artifacts are on a server that only the store names."""
+
+
 def artifact(client: MlflowClient, run_id: str, name: str) -> str | None:
-    """The text of an artifact of a run, or None if the run did not log it."""
+    """The text of an artifact of a run, or None if the run did not log it.
+
+    Raises `ForeignServer`: MLflow would send the user's password there.
+    """
+    place = client.get_run(run_id).info.artifact_uri or ""
+    if place.startswith(("http:", "https:")) and not client.tracking_uri.startswith(("http:", "https:")):
+        raise ForeignServer(f"run {run_id} has its artifacts at {place}, a server that only this file names: it is not "
+                            "asked, as it would get your password for MLflow; leave the run out")  # fmt: skip
     if name not in {entry.path for entry in client.list_artifacts(run_id)}:
         return None
     with TemporaryDirectory() as folder:

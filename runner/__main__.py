@@ -11,7 +11,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from runner.config.compose import chosen_options, load, register
+from runner.config.compose import as_typed, chosen_options, load, register
+from runner.config.refusals import explained
 from runner.sweeps import jobs, launchers
 from runner.system import ranks
 from runner.system.process import exit_status
@@ -29,7 +30,7 @@ def job(composed: DictConfig) -> float | None:
 
     register()
     hydra_config = HydraConfig.get()
-    overrides = list(hydra_config.overrides.task)
+    overrides = as_typed(hydra_config)
 
     def once() -> Result:
         ranks.check_launcher()
@@ -41,7 +42,7 @@ def job(composed: DictConfig) -> float | None:
 
         show(*load(OmegaConf.create(composed), chosen_options(hydra_config.runtime.choices), overrides))
 
-    if composed.dry_run:
+    if composed.get("dry_run"):
         sys.exit(exit_status(looked_at))
     here = hydra_config.mode is RunMode.MULTIRUN
     place = jobs.place(hydra_config.job.num if here else None)
@@ -64,7 +65,12 @@ def main() -> int:
         return exit_status(ranks.follow)
     register()
     launchers.register()
-    return ranks.lead(lambda: exit_status(job))
+    return ranks.lead(lambda: exit_status(_explained_job))
+
+
+def _explained_job() -> None:
+    with explained(sys.argv[1:]):
+        job()
 
 
 if __name__ == "__main__":

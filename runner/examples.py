@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 from results import columns
@@ -33,7 +32,8 @@ def main(arguments: list[str]) -> None:
     """Show the lost and won examples of a run, and add them to its MLflow run."""
     options = parse(arguments)
     set_up_process()
-    run = runs.find(options.run, Tracking(options.tracking_uri, patience=PATIENCE))
+    where = Tracking(options.tracking_uri, patience=PATIENCE)
+    run = runs.find(options.run, where)
     experiment = runs.restored(run, runs.places(options.places)).experiment
     diagnosis = diagnose(run, experiment.dataset, options.lost, options.won)
     if options.output is None:
@@ -43,7 +43,6 @@ def main(arguments: list[str]) -> None:
             options.output.parent.mkdir(parents=True, exist_ok=True)
             options.output.write_text(text_of(diagnosis, options.format), encoding="utf-8")
     if options.log:
-        where = replace(experiment.tracking, uri=options.tracking_uri or experiment.tracking.uri, patience=PATIENCE)
         _log(diagnosis, run, where)
 
 

@@ -13,15 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
-from pruning import Block, LayerReport, NofM, Pattern, as_matrix, matrix_weights, parse
+from pruning import Block, LayerReport, NofM, Pattern, as_matrix, matrix_weights, misfit, parse
 from runner import models
 from runner.models import heads
+from runner.models.configuration import building
 from runner.models.verify import fault, read_tensors
+from runner.models.weights import check_encoder_weights
 from runner.system.errors import UserError
-from runner.system.hub import explain
 from runner.system.process import command
 
 BLOCKS = ("rows", "columns", "32x32", "16x16", "8x8", "4x4", "2x2", "32x1", "16x1", "8x1", "4x1", "2x1", "1x32", "1x16",
@@ -62,6 +62,8 @@ class Inspection:
     """The pattern that pruning.json next to the weights names, if this file exists."""
     broken_claims: list[str]
     """Contradictions between the weights and pruning.json."""
+    left_out: dict[str, float]
+    """Matrices that are no Linear or Conv weight, by kind, as fractions of all parameters."""
 
 
 def inspect(folder: Path) -> Inspection:
@@ -70,13 +72,11 @@ def inspect(folder: Path) -> Inspection:
     Raises:
         UserError: there is no model in the folder, or it is damaged.
     """
-    try:
-        tensors = read_tensors(folder)
-    except SafetensorError as error:
-        raise UserError(f"{folder}: a file of weights is damaged or not whole: {error}") from error
+    tensors = read_tensors(folder)
     if not tensors:
         raise UserError(f"{folder}: there are no weights (*.safetensors) in this folder")
-    matrices = {name: as_matrix(tensors[name]) for name in matrix_names(folder, tensors)}
+    net = architecture_of(folder)
+    matrices = {name: as_matrix(tensors[name]) for name in matrix_names(folder, net, tensors)}
     layers = [look(name, tuple(tensors[name].shape), matrix) for name, matrix in matrices.items()]
     zeros = sum(layer.zeros for layer in layers)
     sparse = [set(layer.patterns) for layer in layers if layer.zeros]
@@ -89,6 +89,7 @@ def inspect(folder: Path) -> Inspection:
         strongest(set.intersection(*sparse)) if sparse else [],
         described["pattern"] if described else None,
         broken_claims(described, matrices) if described else [],
+        models.left_out(net),
     )
 
 
@@ -107,8 +108,8 @@ def read_claims(file: Path) -> dict[str, Any] | None:
         raise UserError(f"{file} is damaged or not whole; remove it to inspect the weights alone") from error
 
 
-def matrix_names(folder: Path, tensors: Mapping[str, Tensor]) -> list[str]:
-    """The weights of Linear and Conv layers, as the architecture in config.json names them.
+def architecture_of(folder: Path) -> Any:
+    """The network that config.json names, without memory for its weights.
 
     Raises:
         UserError: there is no config.json, or it names no architecture that transformers has.
@@ -117,20 +118,43 @@ def matrix_names(folder: Path, tensors: Mapping[str, Tensor]) -> list[str]:
 
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder}: there is no config.json in this folder, which says what its tensors are")
-    with explain("model", "FOLDER", str(folder)):
-        config = transformers.AutoConfig.from_pretrained(folder)
-    architecture = (config.architectures or ["AutoModel"])[0]
+    config = models.read_config(str(folder), "FOLDER")
+    named = config.architectures
+    architecture = str(named[0] if isinstance(named, list) and named else named or "AutoModel")
     kind = getattr(transformers, architecture, None)
     if kind is not transformers.AutoModel and not (
         isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)
     ):
         raise UserError(f"{folder}: transformers has no model {architecture}, which config.json names")
-    with torch.device("meta"):
+    with building(config):
         net: Any = kind.from_config(config) if kind is transformers.AutoModel else heads.class_for(kind, config)(config)
-    names = [name for name in matrix_weights(net) if name in tensors]
+    return net
+
+
+def matrix_names(folder: Path, net: Any, tensors: Mapping[str, Tensor]) -> list[str]:
+    """The weights of Linear and Conv layers in the file.
+
+    Raises:
+        UserError: it has none, or the weights are not those of the network.
+    """
+    matrices = matrix_weights(net)
+    names = [name for name in matrices if name in tensors]
     if not names:
         raise UserError(f"{folder}: none of its tensors is a weight of a Linear or Conv layer of {type(net).__name__}")
+    check_encoder_weights(net, _loading_info(net, matrices, tensors), str(folder))
     return names
+
+
+def _loading_info(net: Any, matrices: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """What transformers would report about the loading of these tensors."""
+    missing = {name for name, _ in net.named_parameters()} - tensors.keys()
+    differing = [name for name in matrices.keys() & tensors.keys() if tensors[name].shape != matrices[name].shape]
+    return {
+        # Files of earlier versions have other names for the parameters of norms, which do not count here.
+        "missing_keys": missing if missing & matrices.keys() else set(),
+        "unexpected_keys": tensors.keys() - net.state_dict().keys(),
+        "mismatched_keys": [(name, tensors[name].shape, matrices[name].shape) for name in differing],
+    }
 
 
 def look(name: str, shape: tuple[int, ...], matrix: Tensor) -> Layer:
@@ -139,16 +163,15 @@ def look(name: str, shape: tuple[int, ...], matrix: Tensor) -> Layer:
     holding: dict[str, int] = {}
     if zeros:
         for text in (*BLOCKS, *GROUPS):
-            broken = exceptions(parse(text), matrix, zeros)
+            pattern = parse(text)
+            broken = exceptions(pattern, matrix, zeros) if misfit(pattern, torch.Size(shape)) is None else None
             if broken is not None:
                 holding[text] = broken
     return Layer(name, shape, zeros, zeros / matrix.numel(), holding)
 
 
 def exceptions(pattern: Pattern, matrix: Tensor, zeros: int) -> int | None:
-    """The number of units that break a pattern that holds otherwise; None if it does not hold."""
-    if pattern.misfit(matrix.shape) is not None:
-        return None
+    """The number of units that break a pattern that fits and holds otherwise; None if it does not hold."""
     # A zero by chance breaks a block, and no N:M group.
     allowed = 0 if isinstance(pattern, NofM) else EXCEPTIONS * zeros / pattern.unit_size(matrix.shape)
     probe = matrix[:_PROBE]
@@ -203,13 +226,15 @@ def show(inspection: Inspection) -> None:
     for layer in inspection.layers:
         shape = " x ".join(map(str, layer.shape))
         table.add_row(layer.name.removesuffix(".weight"), shape, f"{layer.sparsity:.4f}", describe(layer))
-    console = Console(highlight=False)
+    console = Console(highlight=False, color_system=None)
     if not console.is_terminal:  # a file or a pipe has no width
         console.width = max(80, Measurement.get(console, console.options.update(width=500), table).maximum)
     console.print(table)
     console.print(
         f"{inspection.linear_ratio:.4f} of all Linear and Conv weights are zero, {inspection.overall_ratio:.4f} of all"
     )
+    if (left_out := models.describe_left_out(inspection.left_out)) is not None:
+        console.print(left_out)
     sparse = sum(1 for layer in inspection.layers if layer.zeros)
     if sparse:
         which = ", ".join(inspection.patterns) or "no pattern"

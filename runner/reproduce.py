@@ -19,6 +19,7 @@ from pathlib import Path
 from results import columns
 from runner import experiment, tracking
 from runner.config.experiment import Experiment, Origin
+from runner.config.restore import read
 from runner.data.task import Examples
 from runner.records import runs
 from runner.records.comparison import Comparison, compare, damage, differences, show
@@ -56,8 +57,15 @@ def prepared(run: Run, options: argparse.Namespace, place: Path) -> Repetition:
     """
     then = runs.made_by_of(run)
     changes: dict[str, str | None] = {**runs.places(options.places), "force": "false", "output_dir": str(place)}
-    if not options.keep_cache:
-        changes["cache_dir"] = str(place / "cache")
+    recorded = read(run.yaml)
+    changes["cache_dir"] = str(recorded.get("cache_dir", "cache") if options.keep_cache else place / "cache")
+    changes["tracking.experiment"] = recorded.get("tracking", {}).get("experiment", Tracking().experiment)
+    for key in ("cache_dir", "tracking.experiment"):
+        if "${" in str(changes[key]):
+            raise UserError(
+                f"config.yaml: {key}={changes[key]} is an interpolation, which is not followed in the record of a run; "
+                "write there the value that the run had"
+            )
     if not options.log:
         changes["tracking.uri"] = f"sqlite:///{place / 'mlflow.db'}"
     elif options.tracking_uri:
@@ -73,6 +81,7 @@ def prepared(run: Run, options: argparse.Namespace, place: Path) -> Repetition:
     differ += [f"{key} is newer than the run: the default of this version is taken" for key in restored.added]
     if not differ and identity_of(again, sources, examples).run != run.result["identity"]:
         differ = ["config.yaml is not as the run wrote it: it gives another identity"]
+    differ += [f"not all of the run had the circumstances that its record names: {line}" for line in then.others]
     return Repetition(again, origin, now, [*differ, *damage(run)])
 
 

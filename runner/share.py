@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from results.safe_text import without_secrets
 from runner import models
 from runner.inspect import inspect
 from runner.records import card, runs
@@ -93,7 +94,7 @@ def card_for(file: Path, repo_id: str) -> str:
     except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{file}: its metadata, YAML between two lines of ---, cannot be read: {reason}") from error
-    return text.replace(card.HERE, repo_id)
+    return without_secrets(text.replace(card.HERE, repo_id))
 
 
 def size_of(content: Path | bytes) -> int:

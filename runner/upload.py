@@ -15,7 +15,8 @@ from runner.system.errors import UserError
 from runner.system.locks import exclusive
 from runner.system.process import command, set_up_process
 from runner.tracking import Tracking, Unreachable, outbox, with_retries
-from runner.tracking.outbox import Outbox
+from runner.tracking.outbox import Header, Outbox
+from runner.tracking.store import credentials_given, sqlite_file
 from runner.tracking.upload import send
 
 PATIENCE = 5.0
@@ -50,12 +51,35 @@ def _upload(place: Path, uri: str | None) -> None:
         if pending is None:
             raise UserError(f"{place / outbox.NAME} is damaged: its first line does not name the run")
         header = pending.header()
-        tracking = Tracking(uri or header.uri, header.experiment, patience=PATIENCE)
+        tracking = _store_of(header, uri)
         try:
             run_id = with_retries(tracking, lambda: send(tracking, place))
         except Unreachable as unreachable:
             raise UserError(f"{unreachable}; nothing is lost: start it and repeat this command") from unreachable
     print(f"{place}: uploaded as MLflow run {run_id}")
+
+
+def _store_of(header: Header, uri: str | None) -> Tracking:
+    """Today's own store, if it is the one that the outbox names; else that one, which gets no credentials of today's
+    environment, as the outbox may be of somebody else.
+
+    Raises:
+        UserError: it would get some.
+    """
+    today = Tracking(uri, header.experiment, patience=PATIENCE)
+    if uri or today.shown == header.uri:
+        return today
+    named = Tracking(header.uri, header.experiment, patience=PATIENCE)
+    file, secret = sqlite_file(named), credentials_given()
+    if file is not None and not file.is_file():
+        raise UserError(f"tracking.uri={named.shown}: there is no such database; name the store by --tracking-uri")
+    if file is None and (secret or not header.uri.startswith(("http://", "https://"))):
+        why = f", and {secret} is not sent to it" if secret else ""
+        raise UserError(
+            f"tracking.uri={named.shown} is named by the outbox alone{why}: if this store is yours, name it by "
+            "--tracking-uri or MLFLOW_TRACKING_URI"
+        )
+    return named
 
 
 if __name__ == "__main__":

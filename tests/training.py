@@ -23,6 +23,9 @@ class Recorder:
     def __init__(self, log: Callable[..., Any] = quiet, flush: Callable[[], Any] = lambda: None) -> None:
         self.log, self.flush = log, flush
 
+    def begin(self, step: int) -> None:
+        """Do nothing."""
+
 
 def train(
     student: Any, data: TrainingData, settings: Training, supervision: Supervision, pruner: Pruner | None, seed: int,

@@ -6,25 +6,35 @@ its schema in its defaults list and fills the fields. No list to edit: every sub
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.object_type import ObjectType
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from pruning import NofM
+from pruning import Block, NofM
+from results.safe_text import without_secrets
 from runner import data
-from runner.config.experiment import GROUPS, Experiment, Origin, with_subclasses
+from runner.config.experiment import GROUPS, PLACES, Experiment, Origin, with_subclasses
+from runner.config.keys import CHOICES, check_keys
 from runner.config.recipe import Recipe
+from runner.config.record import as_yaml, recorded
+from runner.config.refusals import advice, explained, no_option
 from runner.data.task import Dataset
 from runner.models import Model
-from runner.system.errors import MOVED_KEYS, UserError, moved_key
+from runner.system.errors import UserError
 
-# Options of the group pattern whose names cannot be file names on Windows; any other by pattern=nm.
+# Options of the group pattern that --help lists, and whose names cannot be file names on Windows.
 N_OF_M = ((1, 4), (2, 4), (3, 4), (2, 8), (4, 8), (1, 2), (1, 8), (2, 16), (4, 16))
+_LONGEST_NAME = 255  # in bytes, on all common file systems
+_SIZE = re.compile(r"pattern/(0|[1-9]\d{0,8})([x:])(0|[1-9]\d{0,8})\.yaml")
 
 
 def register() -> None:
@@ -38,10 +48,30 @@ def register() -> None:
     for group, base in GROUPS.items():
         for cls in with_subclasses(base):
             store.store(group=f"schema/{group}", name=cls.__name__, node=cls, package=group)
+    store.repo.pop("pattern", None)
     for n, m in N_OF_M:
-        node = {"defaults": [f"/schema/pattern/{NofM.__name__}", "_self_"], "n": n, "m": m}
-        store.store(group="pattern", name=f"{n}:{m}", node=node)
+        _store_pattern(n, ":", m)
+    store.get_type = _type  # type: ignore[method-assign]
     OmegaConf.register_new_resolver("published_distillation", _published_distillation, replace=True)
+
+
+def _type(path: str) -> ObjectType:
+    """What Hydra's store has at a path. Hydra asks it after all folders of YAML, so NxM and N:M without a file of their
+    own are stored when they are first asked for."""
+    store, size = ConfigStore.instance(), _SIZE.fullmatch(path)
+    if size is not None:
+        _store_pattern(int(size[1]), size[2], int(size[3]))
+    return ConfigStore.get_type(store, path)
+
+
+def _store_pattern(first: int, sign: str, second: int) -> None:
+    """Store the option NxM as conf/pattern/4x1.yaml defines 4x1, or N:M."""
+    values: dict[str, Any] = {"n": first, "m": second}
+    if sign == "x":
+        values = {"rows": first, "cols": second, "target_sparsity": "${recipe.block_sparsity}"}
+    schema = (Block if sign == "x" else NofM).__name__
+    node = {"defaults": [f"/schema/pattern/{schema}", "_self_"], **values}
+    ConfigStore.instance().store(group="pattern", name=f"{first}{sign}{second}", node=node)
 
 
 def _published_distillation(implied: str, *, _root_: DictConfig) -> str:
@@ -54,8 +84,7 @@ def _published_distillation(implied: str, *, _root_: DictConfig) -> str:
         implied: the recipe of this dataset and model, which need not exist.
         _root_: the options of the groups that are chosen already; `recipe` only if it is asked for by name.
     """
-    loader = GlobalHydra.instance().config_loader()
-    assert isinstance(loader, ConfigLoaderImpl)
+    loader = _loader()
     file = f"recipe/{_root_.get('recipe', implied)}"
     recipe = loader.repository.load_config(file) if loader.repository.config_exists(file) else None
     return Recipe.distill if recipe is None else OmegaConf.select(recipe.config, "distill", default=Recipe.distill)
@@ -70,20 +99,47 @@ def compose(overrides: Sequence[str], with_hydra: bool = False) -> DictConfig:
     """Compose the configuration, in a Hydra job or outside of one."""
     import hydra
 
+    with _initialized():
+        return hydra.compose("config", list(overrides), return_hydra_config=with_hydra)
+
+
+@contextmanager
+def _initialized() -> Iterator[ConfigLoaderImpl]:
+    """Hydra's loader of configurations: that of the job, or one of conf/ alone."""
+    import hydra
+
     if GlobalHydra.instance().is_initialized():
-        return hydra.compose("config", list(overrides), return_hydra_config=with_hydra)
-    with hydra.initialize_config_module("conf", version_base="1.3"):
-        return hydra.compose("config", list(overrides), return_hydra_config=with_hydra)
+        yield _loader()
+    else:
+        with hydra.initialize_config_module("conf", version_base="1.3"):
+            yield _loader()
+
+
+def override_parser() -> OverridesParser:
+    """The parser of overrides; in a Hydra job it knows the options of the groups, for pattern=glob(*x1)."""
+    return OverridesParser.create(_loader() if GlobalHydra.instance().is_initialized() else None)
+
+
+def _loader() -> ConfigLoaderImpl:
+    loader = GlobalHydra.instance().config_loader()
+    assert isinstance(loader, ConfigLoaderImpl)
+    return loader
 
 
 def compose_experiment(overrides: Sequence[str]) -> tuple[Experiment, Origin]:
-    """Compose, check and convert. Raises UserError, PruningError or Hydra's own errors, before anything is loaded."""
+    """Compose, check and convert. Raises UserError or PruningError, before anything is loaded."""
     register()
-    config = compose(overrides, with_hydra=True)
+    with explained(overrides):
+        config = compose(overrides, with_hydra=True)
     choices = chosen_options(config.hydra.runtime.choices)
     with open_dict(config):  # a masked copy would forget that this is an Experiment
         del config["hydra"]
     return load(config, choices, list(overrides))
+
+
+def as_typed(hydra_config: Any) -> list[str]:
+    """The command line's overrides, in which ${...} is not resolved."""
+    return [str(override) for override in OmegaConf.to_container(hydra_config.overrides.task, resolve=False)]  # type: ignore[union-attr]
 
 
 def chosen_options(choices: Mapping[Any, Any]) -> dict[str, str]:
@@ -95,12 +151,64 @@ def load(config: DictConfig, choices: dict[str, str], overrides: list[str]) -> t
     """A composed configuration as objects, with its origin.
 
     Raises:
-        UserError: a key has no value.
+        UserError: a key does not exist or has no value.
         PruningError, UserError: a value is out of range.
     """
-    # Hydra refuses unknown keys itself, unless they are appended: +schedule.warmup_steps=5
-    if error := moved_key(" ".join(key for key in MOVED_KEYS if OmegaConf.select(config, key) is not None)):
-        raise error
+    if OmegaConf.get_type(config) is not Experiment:
+        raise UserError("--config-name: this is not the configuration of a run: begin its defaults list with - config")
+    with explained(overrides):
+        check_keys(config, overrides)
+        _check_options(choices, overrides, config.recipe.name)
+        _check_texts(config, overrides)
+        _check_names(config)
+        return _loaded(config, choices, overrides)
+
+
+def _check_options(choices: Mapping[str, str], overrides: list[str], name: str) -> None:
+    """Refuse what Hydra composes without a word: several options of a group, and a recipe that does not exist.
+
+    Args:
+        name: of the recipe that was composed.
+    """
+    for override in OverridesParser.create().parse_overrides(overrides):
+        group, value, line = override.key_or_group, override.value(), str(override.input_line)
+        if group in CHOICES and (override.is_add() or override.is_force_add()):
+            plain = line.lstrip("+")
+            raise UserError(f"{line}: the group {group} has an option already; leave the + out: {plain}")
+        if group in CHOICES and not override.is_delete() and (isinstance(value, list) or value == ""):
+            raise UserError(f"{line}: a run takes one option of a group; -m runs several: {group}=A,B")
+        if group.startswith("schema/"):
+            raise UserError(f"{line}: a schema is named by the options of a group, in their YAML; choose one of these")
+    recipe = choices.get("recipe", Recipe.name)
+    if recipe in (Recipe.name, f"{choices['dataset']}-{choices['model']}"):
+        return
+    with _initialized() as loader:  # its repository does not have the folders of hydra.searchpath
+        if name == Recipe.name and not loader.repository.config_exists(f"recipe/{recipe}"):
+            options = [*loader.get_group_options("recipe"), Recipe.name]
+            raise UserError(no_option("", "recipe", recipe, options))
+
+
+def _check_texts(config: DictConfig, overrides: list[str]) -> None:
+    """Refuse a text that Hydra's grammar read as a number and so changed: a folder 1e3 would become 1000.0."""
+    for override in OverridesParser.create().parse_overrides(overrides):
+        value, (key, _, given) = override.value(), str(override.input_line).partition("=")
+        changed = isinstance(value, (int, float)) and not isinstance(value, bool) and str(value) != given
+        if changed and isinstance(OmegaConf.select(config, override.key_or_group), str):
+            raise UserError(f"{key}={given}: this reads as the number {value}; type {advice(f'{key}={given}')}")
+
+
+def _check_names(config: DictConfig) -> None:
+    """Refuse paths with a name that no file system takes."""
+    for key in (*PLACES, "output_dir", "cache_dir"):
+        parts = str(OmegaConf.select(config, key) or "").split("/")
+        size = max(len(part.encode(errors="surrogateescape")) for part in parts)
+        if size > _LONGEST_NAME:
+            raise UserError(
+                f"{key}: a name in this path has {size} bytes, and {_LONGEST_NAME} are the limit; shorten it"
+            )
+
+
+def _loaded(config: DictConfig, choices: dict[str, str], overrides: list[str]) -> tuple[Experiment, Origin]:
     missing = sorted(OmegaConf.missing_keys(config))
     if missing:
         hint = " (model=hub needs model.path=ID_OR_FOLDER)" if "model.path" in missing else ""
@@ -125,35 +233,41 @@ def _origin(experiment: Experiment, config: DictConfig, choices: dict[str, str],
     asked = {
         k: v for k, v in choices.items() if k != "experiment" and not (k == "recipe" and v in (implied, Recipe().name))
     }
-    composed = compose([f"{group}={option}" for group, option in asked.items()])
+    searchpath = [override for override in overrides if override.lstrip("+").startswith("hydra.searchpath=")]
+    composed = compose([*searchpath, *(f"{group}={option}" for group, option in asked.items())])
     if composed.recipe.distill != config.recipe.distill:
         raise UserError(
             f"recipe.distill={config.recipe.distill} has no effect: distill={choices['distill']} is chosen; set "
             f"distill={config.recipe.distill} instead"
         )
-    plain, actual = _flat(composed), _flat(config)
-    changed = {key: value for key, value in actual.items() if value != plain.get(key)}
+    values = recorded(config)
+    plain, actual = _flat(recorded(composed)), _flat(values)
+    changed = {key: without_secrets(value) for key, value in actual.items() if value != plain.get(key)}
     labels = {
-        "model": _label(choices["model"], "model", ("finetuned", "path"), Model.defining, changed),
-        "dataset": _label(choices["dataset"], "dataset", ("path",), Dataset.defining, changed),
+        "model": _label(choices["model"], ("finetuned", "path"), Model.defining, experiment.model, changed),
+        "dataset": _label(choices["dataset"], ("path",), Dataset.defining, experiment.dataset, changed),
         "pattern": str(experiment.pattern) if experiment.prune else "dense",
     }
-    return Origin(labels, choices, changed, overrides, OmegaConf.to_yaml(config, resolve=True))
+    yaml = without_secrets(as_yaml(values))
+    return Origin(labels, choices, changed, [without_secrets(each) for each in overrides], yaml)
 
 
-def _label(choice: str, group: str, shown: tuple[str, ...], defining: tuple[str, ...], changed: dict[str, str]) -> str:
+def _label(
+    choice: str, shown: tuple[str, ...], defining: tuple[str, ...], group: Model | Dataset, changed: dict[str, str]
+) -> str:
     """The option's name, only while nothing that defines the group is overridden; else the value."""
-    overridden = [key for key in (*shown, *defining) if f"{group}.{key}" in changed]
+    name = "model" if isinstance(group, Model) else "dataset"
+    overridden = [key for key in (*shown, *defining) if f"{name}.{key}" in changed]
     if not overridden:
         return choice
-    value = changed[f"{group}.{overridden[0]}"]
+    value = str(getattr(group, overridden[0]))
     if overridden[0] not in shown:
-        return f"{choice}@{value}"
-    return Path(value).name if Path(value).exists() else value
+        return f"{choice}@{without_secrets(value)}"
+    return without_secrets(Path(value).name if Path(value).exists() else value)
 
 
-def _flat(config: DictConfig) -> dict[str, str]:
-    """Dotted keys of the resolved values, without those that say where, not what."""
+def _flat(values: dict[str, Any]) -> dict[str, str]:
+    """Dotted keys of recorded values, without those that say where, not what."""
     out: dict[str, str] = {}
 
     def walk(node: Any, prefix: str) -> None:
@@ -163,9 +277,6 @@ def _flat(config: DictConfig) -> dict[str, str]:
             else:
                 out[f"{prefix}{key}"] = str(value)
 
-    values = OmegaConf.to_container(config, resolve=True)
-    assert isinstance(values, dict)
-    for key in ("recipe", "tracking", "output_dir", "cache_dir", "force", "dry_run", "seed"):
-        values.pop(key, None)
-    walk(values, "")
+    places = ("recipe", "tracking", "output_dir", "cache_dir", "force", "dry_run", "seed")
+    walk({key: value for key, value in values.items() if key not in places}, "")
     return out

@@ -14,6 +14,7 @@ from runner.config.recipe import Recipe
 from runner.config.training import Training
 from runner.data.task import Dataset
 from runner.models import Model
+from runner.system.errors import UserError
 from runner.tracking import Tracking
 
 GROUPS: dict[str, type] = {
@@ -27,6 +28,9 @@ GROUPS: dict[str, type] = {
     "distill": DistillationSettings,
     "recipe": Recipe,
 }
+
+PLACES = ("model.path", "model.finetuned", "model.sparse", "distill.teacher", "dataset.path")
+"""Keys that name a place. A repetition may change them: files that have moved are still the same files."""
 
 
 @dataclass
@@ -60,6 +64,10 @@ class Experiment:
     cache_dir: str = "cache"
     """Dense models, tokenised features, teachers' logits and dense scores, found again by their content."""
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.seed < 2**32:
+            raise UserError(f"seed={self.seed} must be a whole number from 0 to {2**32 - 1}")
+
     @property
     def trains(self) -> bool:
         """Whether anything is trained."""
@@ -90,7 +98,7 @@ class Origin:
     overrides: list[str]
     """The command line."""
     yaml: str
-    """The whole configuration, resolved."""
+    """The whole configuration, as `runner.config.record` records it."""
     repeats: str | None = None
     """The run that this one reproduces; None: it is a run of its own."""
 

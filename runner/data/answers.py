@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from runner.data import arrow
@@ -15,23 +16,52 @@ if TYPE_CHECKING:
     import datasets
 
 COLUMNS = ("id", "context", "question", "answers")
+IMPOSSIBLE = "is_impossible"
+"""Column that states, where it exists, that a question has no answer."""
 _SHOWN = 5  # ids that a message names
+_TEXT = ("string", "large_string")
+_FLAGS = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
 
 
-def check_column(part: Part) -> None:
-    """Refuse a column `answers` that does not hold lists of text and of whole numbers."""
-    answers = part.examples.features["answers"]
-    fields = set(answers) if isinstance(answers, dict) else set()
-    if not {"text", "answer_start"} <= fields:
-        raise UserError(f"{part.name}: the column answers needs the fields text and answer_start; it is {answers}")
-    kinds = {
-        name: getattr(getattr(answers[name], "feature", None), "dtype", "no list") for name in ("text", "answer_start")
-    }
-    if kinds["text"] not in ("string", "large_string", "null") or not re.match("u?int|null", kinds["answer_start"]):
+def from_lists(part: Part, column: str) -> Part:
+    """Check the column `answers`, and make it two lists, of text and of whole numbers, where it is a list of records or
+    has numbers written as text.
+
+    Args:
+        column: the name of the column in the data, for messages.
+    """
+    kind: Any = part.examples.features["answers"]
+    inner = getattr(kind, "feature", None)
+    if getattr(inner, "dtype", None) == "null":  # all lists are empty
+        inner = dict.fromkeys(("text", "answer_start"), inner)
+    listed = isinstance(inner, dict)
+    fields = inner if listed else kind if isinstance(kind, dict) else {}
+    if not {"text", "answer_start"} <= set(fields):
+        raise UserError(f"{part.name}: the column answers needs the fields text and answer_start; it is {kind}")
+    texts, starts = (
+        getattr(fields[name] if listed else getattr(fields[name], "feature", None), "dtype", "no list")
+        for name in ("text", "answer_start")
+    )
+    whole = re.match("u?int|null", starts)
+    if texts not in (*_TEXT, "null") or not (whole or starts in _TEXT):
         raise UserError(
-            f"{part.name}: the column answers needs lists of text and of whole numbers, not of {kinds['text']} and "
-            f"{kinds['answer_start']}"
+            f"{part.name}: the column answers needs lists of text and of whole numbers, not of {texts} and {starts}"
         )
+    flags = _impossible(part)
+    if whole and not listed and not any(flags):
+        return _consistent(part)
+    made: list[Any] = []
+    for i, given in enumerate(arrow.table(part.examples, "answers")["answers"].to_pylist()):
+        answers = given
+        if listed and given is not None:
+            answers = {name: [answer and answer[name] for answer in given] for name in ("text", "answer_start")}
+        if answers is not None and flags[i] and not any(answers["text"] or []):
+            answers = {"text": [], "answer_start": []}
+        elif answers is not None and answers["answer_start"] is not None:
+            answers["answer_start"] = [_start(part, i, column, start) for start in answers["answer_start"]]
+        made.append(answers)
+    others = part.examples.remove_columns("answers")
+    return _consistent(part.holding(others.add_column("answers", made)))  # type: ignore[call-arg]
 
 
 def from_single(part: Part, column: str) -> Part:
@@ -41,26 +71,42 @@ def from_single(part: Part, column: str) -> Part:
         column: the name of the column `answer_start` in the data, for messages.
     """
     values = arrow.table(part.examples, "answer_start")["answer_start"].to_pylist()
-    starts = [_character(value) for value in values]
-    bad = [i for i, start in enumerate(starts) if start is None and values[i] not in (None, "")]
-    if bad:
-        raise UserError(
-            f"{part.where_all(bad)}: column {column}: {values[bad[0]]!r} is not the number of a character, from 0"
-        )
-    answers = [
-        {"text": [text] if text else [], "answer_start": [] if start is None else [start]}
-        for text, start in zip(part.examples["text"], starts, strict=True)
-    ]
-    others = part.examples.select_columns(["id", "context", "question"])
-    return part.holding(others.add_column("answers", answers))  # type: ignore[call-arg]
+    answers = []
+    for i, (text, value, flag) in enumerate(zip(part.examples["text"], values, _impossible(part), strict=True)):
+        start = _start(part, i, column, value)
+        # Many files have -1 where there is no answer.
+        start = None if not text and start is not None and (flag or start < 0) else start
+        answers.append({"text": [text] if text else [], "answer_start": [] if start is None else [start]})
+    others = part.examples.remove_columns(["text", "answer_start"])
+    return _consistent(part.holding(others.add_column("answers", answers)))  # type: ignore[call-arg]
 
 
-def _character(value: Any) -> int | None:
-    """A whole number, however it is written; None for anything else."""
-    try:
-        return int(value) if float(value) == int(float(value)) else None
-    except (TypeError, ValueError, OverflowError):
+def _start(part: Part, row: int, column: str, value: Any) -> int | None:
+    """The number of a character, however it is written; None if it is missing."""
+    if value in (None, "") or value != value:
         return None
+    with suppress(TypeError, ValueError, OverflowError):
+        if float(value) == int(float(value)):
+            return int(float(value))
+    raise UserError(f"{part.where(row)}: column {column}: {value!r} is not the number of a character, from 0")
+
+
+def _impossible(part: Part) -> list[bool | None]:
+    """The column `is_impossible` if there is one; None where it states nothing."""
+    if IMPOSSIBLE not in part.examples.column_names:
+        return [None] * len(part.examples)
+    values = arrow.table(part.examples, IMPOSSIBLE)[IMPOSSIBLE].to_pylist()
+    return [_FLAGS.get(str(value).lower()) for value in values]
+
+
+def _consistent(part: Part) -> Part:
+    """The part, unless a question's `is_impossible` and its answers contradict each other."""
+    lists = arrow.field(arrow.table(part.examples, "answers")["answers"], "text")
+    for i, (texts, flag) in enumerate(zip(arrow.lists(lists), _impossible(part), strict=True)):
+        if flag is not None and flag == bool(texts):
+            raise UserError(f"{part.where(i)}: is_impossible={str(flag).lower()}, and it has "
+                            f"{f'the answer {texts[0]!r}' if texts else 'no answer'}: correct one of them")  # fmt: skip
+    return part
 
 
 def check_answers(part: Part, drop: bool, unanswerable: bool = False) -> Part:

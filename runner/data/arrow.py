@@ -21,7 +21,12 @@ _FEATURES = "features.arrow"
 
 
 def mapped_once(
-    examples: datasets.Dataset, function: Callable[..., dict[str, list]], name: str, title: str, place: Path | None
+    examples: datasets.Dataset,
+    function: Callable[..., dict[str, list]],
+    name: str,
+    title: str,
+    place: Path | None,
+    check: Callable[[], None],
 ) -> datasets.Dataset:
     """`examples.map(function)`, computed once and cached in a checksummed folder.
 
@@ -32,9 +37,10 @@ def mapped_once(
         name: the fingerprint that the datasets library gives the result.
         title: for the progress bar.
         place: the folder; None: no cache.
+        check: called before it is computed.
 
     Raises:
-        UserError: the disk is full.
+        UserError: the disk is full, or the check fails.
     """
 
     def mapped(file: Path | None, cached: bool) -> datasets.Dataset:
@@ -53,13 +59,15 @@ def mapped_once(
         return mapped(folder / _FEATURES, cached=True) if files.is_intact(folder) else None
 
     def make(folder: Path) -> datasets.Dataset:
+        check()
         with files.atomic_folder(folder) as partial:
             mapped(partial / _FEATURES, cached=False)
         return mapped(folder / _FEATURES, cached=True)
 
-    return (
-        mapped(None, cached=False) if place is None else files.make_once(place, read, make, "makes the same features")
-    )
+    if place is not None:
+        return files.make_once(place, read, make, "makes the same features")
+    check()
+    return mapped(None, cached=False)
 
 
 def table(examples: datasets.Dataset, *names: str) -> pa.Table:

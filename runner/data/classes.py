@@ -12,6 +12,7 @@ from runner.data.splits import Part
 from runner.system.errors import UserError
 
 if TYPE_CHECKING:
+    import datasets
     from transformers import PretrainedConfig
 
 log = logging.getLogger(__name__)
@@ -19,6 +20,7 @@ log = logging.getLogger(__name__)
 NONE = -1
 """The number of an example without a label."""
 _WHOLE = re.compile(r"-?\d+")
+_MANY = 1000  # classes, numbered with gaps
 
 
 def check_names(names: Sequence[str]) -> None:
@@ -71,6 +73,12 @@ def _occurring(parts: Sequence[Part], column: str, data_column: str) -> list[str
             raise UserError(
                 f"{parts[0].name}: column {data_column}: {fraction} is a fraction, not a class; correct it, or (in "
                 "text classification) predict numbers with dataset.regression=true"
+            )
+        rows = sum(len(part.examples) for part in parts)
+        if max(numbers) - min(numbers) >= max(_MANY, rows):
+            raise UserError(
+                f"{parts[0].name}: column {data_column}: the numbers from {min(numbers)} to {max(numbers)} make more "
+                f"classes than there are examples ({rows}): number the classes from 0, or name another column"
             )
         return [str(number) for number in range(min(numbers), max(numbers) + 1)]
     texts = [str(value) for value in values[0]]
@@ -135,6 +143,22 @@ def _key(value: Any) -> Any:
     if isinstance(value, float):
         return None if value != value else int(value) if value.is_integer() else value
     return value if value is None or isinstance(value, (int, str)) else str(value)
+
+
+def counts(examples: datasets.Dataset, column: str) -> dict[str, int]:
+    """How often each class occurs in a coded column, or in its lists; also those that do not occur.
+
+    Examples without a label are not counted.
+    """
+    import numpy as np
+
+    names = arrow.class_names(examples, column)
+    assert names is not None
+    values = arrow.table(examples, column)[column]
+    listed = not hasattr(examples.features[column], "names")
+    numbers = arrow.ragged(values)[0] if listed else values.to_numpy()
+    occurring = np.bincount(numbers[numbers != NONE], minlength=len(names))
+    return dict(zip(names, occurring.tolist(), strict=True))
 
 
 def check_kind(part: Part, column: str, data_column: str, listed: bool) -> None:

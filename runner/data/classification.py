@@ -14,6 +14,7 @@ from runner.data.classification_scores import METRICS, OF_NUMBERS, STATISTICS
 from runner.data.readable import length_range
 from runner.data.splits import SPLIT, Part, Splits
 from runner.data.task import Dataset, Scores
+from runner.data.windows import check_max_length
 from runner.system.errors import UserError
 
 if TYPE_CHECKING:
@@ -99,6 +100,12 @@ class Classify(Dataset):
     def groups(self, examples: datasets.Dataset) -> Sequence[str]:
         return [str(text) for text in arrow.table(examples, "text")["text"].to_pylist()]
 
+    def strata(self, examples: datasets.Dataset) -> Sequence[Any]:
+        return () if self.regression else arrow.table(examples, "label")["label"].to_pylist()
+
+    def class_counts(self, examples: datasets.Dataset) -> dict[str, int]:
+        return {} if self.regression else classes.counts(examples, "label")
+
     def checked(self, part: Part) -> Part:
         for name in ("text", *(["text_pair"] if self.text_pair else [])):
             part.check_text(name, getattr(self, name))
@@ -152,7 +159,27 @@ class Classify(Dataset):
     ) -> dict[str, list]:
         second = batch["text_pair"] if self.text_pair else None
         columns = dict(tokenizer(batch["text"], second, truncation=True, max_length=self.max_seq_length))
-        return columns | ({"labels": batch["label"]} if labels else {"example": indices})
+        return columns | {"example": indices} | ({"labels": batch["label"]} if labels else {})
+
+    def check_lengths(self, examples: datasets.Dataset, tokenizer: PreTrainedTokenizerBase) -> None:
+        pair = self.text_pair is not None
+        check_max_length(self.max_seq_length, tokenizer.num_special_tokens_to_add(pair), int(pair))
+
+    def report(
+        self, examples: datasets.Dataset, features: datasets.Dataset, tokenizer: PreTrainedTokenizerBase
+    ) -> None:
+        import numpy as np
+
+        lengths = np.asarray(features["length"])
+        part = "training" if "labels" in features.column_names else "evaluation"
+        empty = np.flatnonzero(lengths <= tokenizer.num_special_tokens_to_add(self.text_pair is not None))
+        if len(empty):
+            log.warning("%d of %d %s examples have no token of text, such as blank ones (the first has the id %s)",
+                        len(empty), len(lengths), part, examples[int(empty[0])]["id"])  # fmt: skip
+        full = int((lengths >= self.max_seq_length).sum())
+        if full:
+            log.info("%d of %d %s examples have dataset.max_seq_length=%d tokens or more, and are cut there",
+                     full, len(lengths), part, self.max_seq_length)  # fmt: skip
 
     def heads(self, outputs: Any, tokens: torch.Tensor) -> Prediction:
         return Prediction((outputs.logits,), None, tokens, numbers=self.regression)

@@ -6,10 +6,13 @@ import io
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from runner.data.text_files import delimiter_of, place, read_text, suffix_of
 from runner.system.errors import UserError
+from runner.system.files import check_regular
 
 if TYPE_CHECKING:
     import datasets
@@ -34,14 +37,15 @@ def read(path: Path, texts: Sequence[str] = (), readers: Mapping[str, Reader] | 
     import datasets
     import pyarrow.parquet
 
-    suffix = path.suffix.lower()
+    check_regular(path)
+    suffix = suffix_of(path)
     try:
         rows = readers[suffix](path) if readers and suffix in readers else None
         if rows is not None:
             return _records(path, [dict(row) for row in rows])
         if suffix == ".parquet":
             # Not Dataset.from_parquet: it reads a copy in datasets' cache without checking it.
-            return _common_types(datasets.Dataset(pyarrow.parquet.read_table(path)))
+            return common_types(datasets.Dataset(pyarrow.parquet.read_table(path)))
         if suffix in (".csv", ".tsv"):
             return datasets.Dataset(_delimited(path, texts))
         return _records(path, _json(path))
@@ -51,43 +55,48 @@ def read(path: Path, texts: Sequence[str] = (), readers: Mapping[str, Reader] | 
         raise UserError(f"{path} cannot be read as {suffix[1:]}: {error}") from error
 
 
-def read_text(path: Path) -> str:
-    """The text of a file in UTF-8, without a byte order mark. Raises UserError, with the line, for another encoding."""
-    raw = path.read_bytes()
-    try:
-        return raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
-        raise UserError(f"{path}, line {line}: this is not UTF-8 ({error.reason}); save the file in UTF-8") from error
-
-
 def _delimited(path: Path, texts: Sequence[str]) -> Any:
     """A table with a header line. In columns of text "NA" and "null" are words, and "007" is not a number."""
     import pyarrow as pa
 
-    raw = read_text(path).encode() + b"\n"  # pyarrow refuses a header without an end of line, and skips empty lines
-    if not raw.strip():
+    text = read_text(path)
+    if not text.strip():
         raise UserError(f"{path}: the file is empty; its first line must hold the names of the columns")
-    table = _parsed(path, raw, texts)
-    lines = sum(1 for line in raw.splitlines() if line.strip()) - 1
-    if path.suffix.lower() == ".tsv" and lines > len(table):
-        # Many TSV files, GLUE's among them, do not quote: one quotation mark would swallow all lines to the next one.
-        raise UserError(
-            f"{path}: {lines} lines make {len(table)} rows: a quotation mark that opens a field joins it with the "
-            "lines that follow; double the marks within the fields, or write the file as CSV"
-        )
-    twice = sorted({name for name in table.column_names if table.column_names.count(name) > 1})
-    if twice:
-        raise UserError(f"{path}: its first line has the column {', '.join(twice)} twice; give them different names")
+    delimiter = delimiter_of(path, text)
+    table = _parsed(path, text, delimiter, texts)
+    if suffix_of(path) == ".tsv":
+        _check_quotation(path, text, len(table))
     known = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean, pa.types.is_string, pa.types.is_null)
     others = [field.name for field in table.schema if not any(is_kind(field.type) for is_kind in known)]
-    return _parsed(path, raw, [*texts, *others]) if others else table  # no task reads dates or times
+    if others:  # no task reads dates or times
+        table = _parsed(path, text, delimiter, [*texts, *others])
+    return table.rename_columns(_distinct(table.column_names))
 
 
-def _parsed(path: Path, raw: bytes, texts: Sequence[str]) -> Any:
+def _check_quotation(path: Path, text: str, rows: int) -> None:
+    """Refuse lines that a quotation mark joins: many TSV files, GLUE's among them, do not quote, so that one mark would
+    swallow all lines to the next one."""
+    lines = sum(1 for line in re.split("\r\n|\r|\n", text) if line.strip()) - 1
+    if lines > rows:
+        raise UserError(
+            f"{path}: {lines} lines make {rows} rows: a quotation mark that opens a field joins it with the lines that "
+            "follow; double the marks within the fields, or write the file as CSV"
+        )
+
+
+def _distinct(names: Sequence[str]) -> list[str]:
+    """The names of columns; those without a name, or with one that occurs twice, get their number."""
+    return [
+        name if name and names.count(name) == 1 else f"{name} (column {number})".strip()
+        for number, name in enumerate(names, 1)
+    ]
+
+
+def _parsed(path: Path, text: str, delimiter: str, texts: Sequence[str]) -> Any:
     import pyarrow as pa
     import pyarrow.csv
 
+    raw = text.encode() + b"\n"  # pyarrow refuses a header without an end of line, and skips empty lines
     bad: list[Any] = []
 
     def skip(row: Any) -> str:
@@ -98,27 +107,28 @@ def _parsed(path: Path, raw: bytes, texts: Sequence[str]) -> Any:
         io.BytesIO(raw),
         # One block, because types are inferred from the first; one thread, because otherwise rows have no numbers.
         read_options=pyarrow.csv.ReadOptions(use_threads=False, block_size=min(len(raw) + 1, 2**31 - 1)),
-        parse_options=pyarrow.csv.ParseOptions(
-            delimiter="\t" if path.suffix.lower() == ".tsv" else ",",
-            newlines_in_values=True,
-            invalid_row_handler=skip,
-        ),
+        parse_options=pyarrow.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True, invalid_row_handler=skip),
         convert_options=pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(texts, pa.string())),
     )
     if bad:
         more = f" (and {len(bad) - 1} more rows)" if len(bad) > 1 else ""
         raise UserError(
-            f"{path}, row {bad[0].number - 1}: {bad[0].actual_columns} columns, where the first line has "
+            f"{place(str(path), bad[0].number - 2)}: {bad[0].actual_columns} columns, where the first line has "
             f"{bad[0].expected_columns}: {_cut(bad[0].text)!r}{more}; quote fields that hold a delimiter"
         )
     return table
 
 
 def _json(path: Path) -> list[dict[str, Any]]:
-    """Records from a JSON list, or from one record on each line. Raises UserError, with the place, otherwise."""
+    """Records from a JSON list, from `{"data": [...]}`, or from one record on each line. Raises UserError, with the
+    place, otherwise."""
     text = read_text(path)
-    if text.lstrip().startswith("["):
-        records = {f"record {number}": value for number, value in enumerate(json.loads(text), 1)}
+    whole = _whole(text)
+    listed = whole.get("data") if isinstance(whole, dict) else whole
+    if isinstance(listed, list):
+        records = {f"record {number}": value for number, value in enumerate(listed, 1)}
+    elif whole is not None:
+        records = {"record 1": whole}
     else:
         records = {}
         for number, line in enumerate(text.split("\n"), 1):  # not splitlines: JSON may hold other line separators
@@ -126,11 +136,22 @@ def _json(path: Path) -> list[dict[str, Any]]:
                 try:
                     records[f"line {number}"] = json.loads(line)
                 except json.JSONDecodeError as error:
-                    raise UserError(f"{path} cannot be read as {path.suffix[1:]}: line {number}: {error}") from error
-    bad = next((place for place, value in records.items() if not isinstance(value, dict)), None)
+                    raise UserError(
+                        f"{path} cannot be read as {suffix_of(path)[1:]}: line {number}: {error}"
+                    ) from error
+    bad = next((at for at, value in records.items() if not isinstance(value, dict)), None)
     if bad is not None:
         raise UserError(f'{path}, {bad}: not a record such as {{"column": value, ...}}')
     return list(records.values())
+
+
+def _whole(text: str) -> Any:
+    """The value of a text that is one list or one record; None if each line is a record of its own."""
+    if text.lstrip().startswith("["):
+        return json.loads(text)
+    with suppress(json.JSONDecodeError):
+        return json.loads(text) if text.lstrip().startswith("{") else None
+    return None
 
 
 def _records(path: Path, records: list[dict[str, Any]]) -> datasets.Dataset:
@@ -149,8 +170,8 @@ def _records(path: Path, records: list[dict[str, Any]]) -> datasets.Dataset:
             at = _first_misfit(values)
             if at is not None:
                 raise UserError(
-                    f"{path}, row {at + 1}: column {name}: {_cut(str(values[at]))!r} is of another type than the rows "
-                    "above it: make the whole column text, or numbers"
+                    f"{place(str(path), at)}: column {name}: {_cut(str(values[at]))!r} is of another type than the "
+                    "rows above it: make the whole column text, or numbers"
                 ) from None
         raise
 
@@ -175,7 +196,7 @@ def _first_misfit(values: list[Any]) -> int | None:
     return high - 1
 
 
-def _common_types(examples: datasets.Dataset) -> datasets.Dataset:
+def common_types(examples: datasets.Dataset) -> datasets.Dataset:
     """The table with the types of text and numbers that the other formats give, so that files of several formats can be
     one split."""
     features = {name: _common_type(feature) for name, feature in examples.features.items()}

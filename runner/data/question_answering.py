@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pruning import Prediction
 from runner.data import arrow
-from runner.data.answers import COLUMNS, check_answers, check_column, fingerprint, from_single
+from runner.data.answers import COLUMNS, IMPOSSIBLE, check_answers, fingerprint, from_lists, from_single
 from runner.data.files import Reader
 from runner.data.readable import AROUND, excerpt, length_range, question_word
-from runner.data.spans import Best, answer_tokens, best_of_questions, no_answer_scores, null_token
+from runner.data.span_scores import Scoring, advise, by_characters, length_in_units
+from runner.data.spans import Best, best_of_questions, no_answer_scores
 from runner.data.splits import SPLIT, Part, Splits
 from runner.data.squad_json import read_squad_json
-from runner.data.squad_scores import best_of, best_of_v2, best_threshold, means
-from runner.data.task import Dataset, Scores
+from runner.data.task import Dataset, Examples, Scores
+from runner.data.windows import Windows, answer_tokens, check_room, null_token, windows
 from runner.system.errors import UserError
 
 if TYPE_CHECKING:
@@ -25,7 +28,8 @@ if TYPE_CHECKING:
     import torch
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-SCORED = ("exact_match", "f1")  # the order of a question's scores
+log = logging.getLogger(__name__)
+
 _NOT_CONTEXT = -1  # the offset of tokens that cannot be part of an answer
 
 
@@ -37,13 +41,14 @@ class Span(Dataset):
     """
 
     id: str = "id"
-    """Column of the question's id."""
+    """Column of the question's id. Where there is no column `id`, the number of the row."""
     context: str = "context"
     """Column of the paragraph."""
     question: str = "question"
     """Column of the question."""
     answers: str = "answers"
-    """Column of the answers: records of `text` and `answer_start`, two lists of the same length."""
+    """Column of the answers: records of `text` and `answer_start`, two lists of the same length, or lists of such
+    records. A column `is_impossible` is read too."""
     answer_text: str | None = None
     """Column of the answer's text, instead of `answers`, for files with one answer in each row."""
     answer_start: str | None = None
@@ -63,12 +68,15 @@ class Span(Dataset):
     drop_misaligned: bool = False
     """Leave out questions whose answer does not occur at its offset, instead of refusing the data."""
     metric: str = "f1"
-    """The main metric, which names the columns of the table: f1 or exact_match."""
+    """The main metric, which names the columns of the table: f1 or exact_match of SQuAD's words, which stand between
+    blanks; or for scripts that write none between words (Chinese, Japanese, Thai, ...) character_f1 or
+    character_exact_match, by MLQA's rule: each of their characters counts as a word, and punctuation of any script as
+    nothing."""
 
     architecture: ClassVar[str] = "AutoModelForQuestionAnswering"
     pipeline_tag: ClassVar[str] = "question-answering"
     label_names: ClassVar[tuple[str, ...]] = ("start_positions", "end_positions")
-    metrics: ClassVar[tuple[str, ...]] = ("f1", "exact_match")
+    metrics: ClassVar[tuple[str, ...]] = ("f1", "exact_match", "character_f1", "character_exact_match")
     scoring: ClassVar[tuple[str, ...]] = ("metric", "n_best", "max_answer_length", "null_threshold")
     selecting: ClassVar[tuple[str, ...]] = (
         *Dataset.selecting, "id", "context", "question", "answers", "answer_text", "answer_start", "drop_misaligned",
@@ -97,6 +105,11 @@ class Span(Dataset):
 
     # --- reading --------------------------------------------------------------------------------------------
 
+    def read(self, train: bool = True) -> Examples:
+        examples = super().read(train)
+        advise(self.metric, arrow.lists(arrow.field(arrow.table(examples.evaluation, "answers")["answers"], "text")))
+        return examples
+
     def text_columns(self) -> Sequence[str]:
         return [self.id, self.context, self.question, *([self.answer_text] if self.answer_text else [])]
 
@@ -107,17 +120,20 @@ class Span(Dataset):
         return splits.mapped(self._named)
 
     def _named(self, part: Part) -> Part:
-        given = {"id": self.id, "context": self.context, "question": self.question}
+        columns = part.examples.column_names
+        has_ids = self.id in columns or self.id != Span.id
+        given = {**({"id": self.id} if has_ids else {}), "context": self.context, "question": self.question}
+        given |= {IMPOSSIBLE: IMPOSSIBLE} if IMPOSSIBLE in columns else {}
         if self.answer_text is None or self.answer_start is None:
-            part = part.renamed({**given, "answers": self.answers})
-            check_column(part)
+            part = from_lists(part.renamed({**given, "answers": self.answers}), self.answers)
         else:
             part = part.renamed({**given, "text": self.answer_text, "answer_start": self.answer_start})
             part.check_text("text", self.answer_text, missing=True)
             part = from_single(part, self.answer_start)
         part.check_text("context", self.context, missing=True)  # `checked` reports missing ones, with the answers
         part.check_text("question", self.question)
-        ids, others = part.ids(self.id), part.examples.select_columns([name for name in COLUMNS if name != "id"])
+        ids = part.ids(self.id if has_ids else None)
+        others = part.examples.select_columns([name for name in COLUMNS if name != "id"])
         return part.holding(others.add_column("id", ids).select_columns(list(COLUMNS)))  # type: ignore[call-arg]
 
     def groups(self, examples: datasets.Dataset) -> Sequence[str]:
@@ -141,50 +157,35 @@ class Span(Dataset):
     def tokenising(self) -> list[Any]:
         return [self.max_seq_length, self.doc_stride, *(["unanswerable"] if self.unanswerable else [])]
 
+    def check_lengths(self, examples: datasets.Dataset, tokenizer: PreTrainedTokenizerBase) -> None:
+        check_room(examples, tokenizer, self.max_seq_length, self.doc_stride)
+
     def tokenized(
         self, batch: dict[str, list], indices: list[int], tokenizer: PreTrainedTokenizerBase, labels: bool
     ) -> dict[str, list]:
-        try:
-            encoded = tokenizer(
-                [
-                    question.lstrip() for question in batch["question"]
-                ],  # leading blanks would take tokens from the paragraph
-                batch["context"],
-                truncation="only_second",
-                max_length=self.max_seq_length,
-                stride=self.doc_stride,
-                return_overflowing_tokens=True,
-                return_offsets_mapping=True,
-            )
-        except BaseException as error:
-            if type(error).__name__ != "PanicException":  # of the tokenizer's Rust code, not an Exception
-                raise
-            raise UserError(
-                f"a question is so long that dataset.max_seq_length={self.max_seq_length} leaves its paragraph at most "
-                f"dataset.doc_stride={self.doc_stride} tokens: raise the first, or lower the second"
-            ) from None
-        rows = encoded.pop("overflow_to_sample_mapping")
-        offsets = encoded.pop("offset_mapping")
-        context = [[part == 1 for part in encoded.sequence_ids(i)] for i in range(len(rows))]
-        columns: dict[str, list] = {name: encoded[name] for name in encoded}
-        nulls = [null_token(tokens, tokenizer) if self.unanswerable else 0 for tokens in encoded["input_ids"]]
+        made = windows(batch["question"], batch["context"], tokenizer, self.max_seq_length, self.doc_stride)
+        columns = made.inputs | {"example": [indices[row] for row in made.rows]}
+        nulls = [null_token(tokens, tokenizer) if self.unanswerable else 0 for tokens in made.inputs["input_ids"]]
         if labels:
-            spans = [
-                answer_tokens(batch["answers"][row], offset, inside, null)
-                for row, offset, inside, null in zip(rows, offsets, context, nulls, strict=True)
+            return _labelled(columns, made, batch["answers"], nulls)
+        for side, name in enumerate(("start_character", "end_character")):
+            columns[name] = [
+                [o[side] if is_context else _NOT_CONTEXT for o, is_context in zip(offset, inside, strict=True)]
+                for offset, inside in zip(made.offsets, made.context, strict=True)
             ]
-            columns["start_positions"] = [start for start, _ in spans]
-            columns["end_positions"] = [end for _, end in spans]
-        else:
-            columns["example"] = [indices[row] for row in rows]
-            for side, name in enumerate(("start_character", "end_character")):
-                columns[name] = [
-                    [o[side] if is_context else _NOT_CONTEXT for o, is_context in zip(offset, inside, strict=True)]
-                    for offset, inside in zip(offsets, context, strict=True)
-                ]
-            if self.unanswerable:
-                columns["null_token"] = nulls
-        return columns
+        return columns | ({"null_token": nulls} if self.unanswerable else {})
+
+    def report(
+        self, examples: datasets.Dataset, features: datasets.Dataset, tokenizer: PreTrainedTokenizerBase
+    ) -> None:
+        with_features = set(features["example"])
+        missing = [i for i in range(len(examples)) if i not in with_features]
+        if missing:
+            log.warning(
+                "%d of %d training questions are left out, because no token covers their answer or no window of "
+                "dataset.max_seq_length=%d tokens holds all of it (such as id %s)",
+                len(missing), len(examples), self.max_seq_length, examples[missing[0]]["id"],
+            )  # fmt: skip
 
     # --- outputs --------------------------------------------------------------------------------------------
 
@@ -201,41 +202,17 @@ class Span(Dataset):
         gold = dict(zip(given["id"].to_pylist(), arrow.lists(arrow.field(given["answers"], "text")), strict=True))
         splits = _ids_by_split(examples, list(gold))
         counted, choosing = next(iter(splits.values())), {}
+        scoring = Scoring(self.metric, self.unanswerable, gold)
         if self.unanswerable:
             no_answer = dict(zip(gold, no_answer_scores(features, logits, best, len(examples)), strict=True))
-            choosing = self._choosing(counted, no_answer, answers, gold)
+            choosing = scoring.choosing(counted, no_answer, answers)
             answers = {id: "" if no_answer[id] > self.null_threshold else text for id, text in answers.items()}
-        score_one = best_of_v2 if self.unanswerable else best_of
-        scores = {id: score_one(answers[id], texts) for id, texts in gold.items()}
+        scores = scoring.scores(answers)
         metrics: dict[str, float] = {}
         for split, ids in splits.items():
             suffix = "" if ids is counted else f"_{split}"
-            metrics |= {f"{name}{suffix}": value for name, value in self._metrics(ids, scores, gold).items()}
-        main = SCORED.index(self.metric)
-        return Scores(metrics, answers, {id: scores[id][main] for id in counted}, choosing=choosing)
-
-    def _metrics(
-        self, ids: Sequence[str], scores: Mapping[str, tuple[float, float]], gold: Mapping[str, list[str]]
-    ) -> dict[str, float]:
-        """The means over some questions, and separately over those with and without an answer."""
-        groups = {"": ids}
-        if self.unanswerable:
-            groups |= {"has_answer_": [id for id in ids if gold[id]], "no_answer_": [id for id in ids if not gold[id]]}
-        averages = {prefix: means(scores[id] for id in members) for prefix, members in groups.items() if members}
-        return {f"{prefix}{name}": value / 100 for prefix, pair in averages.items() for name, value in pair.items()}
-
-    def _choosing(
-        self,
-        ids: Sequence[str],
-        no_answer: Mapping[str, float],
-        spans: Mapping[str, str],
-        gold: Mapping[str, list[str]],
-    ) -> dict[str, float]:
-        """The threshold that is best on these very questions, and the score it gives."""
-        main = SCORED.index(self.metric)
-        if_answered = [best_of_v2(spans[id], gold[id])[main] for id in ids]
-        best, threshold = best_threshold([no_answer[id] for id in ids], if_answered, [bool(gold[id]) for id in ids])
-        return {f"best_{self.metric}": best, f"best_{self.metric}_threshold": threshold}
+            metrics |= {f"{name}{suffix}": value for name, value in scoring.metrics(ids, scores).items()}
+        return Scores(metrics, answers, {id: scoring.main(scores, id) for id in counted}, choosing=choosing)
 
     # --- for people -----------------------------------------------------------------------------------------
 
@@ -254,12 +231,33 @@ class Span(Dataset):
     def kinds(self, example: Mapping[str, Any]) -> dict[str, str]:
         gold = example["answers"]["text"]
         answerable = {"Answerable": "yes" if gold else "no"} if self.unanswerable else {}
+        lengths = [length_in_units(text, self.metric) for text in (gold[0] if gold else "", example["context"])]
+        unit, limits = "word", ((1, 2, 4), (50, 100, 150, 200))
+        if by_characters(self.metric):
+            unit, limits = "character", ((2, 4, 8), (100, 200, 300, 400))
         return {
             **answerable,
             "Question word": question_word(example["question"]),
-            "Length of the answer": length_range(len(gold[0].split()), (1, 2, 4)) if gold else "no answer",
-            "Length of the paragraph": length_range(len(example["context"].split()), (50, 100, 150, 200)),
+            "Length of the answer": length_range(lengths[0], limits[0], unit) if gold else "no answer",
+            "Length of the paragraph": length_range(lengths[1], limits[1], unit),
         }
+
+
+def _labelled(
+    columns: dict[str, list], made: Windows, answers: Sequence[Mapping[str, list]], nulls: Sequence[int]
+) -> dict[str, list]:
+    """The columns with the first and last token of each answer, or the token of no answer where a window does not hold
+    it; without the windows of questions whose answer is in none."""
+    spans: list[tuple[int, int]] = []
+    labelled: list[int] = []
+    for row, group in groupby(made.rows):
+        own = slice(len(spans), len(spans) + len(list(group)))
+        held = answer_tokens(answers[row], made.offsets[own], made.context[own])
+        if any(held) or not answers[row]["answer_start"]:
+            labelled += range(own.start, own.stop)
+        spans += [span or (null, null) for span, null in zip(held, nulls[own], strict=True)]
+    columns |= {name: [span[side] for span in spans] for side, name in enumerate(Span.label_names)}
+    return {name: [values[i] for i in labelled] for name, values in columns.items()}
 
 
 def _texts(examples: datasets.Dataset, best: Mapping[int, Best]) -> dict[str, str]:

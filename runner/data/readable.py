@@ -9,8 +9,8 @@ AROUND = 100
 """Characters of a paragraph that an excerpt shows on either side of an answer."""
 
 
-def length_range(words: int, limits: Sequence[int]) -> str:
-    """The range that a number of words is in, such as "5 to 10 words".
+def length_range(words: int, limits: Sequence[int], unit: str = "word") -> str:
+    """The range that a number of words, or of another unit, is in, such as "5 to 10 words".
 
     Args:
         limits: the last number of each range, rising; numbers above the last one are a range of their own.
@@ -18,9 +18,9 @@ def length_range(words: int, limits: Sequence[int]) -> str:
     low = 1
     for high in limits:
         if words <= high:
-            return f"{low} to {high} words" if low < high else f"{high} word{'s' if high > 1 else ''}"
+            return f"{low} to {high} {unit}s" if low < high else f"{high} {unit}{'s' if high > 1 else ''}"
         low = high + 1
-    return f"{low} words or more"
+    return f"{low} {unit}s or more"
 
 
 def question_word(question: str) -> str:

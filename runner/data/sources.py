@@ -1,25 +1,26 @@
-"""Sources of examples: the hub, or local files, whose names say which split they are."""
+"""Sources of examples: the hub, folders saved by the datasets library, or local files."""
 
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from runner.data import files
+from runner.data import files, layout
 from runner.data.splits import Part, Splits
+from runner.data.text_files import stem_of, suffix_of
 from runner.system.errors import UserError
-from runner.system.files import checksums, difference, read_json, write_json
+from runner.system.files import check_regular, checksums, difference, read_json, write_json
 from runner.system.hub import explain
 
 if TYPE_CHECKING:
+    import datasets
+
     from runner.data.task import Dataset
 
-_TRAIN = "train"
-_EVALUATION = (("validation", "valid", "dev"), ("test",))  # names of evaluation splits, the preferred ones first
 _HINTS = {
     "scripts are no longer supported": "many have a copy as parquet, with dataset.revision=refs/convert/parquet",
     "Config name is missing": "name it with dataset.name",
@@ -35,12 +36,21 @@ def load(dataset: Dataset) -> Splits:
     Raises:
         UserError: there is no such dataset, or it cannot be reached or read.
     """
-    local = Path(dataset.path).expanduser()
-    if local.exists():
-        return _local(local, dataset)
-    if local.is_absolute() or dataset.path.startswith((".", "~")) or local.suffix.lower() in _suffixes(dataset):
+    return _local(dataset) or _hub(dataset)
+
+
+def _local(dataset: Dataset) -> Splits | None:
+    """The splits of a file or a folder; None if the path can only be a hub id."""
+    path = Path(os.path.expanduser(dataset.path))  # Path.expanduser raises for an unknown user
+    try:
+        if path.exists():
+            check_regular(path)
+            return _folder(path, dataset) if path.is_dir() else _single(path, dataset)
+    except OSError as error:
+        raise UserError(f"dataset.path={dataset.path} cannot be read: {error.strerror or error}") from error
+    if path.is_absolute() or dataset.path.startswith((".", "~")) or suffix_of(path) in _suffixes(dataset):
         raise UserError(f"dataset.path={dataset.path}: there is no such file or folder")
-    return _hub(dataset)
+    return None
 
 
 def _suffixes(dataset: Dataset) -> tuple[str, ...]:
@@ -69,16 +79,18 @@ def _hub(dataset: Dataset) -> Splits:
                 f"copy is damaged, delete {cache}: it is created again"
             ) from error
     _check_cache(path, {Path(file["filename"]) for split in loaded.values() for file in split.cache_files})
-    parts = {str(name): Part(examples, [(f"{path}, {name} split", len(examples))]) for name, examples in loaded.items()}
-    train, evaluation = _choose(dataset, parts)
     described = (
         path + (f", {dataset.name}" if dataset.name else "") + (f"@{dataset.revision}" if dataset.revision else "")
     )
-    return Splits(train, evaluation, described)
+    return _choose(dataset, loaded, described)
 
 
-def _choose(dataset: Dataset, parts: Mapping[str, Part]) -> tuple[Part | None, dict[str, Part]]:
-    """Train and evaluation splits among all splits of a hub dataset."""
+def _choose(dataset: Dataset, loaded: Mapping[Any, datasets.Dataset], source: str) -> Splits:
+    """Train and evaluation splits among named ones, of the hub or of a folder that the datasets library saved."""
+    parts = {
+        str(name): Part(examples, [(f"{dataset.path}, {name} split", len(examples))])
+        for name, examples in loaded.items()
+    }
     asked = [*([dataset.train_split] if dataset.train_split else []), *dataset.evaluation_splits]
     missing = [name for name in asked if name not in parts]
     if missing:
@@ -86,17 +98,25 @@ def _choose(dataset: Dataset, parts: Mapping[str, Part]) -> tuple[Part | None, d
             f"dataset.path={dataset.path} has no split {', '.join(missing)}; it has {', '.join(parts)}: name them in "
             "dataset.train_split and dataset.evaluation_splits"
         )
-    names = dataset.evaluation_splits
-    if not names:
-        preferred = [name for kinds in _EVALUATION for name in kinds if name in parts]
-        names = preferred[:1]
-    train = parts.get(dataset.train_split or _TRAIN)
-    if train is None and not names:
+    train = dataset.train_split or next(iter(_of_kind(layout.TRAIN, parts)), None)
+    others = [name for name in parts if name != train]
+    usual = [names for kind in layout.KINDS if kind != layout.TRAIN and (names := _of_kind(kind, others))]
+    evaluation = dataset.evaluation_splits or next(iter(usual), [])
+    if train is None and not evaluation:
         raise UserError(
             f"dataset.path={dataset.path} has neither a train nor an evaluation split with a usual name; it has "
             f"{', '.join(parts)}: name them in dataset.train_split and dataset.evaluation_splits"
         )
-    return train, {name: parts[name] for name in names}
+    unused = [name for name in others if name not in evaluation]
+    return Splits(parts[train] if train else None, {name: parts[name] for name in evaluation}, source, unused)
+
+
+def _of_kind(kind: str, names: Iterable[str]) -> list[str]:
+    """The splits of a kind: the one whose name is a word for it, or else all whose names have one, such as
+    validation_matched; of train only if it is a single one."""
+    fitting = [name for name in names if layout.kinds_of(name)[:1] == [kind]]
+    exact = [name for word in layout.KINDS[kind] for name in fitting if name.lower() == word][:1]
+    return exact or ([] if kind == layout.TRAIN and len(fitting) > 1 else fitting)
 
 
 def _may_be_damage(error: Exception) -> bool:
@@ -128,82 +148,84 @@ def _check_cache(path: str, cached: set[Path]) -> None:
                 write_json(record, known | checksums(folder, new))
 
 
-def _local(path: Path, dataset: Dataset) -> Splits:
-    if path.is_file():
-        return _single(path, dataset)
-    readable = sorted(p for p in path.iterdir() if p.suffix.lower() in _suffixes(dataset))
-    if not readable:
-        raise UserError(f"dataset.path={path}: this folder has no {', '.join(_suffixes(dataset))} file")
-    if dataset.train_split:
-        train = [p for p in readable if dataset.train_split.lower() in p.stem.lower()]
-        if not train:
-            raise UserError(
-                f"dataset.path={path}: no file named {dataset.train_split}*, which dataset.train_split asks for"
-            )
-    else:
-        train = [p for p in readable if _has_word(p, _TRAIN)]
-    others = [p for p in readable if p not in train]
-    evaluation = _evaluation_files(path, dataset, others)
-    if not train and not evaluation:
-        raise UserError(
-            f"dataset.path={path}: no file name says which split it is: name the files train*, dev*, validation* or "
-            "test*, or set dataset.train_split and dataset.evaluation_splits"
-        )
+def _folder(path: Path, dataset: Dataset) -> Splits:
+    """The splits of a folder: as `save_to_disk` wrote it, or with files whose names say which split they are."""
+    suffixes = _suffixes(dataset)
+    inside = list(path.iterdir())
+    if _is_saved(path) or (any(map(_is_saved, inside)) and not any(suffix_of(file) in suffixes for file in inside)):
+        return _saved(path, dataset)
+    asked = layout.Asked(f"dataset.path={path}", dataset.train_split, dataset.evaluation_splits, suffixes)
+    found = layout.find(path, asked)
     return Splits(
-        _part(train, dataset) if train else None,
-        {name: _part(paths, dataset) for name, paths in evaluation.items()},
+        _part(found.train, dataset) if found.train else None,
+        {name: _part(paths, dataset) for name, paths in found.evaluation.items()},
         str(path),
+        layout.names(found.unused, path),
     )
 
 
+def _is_saved(path: Path) -> bool:
+    return any((path / name).is_file() for name in ("dataset_dict.json", "state.json"))
+
+
+def _saved(path: Path, dataset: Dataset) -> Splits:
+    """The splits of a folder that `save_to_disk` wrote, or whose folders it wrote; a single dataset is as a single
+    file."""
+    import datasets
+
+    check_regular(*path.rglob("*"))
+    places = [path] if _is_saved(path) else sorted(filter(_is_saved, path.iterdir()))
+    try:
+        loaded: Any = {place.name: datasets.load_from_disk(str(place)) for place in places}
+    except Exception as error:  # datasets and pyarrow raise several kinds
+        raise UserError(
+            f"dataset.path={path}: this folder of save_to_disk cannot be read: {error}; copy it again"
+        ) from error
+    if places == [path]:
+        loaded = loaded[path.name]
+    if isinstance(loaded, datasets.Dataset):
+        whole = files.common_types(loaded)
+        return _all_or_evaluation(path, dataset, lambda: Part(whole, [(str(path), len(whole))]))
+    nested = [name for name, part in loaded.items() if not isinstance(part, datasets.Dataset)]
+    if nested:
+        raise UserError(f"dataset.path={path}: {nested[0]} has splits of its own; set dataset.path to it")
+    return _choose(dataset, {name: files.common_types(part) for name, part in loaded.items()}, str(path))
+
+
 def _single(path: Path, dataset: Dataset) -> Splits:
-    """A single file: an evaluation split if its name says so, else all examples, to be divided."""
-    if path.suffix.lower() not in _suffixes(dataset):
+    """A single file."""
+    if suffix_of(path) not in _suffixes(dataset):
         raise UserError(
             f"dataset.path={path}: this type of file cannot be read; those that can are {', '.join(_suffixes(dataset))}"
         )
-    asked = [name for name in dataset.evaluation_splits if name.lower() in path.stem.lower()]
+    splits = _all_or_evaluation(path, dataset, lambda: _part([path], dataset))
+    if splits.train is not None:
+        with suppress(OSError):  # a folder whose files may be read, and not listed
+            for other in sorted(path.parent.iterdir()):
+                kinds = layout.kinds_of(stem_of(other)) if suffix_of(other) in _suffixes(dataset) else []
+                if kinds and layout.TRAIN not in kinds:
+                    splits.unused.append(f"{other.name} in the same folder, whose name says {kinds[0]}")
+    return splits
+
+
+def _all_or_evaluation(path: Path, dataset: Dataset, read: Callable[[], Part]) -> Splits:
+    """A single source: an evaluation split if its name says so, else all examples, to be divided."""
+    name = stem_of(path)
+    asked = [each for each in dataset.evaluation_splits if each.lower() in name.lower()]
     if dataset.evaluation_splits and not asked:
         raise UserError(
             f"dataset.evaluation_splits={dataset.evaluation_splits}: dataset.path={path} is one file, and its name has "
             "none of these; give a folder with a file for each split"
         )
-    part = _part([path], dataset)
-    if asked or (not dataset.train_split and any(_has_word(path, word) for kinds in _EVALUATION for word in kinds)):
-        return Splits(None, {path.stem: part}, str(path))
-    return Splits(part, {}, str(path))
-
-
-def _has_word(path: Path, word: str) -> bool:
-    """True if a file's name has this word, or a form of it such as "testa", "trainset" or "development"; "latest" and
-    "device" do not count."""
-    form = re.compile(rf"{word}(?:[a-z]|set|data|ing|elopment)?")
-    return any(form.fullmatch(part) for part in re.split(r"[\W\d_]+", path.stem.lower()))
-
-
-def _evaluation_files(path: Path, dataset: Dataset, candidates: list[Path]) -> dict[str, list[Path]]:
-    """The files of each evaluation split, by the split's name."""
-    splits: dict[str, list[Path]] = {name: [] for name in dataset.evaluation_splits}
-    for file in candidates:
-        # The longest name that fits: dev2.csv is in the split "dev2", not also in "dev".
-        fitting = sorted((name for name in splits if name.lower() in file.stem.lower()), key=len, reverse=True)
-        if len(fitting) > 1 and len(fitting[0]) == len(fitting[1]):
-            raise UserError(
-                f"dataset.evaluation_splits={dataset.evaluation_splits}: {file} fits {fitting[0]} and {fitting[1]}; "
-                "give longer parts of the files' names"
-            )
-        if fitting:
-            splits[fitting[0]].append(file)
-    missing = [name for name, paths in splits.items() if not paths]
-    if missing:
-        raise UserError(f"dataset.path={path}: no file named {missing[0]}*, which dataset.evaluation_splits asks for")
-    if splits:
-        return splits
-    for words in _EVALUATION:
-        usual = [p for p in candidates if any(_has_word(p, word) for word in words)]
-        if usual:
-            return {words[0]: usual}
-    return {}
+    kinds = layout.kinds_of(name)
+    if layout.TRAIN in kinds and len(kinds) > 1 and not asked and not dataset.train_split:
+        raise UserError(
+            f"dataset.path={path}: its name says {' and '.join(kinds)}; set dataset.train_split={kinds[0]} to train on "
+            f"it, or dataset.evaluation_splits=[{kinds[1]}] to score on it"
+        )
+    if asked or (not dataset.train_split and kinds and layout.TRAIN not in kinds):
+        return Splits(None, {name: read()}, str(path))
+    return Splits(read(), {}, str(path))
 
 
 def _part(paths: list[Path], dataset: Dataset) -> Part:

@@ -1,11 +1,11 @@
-"""Spans of tokens: where an answer is in the tokens of a window, and the best span of a question from the logits.
+"""The best span of a question from the logits of its windows.
 
 The search follows the official BERT code for SQuAD v1.1 and v2.0.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from runner.data import arrow
@@ -13,50 +13,11 @@ from runner.data import arrow
 if TYPE_CHECKING:
     import datasets
     import numpy as np
-    from transformers import PreTrainedTokenizerBase
 
 _PAIRS_AT_ONCE = 2**20  # start and end tokens that are combined at once: some 20 MB
 _CERTAIN = 3.4e38  # in place of infinity, which JSON cannot hold: about the highest float32
 Best = tuple[float, int, int]
 """A span: the sum of its logits, and its characters, from and to."""
-
-
-# --- labels -------------------------------------------------------------------------------------------------
-
-
-def null_token(tokens: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> int:
-    """Index of the token that stands for no answer: [CLS], wherever a model has it, else the token that begins a text,
-    else the first one."""
-    for special in (tokenizer.cls_token_id, tokenizer.bos_token_id):
-        if special in tokens:
-            return tokens.index(special)
-    return 0
-
-
-def answer_tokens(
-    answers: Mapping[str, list], offsets: list[tuple[int, int]], context: list[bool], null: int = 0
-) -> tuple[int, int]:
-    """First and last token of the first answer; `null` twice if there is none, or this window does not hold all of it.
-
-    Args:
-        answers: lists `text` and `answer_start`.
-        offsets: the characters of each token.
-        context: true for tokens of the paragraph.
-        null: index of the token that stands for no answer.
-    """
-    if not answers["answer_start"]:
-        return null, null
-    begin = answers["answer_start"][0]
-    stop = begin + len(answers["text"][0])
-    inside = [i for i, is_context in enumerate(context) if is_context]
-    if not inside or offsets[inside[0]][0] > begin or offsets[inside[-1]][1] < stop:
-        return null, null
-    first = max(i for i in inside if offsets[i][0] <= begin)
-    last = min(i for i in inside if offsets[i][1] >= stop)
-    return first, last
-
-
-# --- search -------------------------------------------------------------------------------------------------
 
 
 def best_of_questions(

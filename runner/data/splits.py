@@ -5,11 +5,13 @@ from __future__ import annotations
 import bisect
 import itertools
 import random
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 from runner.data import arrow
+from runner.data.text_files import place
 from runner.system.errors import UserError
 
 if TYPE_CHECKING:
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
 
 SPLIT = "split"
 """The column that names each example's evaluation split, if there are several."""
+_OF_METRICS = re.compile(r"[\w.\- ]{1,100}")
 _SHOWN = 3  # places that a message names
 
 
@@ -38,12 +41,17 @@ class Part:
         """The files or splits that the examples came from."""
         return ", ".join(place for place, _ in self.places)
 
+    @property
+    def described(self) -> str:
+        """The files or splits that the examples came from, with the number of rows of each."""
+        return ", ".join(f"{place} ({count:,})" for place, count in self.places)
+
     def where(self, index: int) -> str:
-        """An example's place, for messages: "train.csv, row 12", counted from 1 without a header."""
+        """An example's place, for messages: "train.csv, line 13"; "train.parquet, row 12", where rows have no lines."""
         ends = list(itertools.accumulate(count for _, count in self.places))
         row = self.rows[index]
         at = bisect.bisect_right(ends, row)
-        return f"{self.places[at][0]}, row {row - (ends[at - 1] if at else 0) + 1}"
+        return place(self.places[at][0], row - (ends[at - 1] if at else 0))
 
     def where_all(self, indices: Sequence[int]) -> str:
         """The places of several examples, of which the first few are named."""
@@ -141,33 +149,61 @@ class Splits:
     """Name -> examples; the first is the main one. Empty if there is none."""
     source: str
     """A description for people, with the revision if known."""
+    unused: list[str] = field(default_factory=list)
+    """Files, or splits of the hub, that are in none of these splits."""
 
     @property
     def parts(self) -> list[Part]:
         """All splits, train first."""
         return [*([self.train] if self.train is not None else []), *self.evaluation.values()]
 
+    @property
+    def origin(self) -> str:
+        """The files, or splits of the hub, that each split came from."""
+        named = {"training": self.train, **self.evaluation}
+        return "; ".join(f"{name}: {part.described}" for name, part in named.items() if part is not None)
+
     def mapped(self, function: Callable[[Part], Part]) -> Splits:
         """Splits with the results of a function, called for one after the other, train first."""
         train = function(self.train) if self.train is not None else None
-        return Splits(train, {name: function(part) for name, part in self.evaluation.items()}, self.source)
+        return replace(self, train=train, evaluation={name: function(part) for name, part in self.evaluation.items()})
 
 
-def held_out(groups: Sequence[str], fraction: float, seed: int) -> tuple[list[int], list[int]]:
+def held_out(
+    groups: Sequence[str], fraction: float, seed: int, strata: Sequence[Any] = ()
+) -> tuple[list[int], list[int]]:
     """(rest, hold-out), indices of examples: whole groups, drawn by seed, until the hold-out has `fraction` of them.
 
     Args:
         groups: for each example the group that must not be on both sides, such as its paragraph.
+        strata: for each example its class, of which the hold-out gets the same fraction, and the rest at least one
+            group; none: all examples are alike.
     """
     members: dict[str, list[int]] = {}
     for i, group in enumerate(groups):
         members.setdefault(group, []).append(i)
-    names = sorted(members)
-    random.Random(seed).shuffle(names)
+    drawn: dict[Any, list[str]] = {}
+    for name in sorted(members):
+        drawn.setdefault(min(strata[i] for i in members[name]) if strata else None, []).append(name)
     held: list[int] = []
-    while names and len(held) < fraction * len(groups):
-        held += members[names.pop()]
+    seen = 0
+    for stratum in sorted(drawn):
+        names = drawn[stratum]
+        random.Random(seed).shuffle(names)
+        seen += sum(len(members[name]) for name in names)
+        left = 1 if len(drawn) > 1 else 0
+        # Counted over all strata so far, because each has a fraction of an example too many or too few.
+        while len(names) > left and len(held) < fraction * seen:
+            held += members[names.pop()]
     return sorted(set(range(len(groups))) - set(held)), sorted(held)
+
+
+def main_split(examples: datasets.Dataset) -> datasets.Dataset:
+    """The evaluation examples of the first split, which the main metric is computed on."""
+    if SPLIT not in examples.column_names:
+        return examples
+    splits = list(examples[SPLIT])
+    return examples.select([i for i, split in enumerate(splits) if split == splits[0]])
 
 
 def joined(evaluation: Mapping[str, datasets.Dataset]) -> datasets.Dataset:
@@ -178,6 +214,12 @@ def joined(evaluation: Mapping[str, datasets.Dataset]) -> datasets.Dataset:
     if len(evaluation) == 1:
         (only,) = evaluation.values()
         return only
+    odd = [name for name in list(evaluation)[1:] if not _OF_METRICS.fullmatch(name)]
+    if odd:
+        raise UserError(
+            f"dataset.evaluation_splits={list(evaluation)}: {odd[0]!r} becomes part of names of metrics, where MLflow "
+            "takes letters, digits, blanks and _ - . only; give another part of the file's name, or rename it"
+        )
     named = []
     for name, examples in evaluation.items():
         ids = [f"{name}-{id}" for id in examples["id"]]

@@ -26,6 +26,9 @@ def read_squad_json(file: Path) -> list[dict[str, Any]] | None:
         content = json.loads(text)
     except json.JSONDecodeError:  # several objects in a file: JSON lines under another name
         return None
+    articles = content.get("data") if isinstance(content, dict) else None
+    if articles and not any(isinstance(article, dict) and "paragraphs" in article for article in articles):
+        return None  # a list of plain records
     questions: list[dict[str, Any]] = []
     try:
         for question in _questions(content):
@@ -35,13 +38,18 @@ def read_squad_json(file: Path) -> list[dict[str, Any]] | None:
             f"{file} is not in SQuAD's JSON format: question {len(questions) + 1}: {error!r} is missing or has the "
             "wrong type"
         ) from error
-    wrong = [row["id"] for row in questions if row.pop("is_impossible") not in (None, not row["answers"]["text"])]
+    without = [number for number, row in enumerate(questions, 1) if row["id"] is None]
+    if without and len(without) < len(questions):
+        raise UserError(f"{file}: question {without[0]} has no id, and others have: give it one, or remove all ids")
+    wrong = [number for number, row in enumerate(questions, 1)
+             if row.pop("is_impossible") not in (None, not row["answers"]["text"])]  # fmt: skip
     if wrong:
+        example = questions[wrong[0] - 1]["id"] or f"question {wrong[0]}"
         raise UserError(
-            f"{file}: {len(wrong)} questions have answers and is_impossible=true, or neither (such as {wrong[0]}): "
+            f"{file}: {len(wrong)} questions have answers and is_impossible=true, or neither (such as {example}): "
             "correct them"
         )
-    return questions
+    return [{key: value for key, value in row.items() if key != "id"} for row in questions] if without else questions
 
 
 def _questions(content: Any) -> Iterator[dict[str, Any]]:
@@ -51,8 +59,10 @@ def _questions(content: Any) -> Iterator[dict[str, Any]]:
                 impossible = qa.get("is_impossible")
                 # Not plausible_answers: those answer something that the question does not ask.
                 answers = qa.get("answers", []) if impossible else qa["answers"]
+                if impossible:
+                    answers = [answer for answer in answers if answer["text"]]
                 yield {
-                    "id": str(qa["id"]),
+                    "id": str(qa["id"]) if "id" in qa else None,
                     "context": paragraph["context"],
                     "question": qa["question"],
                     "answers": {

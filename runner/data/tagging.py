@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import logging
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pruning import IGNORED, Prediction
 from runner.data import arrow, classes
-from runner.data.files import Reader, read_text
+from runner.data.conll import read_columns
+from runner.data.files import Reader
 from runner.data.readable import length_range
-from runner.data.splits import SPLIT, Part, Splits
-from runner.data.tagging_scores import chunks, counts, scores
+from runner.data.splits import SPLIT, Part, Splits, main_split
+from runner.data.tagging_scores import begin_inside, chunks, counts, in_iobes, scheme, scores
 from runner.data.task import Dataset, Scores
+from runner.data.windows import check_max_length
+from runner.data.words import NO_WORD, first_tokens, without_tokens
 from runner.system.errors import UserError
 
 if TYPE_CHECKING:
@@ -24,19 +27,20 @@ if TYPE_CHECKING:
     import torch
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
+log = logging.getLogger(__name__)
+
 OUTSIDE = "O"
 """The tag of a word outside all entities."""
-_OF_ENTITIES = re.compile(r"O|[BIES](-.*)?")
-_NO_WORD = -1  # for tokens that are not the first of a word
 
 
 @dataclass
 class Tag(Dataset):
-    """Sentences as lists of words, with a tag for each word: IOB1, IOB2, IOE or IOBES for entities, or (with
-    `metric=accuracy`) any tags, such as parts of speech.
+    """Sentences as lists of words, with a tag for each word: IOB1, IOB2, IOE, IOBES, BILOU or BMES for entities, as
+    B-PER, B_PER or PER-B, or (with `metric=accuracy`) any tags, such as parts of speech.
 
     Files in CoNLL-2003's columns (`.conll`, `.txt`) can be read, besides the files that all kinds of task read: a word
-    and its tags on each line, of which the last is used, and an empty line between sentences.
+    and its tags on each line, of which the last is used, and an empty line between sentences; and CoNLL-U (`.conllu`),
+    of which `tags` names the column, such as `tags=upos`. Comment lines are not read.
     """
 
     tokens: str = "tokens"
@@ -73,19 +77,33 @@ class Tag(Dataset):
     # --- reading --------------------------------------------------------------------------------------------
 
     def readers(self) -> Mapping[str, Reader]:
-        return dict.fromkeys((".conll", ".txt"), partial(read_columns, words=self.tokens, tags=self.tags))
+        return dict.fromkeys((".conll", ".conllu", ".txt"), partial(read_columns, words=self.tokens, tags=self.tags))
 
     def named(self, splits: Splits) -> Splits:
         splits = splits.mapped(self._named)
         names = classes.names(self.labels, splits.parts, "tags", self.tags)
-        if self.metric != "accuracy" and not _of_entities(names):
-            other = next(name for name in names if not _of_entities([name]))
+        iobes = in_iobes(names)
+        if self.metric != "accuracy" and iobes is None:
+            other = next(name for name in names if in_iobes([name]) is None)
+            remedy = "name the tags in dataset.labels" if other.isdecimal() else "rewrite it, such as B-PER"
             raise UserError(
                 f"dataset.metric={self.metric} counts entities, and column {self.tags} of {splits.source} has the tag "
-                f"{other}, which is not O, B-TYPE, I-TYPE, E-TYPE or S-TYPE: name the tags in dataset.labels, or set "
-                "dataset.metric=accuracy"
+                f"{other}, which is not O, nor a type with a letter of IOB, IOBES, BILOU or BMES, such as B-PER, U-PER "
+                f"or PER-B: {remedy}, or, if the tags are no entities, set dataset.metric=accuracy"
             )
-        return splits.mapped(lambda part: classes.coded(part, "tags", names, self.tags))
+        splits = splits.mapped(lambda part: classes.coded(part, "tags", names, self.tags))
+        if iobes is not None:
+            self._announce(splits, names, iobes)
+        return splits
+
+    def _announce(self, splits: Splits, names: list[str], iobes: Mapping[str, str]) -> None:
+        """Log a scheme of tags that is not IOB2."""
+        numbered = [iobes[name] for name in names]
+        rows = (row for part in splits.parts for row in arrow.lists(arrow.table(part.examples, "tags")["tags"]))
+        inside = sum(begin_inside([numbered[number] for number in row if number != classes.NONE]) for row in rows)
+        unusual = scheme(names, inside)
+        if unusual is not None:
+            log.info("column %s of %s: the scheme of the tags is %s", self.tags, splits.source, unusual)
 
     def _named(self, part: Part) -> Part:
         given = {"tokens": self.tokens, "tags": self.tags} | ({"id": self.id} if self.id else {})
@@ -96,6 +114,15 @@ class Tag(Dataset):
 
     def groups(self, examples: datasets.Dataset) -> Sequence[str]:
         return [" ".join(map(str, words)) for words in arrow.lists(arrow.table(examples, "tokens")["tokens"])]
+
+    def strata(self, examples: datasets.Dataset) -> Sequence[Any]:
+        """The rarest tag of each sentence."""
+        numbers = [set(tags) for tags in arrow.lists(arrow.table(examples, "tags")["tags"])]
+        sentences = Counter(number for each in numbers for number in each)
+        return [min(each, key=lambda number: (sentences[number], number), default=classes.NONE) for each in numbers]
+
+    def class_counts(self, examples: datasets.Dataset) -> dict[str, int]:
+        return classes.counts(examples, "tags")
 
     def checked(self, part: Part) -> Part:
         columns = arrow.table(part.examples, "tokens", "tags")
@@ -124,6 +151,9 @@ class Tag(Dataset):
     def tokenising(self) -> list[Any]:
         return [self.max_seq_length, self.doc_stride]
 
+    def check_lengths(self, examples: datasets.Dataset, tokenizer: PreTrainedTokenizerBase) -> None:
+        check_max_length(self.max_seq_length, tokenizer.num_special_tokens_to_add(), self.doc_stride)
+
     def tokenized(
         self, batch: dict[str, list], indices: list[int], tokenizer: PreTrainedTokenizerBase, labels: bool
     ) -> dict[str, list]:
@@ -140,16 +170,30 @@ class Tag(Dataset):
         )
         rows, offsets = encoded.pop("overflow_to_sample_mapping"), encoded.pop("offset_mapping")
         columns: dict[str, list] = {name: encoded[name] for name in encoded}
-        words = list(_first_tokens(batch["tokens"], rows, offsets))
+        columns["example"] = [indices[row] for row in rows]
+        words = list(first_tokens(batch["tokens"], rows, offsets))
         if not labels:
-            return columns | {"example": [indices[row] for row in rows], "word": words}
+            return columns | {"word": words}
         columns["labels"] = [
-            [batch["tags"][row][word] if word != _NO_WORD else IGNORED for word in window]
+            [batch["tags"][row][word] if word != NO_WORD else IGNORED for word in window]
             for row, window in zip(rows, words, strict=True)
         ]
         # The mean loss over no labels is NaN: leave out windows whose words all began in an earlier window.
         labelled = [i for i, window in enumerate(columns["labels"]) if set(window) != {IGNORED}]
         return {name: [values[i] for i in labelled] for name, values in columns.items()}
+
+    def report(
+        self, examples: datasets.Dataset, features: datasets.Dataset, tokenizer: PreTrainedTokenizerBase
+    ) -> None:
+        name, none = ("labels", IGNORED) if "labels" in features.column_names else ("word", NO_WORD)
+        lacking = without_tokens(examples, features, name, none)
+        if lacking.any():
+            log.warning(
+                "%d words of the %s sentences have no token, such as invisible ones (the first is in the "
+                "sentence with id %s): they teach nothing, and %s is taken for their tag",
+                lacking.sum(), "training" if name == "labels" else "evaluation", examples[int(lacking.argmax())]["id"],
+                _default(_names(examples)),
+            )  # fmt: skip
 
     def heads(self, outputs: Any, tokens: torch.Tensor) -> Prediction:
         return Prediction((outputs.logits,), None, tokens)
@@ -159,12 +203,14 @@ class Tag(Dataset):
 
     def score(self, examples: datasets.Dataset, features: datasets.Dataset, logits: list[np.ndarray]) -> Scores:
         names = _names(examples)
-        predicted = self._tagged(examples, features, logits[0])
-        gold = [[names[number] for number in tags] for tags in examples["tags"]]
+        iobes = in_iobes(names) or dict(zip(names, names, strict=True))
+        tagged = self._tagged(examples, features, logits[0])
+        predicted = [[iobes[tag] for tag in tags] for tags in tagged]
+        gold = [[iobes[names[number]] for number in tags] for tags in examples["tags"]]
         ids = [str(id) for id in examples["id"]]
         splits = list(examples[SPLIT]) if SPLIT in examples.column_names else [""] * len(ids)
         metrics: dict[str, float] = {}
-        reported = self.metrics if _of_entities(names) else ("accuracy",)
+        reported = self.metrics if in_iobes(names) is not None else ("accuracy",)
         for split in dict.fromkeys(splits):
             suffix = "" if split == splits[0] else f"_{split}"
             values = scores((predicted[i], gold[i]) for i, other in enumerate(splits) if other == split)
@@ -172,7 +218,7 @@ class Tag(Dataset):
         first = [i for i, split in enumerate(splits) if split == splits[0]]
         return Scores(
             metrics,
-            dict(zip(ids, predicted, strict=True)),
+            dict(zip(ids, tagged, strict=True)),
             {ids[i]: float(self._right(predicted[i], gold[i])) for i in first},
             "ratio" if self.metric == "accuracy" else f"entity_{self.metric}",
             {ids[i]: list(self._statistics(predicted[i], gold[i])) for i in first},
@@ -191,16 +237,18 @@ class Tag(Dataset):
         """The tag of each word. A word without any token, such as one of invisible characters, is outside all entities
         (or has the first tag, if there is no such tag)."""
         names = _names(examples)
-        default = OUTSIDE if OUTSIDE in names else names[0]
-        tagged = [[default] * len(words) for words in examples["tokens"]]
+        tagged = [[_default(names)] * len(words) for words in examples["tokens"]]
         best = logits.argmax(axis=-1)
         for row, (example, words) in enumerate(zip(features["example"], features["word"], strict=True)):
             for at, word in enumerate(words):
-                if word != _NO_WORD:
+                if word != NO_WORD:
                     tagged[example][word] = names[best[row, at]]
         return tagged
 
     # --- for people -----------------------------------------------------------------------------------------
+
+    def texts(self, examples: datasets.Dataset) -> list[str]:
+        return list(map(" ".join, examples["tokens"]))
 
     def rows(self, examples: datasets.Dataset) -> list[dict[str, Any]]:
         names = _names(examples)
@@ -208,23 +256,32 @@ class Tag(Dataset):
 
     def shown(self, example: Mapping[str, Any]) -> dict[str, str]:
         sentence = " ".join(example["tokens"])
-        if not _of_entities(example["tags"]):
+        iobes = in_iobes(example["tags"])
+        if iobes is None:
             return {"Sentence": sentence, "Tags": " ".join(example["tags"])}
-        entities = sorted(chunks(example["tags"]))
+        entities = sorted(chunks([iobes[tag] for tag in example["tags"]]))
         texts = [f"{' '.join(example['tokens'][start:stop])} ({kind})" for start, stop, kind in entities]
         return {"Sentence": sentence, "Entities": ", ".join(texts) or "none"}
 
+    def scored_counts(self, examples: datasets.Dataset) -> dict[str, int]:
+        """Entities of each type, or words of each tag where the tags are not of entities."""
+        names = _names(examples)
+        iobes = in_iobes(names)
+        if iobes is None:
+            return super().scored_counts(examples)
+        kinds = dict.fromkeys(iobes[name].partition("-")[2] for name in names if name != OUTSIDE)
+        entities = Counter(
+            kind for tags in main_split(examples)["tags"] for _, _, kind in chunks([iobes[names[tag]] for tag in tags])
+        )
+        return {kind: entities[kind] for kind in kinds}
+
     def kinds(self, example: Mapping[str, Any]) -> dict[str, str]:
         length = {"Length": length_range(len(example["tokens"]), (5, 10, 20, 40))}
-        if not _of_entities(example["tags"]):
+        iobes = in_iobes(example["tags"])
+        if iobes is None:
             return length
-        kinds = sorted({kind for _, _, kind in chunks(example["tags"])})
+        kinds = sorted({kind for _, _, kind in chunks([iobes[tag] for tag in example["tags"]])})
         return {"Entities": "+".join(kinds) or "none"} | length
-
-
-def _of_entities(tags: Iterable[str]) -> bool:
-    """True if these are tags of entities, not of something else such as parts of speech."""
-    return all(map(_OF_ENTITIES.fullmatch, tags))
 
 
 def _names(examples: datasets.Dataset) -> list[str]:
@@ -232,56 +289,6 @@ def _names(examples: datasets.Dataset) -> list[str]:
     return feature.feature.names
 
 
-def _first_tokens(
-    sentences: Sequence[Sequence[str]], rows: Sequence[int], offsets: Sequence[Sequence[tuple[int, int]]]
-) -> Iterator[list[int]]:
-    """For each window and token, the word that begins with the token, if no earlier window has it.
-
-    Args:
-        sentences: the words, which were joined by a blank.
-        rows: the sentence of each window.
-        offsets: for each window, the characters of each token; (0, 0) for special tokens.
-    """
-    seen: set[tuple[int, int]] = set()
-    of_character: dict[int, list[int]] = {}
-    for row, window in zip(rows, offsets, strict=True):
-        if row not in of_character:
-            # With a blank after each word, so that indices match the joined text.
-            of_character[row] = [word for word, text in enumerate(sentences[row]) for _ in f"{text} "]
-        words = []
-        for start, stop in window:
-            word = of_character[row][stop - 1] if stop > start else _NO_WORD
-            if (row, word) in seen:
-                word = _NO_WORD
-            elif word != _NO_WORD:
-                seen.add((row, word))
-            words.append(word)
-        yield words
-
-
-def read_columns(file: Path, words: str, tags: str) -> Iterator[dict[str, list[str]]]:
-    """The sentences of a file in CoNLL-2003's columns, without lines of -DOCSTART-.
-
-    Args:
-        words, tags: names of the resulting columns.
-
-    Raises:
-        UserError: a line has no tag, or not as many columns as the first.
-    """
-    sentence: list[list[str]] = []
-    width = None
-    # Not splitlines, nor any white space: words may hold other line separators and non-breaking blanks.
-    for number, line in enumerate([*read_text(file).split("\n"), ""], 1):
-        fields = [field for field in re.split(r"[ \t\r]+", line) if field]
-        if fields and fields[0] != "-DOCSTART-":
-            if len(fields) < 2:
-                raise UserError(f"{file}, line {number}: {line.strip()!r} has no tag; a line needs a word and its tags")
-            width = width or len(fields)
-            if len(fields) != width:
-                raise UserError(
-                    f"{file}, line {number}: {line.strip()!r} has {len(fields)} columns, and the lines above it {width}"
-                )
-            sentence.append(fields)
-        elif sentence:
-            yield {words: [fields[0] for fields in sentence], tags: [fields[-1] for fields in sentence]}
-            sentence = []
+def _default(names: Sequence[str]) -> str:
+    """The tag of words that have no token."""
+    return OUTSIDE if OUTSIDE in names else names[0]

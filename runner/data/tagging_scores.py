@@ -5,12 +5,58 @@ An entity is right if its type and both its ends are right.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Collection, Iterable, Sequence
 
 Chunk = tuple[int, int, str]
 """First word, the word after the last, and the type."""
 
 _BEGIN, _END = ("B", "S"), ("E", "S")
+_IN_IOBES = {"L": "E", "U": "S", "W": "S", "M": "I"}  # the letters of BILOU, BMES and BMEWO
+_SCHEMES = {"LU": "BILOU", "W": "BMEWO", "M": "BMES", "S": "IOBES", "E": "IOE"}
+"""Letters of which one is enough to name the scheme, and its name."""
+_BEFORE = re.compile(r"(?P<letter>[BIESLUMW])[-_](?P<kind>.*)")
+_BEHIND = re.compile(r"(?P<kind>.+)[-_](?P<letter>[BIESLUMW])")
+_ALONE = re.compile(r"(?P<letter>[BIES])(?P<kind>)")
+
+
+def in_iobes(tags: Iterable[str]) -> dict[str, str] | None:
+    """The tags of entities as `chunks` reads them, by their names in the data; None if some are no such tags.
+
+    The letter comes before the type or behind it, with - or _ between: B-PER, B_PER, PER-B.
+    """
+    names = set(tags) - {"O"}
+    for style in (_BEFORE, _BEHIND):
+        matches = {name: style.fullmatch(name) or _ALONE.fullmatch(name) for name in names}
+        if all(matches.values()):
+            parts = {name: (match["letter"], match["kind"]) for name, match in matches.items() if match}
+            iobes = {name: f"{_IN_IOBES.get(letter, letter)}-{kind}" for name, (letter, kind) in parts.items()}
+            return {"O": "O", **iobes}
+    return None
+
+
+def scheme(tags: Collection[str], begin_inside: int) -> str | None:
+    """What is unusual about tags of entities, in words; None for IOB2 as in B-PER.
+
+    Args:
+        begin_inside: number of entities that begin with I.
+    """
+    marked = [tag for tag in tags if tag != "O"]
+    style = _BEFORE if all(_BEFORE.fullmatch(tag) or _ALONE.fullmatch(tag) for tag in marked) else _BEHIND
+    letters = {match["letter"] for tag in marked if (match := style.fullmatch(tag) or _ALONE.fullmatch(tag))}
+    name = next((name for of, name in _SCHEMES.items() if letters & set(of)), None)
+    if name == "IOE" and "B" in letters:
+        name = "IOBES"
+    if name is None and begin_inside:
+        name = f"IOB1: {begin_inside} entities begin with I"
+    unusual = next((tag for tag in marked if style is _BEHIND or (len(tag) > 1 and tag[1] == "_")), None)
+    written = f"written as {unusual}" if unusual else None
+    return ", ".join(filter(None, (name or (written and "IOB2"), written))) or None
+
+
+def begin_inside(tags: Sequence[str]) -> int:
+    """Number of entities of a sentence that begin with I, as in IOB1; `tags` as `in_iobes` gives them."""
+    return sum(tags[start].startswith("I") for start, _, _ in chunks(tags))
 
 
 def chunks(tags: Sequence[str]) -> set[Chunk]:

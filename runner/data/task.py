@@ -7,6 +7,7 @@ inside functions. Longer than 300 lines because it is the whole interface of a k
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -16,7 +17,8 @@ from omegaconf import MISSING
 
 from pruning import Prediction
 from runner.data import files, sources
-from runner.data.splits import Part, Splits, held_out, joined
+from runner.data.layout import TRAIN
+from runner.data.splits import SPLIT, Part, Splits, held_out, joined, main_split
 from runner.system.errors import UserError
 from runner.system.fingerprint import SHORT, hash_json
 from runner.system.versions import VERSIONS
@@ -50,6 +52,12 @@ class Examples:
     """A description for people, with the revision if known."""
     held_out: float = 0.0
     """The fraction of train that became the evaluation examples; 0: they are a split of their own."""
+    has_split: bool = True
+    """Whether the data have an evaluation split."""
+    origin: str = ""
+    """The files, or splits of the hub, that each split came from."""
+    unused: Sequence[str] = ()
+    """Files, or splits of the hub, that are not used."""
 
 
 @dataclass
@@ -78,7 +86,7 @@ class Dataset:
 
     path: str = MISSING
     """A hub id, a file or a folder of CSV, TSV, JSON, JSON-lines or parquet files, or files in the task's own format.
-    The words train, validation, valid, dev and test in their names say which split they are."""
+    The words train, validation, dev, eval and test in their names, or forms of them, say which split they are."""
     name: str | None = None
     """The hub dataset's configuration, if it has several."""
     revision: str | None = None
@@ -87,8 +95,8 @@ class Dataset:
     """Name of the training split, or part of the names of its files. Not given: train."""
     evaluation_splits: list[str] = field(default_factory=list)
     """Names of the evaluation splits, or parts of the names of their files. The first one is the main one; the
-    others' scores are reported under their names. Not given: the first of validation, dev and test that exists, else a
-    tenth of train."""
+    others' scores are reported under their names. Not given: the first of validation (or dev), eval and test that
+    exists, else a tenth of train, in which each class has its share."""
     metric: str = MISSING
     """The main metric, which names the columns of the table."""
     max_seq_length: int = 384
@@ -140,7 +148,7 @@ class Dataset:
     @property
     def hub_id(self) -> str | None:
         """The dataset's id on the hub; None for local files."""
-        return None if Path(self.path).expanduser().exists() else self.path
+        return None if os.path.exists(os.path.expanduser(self.path)) else self.path
 
     def settings(self) -> dict[str, Any]:
         """The fields that decide how examples become features."""
@@ -154,13 +162,18 @@ class Dataset:
 
     def read(self, train: bool = True) -> Examples:
         """Load, check and cut the examples. Raises UserError for data that cannot be used."""
+        if train and (self.train_split or TRAIN) in self.evaluation_splits:
+            raise UserError(
+                f"dataset.evaluation_splits={self.evaluation_splits}: a model is not scored on what it is trained on; "
+                "leave the training split out"
+            )
         splits = self.splits()
         for part in splits.parts:
             if not len(part.examples):
                 raise UserError(f"{part.name}: there are no examples")
         named = self.named(splits)
         training, evaluation = named.train, named.evaluation
-        fraction = 0.0
+        fraction, has_split = 0.0, bool(evaluation)
         if self.holdout or not evaluation:
             if training is None:
                 wish = f"dataset.holdout={self.holdout}" if self.holdout else "an evaluation split made of train"
@@ -169,20 +182,34 @@ class Dataset:
             if not self.holdout:
                 log.info("%s has no evaluation split: %g of train becomes it, drawn with dataset.data_seed=%d",
                          splits.source, fraction, self.data_seed)  # fmt: skip
-            rest, held = held_out(self.groups(training.examples), fraction, self.data_seed)
+            others = [part.name for part in evaluation.values()]
+            splits = replace(splits, evaluation={}, unused=[*splits.unused, *others])
+            strata = self.strata(training.examples)
+            rest, held = held_out(self.groups(training.examples), fraction, self.data_seed, strata)
             if not rest or not held:
                 raise UserError(
-                    f"{training.name}: it cannot be split, because all examples belong together (share a text, say): "
-                    "provide an evaluation split"
+                    f"{training.name}: it cannot be split, because all examples belong together (share a text, say) "
+                    "or each class has a single one: provide an evaluation split"
                 )
             training, evaluation = training.select(rest), {"holdout": training.select(held)}
         if train and training is None:
-            raise UserError(f"{splits.source} has no train split: name a file train* in dataset.path")
+            raise UserError(
+                f"{splits.source} has no train split: name a file train* in dataset.path, or set dataset.train_split"
+            )
         ready = self._ready(training, self.max_train_samples) if train and training is not None else None
         scored = joined({name: self._ready(part, self.max_eval_samples) for name, part in evaluation.items()})
         self._check_ids(scored)
-        train_fingerprint = self.fingerprint(ready) if ready is not None else ""
-        return Examples(ready, scored, train_fingerprint, self.fingerprint(scored), splits.source, fraction)
+        return Examples(
+            ready,
+            scored,
+            train_fingerprint=self.fingerprint(ready) if ready is not None else "",
+            evaluation_fingerprint=self.fingerprint(scored),
+            source=splits.source,
+            held_out=fraction,
+            has_split=has_split,
+            origin=splits.origin,
+            unused=splits.unused,
+        )
 
     def splits(self) -> Splits:
         """The splits of the source, with the data's columns."""
@@ -207,6 +234,14 @@ class Dataset:
     def groups(self, examples: datasets.Dataset) -> Sequence[str]:
         """The group of each example. A group is never split between a hold-out and the rest."""
         raise NotImplementedError
+
+    def strata(self, examples: datasets.Dataset) -> Sequence[Any]:
+        """The class of each example, of which a hold-out gets the same fraction as of all; empty: there are none."""
+        return ()
+
+    def class_counts(self, examples: datasets.Dataset) -> dict[str, int]:
+        """The number of examples, or of words, of each class; empty: there are no classes."""
+        return {}
 
     def checked(self, part: Part) -> Part:
         """The usable examples. Raises UserError, with the rows, for unusable ones, unless the configuration leaves them
@@ -248,14 +283,15 @@ class Dataset:
     def features(
         self, examples: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, cache: Path | None, labels: bool
     ) -> datasets.Dataset:
-        """Tokenise. Columns: the model's inputs, `length`, and either the labels or what `score` needs.
+        """Tokenise. Columns: the model's inputs, `length`, `example` (the example's number), and either the labels or
+        what `score` needs.
 
         Args:
             cache: the folder for the result; None: it is not cached.
             labels: for training, not for scoring.
 
         Raises:
-            UserError: no features are left.
+            UserError: no features are left, or texts do not fit.
         """
         from runner.data import arrow
         from runner.models import tokenizer as tokenizers
@@ -270,10 +306,29 @@ class Dataset:
 
         title = "Tokenising " + ("train" if labels else "evaluation")
         place = None if cache is None else cache / f"{kind}-{name}"
-        features = arrow.mapped_once(examples, tokenize, name, title, place)
+        features = arrow.mapped_once(
+            examples, tokenize, name, title, place, lambda: self.check_lengths(examples, tokenizer)
+        )
         if not len(features):
             raise UserError(f"dataset.path={self.path}: the tokenizer leaves nothing of all {len(examples)} examples")
         return features
+
+    def check_lengths(self, examples: datasets.Dataset, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Refuse examples that do not fit `max_seq_length`.
+
+        Raises:
+            UserError: with their number and the first ids.
+        """
+
+    def report(
+        self, examples: datasets.Dataset, features: datasets.Dataset, tokenizer: PreTrainedTokenizerBase
+    ) -> None:
+        """Log what of the examples is not in their features."""
+
+    def texts(self, examples: datasets.Dataset) -> list[str]:
+        """The texts that a model reads, for checks of its tokenizer."""
+        columns = (examples[name] for name in examples.column_names if name not in ("id", SPLIT))
+        return [text for column in columns for text in column if isinstance(text, str)]
 
     def tokenising(self) -> list[Any]:
         """The settings that decide how examples become features."""
@@ -282,7 +337,8 @@ class Dataset:
     def tokenized(
         self, batch: dict[str, list], indices: list[int], tokenizer: PreTrainedTokenizerBase, labels: bool
     ) -> dict[str, list]:
-        """Columns of features for some examples: the model's inputs, and either the labels or what `score` needs.
+        """Columns of features for some examples: the model's inputs, `example`, and either the labels or what `score`
+        needs.
 
         Args:
             indices: the numbers of the examples.
@@ -335,6 +391,11 @@ class Dataset:
     def shown(self, example: Mapping[str, Any]) -> dict[str, str]:
         """An evaluation example for a person to read: {title of a column: text}, without the models' answers."""
         return {key.capitalize(): str(value) for key, value in example.items() if key != "id"}
+
+    def scored_counts(self, examples: datasets.Dataset) -> dict[str, int]:
+        """The number of examples, words or entities of each class in the first evaluation split, which the main score
+        is made of; empty: there are no classes."""
+        return self.class_counts(main_split(examples))
 
     def kinds(self, example: Mapping[str, Any]) -> dict[str, str]:
         """Slices for error analysis, such as {"Length": "5 to 10 words"}. Keep them few."""

@@ -1,12 +1,21 @@
 """Models and tokenizers: from a configured path to a transformers model, and which of its weights may be pruned."""
 
-from runner.models.checkpoint import EMBEDDED, PRETRAINED, Checkpoint, Model, find, load, quiet_loading, skeleton
+from runner.models.checkpoint import EMBEDDED, PRETRAINED, Checkpoint, Model, check_weights, find, load, skeleton
+from runner.models.configuration import quiet_loading, read_config
 from runner.models.dropout import attention_dropout, hidden_dropout, max_dropout
-from runner.models.structure import check_positions, kind_of, positions, prunable_parameters, shape
+from runner.models.structure import (
+    check_positions,
+    describe_left_out,
+    kind_of,
+    left_out,
+    positions,
+    prunable_parameters,
+    shape,
+)
 from runner.models.tokenizer import load_tokenizer
 
 __all__ = [
-    "EMBEDDED", "PRETRAINED", "Checkpoint", "Model", "attention_dropout", "check_positions", "find", "hidden_dropout",
-    "kind_of", "load", "load_tokenizer", "max_dropout", "positions", "prunable_parameters", "quiet_loading", "shape",
-    "skeleton",
+    "EMBEDDED", "PRETRAINED", "Checkpoint", "Model", "attention_dropout", "check_positions", "check_weights",
+    "describe_left_out", "find", "hidden_dropout", "kind_of", "left_out", "load", "load_tokenizer", "max_dropout",
+    "positions", "prunable_parameters", "quiet_loading", "read_config", "shape", "skeleton",
 ]  # fmt: skip

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from omegaconf import MISSING
 
-from runner.models import heads
+from runner.models import heads, weights
+from runner.models.configuration import building, check_encoder, quiet_loading, read_config
 from runner.models.dropout import set_dropout
 from runner.system.errors import UserError
+from runner.system.files import check_regular
 from runner.system.fingerprint import hash_files
 from runner.system.hub import explain
 
@@ -33,6 +35,8 @@ _TOKENIZER_FILES = (
     "added_tokens.json",
     "*.model",
 )
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -87,6 +91,11 @@ class Checkpoint:
     """SHA-256 of the files that were read: a run asks for both fingerprints several times."""
 
     @property
+    def place(self) -> str:
+        """The key and its value, for messages."""
+        return f"{self.key}={self.path}"
+
+    @property
     def fingerprint(self) -> str:
         """The hub's commit, or a hash of the folder's weights, configuration and tokenizer."""
         return self._hash((*_WEIGHT_FILES, *_TOKENIZER_FILES, "config.json"))
@@ -107,13 +116,14 @@ def find(path: str, key: str, model: Model, revision: str | None = None) -> Chec
     """Resolve a configured path and read its config.json.
 
     Raises:
-        UserError: nothing is there, the hub cannot be reached, or a folder has no weights.
+        UserError: nothing is there, the hub cannot be reached, a folder has no weights, or it is no encoder.
     """
     if path.startswith(EMBEDDED):
         path = str(Path(__file__).parents[1] / "demo" / path.removeprefix(EMBEDDED))
     folder = Path(path).expanduser()
     if folder.is_dir():
         path = str(folder)
+        check_regular(*sorted(folder.iterdir()))
         if not (folder / "config.json").is_file():
             raise UserError(f"{key}={path}: there is no config.json in this folder")
         if not any(p for name in _WEIGHT_FILES for p in folder.glob(name)):
@@ -122,38 +132,45 @@ def find(path: str, key: str, model: Model, revision: str | None = None) -> Chec
             )
     elif folder.is_absolute() or path.startswith((".", "~")):
         raise UserError(f"{key}={path}: there is no such folder")
-    return Checkpoint(path, revision, _config(path, key, model, revision), key)
-
-
-def _config(path: str, key: str, model: Model, revision: str | None) -> PretrainedConfig:
-    from transformers import AutoConfig, PretrainedConfig
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-    from transformers.utils.hub import cached_file, extract_commit_hash
-
-    with explain("model", key, path):
-        values, _ = PretrainedConfig.get_config_dict(path, revision=revision)
-        commit = extract_commit_hash(cached_file(path, "config.json", revision=revision), None)
-        kind = values.pop("model_type", None) or model.model_type
-        if kind is None:
-            raise UserError(f"{key}={path}: its config.json names no architecture; set model.model_type, such as bert")
-        if kind not in CONFIG_MAPPING:
-            raise UserError(f"{key}={path}: transformers does not know the architecture {kind!r} (model_type)")
-        config = AutoConfig.for_model(kind, **values)
-        config._commit_hash = commit
+    config = read_config(path, key, revision, model.model_type)
+    check_encoder(config, f"{key}={path}")
     set_dropout(config, model.hidden_dropout, model.attention_dropout, path)
-    return config
+    return Checkpoint(path, revision, config, key)
 
 
 def load(architecture: str, checkpoint: Checkpoint, attentions: bool = False) -> PreTrainedModel:
     """Load a model in float32, whatever it was saved in. Parameters of the head that a pretrained checkpoint lacks are
-    drawn at random.
+    drawn at random, which is logged.
 
     Args:
         attentions: whether it must return attention weights, which only the eager implementation of attention does.
 
     Raises:
-        UserError: it cannot be loaded, or is fine-tuned and lacks parameters.
+        UserError: it cannot be loaded, its weights do not fit, or it is fine-tuned and lacks parameters.
     """
+    model, info = _pretrained(architecture, checkpoint, **({"attn_implementation": "eager"} if attentions else {}))
+    drawn = weights.new_parts(model, info)
+    if drawn:
+        log.info("%s: %s not in the checkpoint in this shape: drawn at random", checkpoint.place, " and ".join(drawn))
+    return model
+
+
+def check_weights(architecture: str, checkpoint: Checkpoint) -> None:
+    """Refuse a checkpoint whose weights are damaged or do not arrive in the network. Its files are read, and no memory
+    is taken for the network.
+
+    Raises:
+        UserError: as `load`, or a weight is an integer, NaN or infinite.
+    """
+    with explain("model", checkpoint.key, checkpoint.path), quiet_loading():
+        files = weights.weight_files(checkpoint.path, checkpoint.revision, checkpoint.place)
+    weights.check_readable(files, checkpoint.place)
+    net, info = _pretrained(architecture, checkpoint, device_map="meta")
+    weights.check_numbers(files, net, info["unexpected_keys"], checkpoint.place)
+
+
+def _pretrained(architecture: str, checkpoint: Checkpoint, **options: Any) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """The model, and transformers' report about the loading, which has been checked."""
     os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "1"  # no thread that asks the hub to convert a .bin
     with explain("model", checkpoint.key, checkpoint.path), quiet_loading():
         from_pretrained, _ = heads.network(architecture, checkpoint.config)
@@ -163,46 +180,30 @@ def load(architecture: str, checkpoint: Checkpoint, attentions: bool = False) ->
             config=checkpoint.config,
             dtype=torch.float32,
             output_loading_info=True,
-            ignore_mismatched_sizes=checkpoint.key == PRETRAINED,  # a head of another task: drawn anew, checked below
-            **({"attn_implementation": "eager"} if attentions else {}),
+            ignore_mismatched_sizes=True,  # a head of another task: drawn anew; others are refused below
+            **options,
         )
-    differing = sorted(str(key[0] if isinstance(key, tuple) else key) for key in info["mismatched_keys"])
-    inside = [name for name in differing if name.startswith(f"{model.base_model_prefix}.")]
-    if inside:
-        raise UserError(
-            f"{checkpoint.key}={checkpoint.path}: {inside[0]} has another shape than its config.json says: the "
-            "checkpoint is damaged, or not what its configuration describes"
-        )
+    trained = checkpoint.key != PRETRAINED
+    weights.check_encoder_weights(model, info, checkpoint.place, trained)
     lacking = sorted(info["missing_keys"])
-    if lacking and checkpoint.key != PRETRAINED:
+    if trained and lacking:
         raise UserError(
-            f"{checkpoint.key}={checkpoint.path}: it has no weights for {', '.join(lacking[:3])}: it was not "
+            f"{checkpoint.place}: it has no weights for {', '.join(lacking[:3])}: it was not "
             f"fine-tuned for this kind of task ({architecture.removeprefix('AutoModelFor')})"
         )
-    return model
+    return model, info
 
 
 def skeleton(architecture: str, config: PretrainedConfig) -> PreTrainedModel:
-    """The model on the meta device: names and shapes without memory for weights."""
-    try:
-        with torch.device("meta"):
-            _, from_config = heads.network(architecture, config)
-            return from_config(config)
-    except ValueError as error:
-        raise UserError(
-            f"the architecture {config.model_type} has no {architecture.removeprefix('AutoModel')} model"
-        ) from error
+    """The model on the meta device: names and shapes without memory for weights.
 
+    Raises:
+        UserError: transformers has no such model of this architecture, or cannot build it with these settings.
+    """
+    import transformers
 
-@contextmanager
-def quiet_loading() -> Iterator[None]:
-    """Silence transformers' table of newly drawn heads and unused poolers, expected here, and its bars for files."""
-    from transformers.utils import logging
-
-    level = logging.get_verbosity()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
+    if type(config) not in getattr(transformers, architecture)._model_mapping:
+        raise UserError(f"the architecture {config.model_type} has no {architecture.removeprefix('AutoModel')} model")
+    with building(config):
+        _, from_config = heads.network(architecture, config)
+        return from_config(config)

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from pruning import as_matrix, matrix_weights
+from pruning import matrix_weights
 from runner.models import heads
 from runner.models.checkpoint import skeleton
+from runner.models.configuration import read_config
 from runner.models.verify import read_tensors
 
 if TYPE_CHECKING:
@@ -44,9 +45,7 @@ def footprint(folder: Path, architecture: str, tokens: int) -> Footprint:
     Args:
         tokens: the length of the example.
     """
-    import transformers
-
-    files, config = sorted(folder.glob("*.safetensors")), transformers.AutoConfig.from_pretrained(folder)
+    files, config = sorted(folder.glob("*.safetensors")), read_config(str(folder), "FOLDER")
     try:
         net = skeleton(architecture, config)
         dense, used = macs(net, tokens), uses(net, tokens)
@@ -55,7 +54,7 @@ def footprint(folder: Path, architecture: str, tokens: int) -> Footprint:
         net = from_pretrained(folder, config=config, attn_implementation="eager")
         dense, used = macs(net, tokens), uses(net, tokens)
     stored = read_tensors(folder)
-    skipped = sum(int((as_matrix(stored[name]) == 0).sum()) * count for name, count in used.items())
+    skipped = sum(int((stored[name] == 0).sum()) * count for name, count in used.items())
     size = sum(file.stat().st_size for file in files)
     return Footprint(size, sum(map(compressed, files)), dense, dense - skipped)
 
@@ -95,7 +94,7 @@ def uses(net: PreTrainedModel, tokens: int) -> dict[str, int]:
 def _counting(counts: Counter[str], name: str) -> Any:
     def count(module: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
         # Each output of a layer is one product with one row of its matrix.
-        counts[name] += output.numel() // as_matrix(module.weight).shape[0]
+        counts[name] += output.numel() // module.weight.shape[0]
 
     return count
 

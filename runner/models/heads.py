@@ -7,7 +7,7 @@ refuse to load it, since its matrix has the teacher's width and not the student'
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -139,8 +139,10 @@ def network(architecture: str, config: PretrainedConfig) -> tuple[Callable[..., 
     import transformers
 
     auto: Any = getattr(transformers, architecture)
-    if getattr(config, KEY, None) is None:
-        return auto.from_pretrained, auto.from_config
+    if getattr(config, KEY, None) is None:  # no code of a model's repository is run, and nobody is asked
+        return partial(auto.from_pretrained, trust_remote_code=False), partial(
+            auto.from_config, trust_remote_code=False
+        )
     cls = class_for(auto._model_mapping[type(config)], config)
     return cls.from_pretrained, cls._from_config
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
-from pruning import EncoderShape, matrix_weights
+from pruning import EncoderShape, matrix_weights, other_matrices
 from runner.system.errors import UserError
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 # encoder's width, which counts as one of them (ELECTRA's embeddings_project, ALBERT's embedding_hidden_mapping_in).
 _NOT_PRUNABLE = ("pooler", "embed")
 # Tables with a row for each position, by the names that transformers gives them.
-_POSITION_TABLES = ("position_embeddings", "embed_positions", "wpe")
+POSITION_TABLES = ("position_embeddings", "embed_positions", "wpe")
 
 
 def prunable_parameters(net: PreTrainedModel, model: Model) -> dict[str, nn.Parameter]:
@@ -38,9 +39,11 @@ def prunable_parameters(net: PreTrainedModel, model: Model) -> dict[str, nn.Para
         if name.startswith(inside) and not any(part in name.removeprefix(inside) for part in _NOT_PRUNABLE)
     }
     if net.base_model is net or not layers:
+        others = describe_left_out(left_out(net))
         raise UserError(
             f"the architecture {net.config.model_type} cannot be pruned here: {type(net).__name__} has "
             + ("no encoder apart from its head" if net.base_model is net else "no Linear or Conv layer in its encoder")
+            + (f"; {others}" if others else "")
         )
     chosen = {name for pattern in model.prunable for name in _matching(pattern, layers, "model.prunable")}
     chosen -= {name for pattern in model.excluded for name in _matching(pattern, layers, "model.excluded")}
@@ -67,11 +70,28 @@ def kind_of(name: str) -> str:
     return re.sub(r"^.*\.\d+\.", "", name).removesuffix(".weight")
 
 
+def left_out(net: PreTrainedModel) -> dict[str, float]:
+    """Matrices that are no weight of a Linear or Conv layer, by kind, as fractions of all weights."""
+    counts: Counter[str] = Counter()
+    for name, parameter in other_matrices(net).items():
+        counts[kind_of(name)] += parameter.numel()
+    everything = sum(parameter.numel() for parameter in net.parameters())
+    return {kind: count / everything for kind, count in counts.items()}
+
+
+def describe_left_out(kinds: Mapping[str, float]) -> str | None:
+    """`left_out` in words; None if nothing is left out."""
+    if not kinds:
+        return None
+    share, names = sum(kinds.values()), ", ".join(kinds)
+    return f"{share:.2%} of all weights are in no Linear or Conv layer and are not pruned: {names}"
+
+
 def positions(net: PreTrainedModel) -> int | None:
     """The number of tokens that the network has positions for; None if it uses relative or rotary positions."""
     counts: list[int] = []
     for module in net.base_model.modules():
-        for name in _POSITION_TABLES:
+        for name in POSITION_TABLES:
             table = getattr(module, name, None)
             if not isinstance(table, nn.Embedding):
                 continue

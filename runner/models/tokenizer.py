@@ -40,9 +40,15 @@ def load_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
     """The checkpoint's fast tokenizer; a slow one has no offsets of tokens in the text."""
     from transformers import AutoTokenizer
 
-    with explain("model", checkpoint.key, checkpoint.path), _explain_sentencepiece(checkpoint):
+    with explain("model", checkpoint.key, checkpoint.path), _explain_reading(checkpoint):
         tokenizer = AutoTokenizer.from_pretrained(
-            checkpoint.path, revision=checkpoint.revision, config=checkpoint.config
+            checkpoint.path, revision=checkpoint.revision, config=checkpoint.config, trust_remote_code=False
+        )
+    tokenizer.init_kwargs.pop("auto_map", None)  # else save_pretrained writes where the repository's own code is
+    if not tokenizer.get_vocab().keys() - tokenizer.get_added_vocab().keys() - set(tokenizer.all_special_tokens):
+        raise UserError(  # transformers makes one of special tokens alone
+            f"{checkpoint.key}={checkpoint.path}: it has no tokenizer, so that every word would be unknown: add the "
+            "files that the model was trained with, such as tokenizer.json, vocab.txt or spiece.model"
         )
     if not tokenizer.is_fast:
         raise UserError(f"{checkpoint.key}={checkpoint.path}: it has no fast tokenizer, which answers' offsets need")
@@ -55,21 +61,29 @@ def load_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
 
 
 @contextmanager
-def _explain_sentencepiece(checkpoint: Checkpoint) -> Iterator[None]:
-    """Explain why a tokenizer that is only a SentencePiece file cannot be converted. transformers takes whatever it
-    cannot read for a file of tiktoken, and asks for that package."""
+def _explain_reading(checkpoint: Checkpoint) -> Iterator[None]:
+    """Explain why a tokenizer's files cannot be read. transformers takes a damaged SentencePiece file for one of
+    tiktoken, and asks for that package."""
     from transformers.utils import logging
 
     level = logging.get_verbosity()
     logging.set_verbosity_error()  # else it logs that it falls back to tiktoken
     try:
         yield
-    except (ImportError, ValueError) as error:
-        if not re.search("sentencepiece|tiktoken", str(error), re.IGNORECASE):
+    except Exception as error:
+        if isinstance(error, (ImportError, ValueError)) and re.search(
+            "sentencepiece|tiktoken", str(error), re.IGNORECASE
+        ):
+            reason = "is damaged, or is none of SentencePiece's"
+            if find_spec("sentencepiece") is None:
+                reason = "is a SentencePiece file, which the package sentencepiece reads: pip install sentencepiece"
+        elif isinstance(error, OSError):  # a download that failed, or a folder that cannot be read
             raise
-        reason = "is damaged, or is none of SentencePiece's"
-        if find_spec("sentencepiece") is None:
-            reason = "is a SentencePiece file, which the package sentencepiece reads: pip install sentencepiece"
+        else:
+            reason = (
+                f"cannot be read ({type(error).__name__}: {' '.join(str(error).split())[:80]}): a file is damaged, or "
+                "a git-LFS pointer or a web page is in its place; download the tokenizer's files again"
+            )
         raise UserError(f"{checkpoint.key}={checkpoint.path}: its tokenizer {reason}") from error
     finally:
         logging.set_verbosity(level)
@@ -115,12 +129,13 @@ def check_texts(base: Checkpoint, other: Checkpoint, task: Dataset, examples: da
     base's.
 
     Raises:
-        UserError: names the first text and token that differ.
+        UserError: names the first text and token that differ, or the examples that do not fit.
     """
     ours, theirs = load_tokenizer(base), load_tokenizer(other)
     names = theirs.model_input_names
     if fingerprint(ours) == fingerprint(with_inputs(theirs, ours.model_input_names)):
         return  # the same for every text
+    task.check_lengths(examples, ours)
     sample = examples.select(np.unique(np.linspace(0, len(examples) - 1, SAMPLE).astype(int)))
     batch, indices = sample[:], list(range(len(sample)))
     both = [task.tokenized(batch, indices, with_inputs(of, names), labels=False) for of in (ours, theirs)]

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 
 from pruning import LayerReport, as_matrix, matrix_weights, parse
 from runner.models.checkpoint import skeleton
+from runner.models.configuration import read_config
+from runner.models.structure import left_out
+from runner.models.weights import opened
 
 
 class VerificationError(Exception):
@@ -28,14 +30,16 @@ class Verification:
     """Zeros over elements, of the weights that a pattern prunes."""
     violations: int
     """Units that break the pattern."""
+    left_out: dict[str, float] = field(default_factory=dict)
+    """Matrices that are no Linear or Conv weight and so stay dense, by kind, as fractions of all parameters."""
 
 
 def read_tensors(folder: Path) -> dict[str, torch.Tensor]:
-    """All tensors of a saved model, by parameter name."""
+    """All tensors of a saved model, by parameter name. Raises UserError if a file is damaged."""
     tensors = {}
     for file in sorted(folder.glob("*.safetensors")):
-        with safe_open(file, framework="pt") as stored:
-            tensors |= {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 (no mapping)
+        with opened(file, str(folder)) as (names, read):
+            tensors |= {name: read(name) for name in names}
     return tensors
 
 
@@ -48,10 +52,8 @@ def verify(folder: Path, architecture: str, layers: list[LayerReport]) -> Verifi
     Raises:
         VerificationError: a unit breaks the pattern, or a weight has fewer zeros than reported.
     """
-    from transformers import AutoConfig
-
     tensors = read_tensors(folder)
-    net = skeleton(architecture, AutoConfig.from_pretrained(folder))
+    net = skeleton(architecture, read_config(str(folder), "FOLDER"))
     matrices = sum(weight.numel() for weight in matrix_weights(net).values())
     everything = sum(weight.numel() for weight in net.parameters())
     zeros = pruned_elements = violations = 0
@@ -67,7 +69,7 @@ def verify(folder: Path, architecture: str, layers: list[LayerReport]) -> Verifi
             zeros += int((matrix == 0).sum())
             violations += parse(layer.pattern).violations(matrix)
     sparsity = zeros / pruned_elements if pruned_elements else 0.0
-    return Verification(zeros / matrices, zeros / everything, sparsity, violations)
+    return Verification(zeros / matrices, zeros / everything, sparsity, violations, left_out(net))
 
 
 def fault(layer: LayerReport, matrix: torch.Tensor) -> str | None:

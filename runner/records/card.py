@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from results import columns
 from runner.config.experiment import Experiment, Origin
 from runner.data.task import Examples
+from runner.models import describe_left_out
 from runner.records.card_facts import NAME, Counted, Facts, collect
 from runner.system import files
 
@@ -124,6 +125,8 @@ def variables(facts: Facts) -> dict[str, Any]:
         "evaluated": f"{counted.used:,}",
         "evaluated_part": part_of(counted),
         "holdout": counted.holdout,
+        "has_split": counted.has_split,
+        "notes": [plain(note) for note in result.notes],
         "data": code(facts.data.name),
         "data_hub_id": code(facts.data.hub_id) if facts.data.hub_id else None,
         "data_revision": code(facts.data.revision) if facts.data.revision else None,
@@ -148,6 +151,7 @@ def pruning_variables(facts: Facts, pruning: Mapping[str, Any]) -> dict[str, Any
         "exact_sparsity": repr(counted.sparsity),
         "linear_ratio": f"{counted.linear_ratio:.2%}",
         "overall_ratio": f"{counted.overall_ratio:.2%}",
+        "left_out": describe_left_out(counted.left_out),
         "violations": counted.violations,
         "pruned_layers": len(layers),
         "pattern_meaning": facts.pattern_meaning,
@@ -177,7 +181,10 @@ def making(facts: Facts) -> dict[str, str]:
         items["Training"] = settings({key: facts.train[key] for key in _TRAINING})
         if facts.result.cost.get("steps"):
             items["Optimizer steps"] = f"{facts.result.cost['steps']:,}"
-    return items | machinery(facts.made_by)
+    items |= machinery(facts.made_by)
+    if others := facts.result.made_by.get("others"):
+        items["Made under other versions, or on other hardware"] = "; ".join(map(code, others))
+    return items
 
 
 def methods(facts: Facts, pruning: Mapping[str, Any]) -> dict[str, str]:
@@ -248,6 +255,11 @@ def settings(values: Mapping[str, Any]) -> str:
 def line(text: object) -> str:
     """The text as one line without unprintable characters."""
     return " ".join("".join(c if c.isprintable() else " " for c in str(text)).split())
+
+
+def plain(text: object) -> str:
+    """The text as Markdown without any markup of its own."""
+    return re.sub(r"([\\`*_{}\[\]<>#|&~$!])", r"\\\1", line(text))
 
 
 def code(text: object) -> str:

@@ -50,6 +50,8 @@ class Counted:
     """Size of the requested subset; None: all."""
     holdout: float = 0.0
     """Fraction of train set aside and scored instead of the evaluation split."""
+    has_split: bool = True
+    """False if the hold-out stands for an evaluation split that the data do not have."""
 
 
 @dataclass
@@ -113,7 +115,9 @@ def collect(folder: Path, experiment: Experiment, origin: Origin, examples: Exam
         sparse=source(model.sparse, None) if model.sparse else None,
         teacher=shown(experiment.distill.teacher) if prune and experiment.distill.teacher else None,
         data=data_of(task, origin),
-        evaluated=Counted(len(examples.evaluation), official[1], task.max_eval_samples, examples.held_out),
+        evaluated=Counted(
+            len(examples.evaluation), official[1], task.max_eval_samples, examples.held_out, examples.has_split
+        ),
         trained=Counted(len(train), official[0], task.max_train_samples) if train is not None else None,
         pruning=json.loads((folder / "pruning.json").read_text(encoding="utf-8")) if prune else None,
         pattern_meaning=" ".join((getdoc(type(experiment.pattern)) or "").partition("\n\n")[0].split()),

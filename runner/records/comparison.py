@@ -120,7 +120,7 @@ def show(comparison: Comparison) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    console = Console(highlight=False, markup=False)
+    console = Console(highlight=False, color_system=None, markup=False)
     stages = Table("Stage", "", box=box.SIMPLE_HEAD)
     for stage, same in comparison.stages.items():
         stages.add_row(stage, "same" if same else "differs")

@@ -70,7 +70,7 @@ def as_table(diagnosis: Diagnosis, stream: TextIO) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    console = Console(file=stream, highlight=False, markup=False)
+    console = Console(file=stream, highlight=False, color_system=None, markup=False)
     for line in headline(diagnosis):
         console.print(line, soft_wrap=True)
     for section in sections(diagnosis):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from results.safe_text import without_secrets
 from runner.system import files
 from runner.tracking import Tracker
 
@@ -29,7 +30,9 @@ class RunFolder:
         return self.path / "checkpoints"
 
     def save(self, name: str, value: Any) -> None:
-        """Write a text, or plain values as JSON, to the folder (atomically) and to MLflow."""
-        text = value if isinstance(value, str) else json.dumps(value, indent=1, default=str) + "\n"
+        """Write a text, without credentials, or plain values of the data as JSON, to the folder (atomically) and to
+        MLflow."""
+        is_data = not isinstance(value, str)
+        text = json.dumps(value, indent=1, default=str) + "\n" if is_data else without_secrets(value)
         files.atomic_write(self.path / name, text)
-        self.tracker.text(text, name)
+        self.tracker.text(text, name, is_data)

@@ -9,6 +9,7 @@ from typing import Any
 
 from results import columns
 from runner.models.footprint import Footprint
+from runner.models.structure import describe_left_out
 from runner.models.verify import Verification
 from runner.system import files
 
@@ -43,6 +44,8 @@ class Result:
     """Bytes and multiply-accumulates of the pruned model; None with prune=false."""
     stages: dict[str, str] = field(default_factory=dict)
     """A hash of each stage's output, in the order of the stages: a reproduction compares them."""
+    notes: list[str] = field(default_factory=list)
+    """What so few evaluation examples cannot show."""
     made_by: dict[str, Any] = field(default_factory=dict)
     """What a reproduction needs: see `runner.records.runs.MadeBy`."""
 
@@ -75,6 +78,8 @@ class Result:
                 "zeros": f"{self.verification.linear_ratio:.4f} of all Linear and Conv weights, "
                 f"{self.verification.violations} violations of the pattern (counted on the file)",
             }
+            if (left_out := describe_left_out(self.verification.left_out)) is not None:
+                lines["left out"] = left_out
         lines |= {"model": f"{self.folder}/model", "MLflow run": self.mlflow_run or "not uploaded yet"}
         width = max(16, *map(len, lines))
         title = f"{self.model} on {self.dataset}, {self.pattern}, seed {self.seed}"

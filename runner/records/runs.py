@@ -7,7 +7,7 @@ import argparse
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import torch
 
 from results import columns
 from runner import models, tracking
-from runner.config.experiment import Experiment, Origin
+from runner.config.experiment import PLACES, Experiment, Origin
 from runner.config.restore import Restored, classes, restore
 from runner.data.task import Examples
 from runner.system import files, provenance, ranks
@@ -23,9 +23,6 @@ from runner.system.device import hardware, instructions
 from runner.system.errors import UserError
 from runner.system.versions import VERSIONS
 from runner.tracking import Tracking
-
-PLACES = ("model.path", "model.finetuned", "model.sparse", "distill.teacher", "dataset.path")
-"""Keys that name a place. A repetition may change them: files that have moved are still the same files."""
 
 
 @dataclass
@@ -37,7 +34,7 @@ class Run:
     run_id: str | None
     """The run's id in MLflow; None if it is not uploaded yet."""
     yaml: str
-    """The whole configuration, resolved."""
+    """The configuration, as it was recorded."""
     result: dict[str, Any]
     """Contents of result.json: see `runner.records.result.Result`."""
 
@@ -132,6 +129,9 @@ class MadeBy:
     ranks: int
     folder: str
     """The working folder: paths are relative to it."""
+    others: list[str] = field(default_factory=list)
+    """Parts of the run that were made under other circumstances than these: before an interruption, or by the process
+    that filled the cache."""
 
 
 def made_by(
@@ -173,7 +173,9 @@ def add_arguments(parser: argparse.ArgumentParser, places: bool = True) -> None:
     parser.add_argument("run", metavar="RUN", help="the folder of a finished run, or its id in MLflow")
     if places:
         parser.add_argument("places", nargs="*", metavar="KEY=PLACE", help="what has moved: dataset.path=FOLDER")
-    parser.add_argument("--tracking-uri", metavar="URI", help="the MLflow store, if another than the run's")
+    parser.add_argument(
+        "--tracking-uri", metavar="URI", help="the MLflow store (MLFLOW_TRACKING_URI, or mlflow.db here)"
+    )
 
 
 def places(given: Sequence[str]) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,9 @@ from typing import TYPE_CHECKING, Any
 from results import columns
 from runner import models
 from runner.config.experiment import Experiment, Origin
+from runner.data import slips
+from runner.data.layout import shown
+from runner.data.task import Dataset, Examples
 from runner.records.folder import RunFolder
 from runner.stages.prepare import Inputs
 from runner.system import ranks
@@ -55,6 +59,7 @@ def _counts(inputs: Inputs) -> dict[str, str]:
               columns.EVALUATION_EXAMPLES: len(examples.evaluation)}  # fmt: skip
     if origin.labels["dataset"] == origin.choices["dataset"]:  # else it is other data than the option's
         counts |= {columns.OFFICIAL_TRAIN: task.official_train, columns.OFFICIAL_EVALUATION: task.official_evaluation}
+    counts |= {columns.RARE_CLASSES: columns.rare_classes(task.scored_counts(examples.evaluation))}
     return {key: str(count) for key, count in counts.items() if count is not None}
 
 
@@ -104,9 +109,9 @@ def announce(inputs: Inputs) -> None:
     if inputs.origin.choices.get("recipe") == "default" and data is not None:
         log.info("no published recipe for this pair of dataset and model: the defaults of "
                  "runner/config/recipe.py are used")  # fmt: skip
-    train, evaluation = inputs.examples.train, inputs.examples.evaluation
-    log.info("%s training and %s evaluation examples (%s)", len(train) if train is not None else "no",
-             len(evaluation), inputs.examples.source)  # fmt: skip
+    announce_data(experiment.dataset, inputs.examples)
+    if experiment.prune and (left_out := models.describe_left_out(models.left_out(inputs.net))) is not None:
+        log.warning("%s", left_out)
     if data is None:
         return
     if experiment.prune:
@@ -114,6 +119,27 @@ def announce(inputs: Inputs) -> None:
         updates = f", {len(inputs.updates)} mask updates, the last at step {last}" if inputs.updates else ""
         log.info("%d features, %d optimizer steps%s", len(data.features), steps, updates)
     _announce_machine(experiment, data, inputs.sources.base)
+
+
+def announce_data(task: Dataset, examples: Examples) -> None:
+    """Show where the examples come from, what is not used, and the classes with what looks like a slip."""
+    train, evaluation = examples.train, examples.evaluation
+    log.info("%s training and %s evaluation examples (%s)", len(train) if train is not None else "no",
+             len(evaluation), examples.source)  # fmt: skip
+    log.info("%s", examples.origin)
+    if examples.unused:
+        # Without an evaluation split, what is not used may be it.
+        log.log(logging.INFO if examples.has_split else logging.WARNING,
+                "not used: %s (dataset.train_split and dataset.evaluation_splits choose)",
+                shown(examples.unused))  # fmt: skip
+    total: Counter[str] = Counter()
+    for split, part in (("training", train), ("evaluation", evaluation)):
+        counts = task.class_counts(part) if part is not None else {}
+        if counts:
+            log.info("classes in %s: %s", split, slips.listed(counts))
+            total.update(counts)
+    for slip in slips.slips(total):
+        log.warning("%s: if that is a slip, correct it in the data", slip)
 
 
 def _announce_machine(experiment: Experiment, data: TrainingData, base: models.Checkpoint) -> None:

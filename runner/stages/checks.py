@@ -8,6 +8,7 @@ from pruning import Plan
 from runner import models
 from runner.config.experiment import Experiment
 from runner.models.tokenizer import check_vocabulary
+from runner.models.vocabulary import check_embeddings
 from runner.stages.inputs import Sources
 from runner.system.errors import UserError
 from runner.training import projections
@@ -28,16 +29,20 @@ def check(experiment: Experiment, sources: Sources) -> PreTrainedModel:
     model, architecture = experiment.model, experiment.dataset.architecture
     net = models.skeleton(architecture, sources.base.config)
     check_gradient(experiment, net)
-    models.check_positions(net, sources.base, experiment.dataset.max_seq_length)
+    networks = [(sources.base, net)]
     if sources.teacher is not None:
-        teacher = models.skeleton(architecture, sources.teacher.config)
-        models.check_positions(teacher, sources.teacher, experiment.dataset.max_seq_length)
+        networks.append((sources.teacher, models.skeleton(architecture, sources.teacher.config)))
+    for checkpoint, network in networks:
+        models.check_positions(network, checkpoint, experiment.dataset.max_seq_length)
+        check_embeddings(checkpoint, network)
     locked: list[str] = []
     if experiment.prune:
         plan = Plan(models.prunable_parameters(net, model), experiment.pattern, experiment.allocation)
         plan.check(experiment.schedule, experiment.regularizer)
         locked = [name for group in plan.groups if group.pattern.locks for name in group.shapes]
     check_sparse(model, sources.sparse, net, architecture, locked)
+    for checkpoint in (sources.base, *sources.others):
+        models.check_weights(architecture, checkpoint)
     for other in sources.others:
         check_vocabulary(sources.base, other)
     projection_parameters(experiment, sources, net)

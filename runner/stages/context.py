@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,12 +15,15 @@ from runner.records.folder import RunFolder
 from runner.records.result import stored
 from runner.stages.announce import announce, log_start, tags
 from runner.stages.prepare import AlreadyFinished, Inputs, finished
+from runner.system.circumstances import Span, others
 from runner.system.device import keep_bf16_speedup
 from runner.system.errors import writing_database
 from runner.system.locks import exclusive, saving
 from runner.system.process import log_to_file
 from runner.tracking import Tracker
 from runner.training.cost import Cost
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -31,6 +35,9 @@ class RunContext:
     tracker: Tracker
     stages: dict[str, str] = field(default_factory=dict)
     """A hash of each stage's output, in the order of the stages."""
+    other_circumstances: list[str] = field(default_factory=list)
+    """Parts that were made under other circumstances than those of this process: before an interruption, or by the
+    process that filled the cache."""
 
     @property
     def experiment(self) -> Experiment:
@@ -46,6 +53,12 @@ class RunContext:
     def cost(self) -> Cost:
         """Seconds, tokens and memory so far."""
         return self.inputs.cost
+
+    def note_circumstances(self, what: str, spans: Sequence[Span]) -> None:
+        """Note, and show, which spans of a computation had other circumstances than those of this process."""
+        for line in others(what, spans):
+            log.warning("made under other circumstances: %s", line)
+            self.other_circumstances.append(line)
 
     @classmethod
     @contextmanager
@@ -64,10 +77,11 @@ class RunContext:
                     raise AlreadyFinished(result)
             if experiment.force:  # else the run would resume from its last checkpoint
                 shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+                (folder / tracking.STEPS).unlink(missing_ok=True)
             keep_bf16_speedup(Path(experiment.cache_dir))
             title = inputs.name if inputs.origin.repeats is None else f"{inputs.name} (reproduction)"
             with (
-                writing_database(experiment.tracking.uri),
+                writing_database(experiment.tracking.shown),
                 tracking.start(experiment.tracking, title, tags(inputs), resumes=True) as tracker,
                 log_to_file(folder / "run.log"),
             ):

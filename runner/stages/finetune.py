@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +12,8 @@ from typing import TYPE_CHECKING
 from pruning import NoDistillation
 from runner import models
 from runner.config.experiment import Experiment
-from runner.system import files, ranks
+from runner.system import circumstances, files, ranks
+from runner.system.circumstances import Span
 from runner.system.errors import writing
 from runner.training.supervision import Supervision
 
@@ -50,7 +52,9 @@ def finetune(run: RunContext) -> models.Checkpoint:
             return base
         assert data is not None
         task = FinetuningTask(run.experiment, base, data, run.inputs.dense_folder)
-        return finetune_once(task, run.tracker.logger("finetune"))
+        dense = finetune_once(task, run.tracker.logger("finetune"))
+    run.note_circumstances("the fine-tuning", circumstances.read(task.folder))
+    return dense
 
 
 def finetune_once(task: FinetuningTask, logger: TrainingLogger | None = None) -> models.Checkpoint:
@@ -66,7 +70,7 @@ def finetune_once(task: FinetuningTask, logger: TrainingLogger | None = None) ->
     def make(folder: Path) -> models.Checkpoint:
         log.info("fine-tuning the dense model (cached in %s)", folder)
         model = ranks.on_all_ranks(train_dense, task, logger=logger)
-        save_model(model, task.data.tokenizer, folder)
+        save_model(model, task.data.tokenizer, folder, circumstances.read(task.checkpoints))
         shutil.rmtree(task.checkpoints, ignore_errors=True)
         return models.find(str(folder), "the dense model", task.experiment.model)
 
@@ -93,11 +97,15 @@ def train_dense(task: FinetuningTask, logger: TrainingLogger | None = None) -> P
     return model
 
 
-def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Write a model folder atomically, with checksums."""
+def save_model(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, spans: Sequence[Span] = ()
+) -> None:
+    """Write a model folder atomically, with checksums, and the circumstances of its training if they are given."""
     with writing(folder), files.atomic_folder(folder) as partial:
         model.save_pretrained(partial, safe_serialization=True)
         tokenizer.save_pretrained(partial)
+        if spans:
+            circumstances.write(partial, spans)
 
 
 def keep_dense(run: RunContext, dense: models.Checkpoint) -> None:

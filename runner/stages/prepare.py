@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import glob
 import logging
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,6 +16,7 @@ from runner import models, tracking
 from runner.config.experiment import Experiment, Origin
 from runner.data.task import Examples
 from runner.models.tokenizer import check_texts, with_inputs
+from runner.models.vocabulary import check_reading
 from runner.records.identity import Identity
 from runner.records.result import Result, stored
 from runner.stages.checks import check, projection_parameters
@@ -30,6 +33,9 @@ if TYPE_CHECKING:
     from runner.training.training_data import TrainingData
 
 log = logging.getLogger(__name__)
+
+_LONGEST_NAME = 200
+"""Bytes of a run's name: file systems take 255, with the identity and the ending of a temporary file."""
 
 
 class AlreadyFinished(Exception):
@@ -93,6 +99,10 @@ def resolve(experiment: Experiment, origin: Origin, reuse: bool = True) -> Input
         UserError, PruningError: what the run cannot do.
     """
     cost, name = Cost(), run_name(origin.labels, experiment.seed)
+    for key in ("output_dir", "cache_dir"):
+        disk.check_writable(key, getattr(experiment, key))
+    begun = any(Path(experiment.output_dir).glob(f"{glob.escape(name)}-*"))
+    tracking.check(experiment.tracking, waits=begun or tracking.PARENT_VARIABLE in os.environ)
     with cost.stage("prepare"), tracking.failures(experiment.tracking, name, Path(experiment.output_dir)):
         experiment = experiment.resolved()
         sources = find_sources(experiment)
@@ -106,6 +116,7 @@ def resolve(experiment: Experiment, origin: Origin, reuse: bool = True) -> Input
             net = net or check(experiment, sources)
             tokenizer = models.load_tokenizer(sources.base)
             inputs = Inputs(experiment, origin, sources, net, examples, identity, tokenizer, cost)
+            _prepare_evaluation(inputs)
             if experiment.trains:
                 _prepare_training(inputs)
             return inputs
@@ -124,12 +135,21 @@ def finished(candidates: list[Path], identity: Identity, where: tracking.Trackin
     return None
 
 
+def _prepare_evaluation(inputs: Inputs) -> None:
+    """Tokenise what is scored after the training, so that its errors come before it."""
+    task, examples, cache = inputs.experiment.dataset, inputs.examples.evaluation, Path(inputs.experiment.cache_dir)
+    check_reading(inputs.sources.base, task, examples, "evaluation")
+    features = task.features(examples, inputs.tokenizer, cache / "features", labels=False)
+    task.report(examples, features, inputs.tokenizer)
+
+
 def _prepare_training(inputs: Inputs) -> None:
     """Tokenise, and count optimizer steps, mask updates and disk space."""
     from runner.training.training_data import TrainingData
 
     experiment, sources, task = inputs.experiment, inputs.sources, inputs.experiment.dataset
     assert inputs.examples.train is not None
+    check_reading(sources.base, task, inputs.examples.train, "training")
     for other in sources.others:
         check_texts(sources.base, other, task, inputs.examples.train)
     teacher = sources.teacher
@@ -137,6 +157,7 @@ def _prepare_training(inputs: Inputs) -> None:
     names = dict.fromkeys((*inputs.tokenizer.model_input_names, *(others or ())))
     cache = Path(experiment.cache_dir) / "features"
     features = task.features(inputs.examples.train, with_inputs(inputs.tokenizer, names), cache, labels=True)
+    task.report(inputs.examples.train, features, inputs.tokenizer)
     inputs.data = TrainingData(task, features, inputs.tokenizer, others)
     units = 0
     if experiment.prune:
@@ -183,9 +204,13 @@ def new_pruner(experiment: Experiment, net: PreTrainedModel, length: TrainingLen
 
 
 def run_name(labels: Mapping[str, str], seed: int) -> str:
-    """`<model>-<dataset>-<pattern>-s<seed>`, safe as a file name: N:M becomes NofM."""
+    """`<model>-<dataset>-<pattern>-s<seed>`, safe as a file name: N:M becomes NofM, and long labels are cut, with ~."""
     parts = [re.sub(r"[^\w.@]+", "_", text.replace(":", "of")) for text in labels.values()]
-    return "-".join([labels["model"].replace("/", "_"), *parts[1:], f"s{seed}"])
+    parts = [labels["model"].replace("/", "_"), *parts[1:], f"s{seed}"]
+    if len("-".join(parts).encode()) > _LONGEST_NAME:
+        each = _LONGEST_NAME // len(parts) - 2
+        parts = [p if len(p.encode()) <= each else p.encode()[:each].decode(errors="ignore") + "~" for p in parts]
+    return "-".join(parts)
 
 
 def folder_of(experiment: Experiment, name: str, identity: Identity) -> Path:

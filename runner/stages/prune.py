@@ -13,7 +13,7 @@ from runner.models.verify import Verification, verify
 from runner.stages.finetune import save_model
 from runner.stages.prepare import new_pruner
 from runner.stages.teacher import supervision_of
-from runner.system import ranks
+from runner.system import circumstances, ranks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -56,6 +56,7 @@ def prune(run: RunContext, dense: models.Checkpoint, supervision: Supervision) -
         train_student, task, supervision=supervision, logger=run.tracker.logger("train")
     )
     run.cost.add_training(stats)
+    run.note_circumstances("the pruning", circumstances.read(run.folder.checkpoints))
     with run.cost.stage("save"):
         save_model(student, inputs.tokenizer, run.folder.model)
     run.stages["prune"] = models.find(str(run.folder.model), "the saved model", run.experiment.model).weights

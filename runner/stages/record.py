@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from pruning import LayerReport
@@ -19,6 +20,8 @@ from runner.system import files
 
 if TYPE_CHECKING:
     from runner.stages.context import RunContext
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -42,8 +45,12 @@ def record(run: RunContext, outcome: Outcome) -> Result:
     run.tracker.text(written, columns.CARD)
     _log_artifacts(run, outcome)
     run.tracker.tags({columns.stage(stage): made for stage, made in result.stages.items()})
+    if run.other_circumstances:
+        run.tracker.tags({columns.OTHER_CIRCUMSTANCES: "\n".join(run.other_circumstances)})
     run.tracker.metrics(_metrics(result, run.experiment.pattern.target))
     run.tracker.tags({"mlflow.note.content": f"```\n{result.summary}\n```"})
+    for note in result.notes:
+        log.info("note: %s", note)
     result.save()
     return result
 
@@ -56,6 +63,7 @@ def _result(run: RunContext, outcome: Outcome) -> Result:
             weighed = footprint(run.folder.model, task.architecture, task.max_seq_length)
         drop = columns.relative_drop(dense.metrics[metric], sparse.metrics[metric])
     sources = run.inputs.sources
+    made_by = runs.made_by(experiment, run.origin, (sources.base, *sources.others), run.inputs.examples)
     return Result(
         **run.origin.labels,
         seed=experiment.seed,
@@ -71,8 +79,21 @@ def _result(run: RunContext, outcome: Outcome) -> Result:
         cost=run.cost.plain(),
         footprint=weighed,
         stages=run.stages,
-        made_by=asdict(runs.made_by(experiment, run.origin, (sources.base, *sources.others), run.inputs.examples)),
+        notes=list(notes(run, outcome)),
+        made_by=asdict(replace(made_by, others=run.other_circumstances)),
     )
+
+
+def notes(run: RunContext, outcome: Outcome) -> Iterator[str]:
+    """What so few evaluation examples cannot show."""
+    dense, sparse, examples = outcome.dense, outcome.sparse, run.inputs.examples.evaluation
+    count = len(dense.statistics or dense.by_example or examples)
+    small = columns.few_examples(count)
+    rare = columns.rare_classes(run.experiment.dataset.scored_counts(examples))
+    yield from (note for note in (small, rare) if note is not None)
+    same = sparse is not None and (dense.statistics, dense.by_example) == (sparse.statistics, sparse.by_example)
+    if same and (dense.statistics or dense.by_example):
+        yield columns.none_changes(count, None if dense.statistics else dense.metrics[run.experiment.dataset.metric])
 
 
 def _metrics(result: Result, target: float) -> dict[str, float]:
@@ -145,6 +166,7 @@ def _describe_pruning(run: RunContext, outcome: Outcome) -> None:
         "updates": {str(step): sparsity for step, sparsity in run.inputs.updates.items()},
         "linear_ratio": verification.linear_ratio,
         "overall_ratio": verification.overall_ratio,
+        "left_out": verification.left_out,
         "sparsity": verification.sparsity,
         "violations": verification.violations,
         "dense": outcome.dense.metrics,

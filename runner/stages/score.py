@@ -11,6 +11,7 @@ from runner import models
 from runner.data.task import Scores
 from runner.stages.prepare import Inputs
 from runner.system import files
+from runner.system.circumstances import circumstances
 from runner.system.fingerprint import SHORT, hash_json
 from runner.system.versions import VERSIONS
 from runner.training.inference import score
@@ -46,7 +47,7 @@ def score_once(inputs: Inputs, checkpoint: models.Checkpoint) -> Scores:
     at once, one scores and the others wait."""
     task, examples, cache = inputs.experiment.dataset, inputs.examples, Path(inputs.experiment.cache_dir)
     made_of = [VERSIONS["prepare"], VERSIONS["evaluate"], checkpoint.fingerprint, examples.evaluation_fingerprint]
-    made_of += [task.settings(), task.score_settings()]
+    made_of += [task.settings(), task.score_settings(), circumstances()]  # both models are scored under the same
     made_of += [field.name for field in fields(Scores)]
     key = hash_json(made_of, SHORT, sort_keys=True)
 

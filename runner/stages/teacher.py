@@ -22,6 +22,7 @@ def teach(run: RunContext, dense: models.Checkpoint) -> Supervision:
         supervision = supervision_of(run.experiment, run.inputs.data, run.inputs.sources.teacher or dense)
     if supervision.logits is not None:
         run.stages["teacher"] = supervision.logits.checksum()
+        run.note_circumstances("the teacher's logits", supervision.logits.spans)
     return supervision
 
 

@@ -10,15 +10,16 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
 from results import columns
+from results.safe_text import printable
 from runner import tracking
-from runner.config.compose import compose_experiment
+from runner.config.compose import as_typed, compose_experiment, override_parser
+from runner.config.keys import check_key
 from runner.sweeps.jobs import Outcome, Place, command_line
-from runner.system import files, provenance, ranks
+from runner.system import disk, files, provenance, ranks
 from runner.system.device import keep_bf16_speedup
 from runner.system.errors import UserError
 from runner.system.fingerprint import SHORT, hash_json
@@ -55,15 +56,19 @@ class Sweep(Callback):
                 "them and let its jobs start ranks of their own, with hydra.launcher.ranks=N"
             )
         set_up_process()
-        overrides = list(config.hydra.overrides.task)
-        parsed = OverridesParser.create().parse_overrides(overrides)
+        overrides = as_typed(config.hydra)
+        parsed = override_parser().parse_overrides(overrides)
         varied = [o.input_line or "" for o in parsed if o.is_sweep_override()]
+        swept = config.hydra.sweeper.get("params") or {}
         if config.hydra.sweeper._target_ == BASIC:
-            swept = config.hydra.sweeper.get("params") or {}
             self.jobs = expand([*(f"{key}={value}" for key, value in swept.items()), *overrides])
             checked = self.jobs
+            if not checked:
+                raise UserError(f"{' '.join(varied)}: no option matches, so this sweep has no run")
         else:  # it chooses the jobs one by one: what they have in common is checked
             checked = [[o.input_line or "" for o in parsed if not o.is_sweep_override()]]
+            for given in [*(f"{key}={value}" for key, value in swept.items()), *varied]:
+                check_key(given)
         for job in checked:
             experiment = compose_experiment(job)[0].resolved()
             if experiment.dry_run:
@@ -73,8 +78,11 @@ class Sweep(Callback):
                     "this sweeper chooses by the score, and dataset.holdout=0 takes it on the set that the table "
                     "reports; set dataset.holdout=0.1 to choose on a part of train"
                 )
+        for key in ("output_dir", "cache_dir"):
+            disk.check_writable(key, getattr(experiment, key))
         if self.jobs is not None:
             log.info("a sweep of %d runs, all configurations checked", len(self.jobs))
+        tracking.check(experiment.tracking, waits=False)
         keep_bf16_speedup(Path(experiment.cache_dir))
         atexit.register(self._abandon)
         identity = hash_json(checked, SHORT)
@@ -137,7 +145,7 @@ def _ending(work: Callable[[], None]) -> None:
     try:
         status = exit_status(work)
     except Exception:
-        traceback.print_exc()
+        print(printable(traceback.format_exc()), end="", file=sys.stderr)
         status = 1
     if status:
         sys.exit(status)
@@ -168,6 +176,6 @@ def expand(overrides: list[str]) -> list[list[str]]:
     """The overrides of each job of a basic sweep, such as pattern=4x1,2:4 seed=0,1."""
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 
-    parsed = OverridesParser.create().parse_overrides(overrides)
+    parsed = override_parser().parse_overrides(overrides)
     batches = BasicSweeper.split_arguments(parsed, max_batch_size=None)
     return [list(job) for batch in batches for job in batch]

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from results.safe_text import without_secrets
 from runner.system.files import atomic_write
 from runner.system.process import SWEEP_FOLDER, message
 
@@ -54,7 +55,9 @@ class Place:
     def write(self, outcome: Outcome) -> None:
         """Write the outcome completely or not at all."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        atomic_write(self.file, json.dumps(asdict(outcome), indent=1) + "\n")
+        plain = {**asdict(outcome), "overrides": [without_secrets(each) for each in outcome.overrides]}
+        plain["error"] = without_secrets(outcome.error) if outcome.error is not None else None
+        atomic_write(self.file, json.dumps(plain, indent=1) + "\n")
 
     def read(self) -> Outcome | None:
         """Read the outcome; None while there is none."""
@@ -78,7 +81,7 @@ class Place:
             outcome = Outcome(overrides, message(error) or f"{type(error).__name__}: {error}")
             self.folder.mkdir(parents=True, exist_ok=True)
             with self.log.open("a", encoding="utf-8") as log:
-                log.write(traceback.format_exc())
+                log.write(without_secrets(traceback.format_exc()))
         self.write(outcome)
         return outcome
 

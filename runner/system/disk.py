@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryFile
 
 from runner.system.errors import UserError
 
@@ -57,6 +58,27 @@ def check(needs: list[DiskNeed]) -> None:
                 f"{human_bytes(free)} are free: free space, choose another output_dir or cache_dir, or lower "
                 "save_total_limit of train and finetune"
             )
+
+
+def check_writable(key: str, folder: str) -> None:
+    """Refuse a folder that cannot be made or written. Nothing is made.
+
+    Args:
+        key: the configuration key that names the folder, for the message.
+
+    Raises:
+        UserError: names the key, the folder and the reason.
+    """
+    if not folder:
+        raise UserError(f"{key}=: a folder is needed; {key}=. is the working folder")
+    place = Path(folder)
+    try:
+        with TemporaryFile(dir=_existing(place)):  # has no name on most systems
+            pass
+    except OSError as error:
+        raise UserError(
+            f"{key}={folder}: cannot write there: {error.strerror}; choose a folder that this user can write to"
+        ) from error
 
 
 def summary(needs: list[DiskNeed]) -> str:

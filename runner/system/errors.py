@@ -11,23 +11,15 @@ class UserError(Exception):
     """An error that the user can fix; its message names the value, the place and the remedy."""
 
 
-MOVED_KEYS = {"schedule.warmup_steps": "train.warmup_steps"}
-"""Configuration keys of earlier versions and their names today."""
-
-
-def moved_key(text: str) -> UserError | None:
-    """The error that names today's key, if `text` mentions one of an earlier version."""
-    old = next((key for key in MOVED_KEYS if key in text), None)
-    return None if old is None else UserError(f"there is no {old}: it is now {MOVED_KEYS[old]}, set that instead")
-
-
 def disk_error(error: Exception, folder: Path | str) -> UserError:
     """The UserError for a failure to write below `folder`."""
     return _refused(folder, disk_reason(error) or str(error))
 
 
 def _refused(where: Path | str, reason: str) -> UserError:
-    return UserError(f"cannot write to {where}: {reason}; free space or choose another place, then run again")
+    full = re.search("space|quota|disk is full|too large|written to its end", reason, re.IGNORECASE)
+    remedy = "free space or choose another place" if full else "choose a place that this user can write to"
+    return UserError(f"cannot write to {where}: {reason}; {remedy}, then run again")
 
 
 def disk_reason(error: BaseException) -> str | None:

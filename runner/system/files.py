@@ -7,15 +7,16 @@ import json
 import logging
 import os
 import shutil
+import stat
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 from filelock import FileLock
 
-from runner.system.errors import writing
+from runner.system.errors import UserError, writing
 
 log = logging.getLogger(__name__)
 
@@ -24,6 +25,8 @@ MANIFEST = "sealed.json"
 CHECKSUM = "crc32"
 """The key of a JSON file that holds the checksum of all others."""
 _CHUNK = 2**24
+
+_IRREGULAR = {stat.S_ISFIFO: "a FIFO", stat.S_ISSOCK: "a socket", stat.S_ISCHR: "a device", stat.S_ISBLK: "a device"}
 
 T = TypeVar("T")
 
@@ -132,6 +135,7 @@ def is_intact(place: Path) -> bool:
 
 def integrity_error(place: Path) -> str | None:
     """What is wrong with a folder that has a manifest, or None. Files that were added later are not checked."""
+    check_regular(place / MANIFEST)
     try:
         listed = json.loads((place / MANIFEST).read_text(encoding="utf-8"))
         return difference(place, listed) if listed else f"{MANIFEST} names no file"
@@ -162,6 +166,23 @@ def difference(folder: Path, listed: Mapping[str, Sequence[int]]) -> str | None:
     return None
 
 
+def check_regular(*paths: Path) -> None:
+    """Refuse FIFOs, sockets and devices, before they are opened: reading one may wait for ever, or never end. Links are
+    followed; paths that do not exist, and folders, pass.
+
+    Raises:
+        UserError: names the first one.
+    """
+    for path in paths:
+        with suppress(OSError):
+            mode = path.stat().st_mode
+            if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+                kind = next(name for is_kind, name in _IRREGULAR.items() if is_kind(mode))
+                raise UserError(
+                    f"{path}: this is {kind}, and only regular files are read; copy its contents into a file"
+                )
+
+
 def write_json(file: Path, values: Mapping[str, Any]) -> None:
     """Write a JSON file with a checksum, completely or not at all."""
     plain = json.loads(json.dumps(values, default=str))
@@ -172,6 +193,7 @@ def read_json(file: Path) -> dict[str, Any] | None:
     """The values that `write_json` wrote; None if the file does not exist, or is damaged, which is logged."""
     if not os.path.lexists(file):
         return None
+    check_regular(file)
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
         if values.pop(CHECKSUM) == _checksum(values):

@@ -143,6 +143,8 @@ def _message(what: str, key: str, value: str, error: BaseException) -> str:
             f"{key}={value}: the hub at {endpoint} cannot be reached, and this {what} is not in the cache. Set "
             f"HF_ENDPOINT to a mirror, fill the cache (HF_HOME) on a connected machine, or set {key} to a local folder"
         )
+    if "trust_remote_code" in str(error):
+        return f"{key}={value}: this {what} comes with code of its own, which is never run; choose another {what}"
     return (
         f"{key}={value}: the {what} cannot be loaded: {str(error).strip().splitlines()[0] if str(error) else error!r}"
     )

@@ -6,13 +6,15 @@ import logging
 import os
 import re
 import sys
+import traceback
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from results.safe_text import printable, safe_streams
 from runner.system.interrupts import Interrupted, raise_on_signals
 
 if TYPE_CHECKING:
@@ -34,31 +36,61 @@ _OPTIONS = {
 
 
 def exit_status(program: Callable[[], Any]) -> int:
-    """Run a program and return its exit status: 0, 1 after an error that the user can fix, 128 + N after signal N."""
-    try:
-        program()
-        return 0
-    except Interrupted as interrupt:
-        print(interrupt, file=sys.stderr)
-        return interrupt.status
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    except Exception as error:
-        text = message(error)
-        if text is None or os.environ.get("PRUNE_DISTILL_TRACEBACK"):
-            raise
-        print(f"error: {text}", file=sys.stderr)
-        return 1
+    """Run a program and return its exit status: 0, 1 after an error that the user can fix, 128 + N after signal N.
+    Nothing that it prints or logs shows a credential, or sends control characters to the terminal."""
+    _log_safely()
+    with safe_streams():
+        try:
+            program()
+            return 0
+        except Interrupted as interrupt:
+            print(interrupt, file=sys.stderr)
+            return interrupt.status
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            return 130
+        except Exception as error:
+            text = message(error)
+            if text is None or os.environ.get("PRUNE_DISTILL_TRACEBACK"):
+                _show_traceback_safely()
+                raise
+            print(f"error: {printable(text)}", file=sys.stderr)
+            return 1
+
+
+def _show_traceback_safely() -> None:
+    """Let the traceback with which this process is about to end pass `printable`."""
+    show = sys.excepthook
+
+    def safe(*error: Any) -> None:
+        with safe_streams(bars=False):
+            show(*error)
+
+    sys.excepthook = safe
+
+
+def _log_safely() -> None:
+    """Let the text and traceback of each log record, of libraries too, pass `printable`."""
+    make = logging.getLogRecordFactory()
+    if getattr(make, "safe", False):
+        return
+
+    def safe(*arguments: Any, **options: Any) -> logging.LogRecord:
+        record = make(*arguments, **options)
+        with suppress(TypeError, ValueError, KeyError):  # arguments that do not fit the format: logging reports them
+            record.msg, record.args = printable(record.getMessage()), None
+        if record.exc_info and record.exc_info[0] is not None:
+            record.exc_text = printable("".join(traceback.format_exception(*record.exc_info)).rstrip())
+        return record
+
+    safe.safe = True  # type: ignore[attr-defined]
+    logging.setLogRecordFactory(safe)
 
 
 def message(error: BaseException) -> str | None:
     """The message of an error that the user can fix, or None for a defect of the program."""
-    from hydra.errors import HydraException
-    from omegaconf.errors import OmegaConfBaseException
-
     from pruning import PruningError
-    from runner.system.errors import UserError, causes_of, database_reason, moved_key
+    from runner.system.errors import UserError, causes_of, database_reason
 
     causes = causes_of(error)
     for kind in (UserError, PruningError):  # OmegaConf and Hydra wrap what our dataclasses raise
@@ -68,15 +100,7 @@ def message(error: BaseException) -> str | None:
     refused = database_reason(error)
     if refused is not None:
         return f"cannot write to MLflow's database: {refused}; free space on the disk of tracking.uri, then run again"
-    if not isinstance(error, (HydraException, OmegaConfBaseException)):
-        return None
-    lines: list[str] = []
-    for cause in causes:  # Hydra names the place, OmegaConf the mistake
-        lines += [line for line in str(cause).strip().splitlines() if line.strip() and line not in lines]
-    text = "\n".join(line for line in lines if "object_type=" not in line and "reference_type=" not in line)
-    if "'hydra/sweeper/optuna'" in text:
-        return "hydra/sweeper=optuna needs the plugin of Hydra for Optuna: .venv/bin/pip install -e '.[optuna]'"
-    return str(moved_key(text) or text)
+    return None
 
 
 def with_keys(error: PruningError) -> str:
@@ -106,6 +130,7 @@ def set_up_process() -> None:
     from runner.system import ranks
     from runner.system.device import keep_freed_memory
 
+    _log_safely()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # tokenizers warn when a process forks after use
     keep_freed_memory()
     if ranks.rank() == 0:  # the others end when it does

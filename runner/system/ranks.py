@@ -7,6 +7,7 @@ two ranks can take different branches. Without a launcher there is no process gr
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import signal
@@ -21,6 +22,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+import torch.distributed.nn.functional  # imported later, its default arguments would hold our group
 from torch.distributed import PrefixStore, Store, rendezvous  # type: ignore  # documented, but not in its __all__
 
 from runner.system.errors import UserError
@@ -232,6 +234,7 @@ def group() -> Iterator[Store]:
     finally:
         # gloo's threads may abort a process that ends with them. NCCL would wait for ranks that wait for this one.
         if well or backend == "gloo":
+            gc.collect()  # the model of a finished training is in a cycle, and holds the group and its threads
             dist.destroy_process_group()
 
 

@@ -1,19 +1,22 @@
 """Experiment tracking with MLflow: no other package of the runner imports it."""
 
+from runner.tracking.curve import NAME as STEPS
 from runner.tracking.logged_runs import add, is_finished, tags_of
 from runner.tracking.logger import NullLogger, TrainingLogger
-from runner.tracking.store import Tracking, Unreachable, connect, with_retries
+from runner.tracking.store import Tracking, Unreachable, check, connect, with_retries
 from runner.tracking.tracker import PARENT_VARIABLE, Tracker, failures, start, sweep
 from runner.tracking.upload import uploaded
 
 __all__ = [
     "PARENT_VARIABLE",
+    "STEPS",
     "NullLogger",
     "Tracker",
     "Tracking",
     "TrainingLogger",
     "Unreachable",
     "add",
+    "check",
     "connect",
     "failures",
     "is_finished",

@@ -9,6 +9,10 @@ from typing import Protocol
 class TrainingLogger(Protocol):
     """Receives the metrics of a training; may buffer them."""
 
+    def begin(self, step: int) -> None:
+        """Prepare for the steps after this one: 0, or that of the checkpoint from which the training resumes."""
+        ...
+
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Log the metrics of one optimizer step."""
         ...
@@ -20,6 +24,9 @@ class TrainingLogger(Protocol):
 
 class NullLogger:
     """Discards all metrics."""
+
+    def begin(self, step: int) -> None:
+        """Do nothing."""
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Do nothing."""

@@ -27,15 +27,15 @@ class Logged:
 
     def __init__(self) -> None:
         self.params: set[str] = set()
-        self.last: dict[str, int] = {}
-        """Metric -> the last step logged; 0 for metrics of the whole run."""
+        self.steps: dict[str, set[int]] = {}
+        """Metric -> the steps logged; 0 for metrics of the whole run."""
 
     def read_run(self, client: MlflowClient, run_id: str) -> None:
         """Read the params and metrics from the store."""
         data = client.get_run(run_id).data
         self.params = set(data.params)
         for key in data.metrics:
-            self.last[key] = max(metric.step for metric in client.get_metric_history(run_id, key))
+            self.steps[key] = {metric.step for metric in client.get_metric_history(run_id, key)}
 
     def read_operations(self, operations: list[Operation]) -> None:
         """Read the params and metrics from the operations of an outbox."""
@@ -44,14 +44,14 @@ class Logged:
                 self.params |= set(operation.values)
             if operation.kind == "metrics":
                 for key, _, _, step in operation.values:
-                    self.last[key] = max(step, self.last.get(key, 0))
+                    self.steps.setdefault(key, set()).add(step)
 
     def new(self, operation: Operation) -> Operation:
         """The operation without the values logged before."""
         if operation.kind == "params":  # MLflow does not let them change
             return Operation("params", {k: v for k, v in operation.values.items() if k not in self.params})
         if operation.kind == "metrics":
-            values = [entry for entry in operation.values if entry[3] > self.last.get(entry[0], -1)]
+            values = [entry for entry in operation.values if entry[3] not in self.steps.get(entry[0], ())]
             return Operation("metrics", values)
         return operation
 
@@ -66,9 +66,36 @@ def reopen(client: MlflowClient, run_id: str, tags: Mapping[str, str]) -> None:
     """Set an interrupted run to running again, with new tags; its params and metrics stay."""
     run = client.get_run(run_id)
     client.update_run(run_id, status="RUNNING")
-    if ERROR in run.data.tags:
-        client.delete_tag(run_id, ERROR)
+    for obsolete in {ERROR, columns.CONTINUED_BY} & run.data.tags.keys():
+        client.delete_tag(run_id, obsolete)
     apply(client, run_id, Operation("tags", dict(tags)))
+
+
+def take_over(client: MlflowClient, before: Mapping[str, str] | None, store: str, run_id: str) -> None:
+    """Mark a run as the continuation of the one to which an interrupted process logged, and close that one if it is in
+    this store and did not end.
+
+    Args:
+        before: store and id of the other run; None, or the run itself: there is nothing to take over.
+    """
+    from mlflow.exceptions import MlflowException
+
+    if before is None or before["run"] == run_id:
+        return
+    other, place = before["run"], f" in {before['store']}" if before["store"] != store else ""
+    log.info("this run logged to MLflow run %s%s before; all of it is logged to %s now", other, place, run_id)
+    client.set_tag(run_id, columns.CONTINUES, f"{other}{place}")
+    if place:
+        return
+    try:
+        info = client.get_run(other).info
+        if info.lifecycle_stage == "active" and info.status != "FINISHED":
+            client.set_terminated(other, "KILLED")
+            client.set_tag(other, columns.CONTINUED_BY, run_id)
+    except MlflowException as error:
+        if is_unreachable(error):
+            raise
+        log.info("MLflow run %s is not in this store any more", other)
 
 
 def apply(client: MlflowClient, run_id: str, operation: Operation) -> None:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import glob
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
-from urllib.parse import urlsplit, urlunsplit
 
 # MLflow reads these when it is imported.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -21,7 +22,10 @@ os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # at th
 
 from filelock import FileLock
 
+from results import sqlite
+from results.safe_text import HIDDEN, credentials_of, remember, without_secrets
 from runner.system.errors import UserError
+from runner.tracking.check import refuse_silent, refuse_unusable
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -30,7 +34,10 @@ T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
-_SQLITE = "sqlite:///"
+START_SECONDS = 5.0
+"""How long a run that begins waits for a server, at most: nothing is lost if it is refused."""
+LONGEST_NAME = 500
+"""Characters of an experiment's name, at most."""
 
 
 @dataclass
@@ -45,29 +52,45 @@ class Tracking:
     """Seconds for which calls to a server that does not answer are retried, before a run continues without it."""
 
     def __post_init__(self) -> None:
-        environment = os.environ.get("MLFLOW_TRACKING_URI")
-        if self.uri and self.uri != environment and urlsplit(self.uri).password:
+        if any(not _is_in_environment(secret) for secret in credentials_of(self.uri or "")):
             raise UserError(
-                f"tracking.uri={_without_password(self.uri)} was given with a password, which would be logged: give it "
-                "as MLFLOW_TRACKING_URI in the environment, or the password alone as MLFLOW_TRACKING_PASSWORD"
+                f"tracking.uri={without_secrets(str(self.uri))} was given with a password or a token, which would be "
+                "logged: give it as MLFLOW_TRACKING_URI in the environment, or the password alone as "
+                "MLFLOW_TRACKING_PASSWORD"
             )
-        self.uri = self.uri or environment or f"{_SQLITE}mlflow.db"
+        remember(self.uri or "")
         if not self.experiment:
             raise UserError("tracking.experiment is empty: give it a name")
+        if len(self.experiment) > LONGEST_NAME or not self.experiment.isprintable():
+            raise UserError(
+                f"tracking.experiment={self.experiment[:60]}: MLflow takes names of at most {LONGEST_NAME} printable "
+                f"characters, this one has {len(self.experiment)}; choose another"
+            )
         if self.patience < 0:
             raise UserError(f"tracking.patience={self.patience} is out of range: seconds, not negative")
 
     @property
+    def store(self) -> str:
+        """The URI of the store, with its credentials: as given, else that of today's environment."""
+        return self.uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
+
+    @property
     def shown(self) -> str:
-        """The URI without a password, for messages."""
-        return _without_password(str(self.uri))
+        """The URI without credentials, for messages and records."""
+        return without_secrets(self.store).replace(f"{HIDDEN}@", "")
 
 
-def _without_password(uri: str) -> str:
-    parts = urlsplit(uri)
-    if parts.password is None:
-        return uri
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+def _is_in_environment(secret: str) -> bool:
+    """Whether a credential comes from a variable of the environment, and is in no file or command line."""
+    return any(secret in value for value in os.environ.values())
+
+
+def credentials_given() -> str | None:
+    """Where MLflow would find credentials, which it sends to any server; None if nowhere."""
+    names = ("USERNAME", "PASSWORD", "TOKEN", "AUTH", "AWS_SIGV4", "CLIENT_CERT_PATH")
+    given = next((name for name in names if os.environ.get(f"MLFLOW_TRACKING_{name}")), None)
+    file = Path("~/.mlflow/credentials").expanduser()
+    return f"MLFLOW_TRACKING_{given}" if given else str(file) if file.is_file() else None
 
 
 class Unreachable(Exception):
@@ -91,7 +114,7 @@ def with_retries(tracking: Tracking, call: Callable[[], T], seconds: float | Non
         except Exception as error:
             if not is_unreachable(error):
                 raise
-            reason = str(error).splitlines()[0][:200]
+            reason = without_secrets(str(error).splitlines()[0])[:200]
             if end is None:
                 end = time.monotonic() + seconds
                 if seconds:
@@ -105,6 +128,8 @@ def with_retries(tracking: Tracking, call: Callable[[], T], seconds: float | Non
 
 def is_unreachable(error: Exception) -> bool:
     """True if the store could not be reached or is overloaded, not if it refuses a request."""
+    if isinstance(error, ConnectionError):
+        return True
     from mlflow.exceptions import MlflowException
     from requests import RequestException
 
@@ -122,8 +147,7 @@ def is_unreachable(error: Exception) -> bool:
 
 def sqlite_file(tracking: Tracking) -> Path | None:
     """The database file; None if the store is a server."""
-    uri = str(tracking.uri)
-    return Path(uri.removeprefix(_SQLITE)).expanduser() if uri.startswith(_SQLITE) else None
+    return sqlite.file_of(tracking.store)
 
 
 def connect(tracking: Tracking) -> tuple[MlflowClient, str]:
@@ -134,44 +158,101 @@ def connect(tracking: Tracking) -> tuple[MlflowClient, str]:
     Raises:
         UserError: MLflow cannot use the store, or the experiment was deleted.
     """
+    refuse_unusable(tracking)
+    location, lock, file = None, None, sqlite_file(tracking)
+    if file is not None:
+        file = file.resolve()
+        location, lock = (file.parent / "mlartifacts").as_uri(), FileLock(f"{file}.lock")
+    with explained(tracking):
+        try:
+            if lock is not None and file is not None:
+                file.parent.mkdir(parents=True, exist_ok=True)
+                lock.acquire()
+                _create_database(file)
+            client = client_of(tracking)
+            experiment = client.get_experiment_by_name(tracking.experiment)
+            if experiment is None:
+                return client, _create_experiment(client, tracking.experiment, location)
+        finally:
+            if lock is not None:
+                lock.release()
+    if experiment.lifecycle_stage != "active":
+        raise UserError(
+            f"tracking.experiment={tracking.experiment} was deleted from {tracking.shown}; restore it, or choose "
+            "another"
+        )
+    if file is not None and experiment.artifact_location.startswith(("http:", "https:")):
+        raise UserError(
+            f"tracking.uri={tracking.shown}: its experiment {tracking.experiment} has its artifacts at "
+            f"{without_secrets(experiment.artifact_location)}, a server that only the file names, which would get this "
+            "user's password; choose another tracking.experiment"
+        )
+    return client, experiment.experiment_id
+
+
+def check(tracking: Tracking, waits: bool) -> None:
+    """Refuse, before anything is loaded, a store that a run could not log to. Nothing is written.
+
+    Args:
+        waits: a server that does not answer is no error: the run was begun before, or is a job of a sweep.
+
+    Raises:
+        UserError: the store cannot be used, or does not answer.
+    """
+    refuse_unusable(tracking)
+    if sqlite_file(tracking) is not None:
+        return
+    seconds = min(tracking.patience, START_SECONDS)
+    try:
+        with_retries(tracking, lambda: _look(tracking), seconds)
+    except Unreachable as unreachable:
+        if not waits:
+            raise not_begun(tracking, unreachable) from unreachable
+
+
+def not_begun(tracking: Tracking, unreachable: Unreachable) -> UserError:
+    """The error about a server that does not answer when a run would begin."""
+    return UserError(
+        f"tracking.uri={tracking.shown}: {unreachable}; start the server, or log into a file: "
+        "tracking.uri=sqlite:///mlflow.db"
+    )
+
+
+def _look(tracking: Tracking) -> None:
+    refuse_silent(tracking)
+    with explained(tracking):
+        client_of(tracking).search_experiments(max_results=1)
+
+
+def client_of(tracking: Tracking) -> MlflowClient:
+    """A client of a store that exists, or is a server."""
     for noisy in ("alembic", "mlflow"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # it logs each attempt
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # tracebacks of what it raises as well
+    import mlflow.store.db.utils
     from mlflow import MlflowClient
-    from mlflow.exceptions import MlflowException
 
-    uri, location, lock, file = str(tracking.uri), None, None, sqlite_file(tracking)
-    if file is not None:
-        file = file.resolve()
-        file.parent.mkdir(parents=True, exist_ok=True)
-        uri, location = f"{_SQLITE}{file}", (file.parent / "mlartifacts").as_uri()
-        lock = FileLock(f"{file}.lock")
+    mlflow.store.db.utils.MAX_RETRY_COUNT = 2  # ten take a minute and a half; retries are ours
+    return MlflowClient(tracking_uri=sqlite.absolute(tracking.store))
+
+
+@contextmanager
+def explained(tracking: Tracking) -> Iterator[None]:
+    """Turn the errors of a store that refuses, or that MLflow cannot use, into UserErrors."""
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
     try:
-        if lock is not None and file is not None:
-            lock.acquire()
-            _create_database(file)
-        client = MlflowClient(tracking_uri=uri)
-        experiment = client.get_experiment_by_name(tracking.experiment)
-        if experiment is not None and experiment.lifecycle_stage != "active":
-            raise UserError(
-                f"tracking.experiment={tracking.experiment} was deleted from {tracking.shown}; restore it, or choose "
-                "another"
-            )
-        if experiment is not None:
-            return client, experiment.experiment_id
-        return client, _create_experiment(client, tracking.experiment, location)
-    except MlflowException as error:
+        yield
+    except (MlflowException, SQLAlchemyError, OSError, ImportError) as error:
         if is_unreachable(error):
             raise
-        raise UserError(f"tracking.uri={tracking.shown}: MLflow cannot use it: {str(error).splitlines()[0]}") from error
-    except OSError as error:
-        if is_unreachable(error):
-            raise
-        raise UserError(f"tracking.uri={tracking.shown}: {error}") from error
-    finally:
-        if lock is not None:
-            lock.release()
+        reason = str(error).splitlines()[0] if str(error) else repr(error)
+        raise UserError(
+            f"tracking.uri={tracking.shown}: MLflow cannot use it: {without_secrets(reason)}; see to it, or log into a "
+            "file: tracking.uri=sqlite:///mlflow.db"
+        ) from error
 
 
 def _create_experiment(client: MlflowClient, name: str, location: str | None) -> str:
@@ -193,7 +274,7 @@ def _create_database(file: Path) -> None:
     from mlflow import MlflowClient
 
     fresh = file.with_name(f"{file.name}.new")
-    for left in file.parent.glob(f"{fresh.name}*"):  # from a killed process
+    for left in file.parent.glob(f"{glob.escape(fresh.name)}*"):  # from a killed process
         left.unlink()
-    MlflowClient(tracking_uri=f"{_SQLITE}{fresh}").search_experiments()
+    MlflowClient(tracking_uri=sqlite.absolute(f"sqlite:///{fresh}")).search_experiments()
     fresh.rename(file)

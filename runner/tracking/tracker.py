@@ -15,13 +15,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from results import columns
+from results.safe_text import without_secrets
 from runner.system.errors import UserError
 from runner.system.provenance import provenance
 from runner.tracking import operations, outbox
-from runner.tracking.operations import ERROR, METRICS_PER_BATCH, Logged, create_run, reopen
+from runner.tracking.curve import Curve
+from runner.tracking.operations import ERROR, METRICS_PER_BATCH, Logged, create_run, reopen, take_over
 from runner.tracking.outbox import Header, Operation, Outbox
-from runner.tracking.store import Tracking, Unreachable, connect, with_retries
-from runner.tracking.upload import send
+from runner.tracking.store import Tracking, Unreachable, connect, not_begun, with_retries
+from runner.tracking.upload import BegunElsewhere, send
 from runner.tracking.view import show_scores
 
 if TYPE_CHECKING:
@@ -48,6 +50,8 @@ class Tracker:
         self.outbox: Outbox | None = None
         """Set from the first operation that the store did not answer."""
         self.logged = Logged()
+        self.curve: Curve | None = None
+        """The metrics by step in the run's folder; None without one."""
         self._buffer: list[Any] = []
         self._flushed = time.monotonic()
         self._patience = tracking.patience
@@ -63,16 +67,19 @@ class Tracker:
 
     def params(self, values: Mapping[str, Any]) -> None:
         """Log params."""
-        self._do("params", {key: str(value)[:6000] for key, value in values.items()})
+        self._do("params", {key: without_secrets(str(value))[:6000] for key, value in values.items()})
 
     def tags(self, values: Mapping[str, Any]) -> None:
         """Set tags."""
-        self._do("tags", {key: str(value)[:5000] for key, value in values.items()})
+        self._do("tags", {key: without_secrets(str(value))[:5000] for key, value in values.items()})
 
     def step(self, prefix: str, step: int, values: Mapping[str, float]) -> None:
         """Log metrics of an optimizer step, as `prefix/name`."""
         now = _now()
-        self._buffer += [[f"{prefix}/{name}", float(value), now, step] for name, value in values.items()]
+        entries = [[f"{prefix}/{name}", float(value), now, step] for name, value in values.items()]
+        if self.curve is not None:
+            self.curve.add(entries)
+        self._buffer += entries
         if time.monotonic() - self._flushed > _FLUSH_SECONDS or len(self._buffer) > METRICS_PER_BATCH - 100:
             self.flush()
 
@@ -88,15 +95,27 @@ class Tracker:
             digest: hash of its contents.
             context: its use: training, evaluation, ...
         """
-        self._do("input", {"name": name, "digest": digest[:8], "source": source, "context": context,
+        self._do("input", {"name": name, "digest": digest[:8], "source": without_secrets(source), "context": context,
                            "profile": {"num_rows": examples, "sha256": digest}})  # fmt: skip
 
-    def text(self, text: str, name: str) -> None:
-        """Log a text as an artifact."""
-        self._do("text", [text, name])
+    def text(self, text: str, name: str, is_data: bool = False) -> None:
+        """Log a text as an artifact.
+
+        Args:
+            is_data: it holds texts of the dataset, which stay as they are.
+        """
+        self._do("text", [text if is_data else without_secrets(text), name])
+
+    def begin(self, prefix: str, step: int) -> None:
+        """Log the metrics of a training up to the step from which it resumes that the store lacks."""
+        if self.curve is not None:
+            self._buffer += self.curve.resumed(prefix, step)
+            self.flush()
 
     def flush(self) -> None:
         """Write the buffered metrics."""
+        if self.curve is not None:
+            self.curve.flush()
         buffered, self._buffer, self._flushed = self._buffer, [], time.monotonic()
         for i in range(0, len(buffered), METRICS_PER_BATCH):
             self._do("metrics", buffered[i : i + METRICS_PER_BATCH])
@@ -105,6 +124,7 @@ class Tracker:
         """Write what is buffered, the error as a tag, and the final status: FINISHED, FAILED or KILLED."""
         if status == "KILLED":  # an interrupted user does not want to wait
             self._patience = 0.0
+        self._buffer += self.curve.rest() if self.curve is not None else []
         self.flush()
         if error is not None:
             self.tags({ERROR: f"{type(error).__name__}: {error}"})
@@ -157,6 +177,9 @@ class _PrefixLogger:
     def __init__(self, tracker: Tracker, prefix: str) -> None:
         self._tracker, self._prefix = tracker, prefix
 
+    def begin(self, step: int) -> None:
+        self._tracker.begin(self._prefix, step)
+
     def log(self, step: int, values: Mapping[str, float]) -> None:
         self._tracker.step(self._prefix, step, values)
 
@@ -178,18 +201,18 @@ def start(tracking: Tracking, name: str, tags: Mapping[str, Any], resumes: bool 
     """
     parent = os.environ.get(PARENT_VARIABLE)
     all_tags = {**provenance(), **tags, **({"mlflow.parentRunId": parent} if parent else {})}
-    header = Header(tracking.shown, tracking.experiment, name, {k: str(v) for k, v in all_tags.items()}, None, _now())
+    clean = {key: without_secrets(str(value)) for key, value in all_tags.items()}
+    header = Header(tracking.shown, tracking.experiment, without_secrets(name), clean, None, _now())
     place = Path(tags[columns.FOLDER]) / outbox.NAME if columns.FOLDER in tags else None
     tracker = Tracker(tracking, header, place)
+    if place is not None and place.parent.is_dir():
+        tracker.curve = Curve(place.parent)
     try:
         with_retries(tracking, lambda: _begin(tracker, resumes))
     except Unreachable as unreachable:
         earlier = Outbox.read(place.parent) if place is not None else None
         if parent is None and earlier is None:
-            raise UserError(
-                f"tracking.uri={tracking.shown}: {unreachable}; start the server, or log into a file: "
-                "tracking.uri=sqlite:///mlflow.db"
-            ) from unreachable
+            raise not_begun(tracking, unreachable) from unreachable
         if earlier is not None:
             tracker.header = earlier.header()
             tracker.logged.read_operations(earlier.operations())
@@ -207,8 +230,11 @@ def _begin(tracker: Tracker, resumes: bool) -> None:
     header = tracker.header
     client, experiment = connect(tracker.tracking)
     tracker.client = client
-    if tracker.place is not None and Outbox.read(tracker.place.parent) is not None:
-        send(tracker.tracking, tracker.place.parent)
+    if tracker.place is not None and (waiting := Outbox.read(tracker.place.parent)) is not None:
+        try:
+            send(tracker.tracking, tracker.place.parent)
+        except BegunElsewhere:
+            waiting.remove()  # this process logs all of it again, and the curve has the steps
     if columns.METRIC in header.tags:
         show_scores(client, experiment, header.tags[columns.METRIC])
     unfinished = _unfinished(client, experiment, header.tags) if resumes else None
@@ -216,6 +242,9 @@ def _begin(tracker: Tracker, resumes: bool) -> None:
         reopen(client, unfinished, header.tags)
         tracker.logged.read_run(client, unfinished)
     header.run_id = unfinished or create_run(client, experiment, header)
+    if tracker.curve is not None:
+        take_over(client, tracker.curve.place, header.uri, header.run_id)
+        tracker.curve.log_in(header.uri, tracker.tracking.experiment, header.run_id)
 
 
 def _unfinished(client: MlflowClient, experiment_id: str, tags: Mapping[str, Any]) -> str | None:

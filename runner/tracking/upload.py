@@ -5,17 +5,27 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from results.safe_text import without_secrets
 from runner.system import files
+from runner.system.errors import UserError
 from runner.tracking import operations
 from runner.tracking.operations import Logged, create_run, reopen
 from runner.tracking.outbox import Outbox
-from runner.tracking.store import Tracking, Unreachable, connect, with_retries
+from runner.tracking.store import Tracking, Unreachable, connect, is_unreachable, with_retries
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
 log = logging.getLogger(__name__)
 
 _UPLOAD = "pending"
 """Tag of a run that an upload has created: the outbox's id, to find it when the upload is repeated."""
+
+
+class BegunElsewhere(UserError):
+    """The run of an outbox was begun in another store than the one that it is sent to."""
 
 
 def uploaded(tracking: Tracking, folder: Path) -> bool:
@@ -25,7 +35,7 @@ def uploaded(tracking: Tracking, folder: Path) -> bool:
         return False
     try:
         with_retries(tracking, lambda: send(tracking, folder))
-    except Unreachable as unreachable:
+    except (Unreachable, BegunElsewhere) as unreachable:
         log.warning("%s; this uploads the result later: python -m runner.upload %s", unreachable, folder)
     return True
 
@@ -41,6 +51,12 @@ def send(tracking: Tracking, folder: Path) -> str | None:
         return None
     header = outbox.header()
     client, experiment = connect(Tracking(tracking.uri, header.experiment))
+    if header.run_id is not None and not _has(client, header.run_id):
+        raise BegunElsewhere(
+            f"tracking.uri={tracking.shown} has no run {header.run_id}, or a deleted one, which {outbox.file} "
+            f"continues: it was begun in {without_secrets(header.uri)}; name that store by --tracking-uri or "
+            "MLFLOW_TRACKING_URI"
+        )
     tags = {**header.tags, _UPLOAD: header.id}
     run_id = header.run_id
     if run_id is None:
@@ -63,3 +79,15 @@ def send(tracking: Tracking, folder: Path) -> str | None:
         files.write_json(folder / "result.json", {**result, "mlflow_run": run_id})
     outbox.remove()
     return run_id
+
+
+def _has(client: MlflowClient, run_id: str) -> bool:
+    """Whether the store has a run that is not deleted."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return client.get_run(run_id).info.lifecycle_stage == "active"
+    except MlflowException as error:
+        if is_unreachable(error):
+            raise
+        return False

@@ -12,9 +12,9 @@ from transformers import ProgressCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
 from runner.config.training import Training
-from runner.system import ranks
+from runner.system import circumstances, ranks
 from runner.system.device import device, matmul_in
-from runner.system.errors import disk_error, disk_reason
+from runner.system.errors import disk_error, disk_reason, writing
 from runner.system.interrupts import Interrupted, postponed
 from runner.tracking.logger import NullLogger, TrainingLogger
 from runner.training import checkpoints, projections
@@ -35,8 +35,10 @@ def train(job: TrainingJob, logger: TrainingLogger | None = None) -> TrainingSta
     """
     transformers.utils.logging.disable_progress_bar()  # no bar for each file of a checkpoint
     job = replace(job, settings=job.settings.resolved())
-    last = ranks.broadcast(lambda: checkpoints.newest(job.folder))
-    trainer = _trainer(job, logger or NullLogger(), last)
+    last = ranks.broadcast(lambda: _begin(job.folder))
+    logger = logger or NullLogger()
+    logger.begin(0 if last is None else checkpoints.step(last))
+    trainer = _trainer(job, logger, last)
     progress = next(c for c in trainer.callback_handler.callbacks if isinstance(c, Progress))
     if ranks.rank():  # else all would drop the same units in their parts of a batch; rank 0 draws as a single process
         torch.manual_seed(job.seed + (ranks.rank() << 32))
@@ -57,6 +59,14 @@ def train(job: TrainingJob, logger: TrainingLogger | None = None) -> TrainingSta
             job.pruner.detach()  # else optimizer and pruner hold each other, and a sweep's next run has less memory
     projections.finish(job.student)
     return _stats(trainer, last, time.perf_counter() - begin)
+
+
+def _begin(folder: Path) -> Path | None:
+    """The checkpoint to resume from; the circumstances of the steps that follow are noted next to it."""
+    last = checkpoints.newest(folder)
+    with writing(folder):
+        circumstances.begin(folder, checkpoints.step(last) if last is not None else 0)
+    return last
 
 
 def _trainer(job: TrainingJob, logger: TrainingLogger, last: Path | None) -> DistillTrainer:

@@ -6,11 +6,12 @@ heads. The file is memory-mapped, so processes share its memory.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ from safetensors.torch import save_file
 
 from runner import models
 from runner.system import files
+from runner.system.circumstances import Span, circumstances
 from runner.system.device import Precision
 from runner.system.disk import human_bytes
 from runner.system.errors import UserError
@@ -48,6 +50,8 @@ class CachedLogits:
     """One flat float16 tensor per head: logits without padding, feature after feature."""
     counts: torch.Tensor
     """int32 [features]: number of logits of each feature."""
+    made_under: dict[str, str] = field(default_factory=circumstances)
+    """See `runner.system.circumstances`; empty if not known."""
 
     def __post_init__(self) -> None:
         self._ends = np.cumsum(self.counts.numpy(), dtype=np.int64)
@@ -57,6 +61,11 @@ class CachedLogits:
         stop = int(self._ends[feature])
         start = stop - int(self.counts[feature])
         return tuple(head[start:stop] for head in self.heads)
+
+    @property
+    def spans(self) -> list[Span]:
+        """All of it, as a computation without interruption."""
+        return [{"step": 0, "under": self.made_under}] if self.made_under else []
 
     def checksum(self) -> str:
         """CRC-32 of all numbers."""
@@ -172,7 +181,7 @@ def max_bytes(task: Dataset, features: datasets.Dataset, checkpoint: models.Chec
 
 def _write(logits: CachedLogits, file: Path) -> None:
     tensors = {"counts": logits.counts, **{f"head.{i}": head for i, head in enumerate(logits.heads)}}
-    about = {"heads": str(len(logits.heads)), "crc32": logits.checksum()}
+    about = {"heads": str(len(logits.heads)), "crc32": logits.checksum(), "under": json.dumps(logits.made_under)}
     files.atomic_write(file, lambda partial: save_file(tensors, partial, about))
 
 
@@ -185,7 +194,7 @@ def _read(file: Path, features: int) -> CachedLogits | None:
         with safe_open(file, framework="pt") as stored:
             about = stored.metadata() or {}
             heads = [stored.get_tensor(f"head.{i}") for i in range(int(about["heads"]))]
-            logits = CachedLogits(heads, stored.get_tensor("counts"))
+            logits = CachedLogits(heads, stored.get_tensor("counts"), json.loads(about.get("under", "{}")))
         whole = len(logits.counts) == features and logits.checksum() == about["crc32"]
         # The checksum covers bytes, not the types that the file claims for them.
         if whole and all(head.dtype is torch.float16 for head in heads) and logits.counts.dtype is torch.int32:

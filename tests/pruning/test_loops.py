@@ -429,11 +429,11 @@ def permuted(model: nn.Module) -> nn.Module:
     return model
 
 
-@pytest.mark.parametrize("pattern", [Block(4, 1), Block(2, 2), Block(1, 0), NofM(2, 4), NofM(1, 3)], ids=str)
+@pytest.mark.parametrize("pattern", [Block(4, 1), Block(2, 2), Block(1, 0), NofM(2, 4), NofM(1, 2)], ids=str)
 @pytest.mark.parametrize(
     ("dimensions", "layout"), [(1, as_it_is), (1, permuted), (2, as_it_is), (2, channels_last), (2, permuted)]
 )
-def test_convolutions_are_matrices_of_outputs_by_everything_else(dimensions, layout, pattern):
+def test_convolutions_are_matrices_of_outputs_by_taps_and_inputs(dimensions, layout, pattern):
     masks = []
     for arrange in (as_it_is, layout):
         model = arrange(convolutions(dimensions))
@@ -449,7 +449,7 @@ def test_convolutions_are_matrices_of_outputs_by_everything_else(dimensions, lay
         pruner.check_reached()
         assert has_sparsity(zeros(model), model, pattern, pattern.target)
         for p in matrix_weights(model).values():
-            assert pattern.violations(p.detach().flatten(1)) == 0
+            assert pattern.violations(p.detach().movedim(1, -1).flatten(1)) == 0
             assert bool((p == 0).any())
         assert [row.violations for row in pruner.report()] == [0, 0]
         masks.append(zeros(model))

@@ -19,8 +19,9 @@ from pruning import (
     Uniform,
     as_matrix,
     matrix_weights,
+    other_matrices,
 )
-from pruning.plan import matrix_shape
+from pruning.plan import from_matrix, matrix_shape
 
 
 def parameters(**shapes):
@@ -268,12 +269,17 @@ def test_a_plan_in_which_nothing_fits_is_refused_with_the_reasons():
     ("shape", "matrix"),
     [((8, 4, 3, 3), (8, 36)), ((8, 4, 3), (8, 12)), ((8, 4), (8, 4)), ((8,), (8,)), ((2, 1, 1, 1, 1), (2, 1))],
 )
-def test_a_convolution_is_a_matrix_of_all_its_inputs(shape, matrix):
+def test_a_convolution_is_a_matrix_of_all_its_taps_and_inputs(shape, matrix):
     assert matrix_shape(torch.Size(shape)) == torch.Size(matrix)
     tensor = torch.arange(float(math.prod(shape))).reshape(shape)
     assert as_matrix(tensor).shape == torch.Size(matrix)
-    assert torch.equal(as_matrix(tensor).flatten(), tensor.flatten())
-    assert as_matrix(tensor).data_ptr() == tensor.data_ptr()
+    inputs = shape[1] if len(shape) > 1 else 1
+    for column, values in enumerate(as_matrix(tensor).reshape(shape[0], -1).T):  # the inputs of each tap in turn
+        tap, i = divmod(column, inputs)
+        assert torch.equal(values, tensor.reshape(shape[0], inputs, -1)[:, i, tap])
+    assert torch.equal(from_matrix(as_matrix(tensor), torch.Size(shape)), tensor)
+    if math.prod(shape[2:]) == 1:
+        assert as_matrix(tensor).data_ptr() == tensor.data_ptr()
 
 
 def test_the_plan_of_a_convolution_has_the_shape_of_its_matrix():
@@ -281,7 +287,7 @@ def test_the_plan_of_a_convolution_has_the_shape_of_its_matrix():
     assert found.groups[0].shapes == {"conv.weight": torch.Size((8, 27))}
     assert found.groups[0].units == {"conv.weight": 54}
     assert {name: p.shape for name, p in found.candidates.items()} == {"conv.weight": torch.Size((8, 3, 3, 3))}
-    with pytest.raises(PruningError, match=r"\[8, 27\] does not divide into groups of 4"):
+    with pytest.raises(PruningError, match=r"\[8, 3\] does not divide into groups of 4"):
         plan(NofM(2, 4), {"conv": (8, 3, 3, 3)})
 
 
@@ -293,6 +299,48 @@ def test_weights_of_linear_and_convolutional_modules_are_found_once():
     assert all(found[name] is model.get_parameter(name) for name in found)
     assert list(matrix_weights(nn.Linear(2, 2))) == ["weight"]
     assert matrix_weights(nn.LayerNorm(4)) == {}
+
+
+class Strange(nn.Module):
+    """Matrices that are no Linear or Conv weight, next to biases and embeddings."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(8, 2)
+        self.bilinear = nn.Bilinear(4, 4, 4)
+        self.transposed = nn.ConvTranspose1d(4, 4, 3)
+        self.q = nn.Parameter(torch.ones(8, 2, 4))
+        self.head_bias = nn.Parameter(torch.ones(2, 4))
+        self.token = nn.Parameter(torch.ones(1, 1, 8))
+        self.seg_embed = nn.Parameter(torch.ones(2, 2, 4))
+        self.words, self.bags = nn.Embedding(9, 8), nn.EmbeddingBag(9, 8)
+        self.embedder = nn.ModuleDict({"inner": nn.ParameterDict({"k": torch.ones(8, 8)})})
+        self.conv = nn.Conv3d(4, 4, 3)
+        self.head = nn.Linear(8, 9)
+        self.head.weight = self.words.weight  # tied
+        self.rotated = nn.utils.parametrizations.orthogonal(nn.Linear(8, 8))
+
+
+@pytest.mark.bad_input(
+    "A8", "in_proj_weight, Bilinear, ConvTranspose, a bare q", before="not mentioned", after="named by `other_matrices`"
+)
+def test_matrices_that_are_no_layers_weight_are_listed():
+    model = Strange()
+    others = other_matrices(model)
+    assert sorted(others) == [
+        "attention.in_proj_weight", "bilinear.weight", "embedder.inner.k", "q",
+        "rotated.parametrizations.weight.original", "transposed.weight",
+    ]  # fmt: skip
+    assert all(others[name] is model.get_parameter(name) for name in others)
+    assert sorted(matrix_weights(model)) == ["attention.out_proj.weight", "conv.weight", "head.weight"]
+
+
+def test_subclasses_of_linear_layers_are_pruned():
+    class Scaled(nn.Linear):
+        pass
+
+    assert list(matrix_weights(nn.Sequential(Scaled(4, 4)))) == ["0.weight"]
+    assert other_matrices(nn.Sequential(Scaled(4, 4), nn.Conv1d(4, 4, 3), nn.LayerNorm(4))) == {}
 
 
 def test_a_model_of_one_layer_has_a_plan():

@@ -262,7 +262,9 @@ def test_json_is_the_inspection(zoo: Path, found: Inspection, capsys: pytest.Cap
     assert main([str(zoo), "--json"]) == 0
     output = json.loads(capsys.readouterr().out)
     assert output == json.loads(json.dumps(asdict(found)))
-    assert output.keys() == {"folder", "layers", "linear_ratio", "overall_ratio", "patterns", "claims", "broken_claims"}
+    assert output.keys() == {
+        "folder", "layers", "linear_ratio", "overall_ratio", "patterns", "claims", "broken_claims", "left_out",
+    }  # fmt: skip
     (layer,) = [layer for layer in output["layers"] if layer["name"] == QUERY]
     assert layer == {"name": QUERY, "shape": [32, 32], "zeros": 512, "sparsity": 0.5, "patterns": {"4x1": 0, "2x1": 0}}
 

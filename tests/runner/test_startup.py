@@ -25,8 +25,8 @@ def imported(report: str) -> set[str]:
     (["--help"], 0, "== Configuration groups =="),
     (["--cfg", "job"], 0, "per_device_train_batch_size"),
     (["--cfg", "job", "--resolve", "model=bert-base", "pattern=2:4"], 0, "google-bert/bert-base-uncased"),
-    (["pattern=nonsense"], 1, "Could not find 'pattern/nonsense'"),
-    (["pattern.rows=many"], 1, "Value 'many'"),
+    (["pattern=nonsense"], 1, "there is no pattern/nonsense"),
+    (["pattern.rows=many"], 1, "pattern.rows=many: a whole number is needed"),
     (["model=hub"], 1, "model=hub needs model.path"),
     (["pattern.target_sparsity=7"], 1, "target_sparsity=7"),
 ], ids=lambda value: " ".join(value) if isinstance(value, list) else None)  # fmt: skip

@@ -15,7 +15,7 @@ from runner.data.question_answering import Span
 from runner.data.splits import Part, held_out
 from runner.data.task import Examples
 from runner.system.errors import UserError
-from tests.conftest import Cli, Refused
+from tests.conftest import Cli, Refused, save_small_model
 
 TEXTS = ["NA", "null", "007", "", "1e5", "true", 'he said "no", twice', "two lines", "Zoë", " blank "]
 LABELS = ["good", "bad"] * 5
@@ -187,15 +187,15 @@ def test_answers_may_stand_in_two_plain_columns(tmp_path: Path) -> None:
 ANSWERED = "id,context,question,a,at\n1,Ada lives in Rome,where,Rome,13\n"
 # Rows of CSV, or whole lines of JSON, that are wrong.
 UNANSWERED = {
-    "2,Ada lives,who,Ada,x": ", row 2: column at: 'x' is not the number of a character, from 0",
-    "2,Ada lives,who,Ada,0.5": ", row 2: column at: 0.5 is not the number of a character, from 0",
-    "2,Ada lives,who,Ada,": ", row 2: 1 of 2 questions have no answer, or one that does not occur at its answer_start",
-    "2,Ada lives,who,Ada,1": ", row 2: 1 of 2 questions have no answer, or one that does not occur at its answer_start",
-    ",Ada lives,who,Ada,0": ", row 2: column id: the id is missing",
-    '{"context": null}': ", row 1: 1 of 1 questions have no answer",
-    '{"context": 5}': ", row 1: column context: 1 of 1 values are not text, such as 5",
-    '{"question": null}': ", row 1: column question: 1 of 1 values are not text, such as None",
-    '{"a": 5}': ", row 1: column a: 1 of 1 values are not text, such as 5",
+    "2,Ada lives,who,Ada,x": ", line 3: column at: 'x' is not the number of a character, from 0",
+    "2,Ada lives,who,Ada,0.5": ", line 3: column at: 0.5 is not the number of a character, from 0",
+    "2,Ada lives,who,Ada,": ", line 3: 1 of 2 questions have no answer, or one that does not occur at its answer_start",
+    "2,Ada lives,who,Ada,1": ", line 3: 1 of 2 questions have no answer, or one that does not occur at its answer_",
+    ",Ada lives,who,Ada,0": ", line 3: column id: the id is missing",
+    '{"context": null}': ", line 1: 1 of 1 questions have no answer",
+    '{"context": 5}': ", line 1: column context: 1 of 1 values are not text, such as 5",
+    '{"question": null}': ", line 1: column question: 1 of 1 values are not text, such as None",
+    '{"a": 5}': ", line 1: column a: 1 of 1 values are not text, such as 5",
 }
 
 
@@ -224,10 +224,10 @@ def test_numbers_of_characters_and_ids_may_be_written_in_other_ways(tmp_path: Pa
     [
         ({"text": "Rome", "answer_start": 0}, "needs lists of text and of whole numbers, not of no list and no list"),
         (
-            {"text": ["Rome"], "answer_start": ["0"]},
-            "needs lists of text and of whole numbers, not of string and string",
+            {"text": ["Rome"], "answer_start": [0.5]},
+            "needs lists of text and of whole numbers, not of string and float64",
         ),
-        ([{"text": "Rome", "answer_start": 0}], "needs the fields text and answer_start"),
+        ([{"text": "Rome", "start": 0}], "needs the fields text and answer_start"),
     ],
 )
 def test_answers_of_another_form_are_refused(tmp_path: Path, answers: Any, said: str) -> None:
@@ -320,7 +320,7 @@ def test_rows_are_counted_in_their_file_after_subset_and_hold_out(tmp_path: Path
     wrong = [{**row, "review": None} if i == 32 else row for i, row in enumerate(rows)]
     (tmp_path / "train-2.jsonl").write_bytes(FORMATS["jsonl"](wrong))
     for options in ({}, {"holdout": 0.9, "data_seed": 1}, {"holdout": 0.1, "max_train_samples": 60}):
-        with pytest.raises(UserError, match=r"train-2.jsonl, row 33: column review: 1 of \d+ values are not text"):
+        with pytest.raises(UserError, match=r"train-2.jsonl, line 33: column review: 1 of \d+ values are not text"):
             task(tmp_path, **options).read()
 
 
@@ -417,16 +417,17 @@ REGRESSION: dict[str, Any] = {"regression": True, "metric": "pearson"}
 # The name of a file, what it holds, what the message says after the file's name, and further options.
 PROBLEMS: dict[str, tuple[str, str | bytes, str, dict[str, Any]]] = {
     "another separator": (
-        "dev.csv", "review;stars\nx;good\n",
-        ': there is no column "review" or "stars"; it has review;stars. Name the columns with dataset.text=COLUMN '
+        "dev.csv", "review|stars\nx|good\n",
+        ': there is no column "review" or "stars"; it has review|stars. Name the columns with dataset.text=COLUMN '
         "dataset.label=COLUMN", {},
     ),
     "no header": ("dev.csv", "x,good\ny,bad\n", ': there is no column "review" or "stars"; it has x, good.', {}),
-    "a column twice": ("dev.csv", "review,stars,stars\nx,1,2\n", ": its first line has the column stars twice", {}),
-    "too few columns": ("dev.csv", GOOD + 'y\n"z\nz",good\nz\n', ", row 9: 1 columns, where the first line has 2: 'y' "
-                        "(and 1 more rows)", {}),
-    "too many columns": ("dev.csv", GOOD + "yes, sir,good\n", ", row 9: 3 columns, where the first line has 2", {}),
-    "a quote that never ends": ("dev.csv", GOOD + '"y,good\nz,bad\n', ", row 9: 1 columns", {}),
+    "a column twice": ("dev.csv", "review,stars,stars\nx,1,2\n",
+                       ': there is no column "stars"; it has review, stars (column 2), stars (column 3)', {}),
+    "too few columns": ("dev.csv", GOOD + 'y\n"z\nz",good\nz\n', ", line 10: 1 columns, where the first line has 2: "
+                        "'y' (and 1 more rows)", {}),
+    "too many columns": ("dev.csv", GOOD + "yes, sir,good\n", ", line 10: 3 columns, where the first line has 2", {}),
+    "a quote that never ends": ("dev.csv", GOOD + '"y,good\nz,bad\n', ", line 10: 1 columns", {}),
     "another encoding": ("dev.csv", GOOD.encode() + "Zoë,bad\n".encode("latin-1"), ", line 10: this is not UTF-8", {}),
     "another encoding of JSON": (
         "dev.jsonl", b'{"review": "x", "stars": "a"}\n{"review": "\xe9"}', ", line 2: this is not UTF-8", {},
@@ -436,25 +437,25 @@ PROBLEMS: dict[str, tuple[str, str | bytes, str, dict[str, Any]]] = {
     "no bytes": ("dev.csv", "", ": the file is empty; its first line must hold", {}),
     "no parquet": ("dev.parquet", "PAR1", " cannot be read as parquet: ", {}),
     "an unknown label": (
-        "dev.csv", GOOD + "y,goood\n", ", row 9: column stars: 'goood' is not one of the classes bad, good", NAMED,
+        "dev.csv", GOOD + "y,goood\n", ", line 10: column stars: 'goood' is not one of the classes bad, good", NAMED,
     ),
     "an unknown label among numbers": (
         "dev.csv", "review,stars\nx,0\ny,oops\nz,1\n",
-        ", row 2: column stars: 'oops' is not one of the classes bad, good", NAMED,
+        ", line 3: column stars: 'oops' is not one of the classes bad, good", NAMED,
     ),
     "a number above the classes": (
         "dev.csv", "review,stars\nx,0\ny,1\nz,2\n",
-        ", row 3: column stars: 2 is not one of the classes bad, good", NAMED,
+        ", line 4: column stars: 2 is not one of the classes bad, good", NAMED,
     ),
     "a number that is none of the classes": (
-        "dev.csv", "review,stars\nx,1\ny,3\n", ", row 2: column stars: 3 is not one of the classes 1, 2",
+        "dev.csv", "review,stars\nx,1\ny,3\n", ", line 3: column stars: 3 is not one of the classes 1, 2",
         {"labels": ["1", "2"]},
     ),
-    "no label": ("dev.csv", GOOD + "y,\n", ", row 9: column stars: 1 of 9 examples have no label", {}),
-    "no label, by number": ("dev.csv", "review,stars\nx,0\ny,-1\nz,1\n", ", row 2: column stars: 1 of 3 examples", {}),
+    "no label": ("dev.csv", GOOD + "y,\n", ", line 10: column stars: 1 of 9 examples have no label", {}),
+    "no label, by number": ("dev.csv", "review,stars\nx,0\ny,-1\nz,1\n", ", line 3: column stars: 1 of 3 examples", {}),
     "a label that is not there": (
         "dev.jsonl", '{"review": "x"}\n{"review": "y", "stars": "b"}\n{"review": "z", "stars": "a"}',
-        ", row 1: column stars: 1 of 3 examples have no label", {},
+        ", line 1: column stars: 1 of 3 examples have no label", {},
     ),
     "one class": ("dev.csv", "review,stars\nx,a\ny,a\n", ": column stars: the only class is 'a'", {}),
     "one class and -1": (
@@ -464,24 +465,24 @@ PROBLEMS: dict[str, tuple[str, str | bytes, str, dict[str, Any]]] = {
     "labels that are records": ("dev.jsonl", '{"review": "x", "stars": {"a": 1}}', ": column stars holds struct", {}),
     "fractions": ("dev.csv", "review,stars\nx,0.5\ny,1\n", ": column stars: 0.5 is a fraction, not a class", {}),
     "no number": (
-        "dev.csv", "review,stars\nx,1.5\ny,two\n", ", row 2: column stars: 'two' is not a number", REGRESSION,
+        "dev.csv", "review,stars\nx,1.5\ny,two\n", ", line 3: column stars: 'two' is not a number", REGRESSION,
     ),
-    "an infinite number": ("dev.csv", "review,stars\nx,1.\ny,inf\n", ", row 2: column stars: inf is not", REGRESSION),
+    "an infinite number": ("dev.csv", "review,stars\nx,1.\ny,inf\n", ", line 3: column stars: inf is not", REGRESSION),
     "no text": (
         "dev.jsonl", '{"review": 5, "stars": "a"}\n{"review": 6, "stars": "b"}',
-        ", row 1; FILE, row 2: column review: 2 of 2 values are not text, such as 5", {},
+        ", line 1; FILE, line 2: column review: 2 of 2 values are not text, such as 5", {},
     ),
     "no second text": (
         "dev.jsonl", '{"review": "x", "other": "y", "stars": "a"}\n{"review": "x", "stars": "b"}',
-        ", row 2: column other: 1 of 2 values are not text, such as None", {"text_pair": "other"},
+        ", line 2: column other: 1 of 2 values are not text, such as None", {"text_pair": "other"},
     ),
     "text and numbers": (
         "dev.jsonl", '{"review": "x", "stars": 1}\n{"review": "x", "stars": "good"}',
-        ", row 2: column stars: 'good' is of another type than the rows above it", {},
+        ", line 2: column stars: 'good' is of another type than the rows above it", {},
     ),
     "no id": (
         "dev.jsonl", '{"review": "x", "stars": 1, "nr": 7}\n{"review": "x", "stars": 0}',
-        ", row 2: column nr: the id is missing",
+        ", line 2: column nr: the id is missing",
         {"id": "nr"},
     ),
     "a line that is no JSON": (
@@ -521,16 +522,28 @@ def test_problems_with_files_are_named_by_their_place(name: str, tmp_path: Path)
     assert said in str(caught.value)
 
 
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small random model with a head for classification."""
+    from transformers import AutoModelForSequenceClassification
+
+    folder = save_small_model(tmp_path_factory.mktemp("models") / "classifier")
+    AutoModelForSequenceClassification.from_pretrained(folder).save_pretrained(folder)
+    return folder
+
+
 @pytest.mark.parametrize(
     "name",
     ["another separator", "too few columns", "another encoding", "an unknown label", "no number", "no text",
      "text and numbers", "a line that is no JSON", "a file of another kind"],
 )  # fmt: skip
-def test_they_end_the_command_line_without_a_traceback(name: str, refused: Refused, tmp_path: Path) -> None:
+def test_they_end_the_command_line_without_a_traceback(
+    name: str, refused: Refused, tmp_path: Path, classifier: Path
+) -> None:
     place, said, options = problem(name, tmp_path)
     keys = [f"dataset.{key}={str(value).replace(' ', '')}" for key, value in options.items()]
     message = refused("dataset=classify", f"dataset.path={place}", "dataset.text=review", "dataset.label=stars", *keys,
-                   "model=tiny", "prune=false", "model.finetuned=embedded:tiny")  # fmt: skip
+                      "model=tiny", "prune=false", f"model.finetuned={classifier}")  # fmt: skip
     assert said in message
 
 
@@ -561,7 +574,7 @@ def test_through_the_command_line_it_is_one_line(cli: Cli, small_model: Path, tm
                "dataset.text=review", "dataset.label=stars", "dataset.labels=[bad,good]")  # fmt: skip
     assert done.returncode == 1
     assert done.stderr.strip().splitlines()[-1] == (
-        "error: reviews.csv, row 9: column stars: 'goood' is not one of the classes bad, good; correct it, or name "
+        "error: reviews.csv, line 10: column stars: 'goood' is not one of the classes bad, good; correct it, or name "
         "all classes in dataset.labels"
     )
     assert "Traceback" not in done.stderr

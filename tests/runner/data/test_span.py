@@ -23,10 +23,11 @@ from runner.data import spans
 from runner.data.answers import fingerprint
 from runner.data.demo import Demo
 from runner.data.question_answering import Span
-from runner.data.spans import answer_tokens, best_spans, highest, padded
+from runner.data.spans import best_spans, highest, padded
 from runner.data.splits import held_out
 from runner.data.squad_metric import SquadMetric
 from runner.data.task import Examples
+from runner.data.windows import answer_tokens
 from runner.demo.text import examples as generated
 from runner.system.errors import UserError
 from tests.tools.pretrain_tiny import build_tokenizer
@@ -225,11 +226,18 @@ def test_only_tokens_of_the_paragraph_have_offsets() -> None:
 
 def test_answer_tokens_of_an_answer_inside_a_word_take_the_whole_word() -> None:
     offsets, context = [(0, 0), (0, 3), (4, 9), (10, 14), (0, 0)], [False, True, True, True, False]
-    assert answer_tokens({"text": ["ive"], "answer_start": [5]}, offsets, context) == (2, 2)
-    assert answer_tokens({"text": ["lives in R"], "answer_start": [4]}, offsets, context) == (2, 3)
-    assert answer_tokens({"text": ["beyond"], "answer_start": [12]}, offsets, context) == (0, 0)
-    assert answer_tokens({"text": [], "answer_start": []}, offsets, context) == (0, 0)
-    assert answer_tokens({"text": ["Ada"], "answer_start": [0]}, offsets, [False] * 5) == (0, 0)
+
+    def span(text: str, start: int, context: list[bool] = context) -> tuple[int, int] | None:
+        (only,) = answer_tokens({"text": [text], "answer_start": [start]}, [offsets], [context])
+        return only
+
+    assert span("ive", 5) == (2, 2)
+    assert span("lives in R", 4) == (2, 3)
+    assert span("Ada", 0, [False] * 5) is None
+    assert answer_tokens({"text": [], "answer_start": []}, [offsets], [context]) == [None]
+    halves = [[(0, 3), (4, 9)], [(4, 9), (10, 14)]]
+    for text, start, expected in (("lives", 4, [(1, 1), (0, 0)]), ("Ada lives here", 0, [None, None])):
+        assert answer_tokens({"text": [text], "answer_start": [start]}, halves, [[True, True]] * 2) == expected
 
 
 def test_a_leading_blank_of_the_question_changes_nothing() -> None:
@@ -650,5 +658,5 @@ def test_generated_examples_are_read_as_any_other() -> None:
 def test_a_question_that_leaves_its_paragraph_no_room_is_refused() -> None:
     task = Span(path="x", max_seq_length=40, doc_stride=16)
     content = table([row("q", "Ada lives in Rome " * 20, "Ada", question="who " * 22)])
-    with pytest.raises(UserError, match=r"a question is so long .*max_seq_length=40 .*doc_stride=16"):
+    with pytest.raises(UserError, match=r"1 of 1 questions are so long .*max_seq_length=40 .*doc_stride=16"):
         task.features(content, TOKENIZER, None, labels=True)

@@ -19,8 +19,9 @@ from runner import evaluate
 from runner.config.compose import compose_experiment
 from runner.config.experiment import Experiment
 from runner.data.question_answering import Span
-from runner.data.spans import best_of_questions, no_answer_scores, null_token
+from runner.data.spans import best_of_questions, no_answer_scores
 from runner.data.squad_metric import SquadV2Metric
+from runner.data.windows import null_token
 from runner.demo.text import examples as generated
 from runner.records import runs
 from runner.records.error_analysis import diagnose

@@ -13,7 +13,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from pruning import IGNORED
-from runner.data.tagging import Tag, read_columns
+from runner.data.conll import read_columns
+from runner.data.tagging import Tag
 from runner.data.tagging_scores import scores as tag_scores
 from runner.data.task import Examples
 from runner.system.errors import UserError
@@ -255,14 +256,14 @@ def test_other_tags_than_those_of_entities_have_an_accuracy(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("row", "said"),
     [
-        ({"tokens": ["a", "b"], "ner_tags": ["O"]}, "row 2: columns tokens and ner_tags: 2 words have 1 tags"),
-        ({"tokens": [], "ner_tags": []}, "row 2: column tokens: the sentence has no words"),
-        ({"tokens": [None], "ner_tags": ["O"]}, "row 2: column tokens: None is not text"),
+        ({"tokens": ["a", "b"], "ner_tags": ["O"]}, "line 2: columns tokens and ner_tags: 2 words have 1 tags"),
+        ({"tokens": [], "ner_tags": []}, "line 2: column tokens: the sentence has no words"),
+        ({"tokens": [None], "ner_tags": ["O"]}, "line 2: column tokens: None is not text"),
         (
             {"tokens": ["a"], "ner_tags": ["B-DOG"]},
-            "row 2: column ner_tags: 'B-DOG' is not one of the classes O, B-PER",
+            "line 2: column ner_tags: 'B-DOG' is not one of the classes O, B-PER",
         ),
-        ({"tokens": ["a"], "ner_tags": [None]}, "row 2: column ner_tags: a word has no tag"),
+        ({"tokens": ["a"], "ner_tags": [None]}, "line 2: column ner_tags: a word has no tag"),
     ],
 )
 def test_rows_that_cannot_be_used_are_named(tmp_path: Path, row: dict[str, Any], said: str) -> None:

@@ -309,12 +309,14 @@ def test_the_licence_does_not_change_the_identity() -> None:
     (Counted(30, None, 50), None),
     (Counted(8760, 10570, None, 0.1), "a hold-out of 0.1 of train"),
     (Counted(500, 10570, 500, 0.1), "a hold-out of 0.1 of train, a subset of 500 examples"),
+    (Counted(20, None, None, 0.1, has_split=False), "a hold-out of 0.1 of train"),
 ])  # fmt: skip
 def test_a_part_of_the_examples_is_called_one(counted: Counted, said: str | None) -> None:
     assert card.part_of(counted) == said
     text = card.text(facts(evaluated=counted))
     assert ("all that there are" in text) == (said is None)
-    assert ("to choose by, not to report" in text) == bool(counted.holdout)
+    assert ("to choose by, not to report" in text) == bool(counted.holdout and counted.has_split)
+    assert ("set aside before training" in text) == (not counted.has_split)
     (found,) = metadata(text).eval_results
     assert found.dataset_name == ("d" if said is None else f"d ({said})")
     assert found.dataset_split == ("train" if counted.holdout else None)

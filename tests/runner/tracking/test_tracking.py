@@ -334,7 +334,7 @@ def test_passwords_are_not_written_anywhere(monkeypatch: pytest.MonkeyPatch) -> 
         Tracking(uri=uri)
     assert "s3cret" not in str(caught.value)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    assert Tracking().uri == uri
+    assert Tracking().store == uri
     assert Tracking().shown == "http://host:1/path"
     assert Tracking(uri="sqlite:////a@b:c/mlflow.db").shown == "sqlite:////a@b:c/mlflow.db"
     with pytest.raises(UserError, match=r"tracking\.patience=-1"):

@@ -470,9 +470,8 @@ def leading_blanks(patch: pytest.MonkeyPatch) -> None:
 def answers_to_the_left(patch: pytest.MonkeyPatch) -> None:
     real = runner.data.question_answering.answer_tokens
 
-    def shifted(*given: Any) -> tuple[int, int]:
-        first, last = real(*given)
-        return first, max(first, last - 1)
+    def shifted(*given: Any) -> list[tuple[int, int] | None]:
+        return [(span[0], max(span[0], span[1] - 1)) if span else None for span in real(*given)]
 
     patch.setattr(runner.data.question_answering, "answer_tokens", shifted)
 
