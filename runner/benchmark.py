@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from pruning.runtime.model import model_class
+from runner.models.configuration import quiet_loading, read_config
 from runner.speed.runtimes import TOLERANCE, available, default_precisions
 from runner.speed.timing import Timing, time_all
 from runner.system.errors import UserError
@@ -72,14 +74,12 @@ def numbers(text: str, name: str) -> list[int]:
 
 def load(folder: Path) -> PreTrainedModel:
     """The model of a folder, or of a run's folder."""
-    import transformers
-
     place = folder / "model" if (folder / "model" / "config.json").is_file() else folder
     if not (place / "config.json").is_file():
         raise UserError(f"{folder}: there is no config.json in this folder, nor in its folder model")
-    with explain("model", "FOLDER", str(place)):
-        config = transformers.AutoConfig.from_pretrained(place, trust_remote_code=False)
-        kind = getattr(transformers, (config.architectures or ["AutoModel"])[0], transformers.AutoModel)
+    config = read_config(str(place), "FOLDER")
+    with explain("model", "FOLDER", str(place)), quiet_loading():
+        kind = model_class((config.architectures or ["AutoModel"])[0])
         return kind.from_pretrained(place, dtype=torch.float32, trust_remote_code=False).eval()
 
 

@@ -92,17 +92,25 @@ def load(
         PruningError: a precision that this CPU does not have.
         OSError, ValueError: transformers cannot load it.
     """
-    import transformers
+    from transformers import AutoConfig
 
     place = Path(folder)
     if place.is_file():
         return _load_packed(place, precision, threads, instructions)
-    config = transformers.AutoConfig.from_pretrained(place, trust_remote_code=False)
-    names = config.architectures or ["AutoModel"]
-    kind = getattr(transformers, names[0], None)
-    if kind is None:
-        raise PruningError(f"{place}: transformers has no model class {names[0]!r}")
-    return accelerate(kind.from_pretrained(place).eval(), precision, threads, instructions)
+    config = AutoConfig.from_pretrained(place, trust_remote_code=False)
+    kind = model_class((config.architectures or ["AutoModel"])[0])
+    model = kind.from_pretrained(place, dtype=torch.float32, trust_remote_code=False)
+    return accelerate(model.eval(), precision, threads, instructions)
+
+
+def model_class(name: str) -> Any:
+    """A model class of transformers. Raises PruningError if there is none of this name."""
+    import transformers
+
+    kind = getattr(transformers, name, None)
+    if kind is transformers.AutoModel or (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)):
+        return kind
+    raise PruningError(f"transformers has no model class {name!r}")
 
 
 def accelerate(
@@ -209,8 +217,8 @@ def unpack(file: Path | str) -> tuple[type[PreTrainedModel], PretrainedConfig, d
     Raises:
         PruningError: the file is not a packed one.
     """
-    import transformers
     from safetensors import SafetensorError, safe_open
+    from transformers import AutoConfig
 
     try:
         with safe_open(file, "pt") as stored:
@@ -218,11 +226,11 @@ def unpack(file: Path | str) -> tuple[type[PreTrainedModel], PretrainedConfig, d
             tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise PruningError(f"{file} is no packed model: {error}") from error
-    kind = getattr(transformers, described.get("class", ""), None)
-    if described.get("packed") != "4x1" or not isinstance(kind, type):
+    if described.get("packed") != "4x1" or not {"class", "config", "precision"} <= described.keys():
         raise PruningError(f"{file} is no packed model; pruning.runtime.pack writes one")
+    kind = model_class(described["class"])
     values = json.loads(described["config"])
-    config = transformers.AutoConfig.for_model(values.pop("model_type"), **values)
+    config = AutoConfig.for_model(values.pop("model_type"), **values)
     names = {name.removesuffix(".start") for name in tensors if name.endswith(".weight.start")}
     result: dict[str, Tensor | Blocks] = {}
     for name in names:
