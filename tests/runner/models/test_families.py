@@ -321,7 +321,7 @@ def test_the_saved_file_holds_the_pattern(done: Done) -> None:
     assert done.result["verification"] == {
         "linear_ratio": pytest.approx(zeros / everything),
         "overall_ratio": pytest.approx(zeros / sum(tensor.numel() for tensor in done.tensors.values())),
-        "sparsity": pytest.approx(zeros / total), "violations": 0,
+        "sparsity": pytest.approx(zeros / total), "violations": 0, "left_out": {},
     }  # fmt: skip
     described = json.loads((done.model / "pruning.json").read_text())
     assert sorted(row["name"] for row in described["layers"]) == sorted(f"{name}.weight" for name in done.family.pruned)

@@ -143,7 +143,7 @@ def test_a_signal_to_any_rank_ends_all_after_a_checkpoint(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("arguments", "message"), [
-    (["model=nonsense"], "Could not find 'model/nonsense'"),  # found when composing
+    (["model=nonsense"], "there is no model/nonsense"),  # found when composing
     (["train.per_device_train_batch_size=7"], "per_device_train_batch_size=7 in train or finetune is the total, and "
      "does not divide among 2 ranks"),
 ], ids=["unknown", "batch"])  # fmt: skip
