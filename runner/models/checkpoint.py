@@ -151,7 +151,7 @@ def load(architecture: str, checkpoint: Checkpoint, attentions: bool = False) ->
     model, info = _pretrained(architecture, checkpoint, **({"attn_implementation": "eager"} if attentions else {}))
     drawn = weights.new_parts(model, info)
     if drawn:
-        log.info("%s: %s not in the checkpoint in this shape: drawn at random", checkpoint.place, " and ".join(drawn))
+        log.info("%s: drawn at random, as the checkpoint lacks it: %s", checkpoint.place, " and ".join(drawn))
     return model
 
 

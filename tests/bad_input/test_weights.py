@@ -319,9 +319,7 @@ def test_a_new_head_is_announced(folder: Path, caplog: pytest.LogCaptureFixture)
 
     assert lines(QA) == lines(QA, "model.finetuned") == []
     (line,) = lines(HEADS[1])
-    assert (
-        line == f"model.path={folder}: bert.pooler and classifier not in the checkpoint in this shape: drawn at random"
-    )
+    assert line == f"model.path={folder}: drawn at random, as the checkpoint lacks it: bert.pooler and classifier"
     (line,) = lines(HEADS[2])
     assert line.startswith(f"model.path={folder}: classifier not in the checkpoint")
     models.load(HEADS[2], models.find(str(folder), models.PRETRAINED, Model("m"))).save_pretrained(folder)
