@@ -321,7 +321,7 @@ def test_a_new_head_is_announced(folder: Path, caplog: pytest.LogCaptureFixture)
     (line,) = lines(HEADS[1])
     assert line == f"model.path={folder}: drawn at random, as the checkpoint lacks it: bert.pooler and classifier"
     (line,) = lines(HEADS[2])
-    assert line.startswith(f"model.path={folder}: classifier not in the checkpoint")
+    assert line.startswith(f"model.path={folder}: drawn at random, as the checkpoint lacks it: classifier")
     models.load(HEADS[2], models.find(str(folder), models.PRETRAINED, Model("m"))).save_pretrained(folder)
     assert lines(HEADS[2]) == []
     assert len(lines(HEADS[2], num_labels=5)) == 1  # a head of another task
