@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from pruning.runtime.model import model_class
+from runner.models import heads
 from runner.models.configuration import quiet_loading, read_config
 from runner.speed.runtimes import TOLERANCE, available, default_precisions
 from runner.speed.timing import Timing, time_all
@@ -79,7 +79,7 @@ def load(folder: Path) -> PreTrainedModel:
         raise UserError(f"{folder}: there is no config.json in this folder, nor in its folder model")
     config = read_config(str(place), "FOLDER")
     with explain("model", "FOLDER", str(place)), quiet_loading():
-        kind = model_class((config.architectures or ["AutoModel"])[0])
+        kind = heads.saved_class(config, place)
         return kind.from_pretrained(place, dtype=torch.float32, trust_remote_code=False).eval()
 
 

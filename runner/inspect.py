@@ -119,16 +119,9 @@ def architecture_of(folder: Path) -> Any:
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder}: there is no config.json in this folder, which says what its tensors are")
     config = models.read_config(str(folder), "FOLDER")
-    named = config.architectures
-    architecture = str(named[0] if isinstance(named, list) and named else named or "AutoModel")
-    kind = getattr(transformers, architecture, None)
-    if kind is not transformers.AutoModel and not (
-        isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)
-    ):
-        raise UserError(f"{folder}: transformers has no model {architecture}, which config.json names")
+    kind = heads.saved_class(config, folder)
     with building(config):
-        net: Any = kind.from_config(config) if kind is transformers.AutoModel else heads.class_for(kind, config)(config)
-    return net
+        return kind.from_config(config) if kind is transformers.AutoModel else kind(config)
 
 
 def matrix_names(folder: Path, net: Any, tensors: Mapping[str, Tensor]) -> list[str]:

@@ -18,6 +18,7 @@ import torch
 from filelock import FileLock
 
 from tests import fork_server
+from tests.mlflow_server import Server
 
 ROOT = Path(__file__).parent.parent
 # Nothing here may reach a network: what tests download, they serve themselves.
@@ -78,6 +79,16 @@ def prepared_hub() -> Path:
 def cli(tmp_path: Path) -> Cli:
     """`cli("-m", "runner", "model=tiny")` runs Python in `tmp_path` as a user would, offline unless `env` says else."""
     return cli_in(tmp_path)
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    """An MLflow server that runs."""
+    (tmp_path / "server").mkdir()
+    made = Server(tmp_path / "server")
+    made.start()
+    yield made
+    made.stop()
 
 
 @pytest.fixture

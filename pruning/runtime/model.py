@@ -23,9 +23,6 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
     from transformers.utils.generic import ModelOutput
 
-PACKED = "model.packed.safetensors"
-"""Usual name of a packed file."""
-
 
 @dataclass(frozen=True)
 class Report:

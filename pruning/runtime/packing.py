@@ -126,8 +126,3 @@ class PackedLinear:
             tensors += [blocks.scale, sums]
         struct = Linear(list(GROUP).index(precision), rows * ROWS, blocks.shape[1], *(t.data_ptr() for t in tensors))
         return cls(struct, tuple(tensors))
-
-    @property
-    def bytes(self) -> int:
-        """Memory that the layer takes."""
-        return sum(tensor.nbytes for tensor in self.tensors)

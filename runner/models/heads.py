@@ -152,6 +152,27 @@ def class_for(cls: Any, config: PretrainedConfig) -> Any:
     return cls if getattr(config, KEY, None) is None else _with_projector(cls)
 
 
+def saved_class(config: PretrainedConfig, folder: object) -> Any:
+    """The class of transformers that a saved model's config.json names, with the projector that it names.
+
+    Args:
+        folder: where the model is, for messages.
+
+    Raises:
+        UserError: transformers has no such model.
+    """
+    import transformers
+
+    named = config.architectures
+    name = str(named[0] if isinstance(named, list) and named else named or "AutoModel")
+    kind = getattr(transformers, name, None)
+    if kind is transformers.AutoModel:
+        return kind
+    if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)):
+        raise UserError(f"{folder}: transformers has no model {name}, which config.json names")
+    return class_for(kind, config)
+
+
 @cache
 def _with_projector(cls: Any) -> Any:
     def __init__(self: Any, config: PretrainedConfig, *args: Any, **kwargs: Any) -> None:

@@ -212,7 +212,7 @@ def _quiet() -> Iterator[None]:
 
 
 def default_precisions() -> tuple[str, ...]:
-    """The precisions of the sparse runtime on this CPU; empty if it does not run here."""
+    """The sparse runtime's precisions on this CPU; float32 if it does not run here, so that the reason is logged."""
     try:
         return compiler.precisions(compiler.library().instructions)
     except runtime.Unavailable:

@@ -26,7 +26,7 @@ from runner.tracking import PARENT_VARIABLE, Tracking
 from runner.tracking.outbox import NAME, Header, Operation, Outbox
 from runner.upload import main as upload
 from tests.conftest import FINISHED, Cli, copy_run
-from tests.runner.tracking.test_tracking import Server
+from tests.mlflow_server import Server
 
 SECRET = "s3cr3t-9x7Q"
 DEAD = "127.0.0.1:9"
@@ -60,15 +60,6 @@ WAYS = [
     ),
     way("MLFLOW_TRACKING_PASSWORD", {"MLFLOW_TRACKING_PASSWORD": SECRET, "MLFLOW_TRACKING_URI": PLAIN}),
 ]
-
-
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[Server]:
-    (tmp_path / "server").mkdir()
-    made = Server(tmp_path / "server")
-    made.start()
-    yield made
-    made.stop()
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from runner.models.configuration import check_encoder, quiet_loading
 from runner.models.weights import check_encoder_weights
 from runner.stages.prepare import resolve
 from runner.system.errors import UserError
-from tests.conftest import Refused, save_small_model
+from tests.conftest import Refused
 from tests.families import FAMILIES, save
 
 QA = "AutoModelForQuestionAnswering"
@@ -29,16 +29,6 @@ LAYER = "bert.encoder.layer.1"
 WORDS = "bert.embeddings.word_embeddings.weight"
 Tensors = dict[str, Tensor]
 row = pytest.mark.bad_input
-
-
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_small_model(tmp_path_factory.mktemp("saved") / "m")
-
-
-@pytest.fixture
-def folder(saved: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(saved, tmp_path / "m"))
 
 
 def change(folder: Path, changed: Callable[[Tensors], Tensors]) -> Path:
