@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pruning.cut import cut
+from pruning.runtime.cut import cut
 from runner import models
 from runner.benchmark import load
 from runner.exports import card, packed
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
     from runner.exports.onnx import Inputs, Run
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("runner.export")  # __name__ is __main__ on the command line, which logs no progress
 
 RECORD = "export.json"
 """The file of an export with what it was made from and how it was checked."""

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForQuestionAnswering, PreTrainedModel
 
-from pruning.cut import cut
+from pruning.runtime.cut import cut
 from pruning.runtime.families import FAMILIES, LINEARS
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 24}
