@@ -36,5 +36,5 @@ def text(card: str | None, title: str, to: str, outputs: Sequence[str]) -> str:
     section = f"## Load it\n\nThis folder has the model as `{FILES[to]}`.\n\n```python\n{lines}\n```\n\n"
     if card is None:
         return f"# {title}\n\n{section}".rstrip() + "\n"
-    kept, count = re.subn(r"^## Load it\n.*?(?=^## |\Z)", lambda _: section, card, count=1, flags=re.M | re.S)
-    return kept if count else f"{card.rstrip()}\n\n{section}".rstrip() + "\n"
+    replaced, count = re.subn(r"^## Load it\n.*?(?=^## |\Z)", lambda _: section, card, count=1, flags=re.M | re.S)
+    return replaced if count else f"{card.rstrip()}\n\n{section}".rstrip() + "\n"
