@@ -79,9 +79,7 @@ def _score(inputs: _Inputs, model: Any, title: str) -> Scores:
     return score(model, inputs.tokenizer, task, inputs.examples.evaluation, cache, title)
 
 
-def score_sparse(
-    inputs: _Inputs, checkpoint: Checkpoint, settings: RuntimeSettings
-) -> tuple[Scores, dict[str, Any]]:
+def score_sparse(inputs: _Inputs, checkpoint: Checkpoint, settings: RuntimeSettings) -> tuple[Scores, dict[str, Any]]:
     """Scores by the sparse runtime, and a comparison with those of torch in float32, which the cache may have.
 
     Raises:

@@ -63,8 +63,8 @@ class Packed:
             sample = Sample(*(tensors.pop(f"{_SAMPLE}{part}") for part in Sample.__dataclass_fields__))
         except KeyError as error:
             raise PruningError(f"{file} lacks {error}, its self-check; pack the model again") from error
-        kind = kind or model_class(described["class"])
-        return cls(file, kind, config, _with_blocks(tensors), described["precision"], sample)
+        loader: Any = kind or model_class(described["class"])
+        return cls(file, loader, config, _with_blocks(tensors), described["precision"], sample)
 
     def dense(self) -> PreTrainedModel:
         """The model, expanded. Raises PruningError if the tensors do not fit its class."""

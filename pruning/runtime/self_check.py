@@ -39,9 +39,9 @@ class Sample:
     @torch.inference_mode()
     def of(cls, model: PreTrainedModel) -> Sample:
         """Run a dense model, without dropout. Random numbers of others are not touched."""
-        words = model.get_input_embeddings().num_embeddings
+        words = len(model.get_input_embeddings().weight)  # pyright: ignore[reportArgumentType]
         length = max(1, min(_TOKENS, getattr(model.config, "max_position_embeddings", _TOKENS) // 2))
-        ids = torch.randint(int(words), (3, length), generator=torch.Generator().manual_seed(0))
+        ids = torch.randint(words, (3, length), generator=torch.Generator().manual_seed(0))
         mask = torch.ones_like(ids)
         mask[1, length - length // 3 :] = mask[2, : length // 3] = 0
         training = model.training
