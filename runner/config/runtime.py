@@ -17,7 +17,7 @@ RUNTIMES = ("torch", "sparse")
 
 @dataclass(frozen=True)
 class RuntimeSettings:
-    """A runtime and how it computes."""
+    """What computes the scores; these keys are of `python -m runner.evaluate` alone."""
 
     runtime: str = "torch"
     """torch: in float32. sparse: the sparse runtime on the CPU, and torch for comparison."""
