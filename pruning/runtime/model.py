@@ -162,6 +162,7 @@ def accelerate(
 def _accelerate(model: PreTrainedModel, options: _Options) -> FastModel:
     if model.device.type != "cpu":
         raise PruningError(f"the model is on {model.device}; move it to the CPU")
+    model.eval()
     if reason := why_dense(model):
         return _dense(model, reason)
     try:

@@ -268,6 +268,8 @@ def test_the_self_check_passes_what_is_right_and_reports_the_difference(
     assert fast.report.difference is not None
     assert 0 < fast.report.difference < TOLERANCE[precision] / 2
     assert runtime.accelerate(sparse_model(kind), precision, check=False).report.difference is None
+    again = runtime.accelerate(sparse_model(kind).train(), precision, instructions=instructions)  # without dropout
+    assert again.report == fast.report
 
 
 @pytest.mark.parametrize("wrong", ["a row of a weight", "not finite", "the mask"])
