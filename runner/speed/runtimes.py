@@ -133,6 +133,8 @@ def available(
                     made.append(make())
             except Missing as reason:
                 log.info("%s: %s", name, reason)
+            except Exception as error:  # whatever exporters and quantisers raise: the rest can be timed
+                log.warning("%s is not timed: %s: %s", name, type(error).__name__, " ".join(str(error).split())[:300])
         yield made
 
 
