@@ -196,6 +196,26 @@ INLINE floats activate(floats x, enum activation kind, int exact) {
     }
 }
 
+/* ---- tiles ---- */
+
+/* Copy the rows in[source[token]] into a tile, 16 features at a time: these stay in the L1 cache. Other tokens are zero. */
+static void tile_in(const float *in, const int32_t *source, int tokens, int features, float *x) {
+    memset(x, 0, sizeof(float) * features * TILE);
+    for (int k = 0; k < features; k += 16)
+        for (int t = 0; t < tokens; t++) {
+            const float *row = in + (int64_t)source[t] * features;
+            for (int i = k; i < k + 16 && i < features; i++) x[i * TILE + t] = row[i];
+        }
+}
+
+static void tile_out(const float *x, const int32_t *source, int tokens, int features, float *out) {
+    for (int k = 0; k < features; k += 16)
+        for (int t = 0; t < tokens; t++) {
+            float *row = out + (int64_t)source[t] * features;
+            for (int i = k; i < k + 16 && i < features; i++) row[i] = x[i * TILE + t];
+        }
+}
+
 /* ---- bfloat16 and int8 ---- */
 
 #if defined(__AVX512BF16__)
@@ -314,6 +334,7 @@ INLINE void multiply_bfloat16(const struct linear *w, int block, const char *x, 
     const int32_t *value = (const int32_t *)w->value + 4 * (int64_t)w->start[block];
     const uint16_t *column = w->column + 2 * w->start[block], *end = w->column + 2 * w->start[block + 1];
     for (; column < end; column += 2, value += 4) {
+        fetch(value + 64, 1);
         fetch(x + 2 * TILE * column[8], 32 * n);
         fetch(x + 2 * TILE * column[9], 32 * n);
         for (int j = 0; j < n; j += 2) {
@@ -336,6 +357,8 @@ INLINE void multiply_int8(const struct linear *w, int block, const char *x, cons
     const int32_t *value = (const int32_t *)w->value + 4 * (int64_t)w->start[block];
     const uint16_t *column = w->column + 4 * w->start[block], *end = w->column + 4 * w->start[block + 1];
     for (; column < end; column += 4, value += 4) {
+        fetch(value + 64, 1);
+        for (int i = 0; i < 4; i++) fetch(x + TILE * column[16 + i], 1);
         __m512i a = _mm512_load_si512(x + TILE * column[0]), b = _mm512_load_si512(x + TILE * column[1]);
         __m512i c = _mm512_load_si512(x + TILE * column[2]), d = _mm512_load_si512(x + TILE * column[3]);
         __m512i ab = _mm512_unpacklo_epi8(a, b), cd = _mm512_unpacklo_epi8(c, d);
@@ -575,6 +598,17 @@ static void project(const struct encoder *e, const struct layer *l, const struct
     linear(&l->value, x, &s->q, tokens, NONE, h->narrow ? IN_ORDER : STORE, h->value + at);
 }
 
+/* `narrow` as a constant, so that each case has its own loops. */
+#if defined(__AVX512BF16__)
+#define ATTEND(n) \
+    if (h->narrow) \
+        attend(q, h, query, key, value, size, e->scale * 1.44269504f /* log2 e */, 1, n, s->probabilities, out); \
+    else \
+        attend(q, h, query, key, value, size, e->scale, 0, n, s->probabilities, out)
+#else
+#define ATTEND(n) attend(q, h, query, key, value, size, e->scale, 0, n, s->probabilities, out)
+#endif
+
 static void attention(const struct encoder *e, const struct sequence *q, const struct heads *h, struct scratch *s,
                       int tile) {
     int tokens = tokens_in(q, tile), size = e->head_size;
@@ -587,23 +621,17 @@ static void attention(const struct encoder *e, const struct sequence *q, const s
         const float *key = h->key + at, *value = h->value + at;
         for (int strip = 0; strip < tokens; strip += LANES * VECTORS) {
             const float *query = h->query + tile * h->tile + at + strip;
-            float *out = s->context + head * size * TILE + strip, scale = e->scale * 1.44269504f;
-            int full = tokens - strip > LANES * VECTORS / 2;
-#if defined(__AVX512BF16__)
-            if (h->narrow && full)
-                attend(q, h, query, key, value, size, scale, 1, VECTORS, s->probabilities, out);
-            else if (h->narrow)
-                attend(q, h, query, key, value, size, scale, 1, VECTORS / 2, s->probabilities, out);
-            else
-#endif
-            if (full)
-                attend(q, h, query, key, value, size, e->scale, 0, VECTORS, s->probabilities, out);
-            else
-                attend(q, h, query, key, value, size, e->scale, 0, VECTORS / 2, s->probabilities, out);
-            (void)scale;
+            float *out = s->context + head * size * TILE + strip;
+            const int half = VECTORS / 2;
+            if (tokens - strip > LANES * half) {
+                ATTEND(VECTORS);
+            } else {
+                ATTEND(half);
+            }
         }
     }
 }
+#undef ATTEND
 
 /* What follows the projections of all tiles, for one tile. */
 static void finish(const struct encoder *e, const struct layer *l, const struct sequence *q, const struct heads *h,
@@ -623,24 +651,12 @@ static void finish(const struct encoder *e, const struct layer *l, const struct 
     layer_norm(hidden, e->hidden, l->ffn_weight, l->ffn_bias, e->epsilon, tokens);
 }
 
-/* Copy the tokens of one tile in; the rest of the tile is zero. */
 static void gather(const struct encoder *e, const struct batch *b, const struct sequence *q, int tile) {
-    float *x = tile_of(e, q, tile);
-    int tokens = tokens_in(q, tile), hidden = e->hidden;
-    memset(x, 0, sizeof(float) * hidden * TILE);
-    for (int t = 0; t < tokens; t++) {
-        const float *row = b->in + (int64_t)q->source[tile * q->width + t] * hidden;
-        for (int k = 0; k < hidden; k++) x[k * TILE + t] = row[k];
-    }
+    tile_in(b->in, q->source + tile * q->width, tokens_in(q, tile), e->hidden, tile_of(e, q, tile));
 }
 
 static void scatter(const struct encoder *e, const struct batch *b, const struct sequence *q, int tile) {
-    const float *x = tile_of(e, q, tile);
-    int hidden = e->hidden;
-    for (int t = 0; t < tokens_in(q, tile); t++) {
-        float *row = b->out + (int64_t)q->source[tile * q->width + t] * hidden;
-        for (int k = 0; k < hidden; k++) row[k] = x[k * TILE + t];
-    }
+    tile_out(tile_of(e, q, tile), q->source + tile * q->width, tokens_in(q, tile), e->hidden, b->out);
 }
 
 /* ---- threads ---- */
@@ -800,15 +816,14 @@ int linear_rows(const struct linear *w, const float *in, float *out, int tokens,
     if (!arena) return -1;
     float *x = (float *)arena, *y = x + (size_t)TILE * widest;
     struct quantized q;
+    int32_t source[TILE];
     for (int first = 0; first < tokens; first += TILE) {
         int count = tokens - first < TILE ? tokens - first : TILE;
-        memset(x, 0, sizeof(float) * TILE * w->columns);
-        for (int t = 0; t < count; t++)
-            for (int k = 0; k < w->columns; k++) x[k * TILE + t] = in[(int64_t)(first + t) * w->columns + k];
+        for (int t = 0; t < count; t++) source[t] = first + t;
+        tile_in(in, source, count, w->columns, x);
         const void *ready = prepare(w->precision, x, w->columns, 0, &q, y + (size_t)TILE * widest);
         linear(w, ready, &q, count, activation, STORE, y);
-        for (int t = 0; t < count; t++)
-            for (int n = 0; n < w->rows; n++) out[(int64_t)(first + t) * w->rows + n] = y[n * TILE + t];
+        tile_out(y, source, count, w->rows, out);
     }
     free(arena);
     return 0;
