@@ -144,8 +144,8 @@ INLINE floats reciprocal(floats x) {
 #endif
 }
 
-/* 2^x for a finite x < 128; relative error 4e-5, below the resolution of bfloat16. Only for lower precisions: below -126
-   AVX-512 gives 0 or a denormal number, the others 2^-126. */
+/* 2^x for a finite x < 128; relative error 4e-5, below the resolution of bfloat16.
+   Below -126 AVX-512 gives 0 or a denormal number, the others 2^-126. */
 INLINE floats power_of_2(floats x) {
 #if defined(__AVX512F__)
     floats k = (floats)_mm512_roundscale_ps((__m512)x, 8), r = x - k;
@@ -198,7 +198,8 @@ INLINE floats activate(floats x, enum activation kind, int exact) {
 
 /* ---- tiles ---- */
 
-/* Copy the rows in[source[token]] into a tile, 16 features at a time: these stay in the L1 cache. Other tokens are zero. */
+/* Copy the rows in[source[token]] into a tile, 16 features at a time: these stay in the L1 cache.
+   Other tokens are zero. */
 static void tile_in(const float *in, const int32_t *source, int tokens, int features, float *x) {
     memset(x, 0, sizeof(float) * features * TILE);
     for (int k = 0; k < features; k += 16)
@@ -241,7 +242,7 @@ INLINE floats dot2(floats sum, __m512i x, int32_t w) {
 
 struct quantized {
     _Alignas(64) float scale[TILE], zero[TILE]; /* of each token: x = scale * stored + zero */
-    float low[TILE], high[TILE];                /* of each token of the rows that are quantized next; low is NaN if any is */
+    float low[TILE], high[TILE];                /* of the rows that are quantized next */
 };
 
 /* Begin the range of the tokens. */
