@@ -50,6 +50,7 @@ enum activation { NONE, RELU, GELU, GELU_TANH, QUICK_GELU, SILU };
 /* How a linear layer stores its output, a tile. */
 enum form {
     STORE,    /* float32 rows */
+    MEASURE,  /* float32 rows, and each token's range */
     ADD,      /* float32 rows, added to what is there */
     NARROW,   /* bfloat16 rows, as the next linear layer reads them */
     PAIRS,    /* bfloat16, two features of a token in 32 bits: queries and keys */
@@ -133,21 +134,41 @@ INLINE floats exponential(floats x) {
     return scaled(p * (r * r) + (r + 1.f), k);
 }
 
-/* 2^x; relative error 4e-5, below the resolution of bfloat16. Below -126 it is 2^-126. */
+/* 1 / x for a finite x; relative error 2e-7. */
+INLINE floats reciprocal(floats x) {
+#if defined(__AVX512F__)
+    floats r = (floats)_mm512_rcp14_ps((__m512)x);
+    return r * (2.f - x * r); /* a step of Newton's method doubles the 14 bits */
+#else
+    return 1.f / x;
+#endif
+}
+
+/* 2^x for a finite x < 128; relative error 4e-5, below the resolution of bfloat16.
+   Below -126 AVX-512 gives 0 or a denormal number, the others 2^-126. */
 INLINE floats power_of_2(floats x) {
-    x = smaller(all(126.f), larger(all(-126.f), x));
+#if defined(__AVX512F__)
+    floats k = (floats)_mm512_roundscale_ps((__m512)x, 8), r = x - k;
+#else
+    x = larger(all(-126.f), x);
     floats k = rounded(x), r = x - k;
+#endif
     floats p = 0.0096181f * r + 0.0555041f;
     p = p * r + 0.2402265f;
     p = p * r + 0.6931472f;
-    return scaled(p * r + 1.f, k);
+    p = p * r + 1.f;
+#if defined(__AVX512F__)
+    return (floats)_mm512_scalef_ps((__m512)p, (__m512)k);
+#else
+    return scaled(p, k);
+#endif
 }
 
 INLINE floats sigmoid_times(floats x, floats z) { return x / (1.f + exponential(-z)); }
 
 /* x * Phi(x), with erfc after Abramowitz and Stegun 7.1.26; absolute error 2e-7. */
 INLINE floats gelu(floats x) {
-    floats z = magnitude(x) * 0.70710678f, t = 1.f / (z * 0.3275911f + 1.f);
+    floats z = magnitude(x) * 0.70710678f, t = reciprocal(z * 0.3275911f + 1.f);
     floats p = 1.061405429f * t - 1.453152027f;
     p = p * t + 1.421413741f;
     p = p * t - 0.284496736f;
@@ -161,7 +182,7 @@ INLINE floats gelu_fast(floats x) {
     floats c = smaller(all(5.f), larger(all(-5.f), x)), q = c * c;
     floats u = 1.0279589e-3f * q - 0.10685993f;
     u = u * q - 2.3010292f;
-    return x / (1.f + power_of_2(u * c));
+    return x * reciprocal(1.f + power_of_2(u * c));
 }
 
 INLINE floats activate(floats x, enum activation kind, int exact) {
@@ -173,6 +194,27 @@ INLINE floats activate(floats x, enum activation kind, int exact) {
     case SILU: return sigmoid_times(x, x);
     default: return x;
     }
+}
+
+/* ---- tiles ---- */
+
+/* Copy the rows in[source[token]] into a tile, 16 features at a time: these stay in the L1 cache.
+   Other tokens are zero. */
+static void tile_in(const float *in, const int32_t *source, int tokens, int features, float *x) {
+    memset(x, 0, sizeof(float) * features * TILE);
+    for (int k = 0; k < features; k += 16)
+        for (int t = 0; t < tokens; t++) {
+            const float *row = in + (int64_t)source[t] * features;
+            for (int i = k; i < k + 16 && i < features; i++) x[i * TILE + t] = row[i];
+        }
+}
+
+static void tile_out(const float *x, const int32_t *source, int tokens, int features, float *out) {
+    for (int k = 0; k < features; k += 16)
+        for (int t = 0; t < tokens; t++) {
+            float *row = out + (int64_t)source[t] * features;
+            for (int i = k; i < k + 16 && i < features; i++) row[i] = x[i * TILE + t];
+        }
 }
 
 /* ---- bfloat16 and int8 ---- */
@@ -188,8 +230,9 @@ INLINE __m512i narrow(floats a, floats b) {
 
 /* a[i] and b[i] as bfloat16 in 32 bits: a in the lower half. */
 INLINE __m512i pair(floats a, floats b) {
-    __m512i x = narrow(a, b), swapped = _mm512_shuffle_epi32(x, _MM_PERM_BADC);
-    return _mm512_unpacklo_epi16(x, swapped);
+    const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21,
+                                           5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+    return _mm512_permutexvar_epi16(order, in_order(a, b));
 }
 
 INLINE floats dot2(floats sum, __m512i x, int32_t w) {
@@ -199,27 +242,43 @@ INLINE floats dot2(floats sum, __m512i x, int32_t w) {
 
 struct quantized {
     _Alignas(64) float scale[TILE], zero[TILE]; /* of each token: x = scale * stored + zero */
+    float low[TILE], high[TILE];                /* of the rows that are quantized next */
 };
 
+/* Begin the range of the tokens. */
+static void forget(struct quantized *q) {
+    for (int t = 0; t < TILE; t++) q->low[t] = INFINITY, q->high[t] = -INFINITY;
+}
+
+/* Widen the range of one vector of tokens by 4 rows, `step` vectors apart. A NaN in `low` stays: `smaller` returns it. */
+INLINE void widen(struct quantized *q, int token, const floats *v, int step) {
+    floats low = load(q->low + token), high = load(q->high + token), nan = all(0.f);
+    for (int r = 0; r < 4; r++, v += step) low = smaller(*v, low), high = larger(*v, high), nan += *v * 0.f;
+    store(q->low + token, low + nan), store(q->high + token, high);
+}
+
 #if defined(__AVX512VNNI__)
-/* Store rows of a tile as unsigned bytes; a NaN makes its token's scale NaN. */
-static void quantize(const float *x, int rows, struct quantized *q, uint8_t *out) {
-    floats scale[4], zero[4];
+/* Store rows of a tile as unsigned bytes; a NaN makes its token's scale NaN. `measured`: their range is known. */
+static void quantize(const float *x, int rows, int measured, struct quantized *q, uint8_t *out) {
+    floats zero[4], factor[4];
     for (int j = 0; j < 4; j++) {
-        floats low = all(INFINITY), high = all(-INFINITY), nan = all(0.f);
-        for (int k = 0; k < rows; k++) {
-            floats v = load(x + k * TILE + 16 * j);
-            low = smaller(v, low), high = larger(v, high), nan += v * 0.f;
+        floats low = load(q->low + 16 * j), high = load(q->high + 16 * j), nan = all(0.f);
+        if (!measured) {
+            low = all(INFINITY), high = all(-INFINITY);
+            for (int k = 0; k < rows; k++) {
+                floats v = load(x + k * TILE + 16 * j);
+                low = smaller(v, low), high = larger(v, high), nan += v * 0.f;
+            }
         }
         zero[j] = low + nan;
-        scale[j] = larger(all(1e-12f), (high - low) * (1.f / 255)) + nan;
-        store(q->scale + 16 * j, scale[j]), store(q->zero + 16 * j, zero[j]);
-        scale[j] = 1.f / scale[j];
+        floats scale = larger(all(1e-12f), (high - low) * (1.f / 255)) + (zero[j] - zero[j]);
+        store(q->scale + 16 * j, scale), store(q->zero + 16 * j, zero[j]);
+        factor[j] = 1.f / scale;
     }
     for (int k = 0; k < rows; k++) {
         __m512i v[4];
         for (int j = 0; j < 4; j++)
-            v[j] = _mm512_cvtps_epi32((__m512)((load(x + k * TILE + 16 * j) - zero[j]) * scale[j]));
+            v[j] = _mm512_cvtps_epi32((__m512)((load(x + k * TILE + 16 * j) - zero[j]) * factor[j]));
         __m512i low = _mm512_packus_epi32(v[0], v[1]), high = _mm512_packus_epi32(v[2], v[3]);
         _mm512_store_si512(out + k * TILE, _mm512_packus_epi16(low, high));
     }
@@ -227,8 +286,9 @@ static void quantize(const float *x, int rows, struct quantized *q, uint8_t *out
 #endif
 
 /* Bring rows of a float32 tile into the form that a linear layer of this precision reads. */
-static const void *prepare(enum precision precision, const float *x, int rows, struct quantized *q, void *buffer) {
-    (void)precision, (void)rows, (void)q, (void)buffer;
+static const void *prepare(enum precision precision, const float *x, int rows, int measured, struct quantized *q,
+                           void *buffer) {
+    (void)precision, (void)rows, (void)measured, (void)q, (void)buffer;
 #if defined(__AVX512BF16__)
     if (precision == BFLOAT16) {
         __m512i *out = buffer;
@@ -239,7 +299,7 @@ static const void *prepare(enum precision precision, const float *x, int rows, s
 #endif
 #if defined(__AVX512VNNI__)
     if (precision == INT8) {
-        quantize(x, rows, q, buffer);
+        quantize(x, rows, measured, q, buffer);
         return buffer;
     }
 #endif
@@ -275,6 +335,7 @@ INLINE void multiply_bfloat16(const struct linear *w, int block, const char *x, 
     const int32_t *value = (const int32_t *)w->value + 4 * (int64_t)w->start[block];
     const uint16_t *column = w->column + 2 * w->start[block], *end = w->column + 2 * w->start[block + 1];
     for (; column < end; column += 2, value += 4) {
+        fetch(value + 64, 1);
         fetch(x + 2 * TILE * column[8], 32 * n);
         fetch(x + 2 * TILE * column[9], 32 * n);
         for (int j = 0; j < n; j += 2) {
@@ -297,6 +358,8 @@ INLINE void multiply_int8(const struct linear *w, int block, const char *x, cons
     const int32_t *value = (const int32_t *)w->value + 4 * (int64_t)w->start[block];
     const uint16_t *column = w->column + 4 * w->start[block], *end = w->column + 4 * w->start[block + 1];
     for (; column < end; column += 4, value += 4) {
+        fetch(value + 64, 1);
+        for (int i = 0; i < 4; i++) fetch(x + TILE * column[16 + i], 1);
         __m512i a = _mm512_load_si512(x + TILE * column[0]), b = _mm512_load_si512(x + TILE * column[1]);
         __m512i c = _mm512_load_si512(x + TILE * column[2]), d = _mm512_load_si512(x + TILE * column[3]);
         __m512i ab = _mm512_unpacklo_epi8(a, b), cd = _mm512_unpacklo_epi8(c, d);
@@ -326,7 +389,7 @@ INLINE void multiply(const struct linear *w, int block, const void *x, int strip
 /* Store 4 rows of sums. `y` is the whole output tile. */
 INLINE void put(struct sums *s, enum form form, int block, int strip, const int n, void *y) {
     float *row = (float *)y + 4 * block * TILE + strip;
-    if (form == STORE || form == ADD)
+    if (form == STORE || form == MEASURE || form == ADD)
         for (int r = 0; r < 4; r++)
             for (int j = 0; j < n; j++) {
                 float *place = row + r * TILE + LANES * j;
@@ -347,7 +410,7 @@ INLINE void put(struct sums *s, enum form form, int block, int strip, const int 
 #endif
 }
 
-INLINE void linear_vectors(const struct linear *layer, const void *x, const struct quantized *q, int strip,
+INLINE void linear_vectors(const struct linear *layer, const void *x, struct quantized *q, int strip,
                            const int n, enum activation activation, enum form form, void *y) {
     const struct linear copy = *layer, *w = &copy; /* a copy that no store can change stays in registers */
     for (int block = 0; block < w->rows / 4; block++) {
@@ -364,13 +427,16 @@ INLINE void linear_vectors(const struct linear *layer, const void *x, const stru
                 s.v[r][j] = activate(v + w->bias[row], activation, w->precision == FLOAT32);
             }
         }
+        if (form == MEASURE)
+            for (int j = 0; j < n; j++) widen(q, strip + LANES * j, &s.v[0][j], VECTORS);
         put(&s, form, block, strip, n, y);
     }
 }
 
 /* y = activation(W x + bias) for the first `tokens` of a tile. */
-static void linear(const struct linear *w, const void *x, const struct quantized *q, int tokens,
+static void linear(const struct linear *w, const void *x, struct quantized *q, int tokens,
                    enum activation activation, enum form form, void *y) {
+    if (form == MEASURE) forget(q);
     for (int strip = 0; strip < tokens; strip += LANES * VECTORS)
         switch ((tokens - strip + LANES - 1) / LANES) {
         case 1: linear_vectors(w, x, q, strip, 1, activation, form, y); break;
@@ -467,20 +533,21 @@ INLINE void attend(const struct sequence *sequence, const struct heads *heads, c
             outer(query, key + tile * h->tile + i, 1, TILE, size / steps, narrow, n, &s);
             for (int r = 0; r < 4; r++)
                 for (int j = 0; j < n; j++) {
-                    floats v = i + r < count ? s.v[r][j] * scale : all(-1e30f);
+                    floats v = i + r < count ? s.v[r][j] : all(-1e30f);
                     highest[j] = larger(v, highest[j]);
                     store(p + (tile * q->width + i + r) * TILE + LANES * j, v);
                 }
         }
+    for (int j = 0; j < n; j++) highest[j] *= scale; /* scale > 0, so it is the highest scaled score */
     int rows = (q->keys + 3) & ~3;
     for (int k = 0; k < rows; k += steps)
         for (int j = 0; j < n; j++) {
             float *place = p + k * TILE + LANES * j;
-            floats a = load(place) - highest[j];
+            floats a = load(place) * scale - highest[j];
 #if defined(__AVX512BF16__)
             if (narrow) {
                 a = power_of_2(a);
-                floats b = power_of_2(load(place + TILE) - highest[j]);
+                floats b = power_of_2(load(place + TILE) * scale - highest[j]);
                 total[j] += a + b;
                 _mm512_store_si512(p + k / 2 * TILE + 16 * j, pair(a, b));
                 continue;
@@ -526,11 +593,22 @@ static void project(const struct encoder *e, const struct layer *l, const struct
     int tokens = tokens_in(q, tile);
     size_t at = tile * h->tile;
     const float *hidden = tile_of(e, q, tile);
-    const void *x = prepare(l->query.precision, hidden, e->hidden, &s->q, s->packed);
+    const void *x = prepare(l->query.precision, hidden, e->hidden, 0, &s->q, s->packed);
     linear(&l->query, x, &s->q, tokens, NONE, h->narrow ? PAIRS : STORE, h->query + at);
     linear(&l->key, x, &s->q, tokens, NONE, h->narrow ? PAIRS : STORE, h->key + at);
     linear(&l->value, x, &s->q, tokens, NONE, h->narrow ? IN_ORDER : STORE, h->value + at);
 }
+
+/* `narrow` as a constant, so that each case has its own loops. */
+#if defined(__AVX512BF16__)
+#define ATTEND(n) \
+    if (h->narrow) \
+        attend(q, h, query, key, value, size, e->scale * 1.44269504f /* log2 e */, 1, n, s->probabilities, out); \
+    else \
+        attend(q, h, query, key, value, size, e->scale, 0, n, s->probabilities, out)
+#else
+#define ATTEND(n) attend(q, h, query, key, value, size, e->scale, 0, n, s->probabilities, out)
+#endif
 
 static void attention(const struct encoder *e, const struct sequence *q, const struct heads *h, struct scratch *s,
                       int tile) {
@@ -544,23 +622,17 @@ static void attention(const struct encoder *e, const struct sequence *q, const s
         const float *key = h->key + at, *value = h->value + at;
         for (int strip = 0; strip < tokens; strip += LANES * VECTORS) {
             const float *query = h->query + tile * h->tile + at + strip;
-            float *out = s->context + head * size * TILE + strip, scale = e->scale * 1.44269504f;
-            int full = tokens - strip > LANES * VECTORS / 2;
-#if defined(__AVX512BF16__)
-            if (h->narrow && full)
-                attend(q, h, query, key, value, size, scale, 1, VECTORS, s->probabilities, out);
-            else if (h->narrow)
-                attend(q, h, query, key, value, size, scale, 1, VECTORS / 2, s->probabilities, out);
-            else
-#endif
-            if (full)
-                attend(q, h, query, key, value, size, e->scale, 0, VECTORS, s->probabilities, out);
-            else
-                attend(q, h, query, key, value, size, e->scale, 0, VECTORS / 2, s->probabilities, out);
-            (void)scale;
+            float *out = s->context + head * size * TILE + strip;
+            const int half = VECTORS / 2;
+            if (tokens - strip > LANES * half) {
+                ATTEND(VECTORS);
+            } else {
+                ATTEND(half);
+            }
         }
     }
 }
+#undef ATTEND
 
 /* What follows the projections of all tiles, for one tile. */
 static void finish(const struct encoder *e, const struct layer *l, const struct sequence *q, const struct heads *h,
@@ -568,35 +640,24 @@ static void finish(const struct encoder *e, const struct layer *l, const struct 
     int tokens = tokens_in(q, tile);
     float *hidden = tile_of(e, q, tile);
     attention(e, q, h, s, tile);
-    const void *x = prepare(l->output.precision, s->context, e->heads * e->head_size, &s->q, s->packed);
+    const void *x = prepare(l->output.precision, s->context, e->heads * e->head_size, 0, &s->q, s->packed);
     linear(&l->output, x, &s->q, tokens, NONE, ADD, hidden);
     layer_norm(hidden, e->hidden, l->attention_weight, l->attention_bias, e->epsilon, tokens);
-    x = prepare(l->up.precision, hidden, e->hidden, &s->q, s->packed);
-    int narrow = l->down.precision == BFLOAT16;
-    linear(&l->up, x, &s->q, tokens, e->activation, narrow ? NARROW : STORE, s->ffn);
-    x = narrow ? s->ffn : prepare(l->down.precision, s->ffn, e->ffn, &s->q, s->packed);
+    x = prepare(l->up.precision, hidden, e->hidden, 0, &s->q, s->packed);
+    enum precision next = l->down.precision;
+    enum form form = next == BFLOAT16 ? NARROW : next == INT8 ? MEASURE : STORE;
+    linear(&l->up, x, &s->q, tokens, e->activation, form, s->ffn);
+    x = next == BFLOAT16 ? s->ffn : prepare(next, s->ffn, e->ffn, 1, &s->q, s->packed);
     linear(&l->down, x, &s->q, tokens, NONE, ADD, hidden);
     layer_norm(hidden, e->hidden, l->ffn_weight, l->ffn_bias, e->epsilon, tokens);
 }
 
-/* Copy the tokens of one tile in; the rest of the tile is zero. */
 static void gather(const struct encoder *e, const struct batch *b, const struct sequence *q, int tile) {
-    float *x = tile_of(e, q, tile);
-    int tokens = tokens_in(q, tile), hidden = e->hidden;
-    memset(x, 0, sizeof(float) * hidden * TILE);
-    for (int t = 0; t < tokens; t++) {
-        const float *row = b->in + (int64_t)q->source[tile * q->width + t] * hidden;
-        for (int k = 0; k < hidden; k++) x[k * TILE + t] = row[k];
-    }
+    tile_in(b->in, q->source + tile * q->width, tokens_in(q, tile), e->hidden, tile_of(e, q, tile));
 }
 
 static void scatter(const struct encoder *e, const struct batch *b, const struct sequence *q, int tile) {
-    const float *x = tile_of(e, q, tile);
-    int hidden = e->hidden;
-    for (int t = 0; t < tokens_in(q, tile); t++) {
-        float *row = b->out + (int64_t)q->source[tile * q->width + t] * hidden;
-        for (int k = 0; k < hidden; k++) row[k] = x[k * TILE + t];
-    }
+    tile_out(tile_of(e, q, tile), q->source + tile * q->width, tokens_in(q, tile), e->hidden, b->out);
 }
 
 /* ---- threads ---- */
@@ -756,15 +817,14 @@ int linear_rows(const struct linear *w, const float *in, float *out, int tokens,
     if (!arena) return -1;
     float *x = (float *)arena, *y = x + (size_t)TILE * widest;
     struct quantized q;
+    int32_t source[TILE];
     for (int first = 0; first < tokens; first += TILE) {
         int count = tokens - first < TILE ? tokens - first : TILE;
-        memset(x, 0, sizeof(float) * TILE * w->columns);
-        for (int t = 0; t < count; t++)
-            for (int k = 0; k < w->columns; k++) x[k * TILE + t] = in[(int64_t)(first + t) * w->columns + k];
-        const void *ready = prepare(w->precision, x, w->columns, &q, y + (size_t)TILE * widest);
+        for (int t = 0; t < count; t++) source[t] = first + t;
+        tile_in(in, source, count, w->columns, x);
+        const void *ready = prepare(w->precision, x, w->columns, 0, &q, y + (size_t)TILE * widest);
         linear(w, ready, &q, count, activation, STORE, y);
-        for (int t = 0; t < count; t++)
-            for (int n = 0; n < w->rows; n++) out[(int64_t)(first + t) * w->rows + n] = y[n * TILE + t];
+        tile_out(y, source, count, w->rows, out);
     }
     free(arena);
     return 0;
