@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from pruning import runtime
 from pruning.runtime import compiler
+from pruning.runtime.cut import cut
 from runner.exports.libraries import Missing, installed, quiet
 from runner.exports.onnx import Inputs, Run, export_onnx, session
 from runner.exports.openvino import compiled as compiled_model
@@ -111,8 +112,10 @@ def available(
         exported: list[Path] = []
 
         def onnx() -> Path:
-            if not exported:
-                exported.append(export_onnx(model, inputs, Path(folder) / "model.onnx"))
+            if not exported:  # as runner.export writes it: without the parts that compute nothing
+                smaller = copy.deepcopy(model)
+                cut(smaller)
+                exported.append(export_onnx(smaller, inputs, Path(folder) / "model.onnx"))
             return exported[0]
 
         wanted: list[tuple[str, Callable[[], Runtime]]] = []
