@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any
 
 from pruning.runtime.cut import cut
 from runner import models
-from runner.benchmark import load
 from runner.exports import card, packed
 from runner.exports.check import TOLERANCE, batches, check, sentences
 from runner.exports.libraries import Missing, installed, quiet
@@ -28,6 +27,7 @@ from runner.exports.onnx import export_onnx, graph_inputs, output_axes, session
 from runner.exports.openvino import compiled, convert
 from runner.models.tokenizer import with_inputs
 from runner.records import runs
+from runner.speed.measure import load
 from runner.system import files
 from runner.system.errors import UserError, writing
 from runner.system.fingerprint import hash_files
@@ -74,7 +74,7 @@ def main(arguments: list[str]) -> None:
     if exists(place, described, options.force):
         print(f"{place} has this export already")
         return
-    model = load(folder)
+    model = load(source, "RUN_OR_FOLDER")
     tokenizer = models.load_tokenizer(models.find(str(source), "RUN", models.Model(str(source))))
     read = inspect.signature(model.forward).parameters
     tokenizer = with_inputs(tokenizer, [name for name in tokenizer.model_input_names if name in read])

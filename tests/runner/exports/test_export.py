@@ -17,10 +17,11 @@ from transformers import (
 )
 
 from pruning import runtime
-from runner import benchmark, export
+from runner import export
 from runner.exports import card
 from runner.exports import check as checking
 from runner.exports.check import check, sentences
+from runner.speed.measure import load
 from runner.system import files
 from runner.system.errors import UserError
 from tests.conftest import ROOT, Cli, save_small_model
@@ -78,12 +79,12 @@ def test_a_run_is_exported_and_used_by_the_lines_of_its_card(to: str, run: Path,
     assert json.loads((place / "export.json").read_text())["outputs"] == ["start_logits", "end_logits"]
 
     variables = use_card(place)
-    model = benchmark.load(run)
+    model = load(run / "model", "RUN")
     with torch.inference_mode():
         expected = model(**variables["tokenizer"]("A text.", return_tensors="pt"))
-    tolerance = {"atol": 2e-2 if to == "packed" else 1e-4, "rtol": 1e-2}  # packed: bfloat16 where the CPU has it
+    atol = 2e-2 if to == "packed" else 1e-4  # packed: bfloat16 where the CPU has it
     for name in ("start_logits", "end_logits"):
-        torch.testing.assert_close(torch.as_tensor(variables[name]), expected[name], **tolerance)
+        torch.testing.assert_close(torch.as_tensor(variables[name]), expected[name], atol=atol, rtol=1e-2)
 
     again = cli("-m", "runner.export", str(run), "--to", to, env=path)
     assert (again.returncode, again.stdout) == (0, f"{place} has this export already\n")
@@ -103,7 +104,7 @@ def test_heads_labels_and_any_batch_and_length(to: str, kind: type, small_model:
     assert json.loads((place / "export.json").read_text())["outputs"] == outputs
     file = place / card.FILES[to]
     run = export.session(file, 1) if to == "onnx" else export.compiled(file, "float32", 1)
-    model = benchmark.load(small_model)
+    model = load(small_model, "RUN")
     for batch, length in ((1, 1), (1, 2), (5, 33), (2, 200)):
         tokens = torch.randint(5, 600, (batch, length))
         mask = torch.ones_like(tokens)
@@ -149,7 +150,7 @@ def test_an_export_that_computes_something_else_is_removed(small_model: Path, mo
 
 
 def test_padding_is_not_compared_and_other_shapes_and_nan_are_seen(small_model: Path) -> None:
-    model = benchmark.load(small_model)
+    model = load(small_model, "RUN")
     inputs = sentences(AutoTokenizer.from_pretrained(small_model), 512)
     assert len({tuple(batch["input_ids"].shape) for batch in inputs}) == 3
     assert any(bool((batch["attention_mask"] == 0).any()) for batch in inputs)
