@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from runner.models import positions
 from runner.records import runs
-from runner.speed.measure import batch_of, load, measure
+from runner.speed.measure import Grid, batch_of, load, measure
 from runner.speed.runtimes import TOLERANCE, default_precisions
 from runner.speed.timing import Timing
 from runner.system.errors import UserError
@@ -53,10 +53,10 @@ def main(arguments: list[str]) -> None:
     precisions = tuple(given.precision.split(",")) if given.precision else ()
     if unknown := set(precisions) - TOLERANCE.keys():
         raise UserError(f"--precision {', '.join(sorted(unknown))}: choose from {', '.join(TOLERANCE)}")
-    batches, lengths, threads = (numbers(getattr(given, name), name) for name in ("batch", "length", "threads"))
+    grid = Grid(*(numbers(getattr(given, name), name) for name in ("batch", "length", "threads")))
     model = load(find(given.folder, Tracking(uri=given.tracking_uri)), "FOLDER_OR_RUN")
-    check_length(model, max(lengths))
-    speed = measure(model, batches, lengths, threads, precisions, given.seconds, compiled=given.compile)
+    check_length(model, max(grid.lengths))
+    speed = measure(model, grid, precisions, given.seconds, compiled=given.compile)
     if given.json:
         print(json.dumps([asdict(timing) for timing in speed.timings], indent=1))
     else:

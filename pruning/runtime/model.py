@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 OTHERS = "others"
-"""In a mapping of precisions: the layers that it does not name."""
+"""Key of a mapping of precisions for the layers that it does not name."""
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ FEATURES = {
 
 @dataclass(frozen=True)
 class Machine:
-    """Where times were measured."""
+    """The machine on which times were measured."""
 
     cpu: str
     """Name of the CPU."""

@@ -27,6 +27,16 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
+class Grid:
+    """What is timed: each combination of these."""
+
+    batches: Sequence[int]
+    lengths: Sequence[int]
+    """Tokens of a text, at most the positions of the model."""
+    threads: Sequence[int]
+
+
+@dataclass(frozen=True)
 class Speed:
     """Times of one model on one machine."""
 
@@ -72,9 +82,7 @@ def load(place: Path, key: str) -> PreTrainedModel:
 
 def measure(
     model: PreTrainedModel,
-    batches: Sequence[int],
-    lengths: Sequence[int],
-    threads: Sequence[int],
+    grid: Grid,
     precisions: Sequence[str] = (),
     seconds: float = 8,
     *,
@@ -83,17 +91,16 @@ def measure(
     """Time a model in every runtime that runs it here; the others are logged with the reason.
 
     Args:
-        lengths: in tokens, at most the model's positions.
         precisions: of the sparse runtime; none: all that this CPU has.
         seconds: for each combination.
         compiled: also torch.compile.
     """
     here, timings = machine(), []
-    for count in threads:
+    for count in grid.threads:
         wanted = tuple(precisions) or default_precisions()
         with available(model, batch_of(model, 2, 16), wanted, count, compiled) as runtimes:
-            for batch in batches:
-                for length in lengths:
+            for batch in grid.batches:
+                for length in grid.lengths:
                     timings += time_all(runtimes, batch_of(model, batch, length), count, seconds)
     return Speed(here, timings)
 

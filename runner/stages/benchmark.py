@@ -50,15 +50,16 @@ def time_saved(run: RunContext) -> Speed | None:
     asked = run.experiment.benchmark
     if not isinstance(asked, CpuBenchmark):
         return None
-    from runner.speed.measure import load, measure
+    from runner.speed.measure import Grid, load, measure
 
     precisions = () if AUTO in asked.precisions else tuple(asked.precisions)
-    lengths = asked.lengths(run.experiment.dataset.max_seq_length)
-    log.info("timing the saved model on this CPU, about %.0f s", seconds(asked, run.experiment.dataset.max_seq_length))
+    longest = run.experiment.dataset.max_seq_length
+    grid = Grid(asked.batch, asked.lengths(longest), asked.threads)
+    log.info("timing the saved model on this CPU, about %.0f s", seconds(asked, longest))
     with run.cost.stage("benchmark"):
         try:
             model = load(run.folder.model, "the saved model")
-            return measure(model, asked.batch, lengths, asked.threads, precisions, asked.seconds)
+            return measure(model, grid, precisions, asked.seconds)
         except Exception as error:  # hours of training do not depend on it
             log.warning("benchmark=cpu: the saved model could not be timed: %s: %s", type(error).__name__, error)
             return None

@@ -227,7 +227,7 @@ def test_without_arguments_it_is_bert_mini_on_squad_4x1() -> None:
     assert origin.choices == {
         **{"model": "bert-mini", "dataset": "squad", "pattern": "4x1", "criterion": "snip_momentum"},
         **{"allocation": "global", "schedule": "recipe", "regularizer": "none", "distill": "logits"},
-        "recipe": "squad-bert-mini",
+        **{"recipe": "squad-bert-mini", "benchmark": "none"},
     }
     assert origin.changed == {}
     assert experiment == both("model=bert-mini", "pattern=4x1")[0]
@@ -345,6 +345,7 @@ CHOICES = {
     "regularizer": {"none", "group_lasso"},
     "allocation": {"global", "uniform"},
     "distill": {"logits", "hidden", "simkd", "none"},
+    "benchmark": {"none", "cpu"},
 }
 
 
@@ -353,9 +354,9 @@ def test_options_were_found() -> None:
     assert by_group.keys() == {*CHOICES, "model", "dataset", "recipe", "experiment"}
     assert {group: names - by_group[group] for group, names in CHOICES.items() if not names <= by_group[group]} == {}
     least = {"model": 16, "dataset": 16, "pattern": 16 + 9, "criterion": 8, "allocation": 2, "schedule": 4,
-             "regularizer": 2, "distill": 4, "recipe": 8, "experiment": 14}  # fmt: skip
+             "regularizer": 2, "distill": 4, "recipe": 8, "experiment": 14, "benchmark": 2}  # fmt: skip
     assert {group: len(names) for group, names in by_group.items() if len(names) < least[group]} == {}
-    assert len(options()) == len(set(options())) >= sum(least.values()) == 99
+    assert len(options()) == len(set(options())) >= sum(least.values()) == 101
 
 
 def schema(group: str, option: str) -> str:

@@ -21,7 +21,7 @@ from runner import export
 from runner.exports import card
 from runner.exports import check as checking
 from runner.exports.check import check, sentences
-from runner.speed import measure
+from runner.speed.measure import load
 from runner.system import files
 from runner.system.errors import UserError
 from tests.conftest import ROOT, Cli, save_small_model
@@ -79,12 +79,12 @@ def test_a_run_is_exported_and_used_by_the_lines_of_its_card(to: str, run: Path,
     assert json.loads((place / "export.json").read_text())["outputs"] == ["start_logits", "end_logits"]
 
     variables = use_card(place)
-    model = measure.load(run / "model", "FOLDER")
+    model = load(run / "model", "RUN")
     with torch.inference_mode():
         expected = model(**variables["tokenizer"]("A text.", return_tensors="pt"))
-    absolute = 2e-2 if to == "packed" else 1e-4  # packed: bfloat16 where the CPU has it
+    atol = 2e-2 if to == "packed" else 1e-4  # packed: bfloat16 where the CPU has it
     for name in ("start_logits", "end_logits"):
-        torch.testing.assert_close(torch.as_tensor(variables[name]), expected[name], atol=absolute, rtol=1e-2)
+        torch.testing.assert_close(torch.as_tensor(variables[name]), expected[name], atol=atol, rtol=1e-2)
 
     again = cli("-m", "runner.export", str(run), "--to", to, env=path)
     assert (again.returncode, again.stdout) == (0, f"{place} has this export already\n")
@@ -104,7 +104,7 @@ def test_heads_labels_and_any_batch_and_length(to: str, kind: type, small_model:
     assert json.loads((place / "export.json").read_text())["outputs"] == outputs
     file = place / card.FILES[to]
     run = export.session(file, 1) if to == "onnx" else export.compiled(file, "float32", 1)
-    model = measure.load(small_model, "FOLDER")
+    model = load(small_model, "RUN")
     for batch, length in ((1, 1), (1, 2), (5, 33), (2, 200)):
         tokens = torch.randint(5, 600, (batch, length))
         mask = torch.ones_like(tokens)
@@ -150,7 +150,7 @@ def test_an_export_that_computes_something_else_is_removed(small_model: Path, mo
 
 
 def test_padding_is_not_compared_and_other_shapes_and_nan_are_seen(small_model: Path) -> None:
-    model = measure.load(small_model, "FOLDER")
+    model = load(small_model, "RUN")
     inputs = sentences(AutoTokenizer.from_pretrained(small_model), 512)
     assert len({tuple(batch["input_ids"].shape) for batch in inputs}) == 3
     assert any(bool((batch["attention_mask"] == 0).any()) for batch in inputs)
