@@ -52,7 +52,7 @@ def score_against_sparsity(rows: Sequence[Row]) -> Figure:
         _level(axes, [score for _, score in sorted(dense)], "dense", "#000000", "-")
         for (label, scores), (colour, line) in zip(_controls(rows), cycle(CONTROL_STYLES), strict=False):
             _level(axes, scores, label, colour, line)
-        for (label, series), colour, marker in zip(_series(pruned).items(), cycle(COLOURS), cycle(MARKERS),
+        for (label, series), colour, marker in zip(series(pruned).items(), cycle(COLOURS), cycle(MARKERS),
                                                    strict=False):  # fmt: skip
             _points(axes, series, label, colour, marker)
         axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
@@ -60,7 +60,7 @@ def score_against_sparsity(rows: Sequence[Row]) -> Figure:
         axes.set_xlabel("zeros, % of all Linear and Conv weights")
         unit = "" if rows[0].metric in columns.CORRELATIONS else " (fraction)"
         axes.set_ylabel(f"{columns.title(rows[0].metric)}, mean over seeds{unit}")
-        axes.set_title(f"{rows[0].model} on {rows[0].dataset}, {_seed_counts(rows)}", fontsize=11)
+        axes.set_title(f"{rows[0].model} on {rows[0].dataset}, {seed_counts(rows)}", fontsize=11)
         axes.legend(fontsize=9, loc="center left", bbox_to_anchor=(1.0, 0.5))
         figure.supxlabel(_legend_of_bars(pruned), fontsize=8, color="#444444")
     return figure
@@ -81,7 +81,7 @@ def _controls(rows: Sequence[Row]) -> list[tuple[str, list[float]]]:
     return sorted(levels.values())
 
 
-def _series(rows: Iterable[Row]) -> dict[str, list[Row]]:
+def series(rows: Iterable[Row]) -> dict[str, list[Row]]:
     """The rows that a line joins, by label: those of a pattern that differ in their target sparsity only."""
     series: defaultdict[str, list[Row]] = defaultdict(list)
     for row in sorted(rows, key=lambda row: row.ratio or 0):
@@ -94,7 +94,7 @@ def _with_params(label: str, differs: Mapping[str, str]) -> str:
     return f"{label} ({pairs(differs)})" if differs else label
 
 
-def _seed_counts(rows: Sequence[Row]) -> str:
+def seed_counts(rows: Sequence[Row]) -> str:
     counts = sorted({len(row.seeds) for row in rows})
     number = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
     return f"{number} seed{'' if counts[-1] == 1 else 's'}"
