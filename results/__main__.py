@@ -1,8 +1,9 @@
 """Prints the table of results: `python -m results [--model bert-mini] [--pattern 2:4,4x1] [--format markdown]`.
 
 `python -m results report` writes an HTML page with the table, pictures and details of the runs; `python -m results
-picture` the picture of score against sparsity, or with `--against latency` against measured latency. Exit status: 0 (also for an empty table), 1 if the store cannot be read,
-the filters match nothing or there is nothing to write, 2 for a wrong option.
+picture` the picture of score against sparsity, or with `--against latency` of score against measured latency. Exit
+status: 0 (also for an empty table), 1 if the store cannot be read, the filters match nothing or there is nothing to
+write, 2 for a wrong option.
 """
 
 import argparse
@@ -30,7 +31,7 @@ from results.safe_text import printable, safe_streams
 from results.table import footnotes
 
 # Where commands write if --output is left out.
-OUTPUTS = {"report": Path("report.html"), "picture": Path("score-against-{against}.png")}
+OUTPUTS = {"report": "report.html", "picture": "score-against-{against}.png"}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -57,7 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
     if not any(row.runs for row in rows):
         verb = "draw" if options.command == "picture" else "report"
         return fail(f"there is nothing to {verb}: no pruned run is finished, verified and scored")
-    output = options.output or Path(str(OUTPUTS[options.command]).format(against=options.against))
+    output = options.output or Path(OUTPUTS[options.command].format(against=options.against))
     if options.command == "picture":
         return write_picture(rows, output, options.against)
     return write_report(client, rows, notes, options.experiment or "What sparsity costs", output)
@@ -137,7 +138,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     what = (
         "table: print it; report: write one HTML page with table, pictures and details of the runs; picture: write the "
-        "picture of scores, of one model, dataset and metric (%(default)s)"
+        "picture of score against sparsity, or latency, of one model, dataset and metric (%(default)s)"
     )
     parser.add_argument("command", nargs="?", choices=["table", *OUTPUTS], default="table", help=what)
     against = (

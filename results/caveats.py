@@ -108,7 +108,8 @@ def latency(row: Row) -> Iterator[str]:
     if (timed := row.latency) is None:
         return
     kind = "CPU time" if timed.threads == 1 else "time on the clock"
-    yield f"latency: sparse runtime in {timed.precision}, {conditions(timed)} ({kind}), on {timed.cpu}"
+    setting = conditions(timed.batch, timed.length, timed.threads)
+    yield f"latency: sparse runtime in {timed.precision}, {setting} ({kind}), on {timed.cpu}"
     if timed.timed_seeds < len(row.seeds):
         elsewhere = f"; {_count(timed.seeds_elsewhere, 'seed')} timed on another CPU" if timed.seeds_elsewhere else ""
         yield f"latency: {timed.timed_seeds} of {_count(len(row.seeds), 'seed')}{elsewhere}"

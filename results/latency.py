@@ -19,7 +19,7 @@ from results.controls import DENSE
 from results.figures import COLOURS, MARKERS, STYLE
 from results.rows import Row
 from results.speed import Latency, conditions
-from results.tradeoff import comparisons, seed_counts, series
+from results.tradeoff import comparisons, dense_scores, seed_counts, series
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -35,7 +35,7 @@ _LEGEND = 24  # characters of a line
 _GAP = 13  # points between the labels of two lines
 
 Panel = tuple[str, int, int, int]
-"""CPU, threads, batch, length."""
+"""CPU, batch, length, threads."""
 
 
 def timed(rows: Iterable[Row]) -> dict[tuple[str, str, str], list[Row]]:
@@ -52,7 +52,8 @@ def panels(rows: Sequence[Row]) -> list[Panel]:
 
 def score_against_latency(rows: Sequence[Row]) -> Figure:
     """Mean score over seeds against the latency of the sparse runtime, a point for each pattern and precision, of the
-    rows of one comparison; a panel for each CPU, number of threads, batch and length.
+    rows of one comparison; a panel for each CPU, batch, length and number of
+    threads.
 
     Vertical lines are the dense runtimes, at the median over the rows; a diamond on each is the dense score.
     """
@@ -72,9 +73,8 @@ def score_against_latency(rows: Sequence[Row]) -> Figure:
         figure.supylabel(f"{columns.title(rows[0].metric)}, mean over seeds{unit}", fontsize=10)
         figure.suptitle(f"{rows[0].model} on {rows[0].dataset}, {seed_counts(rows)}", fontsize=11)
         figure.legend(handles=_legend(styles, rows), fontsize=9, loc="outside right center")
-        figure.supxlabel(
-            _caption(rows, any(len(of_pattern) > 1 for of_pattern in lines.values())), fontsize=8, color="#444444"
-        )
+        joined = any(len(of_pattern) > 1 for of_pattern in lines.values())
+        figure.supxlabel(_caption(rows, joined), fontsize=8, color="#444444")
         figure.draw_without_rendering()  # fixes the limits of the axes and their width
         for axes, panel in zip(figure.axes, shown, strict=True):
             _name_lines(axes, _dense(rows, panel))
@@ -95,7 +95,7 @@ def apart(wanted: Sequence[float], gap: float) -> list[float]:
 
 
 def _panel(latency: Latency) -> Panel:
-    return latency.cpu, latency.threads, latency.batch, latency.length
+    return latency.cpu, latency.batch, latency.length, latency.threads
 
 
 def _sparse(latency: Latency) -> bool:
@@ -114,12 +114,12 @@ def _dense(rows: Iterable[Row], panel: Panel) -> list[tuple[float, str, str]]:
         for each in row.latencies:
             if each.runtime != columns.SPARSE and _panel(each) == panel:
                 found[each.runtime, each.precision].append(each.ms)
-    return sorted((median(times), _NAMES.get(runtime, runtime.replace("_", ".")), precision)
+    return sorted((median(times), _NAMES.get(runtime, runtime.replace("_", " ")), precision)
                   for (runtime, precision), times in found.items())  # fmt: skip
 
 
 def _draw(axes: Axes, panel: Panel, rows: Sequence[Row], lines: Mapping[str, tuple[list[Row], str, str]]) -> None:
-    dense = fmean(score for row in rows for score, _ in row.scores)
+    dense = fmean(dense_scores(rows))
     axes.axhline(dense, color="#000000", linewidth=1)
     for ms, _, precision in _dense(rows, panel):
         axes.axvline(ms, color=_GREY, linewidth=0.8, linestyle="--", zorder=1)
@@ -144,13 +144,8 @@ def _draw(axes: Axes, panel: Panel, rows: Sequence[Row], lines: Mapping[str, tup
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.margins(x=0.08, y=0.12)
-    kind = "CPU time" if panel[1] == 1 else "time on the clock"
-    where = conditions(_any(rows, panel))
-    axes.set_xlabel(f"ms for a batch ({kind}), {where}\n{textwrap.fill(panel[0], 60)}", fontsize=9)
-
-
-def _any(rows: Sequence[Row], panel: Panel) -> Latency:
-    return next(each for row in rows for each in row.latencies if _panel(each) == panel)
+    kind = "CPU time" if panel[-1] == 1 else "time on the clock"
+    axes.set_xlabel(f"ms for a batch ({kind}), {conditions(*panel[1:])}\n{textwrap.fill(panel[0], 60)}", fontsize=9)
 
 
 def _score(row: Row) -> float:
@@ -196,9 +191,7 @@ def _legend(styles: Mapping[str, tuple[str, str]], rows: Sequence[Row]) -> list[
 
 
 def _caption(rows: Sequence[Row], joined: bool) -> str:
-    lines = [
-        "scores: the run's, by torch; no runtime was scored for itself, so bfloat16 and int8 may score differently"
-    ]
+    lines = ["scores: the run's, as in the table; bfloat16 and int8 were not scored, and may differ"]
     lines += ["percentages: zeros, of all Linear and Conv weights"] if joined else []
     slow = sorted({row.pattern for row in rows if row.pattern != DENSE and not any(map(_sparse, row.latencies))})
     lines += [f"not run by the sparse runtime: {', '.join(slow)}"] if slow else []

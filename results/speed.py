@@ -66,7 +66,6 @@ def shown(latencies: Iterable[Latency]) -> Latency | None:
     return min(sparse, key=lambda each: (each.threads, each.batch, each.length, each.ms), default=None)
 
 
-def conditions(latency: Latency) -> str:
-    """What the time holds for, but for the CPU: "batch 1, 128 tokens, 1 thread"."""
-    threads = "1 thread" if latency.threads == 1 else f"{latency.threads} threads"
-    return f"batch {latency.batch}, {latency.length} tokens, {threads}"
+def conditions(batch: int, length: int, threads: int) -> str:
+    """What a time holds for, but for the CPU: "batch 1, 128 tokens, 1 thread"."""
+    return f"batch {batch}, {length} tokens, {threads} thread{'' if threads == 1 else 's'}"
