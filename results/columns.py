@@ -140,6 +140,15 @@ def speedup(runtime: str, precision: str, batch: int, length: int, threads: int)
     return f"{SPEEDUP}{_setting(runtime, precision, batch, length, threads)}"
 
 
+def setting(name: str) -> tuple[str, str, int, int, int] | None:
+    """Runtime ("onnx_runtime"), precision, batch, length and threads in a name by `latency` or `speedup`; None for any
+    other metric."""
+    pattern = rf"(?:{LATENCY}|{SPEEDUP})(.+)_([a-z0-9]+)_b(\d+)_l(\d+)_t(\d+)"
+    if (found := re.fullmatch(pattern, name)) is None:
+        return None
+    return found[1], found[2], int(found[3]), int(found[4]), int(found[5])
+
+
 def _setting(runtime: str, precision: str, batch: int, length: int, threads: int) -> str:
     name = re.sub(r"[^a-z0-9.]+", "_", runtime.lower())
     return f"{name}_{precision}_b{batch}_l{length}_t{threads}"
