@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from huggingface_hub import EvalResult, ModelCardData
 
     from runner.records.result import Result
+    from runner.speed.measure import Speed
 
 HERE = "path/to/this/folder"
 """Placeholder in the card for the place to load the model from; `runner.share` replaces it by the hub's id."""
@@ -133,6 +134,7 @@ def variables(facts: Facts) -> dict[str, Any]:
         "making": making(facts),
         "command": block(f"python -m runner {shlex.join(repeatable(facts.overrides))}".strip(), "bash"),
         "licences": licences(facts),
+        **speed_variables(facts.result.speed),
     }
     return values | (pruning_variables(facts, facts.pruning) if facts.pruning is not None else {})
 
@@ -158,6 +160,28 @@ def pruning_variables(facts: Facts, pruning: Mapping[str, Any]) -> dict[str, Any
         "pattern_settings": settings(pruning["pattern"]),
         "layer_patterns": ", ".join(map(code, patterns)) if len(patterns) > 1 else None,
         "dense_layers": ", ".join(code(layer["name"]) for layer in pruning["layers"] if layer["skipped"]),
+    }
+
+
+def speed_variables(speed: Speed | None) -> dict[str, Any]:
+    """The variables of the table of times; None leaves it out."""
+    if speed is None or not speed.timings:
+        return {"times": None}
+    rows = [
+        (f"{t.runtime} {t.precision}", f"{t.batch}", f"{t.length}", f"{t.threads}", f"{t.ms:.2f}",
+         f"{t.ratio_to_best_dense:.2f}x")
+        for t in speed.timings
+    ]  # fmt: skip
+    batches, lengths, threads = (
+        ",".join(map(str, dict.fromkeys(getattr(t, name) for t in speed.timings)))
+        for name in ("batch", "length", "threads")
+    )
+    again = f"python -m runner.benchmark FOLDER --batch {batches} --length {lengths} --threads {threads}"
+    return {
+        "times": [[line(cell) for cell in row] for row in rows],
+        "timed_on": plain(f"{speed.machine.cpu} ({', '.join(speed.machine.features)})"),
+        "timed_with": plain(", ".join(f"{name} {number}" for name, number in speed.machine.versions.items())),
+        "time_again": block(again, "bash"),
     }
 
 
