@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -28,25 +31,32 @@ used at the same time: medians of 10 ratios of CPU time, lowest and highest of 3
 | 80 % | 1 | 1.20 to 2.68 | 1.16 to 2.45 | 1.51 to 4.28 |
 | 80 % | 16 and 128 | 2.30 to 7.77 | 1.93 to 7.49 | 2.30 to 11.06 |
 
-A single token loses on small matrices, which the rule does not see; texts have more. Other CPUs, several threads and
-dense layers in bfloat16 were not timed.
+A single token loses on small matrices, which the rule does not see; texts have more. Whole models: docs/speed.md.
+Other CPUs and several threads were not timed.
 """
 
 
-class SparseLinear(nn.Module):
-    """A linear layer that multiplies only the 4x1 blocks that are not zero, on one thread."""
+_TOKENS = 16
+"""Tokens of a thread are a multiple of this, a vector of encoder.c."""
 
-    def __init__(self, blocks: Blocks, bias: Tensor | None, library: Library, precision: str) -> None:
+
+class SparseLinear(nn.Module):
+    """A linear layer that multiplies only the 4x1 blocks that are not zero."""
+
+    def __init__(
+        self, blocks: Blocks, bias: Tensor | None, library: Library, precision: str, threads: int | None = None
+    ) -> None:
         """Pack the weights.
 
         Args:
             blocks: of the weight (out_features, in_features).
             bias: (out_features,) or None.
             precision: of the product.
+            threads: of each call; None: as many as torch has.
         """
         super().__init__()
         self.out_features, self.in_features = blocks.shape
-        self.density, self.library = blocks.density, library
+        self.library, self.threads = library, threads
         self.packed = PackedLinear.of(blocks.to(precision), bias, precision)
 
     @property
@@ -62,46 +72,79 @@ class SparseLinear(nn.Module):
         """
         if x.shape[-1] != self.in_features:
             raise ValueError(f"{x.shape[-1]} features; the layer has {self.in_features}")
-        flat = x.reshape(-1, self.in_features)
-        out = linear(self.packed, flat, self.library)[:, : self.out_features]
+        flat = x.detach().reshape(-1, self.in_features)
+        threads = self.threads or torch.get_num_threads()
+        parts = flat.split(max(1, -(-len(flat) // (threads * _TOKENS))) * _TOKENS)
+        run = map if len(parts) == 1 else _pool(threads, os.getpid()).map
+        out = torch.cat(list(run(self._rows, parts)))
         return out.reshape(*x.shape[:-1], self.out_features).to(x.dtype)
+
+    def _rows(self, x: Tensor) -> Tensor:
+        return linear(self.packed, x, self.library)[:, : self.out_features]
+
+
+@cache
+def _pool(threads: int, process: int) -> ThreadPoolExecutor:  # a forked process has no threads of its parent
+    return ThreadPoolExecutor(threads, thread_name_prefix="sparse-linear")
 
 
 @dataclass(frozen=True)
 class Swapped:
     """What `swap_linears` did."""
 
-    swapped: int
-    """Layers that are sparse."""
+    sparse: dict[str, nn.Linear]
+    """Name -> dense layer, of those that are sparse now."""
     dense: int
     """Layers that stay as they are."""
+    density: float
+    """Share of the blocks of the sparse layers that are not zero."""
     packed_bytes: int
     dense_bytes: int
     """Memory of the swapped layers' weights before."""
 
+    def undo(self, model: nn.Module) -> None:
+        """Put the dense layers back."""
+        for name, layer in self.sparse.items():
+            _put(model, name, layer)
 
-def swap_linears(model: nn.Module, library: Library, precision: str) -> Swapped:
-    """Replace the sparse linear layers of a model, which is changed; their dense weights are freed.
 
-    A layer stays dense if it is of a subclass of nn.Linear, has hooks, shares a parameter, has fewer weights than
-    SMALLEST, or has a density above DENSEST.
+def candidates(model: nn.Module) -> dict[str, nn.Linear]:
+    """Linear layers that may become sparse, by name. Their parameters may be on the meta device.
+
+    Others are of a subclass of nn.Linear, have hooks, share a parameter, have fewer weights than SMALLEST, or more
+    columns than `Blocks` has numbers for.
     """
     uses = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
-    layers = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, nn.Linear)]
-    swapped = packed = dense = 0
-    for name, layer in layers:
-        hooked = layer._forward_hooks or layer._forward_pre_hooks
-        shared = any(uses[id(parameter)] > 1 for parameter in layer.parameters())
-        if not name or type(layer) is not nn.Linear or hooked or shared or layer.weight.numel() < SMALLEST:
-            continue
-        if layer.in_features > 65536:  # columns of Blocks are 16-bit
-            continue
+    return {
+        name: layer
+        for name, layer in model.named_modules()
+        if name and type(layer) is nn.Linear and layer.weight.numel() >= SMALLEST and layer.in_features <= 65536
+        and not (layer._forward_hooks or layer._forward_pre_hooks)
+        and all(uses[id(parameter)] == 1 for parameter in layer.parameters())
+    }  # fmt: skip
+
+
+def swap_linears(model: nn.Module, library: Library, precision: str, threads: int | None = None) -> Swapped:
+    """Replace those `candidates` of a model whose density is at most DENSEST; the model is changed.
+
+    Args:
+        precision, threads: as in `SparseLinear`.
+    """
+    layers = sum(isinstance(layer, nn.Linear) for layer in model.modules())
+    replaced: dict[str, nn.Linear] = {}
+    packed = present = possible = 0
+    for name, layer in candidates(model).items():
         blocks = Blocks.of(layer.weight)
         if blocks.density > DENSEST:
             continue
-        sparse = SparseLinear(blocks, layer.bias, library, precision)
-        parent, _, attribute = name.rpartition(".")
-        setattr(model.get_submodule(parent), attribute, sparse)
-        swapped, packed = swapped + 1, packed + sparse.bytes
-        dense += sum(parameter.nbytes for parameter in layer.parameters())
-    return Swapped(swapped, len(layers) - swapped, packed, dense)
+        sparse = SparseLinear(blocks, layer.bias, library, precision, threads)
+        _put(model, name, sparse)
+        replaced[name], packed = layer, packed + sparse.bytes
+        present, possible = present + len(blocks.value), possible + (len(blocks.start) - 1) * blocks.shape[1]
+    before = sum(parameter.nbytes for layer in replaced.values() for parameter in layer.parameters())
+    return Swapped(replaced, layers - len(replaced), present / max(possible, 1), packed, before)
+
+
+def _put(model: nn.Module, name: str, layer: nn.Module) -> None:
+    parent, _, attribute = name.rpartition(".")
+    setattr(model.get_submodule(parent), attribute, layer)
