@@ -15,8 +15,8 @@ from pruning.runtime.compiler import Library
 from pruning.runtime.encoder import linear
 from pruning.runtime.packing import Blocks, PackedLinear
 
-SMALLEST = 128 * 128
-"""Weights of a matrix, below which a layer stays dense. A cautious choice: 384x384 is the smallest that was timed."""
+SMALLEST = 256 * 256
+"""Weights of a matrix, below which a layer stays dense: whole models of width 256 win (docs/speed.md), of 128 do not."""
 DENSEST = 0.5
 """Share of 4x1 blocks up to which a layer is swapped; 0.5 is the densest that was timed.
 

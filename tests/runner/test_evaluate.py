@@ -179,7 +179,7 @@ def test_single_sparse_layers_have_a_score_and_a_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    model = save_small_model(tmp_path / "mish", hidden_act="mish", hidden_size=128, intermediate_size=256)
+    model = save_small_model(tmp_path / "mish", hidden_act="mish", hidden_size=256, intermediate_size=512)
     zeros(model)
     about = printed([str(model), *DEMO, "runtime=sparse", "precision=float32"], capsys)["runtime"]
     assert (about["name"], about["precision"], about["swapped"]) == ("sparse linears", "float32", 12)

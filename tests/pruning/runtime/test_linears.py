@@ -18,7 +18,7 @@ from pruning.runtime.packing import Blocks
 pytestmark = pytest.mark.skipif(
     not compiler.supported() or not compiler.compilers(), reason="no C compiler, or no kernels for this CPU"
 )
-SIZES = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4,
+SIZES = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2, "num_attention_heads": 4,
          "vocab_size": 100, "max_position_embeddings": 64, "pad_token_id": 0}  # fmt: skip
 
 
@@ -64,9 +64,9 @@ def sparse_model(family: str, density: float = 0.2, **changes: object) -> PreTra
     return model
 
 
-def hidden_states(model: nn.Module | runtime.FastModel) -> Tensor:
+def hidden_states(model: PreTrainedModel | runtime.FastModel) -> Tensor:
     with torch.inference_mode():
-        return model(input_ids=torch.arange(5, 69).view(2, 32)).last_hidden_state
+        return model(input_ids=torch.arange(5, 69).view(2, 32))["last_hidden_state"]
 
 
 @pytest.mark.parametrize("family", ["albert", "mpnet", "deberta-v2", "modernbert", "convbert"])
@@ -88,8 +88,8 @@ def test_small_dense_shared_and_derived_layers_stay(monkeypatch: pytest.MonkeyPa
     class Derived(nn.Linear):
         pass
 
-    model = nn.ModuleDict({name: nn.Linear(128, 128) for name in ("sparse", "dense", "one", "two")})
-    model.update({"small": nn.Linear(64, 64), "derived": Derived(128, 128)})
+    model = nn.ModuleDict({name: nn.Linear(256, 256) for name in ("sparse", "dense", "one", "two")})
+    model.update({"small": nn.Linear(64, 64), "derived": Derived(256, 256)})
     for name, layer in model.items():
         if name != "dense":
             prune(layer, 0.1)  # pyright: ignore[reportArgumentType]
@@ -172,8 +172,8 @@ def test_a_model_that_reads_the_weight_of_a_layer_stays_dense() -> None:
 
 
 def test_a_model_of_other_inputs_stays_dense() -> None:
-    config = AutoConfig.for_model("vit", hidden_size=128, num_hidden_layers=1, num_attention_heads=4,
-                                  intermediate_size=256, image_size=32)  # fmt: skip
+    config = AutoConfig.for_model("vit", hidden_size=256, num_hidden_layers=1, num_attention_heads=4,
+                                  intermediate_size=512, image_size=32)  # fmt: skip
     fast = runtime.accelerate(AutoModel.from_config(config))
     assert fast.report.runtime == "dense torch"
     assert "its self-check cannot run" in fast.report.reason
