@@ -16,7 +16,7 @@ from pruning.runtime.encoder import linear
 from pruning.runtime.packing import Blocks, PackedLinear
 
 SMALLEST = 256 * 256
-"""Weights of a matrix, below which a layer stays dense: whole models of width 256 win (docs/speed.md), of 128 do not."""
+"""Weights of a matrix, below which a layer stays dense: models of width 256 win (docs/speed.md), of 128 do not."""
 DENSEST = 0.5
 """Share of 4x1 blocks up to which a layer is swapped; 0.5 is the densest that was timed.
 
