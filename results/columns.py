@@ -61,6 +61,7 @@ CPU = "prune_distill.cpu"  # a tag: the CPU on which the metrics below were meas
 LATENCY = "latency/"  # milliseconds of a call: CPU time with one thread, else time on the clock
 SPEEDUP = "speedup/"  # how many times faster than the best dense runtime of the same batch, length and threads
 SPARSE = "sparse"  # the name of the sparse runtime
+SPARSE_LINEARS = "sparse linears"  # its name where single layers are sparse, the rest runs in torch
 
 # A tag of the experiment: columns for its list of runs in MLflow's UI, at the address ...?viewStateShareKey=results.
 VIEW = "mlflow.sharedViewState.results"

@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pruning.runtime import FastModel, accelerate
+from pruning.runtime.linears import candidates
 from pruning.runtime.model import why_dense
+from results.columns import SPARSE, SPARSE_LINEARS
 from runner import models
 from runner.config import runtime
 from runner.config.compose import compose_experiment
@@ -58,7 +60,7 @@ def main(arguments: list[str]) -> dict[str, Any]:
     task = experiment.dataset
     checkpoint = models.find(experiment.model.path, "model", experiment.model, experiment.model.revision)
     net = models.skeleton(task.architecture, checkpoint.config)
-    if settings.runtime == "sparse" and (reason := why_dense(net)):
+    if settings.runtime == "sparse" and (reason := why_dense(net)) and not candidates(net):
         raise _dense_only(path, reason)
     models.check_positions(net, checkpoint, task.max_seq_length)
     models.check_weights(task.architecture, checkpoint)
@@ -87,7 +89,7 @@ def score_sparse(inputs: _Inputs, checkpoint: Checkpoint, settings: RuntimeSetti
     """
     fast = accelerate(models.load(inputs.experiment.dataset.architecture, checkpoint), settings.precision,
                       settings.threads)  # fmt: skip
-    if fast.report.runtime != "sparse":
+    if fast.report.runtime not in (SPARSE, SPARSE_LINEARS):
         raise _dense_only(checkpoint.path, fast.report.reason)
     log.info("runtime: %s", fast.report)
     sparse = _score(inputs, fast, "Scoring by the sparse runtime")
@@ -104,7 +106,9 @@ def score_sparse(inputs: _Inputs, checkpoint: Checkpoint, settings: RuntimeSetti
 def described(fast: FastModel, settings: RuntimeSettings) -> dict[str, Any]:
     """What computed the scores, for the record; `layers` has the precision of each kind of layer if they differ."""
     report = asdict(fast.report)
-    del report["reason"]
+    if fast.report.runtime == SPARSE:
+        for name in ("reason", "swapped", "dense"):  # of single layers
+            del report[name]
     by_layer = {"layers": settings.precision} if isinstance(settings.precision, dict) else {}
     return {"name": report.pop("runtime"), **report, **by_layer, "threads": settings.threads}
 

@@ -17,8 +17,10 @@ from pruning.runtime.base_model import SparseBase
 from pruning.runtime.compiler import Unavailable
 from pruning.runtime.encoder import SparseEncoder
 from pruning.runtime.families import LINEARS, check_layers, structure_of
+from pruning.runtime.linears import candidates, swap_linears
 from pruning.runtime.packed_file import Packed, model_class
 from pruning.runtime.packing import GROUP, Blocks
+from pruning.runtime.report import Report
 from pruning.runtime.self_check import Sample, tolerance
 
 if TYPE_CHECKING:
@@ -29,38 +31,6 @@ log = logging.getLogger(__name__)
 
 OTHERS = "others"
 """Key of a mapping of precisions for the layers that it does not name."""
-
-
-@dataclass(frozen=True)
-class Report:
-    """What runs the encoder of a model."""
-
-    runtime: str
-    """"sparse" or "dense torch"."""
-    reason: str = ""
-    """Why the encoder is dense; empty if it is sparse."""
-    precision: str = "float32"
-    """Precision of the products: float32, bfloat16, int8 or "mixed"."""
-    instructions: str = ""
-    """Instruction set of the kernels."""
-    compiler: str = ""
-    density: float = 1.0
-    """Share of the encoder's 4x1 blocks that are not zero."""
-    packed_bytes: int = 0
-    """Memory of the encoder's packed weights."""
-    dense_bytes: int = 0
-    """Memory of the encoder's weights in torch, which a sparse encoder frees."""
-    difference: float | None = None
-    """Difference from torch in the self-check (`Sample.difference`); None: it was not made."""
-
-    def __str__(self) -> str:
-        if self.runtime != "sparse":
-            return f"{self.runtime} ({self.reason})"
-        return (
-            f"sparse {self.precision} ({self.instructions}; {self.compiler}): {self.density:.1%} of the 4x1 blocks, "
-            f"{self.packed_bytes / 2**20:.1f} MiB of weights instead of {self.dense_bytes / 2**20:.1f}"
-            + ("" if self.difference is None else f"; differs from torch by {self.difference:.1e} in its self-check")
-        )
 
 
 class FastModel:
@@ -151,7 +121,8 @@ def accelerate(
             their precision may cause, the model stays dense.
 
     Returns:
-        The model. Where it cannot be sparse, it is unchanged, and `report.reason` says why.
+        The model. Where its encoder cannot be sparse, single linear layers are where that is faster, else it is
+        unchanged; `report.reason` says why.
 
     Raises:
         PruningError: a precision that the instructions do not have, or the model is not on the CPU.
@@ -164,7 +135,7 @@ def _accelerate(model: PreTrainedModel, options: _Options) -> FastModel:
         raise PruningError(f"the model is on {model.device}; move it to the CPU")
     model.eval()
     if reason := why_dense(model):
-        return _dense(model, reason)
+        return _with_linears(model, reason, options)
     try:
         library = compiler.library(options.instructions)
     except Unavailable as unavailable:
@@ -193,6 +164,44 @@ def why_dense(model: PreTrainedModel) -> str:
 def _dense(model: nn.Module, reason: str) -> FastModel:
     log.warning("the model runs dense in torch: %s", reason)
     return FastModel(model, Report("dense torch", reason))
+
+
+def _with_linears(model: PreTrainedModel, reason: str, options: _Options) -> FastModel:
+    """The model with sparse linear layers where these are faster.
+
+    Args:
+        reason: why the encoder cannot be sparse.
+    """
+    if not candidates(model):
+        return _dense(model, f"{reason}; no linear layer is large enough to be faster alone")
+    try:
+        library = compiler.library(options.instructions)
+    except Unavailable as unavailable:
+        return _dense(model, f"{reason}; {unavailable}")
+    precision, *others = set(layer_precisions(options.precision, library.instructions).values())
+    if others:
+        return _dense(model, f"{reason}; single linear layers have one precision")
+    try:
+        sample = Sample.of(model) if options.check else None
+    except Exception as error:  # the model may need other inputs than an encoder of texts
+        return _dense(model, f"{reason}; its self-check cannot run: {type(error).__name__}: {error}")
+    done = swap_linears(model, library, precision, options.threads)
+    if not done.sparse:
+        return _dense(model, f"{reason}; no linear layer is sparse enough to be faster alone")
+    try:
+        difference = sample and sample.difference(model)
+    except AttributeError as error:  # it reads the weight of a layer
+        done.undo(model)
+        return _dense(model, f"{reason}; it needs its dense layers: {error}")
+    if difference is not None and not difference <= tolerance({precision}):
+        done.undo(model)
+        return _dense(model, f"{reason}; its sparse linear layers ({library}) differ from torch by {difference:.2g}")
+    report = Report(
+        "sparse linears", reason, precision, library.instructions, library.compiler, done.density, done.packed_bytes,
+        done.dense_bytes, difference, len(done.sparse), done.dense,
+    )  # fmt: skip
+    log.warning("the model runs in torch with sparse linear layers: %s", reason)
+    return FastModel(model, report)
 
 
 def _checked(base: SparseBase, sample: Sample | None, stored: str = "float32") -> tuple[float | None, str]:

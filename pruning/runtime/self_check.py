@@ -1,4 +1,4 @@
-"""The self-check of a sparse encoder: a few random tokens, through it and through the torch layers that it replaces."""
+"""The self-check of a sparse model: a few random tokens, through it and through the torch layers that it replaces."""
 
 from __future__ import annotations
 
@@ -7,12 +7,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-    from pruning.runtime.base_model import SparseBase
 
 TOLERANCE = {"float32": 1e-4, "bfloat16": 0.1, "int8": 0.5}
 """Largest difference from torch that a precision may cause. A wrong encoder differs by about 1."""
@@ -51,13 +49,17 @@ class Sample:
         return cls(ids, mask, hidden.float().cpu())
 
     @torch.inference_mode()
-    def difference(self, base: SparseBase) -> float:
+    def difference(self, model: nn.Module) -> float:
         """Largest mean difference of any token, and of any feature, relative to the mean size of hidden states: a
         wrong row of a weight shows in few features, and a wrong mask in few tokens. Infinite if only one of the two
         is finite.
+
+        Args:
+            model: sparse, with or without a head.
         """
         tokens = self.mask.bool()
         expected = self.hidden[tokens]
+        base = getattr(model, "base_model", model)
         got = base(input_ids=self.ids, attention_mask=self.mask).last_hidden_state[tokens].float()
         same = (expected == got) | (expected.isnan() & got.isnan())
         error = torch.where(same, 0, (expected - got).abs()).nan_to_num(nan=torch.inf)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from results.columns import SPARSE
+from results.columns import SPARSE, SPARSE_LINEARS
 from runner.models import heads
 from runner.models.configuration import quiet_loading, read_config
 from runner.speed.machine import Machine, machine
@@ -49,7 +49,8 @@ class Speed:
         lines = {}
         for setting in dict.fromkeys((t.batch, t.length, t.threads) for t in self.timings):
             alike = [t for t in self.timings if (t.batch, t.length, t.threads) == setting]
-            fastest = [[t for t in alike if (t.runtime == SPARSE) == sparse] for sparse in (True, False)]
+            ours = (SPARSE, SPARSE_LINEARS)
+            fastest = [[t for t in alike if (t.runtime in ours) == sparse] for sparse in (True, False)]
             best = [min(each, key=lambda t: t.ms) for each in fastest if each]
             text = ", ".join(f"{t.runtime} {t.precision} {t.ms:.2f} ms ({t.ratio_to_best_dense:.2f}x)" for t in best)
             lines["batch {}, length {}, threads {}".format(*setting)] = text

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from pruning import runtime
 from pruning.runtime import compiler
 from pruning.runtime.cut import cut
+from results.columns import SPARSE, SPARSE_LINEARS
 from runner.exports.libraries import Missing, installed, quiet
 from runner.exports.onnx import Inputs, Run, export_onnx, session
 from runner.exports.openvino import compiled as compiled_model
@@ -65,13 +66,15 @@ def torch_dense(model: PreTrainedModel, precision: str, compiled: bool) -> Runti
 
 
 def sparse(model: PreTrainedModel, precision: str, threads: int) -> Runtime:
-    """The sparse runtime. Raises Missing with its reason if it would run dense."""
+    """The sparse runtime, of the whole encoder or of single layers. Raises Missing with its reason if it would run
+    dense.
+    """
     fast = runtime.accelerate(copy.deepcopy(model), precision, threads)
-    if fast.report.runtime != "sparse":
+    if fast.report.runtime not in (SPARSE, SPARSE_LINEARS):
         raise Missing(fast.report.reason)
     rest = parameters_bytes(fast.model)
     return Runtime(
-        "sparse", precision, lambda inputs: [v for v in fast(**inputs).values() if v is not None], True,
+        fast.report.runtime, precision, lambda inputs: [v for v in fast(**inputs).values() if v is not None], True,
         fast.report.packed_bytes + rest,
     )  # fmt: skip
 

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from transformers import AutoConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForQuestionAnswering, PreTrainedModel
 
 from pruning import Projector, PruningError, runtime
 from pruning.runtime import compiler, self_check
-from runner import evaluate, models
+from runner import benchmark, evaluate, models
 from runner.config.runtime import RuntimeSettings, split
 from runner.models import Model, heads
 from runner.models.configuration import read_config
@@ -172,6 +172,32 @@ def test_a_model_that_would_run_dense_is_refused(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(self_check, "TOLERANCE", dict.fromkeys(self_check.TOLERANCE, -1.0))
     with pytest.raises(UserError, match="failed its self-check"):
         evaluate.main([str(save_small_model(tmp_path / "model")), *DEMO, "runtime=sparse"])
+
+
+@needs_runtime
+def test_single_sparse_layers_have_a_score_and_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    model = save_small_model(tmp_path / "mish", hidden_act="mish", hidden_size=256, intermediate_size=512)
+    zeros(model)
+    about = printed([str(model), *DEMO, "runtime=sparse", "precision=float32"], capsys)["runtime"]
+    assert (about["name"], about["precision"], about["swapped"]) == ("sparse linears", "float32", 12)
+    assert "no kernel for the activation 'mish'" in about["reason"]
+    benchmark.main([str(model), "--length", "16", "--seconds", "0", "--precision", "float32", "--json"])
+    timings = json.loads(capsys.readouterr().out)
+    assert "sparse linears" in {t["runtime"] for t in timings}
+
+
+def zeros(folder: Path) -> None:
+    """Leave every third block of the encoder's linear layers of a saved model."""
+    model = AutoModelForQuestionAnswering.from_pretrained(folder)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if ".layer." in name and weight.dim() == 2:
+                blocks = weight.view(-1, 4, weight.shape[1])
+                blocks[torch.arange(len(blocks)) % 3 > 0] = 0
+    model.save_pretrained(folder)
 
 
 @needs_runtime
