@@ -1,10 +1,12 @@
-"""How fast a saved model is on this CPU, in the sparse runtime and in every dense one that is installed.
+"""How fast a saved model is on this CPU, in the sparse runtime and in every dense one that is installed, or on a GPU.
 
 python -m runner.benchmark FOLDER_OR_RUN [--batch 1,8] [--length 128,384] [--threads 1]
                                          [--precision float32,bfloat16,int8] [--compile] [--json] [--tracking-uri URI]
+                                         [--device cpu|cuda]
 
 FOLDER_OR_RUN is a model's folder, a run's folder, or a run's id in MLflow. With one thread the times are CPU times,
-with several they are times on the clock: see `runner.speed.timing`.
+with several they are times on the clock: see `runner.speed.timing`. On a GPU
+the model is timed dense and in the 2:4 forms of torch: see `runner.speed.cuda`.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from runner.models import positions
 from runner.records import runs
+from runner.speed.cuda import measure_cuda, require_cuda, verdicts
 from runner.speed.measure import Grid, batch_of, load, measure
 from runner.speed.runtimes import TOLERANCE, default_precisions
 from runner.speed.timing import Timing
@@ -36,10 +39,11 @@ def main(arguments: list[str]) -> None:
     Raises:
         UserError: there is no model, or an argument makes no sense.
     """
-    parser = argparse.ArgumentParser("python -m runner.benchmark", description="Time a saved model on this CPU.")
+    parser = argparse.ArgumentParser("python -m runner.benchmark", description="Time a saved model on a CPU or GPU.")
     where = "folder of a saved model or of a run, or a run's id in MLflow"
     parser.add_argument("folder", metavar="FOLDER_OR_RUN", help=where)
-    parser.add_argument("--batch", default="1", help="batch sizes, such as 1,8")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="cuda: dense and 2:4 on a GPU")
+    parser.add_argument("--batch", help="batch sizes, such as 1,8; default: 1, on a GPU 1,8,32,64")
     parser.add_argument("--length", default="128", help="lengths in tokens, such as 128,384")
     parser.add_argument("--threads", default="1", help="numbers of threads, such as 1,2")
     parser.add_argument("--precision", help="of the sparse runtime, such as bfloat16,int8; default: all of this CPU")
@@ -50,17 +54,28 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--tracking-uri", metavar="URI", help=store)
     given = parser.parse_args(arguments)
     set_up_process()
+    on_gpu = given.device == "cuda"
+    if on_gpu:
+        if given.precision or given.threads != "1":
+            raise UserError("--device cuda: --precision and --threads are of the CPU; leave them out")
+        require_cuda()
+    given.batch = given.batch or ("1,8,32,64" if on_gpu else "1")
     precisions = tuple(given.precision.split(",")) if given.precision else ()
     if unknown := set(precisions) - TOLERANCE.keys():
         raise UserError(f"--precision {', '.join(sorted(unknown))}: choose from {', '.join(TOLERANCE)}")
     grid = Grid(*(numbers(getattr(given, name), name) for name in ("batch", "length", "threads")))
     model = load(find(given.folder, Tracking(uri=given.tracking_uri)), "FOLDER_OR_RUN")
     check_length(model, max(grid.lengths))
-    speed = measure(model, grid, precisions, given.seconds, compiled=given.compile)
+    if on_gpu:
+        speed = measure_cuda(model, grid.batches, grid.lengths, given.seconds, compiled=given.compile)
+    else:
+        speed = measure(model, grid, precisions, given.seconds, compiled=given.compile)
     if given.json:
         print(json.dumps([asdict(timing) for timing in speed.timings], indent=1))
     else:
         print(f"{speed.machine}\n\n{table(speed.timings)}")
+        if on_gpu:
+            print("\n" + "\n".join(verdicts(speed.timings)))
 
 
 def numbers(text: str, name: str) -> list[int]:

@@ -41,18 +41,25 @@ class Machine:
     """CPU cores that this process may use."""
     memory_bytes: int | None
     """Memory of the machine; None: unknown."""
+    gpu: str | None = None
+    """Name, compute capability and memory of the GPU; None: the times are of the CPU."""
 
     def __str__(self) -> str:
         load = "" if self.load is None else f", load {self.load:.1f}"
         memory = "" if self.memory_bytes is None else f", {self.memory_bytes / 2**30:.0f} GiB of memory"
+        gpu = "" if self.gpu is None else f"{self.gpu}\n"
         return (
-            f"{self.cpu} ({', '.join(self.features) or 'no AVX2'}), {self.cores} cores{load}{memory}\n"
+            f"{gpu}{self.cpu} ({', '.join(self.features) or 'no AVX2'}), {self.cores} cores{load}{memory}\n"
             f"{', '.join(f'{name} {number}' for name, number in self.versions.items())}"
         )
 
 
-def machine() -> Machine:
-    """This machine now."""
+def machine(*, gpu: bool = False) -> Machine:
+    """This machine now.
+
+    Args:
+        gpu: whether its GPU is what is timed.
+    """
     has = torch.cpu.get_capabilities()
     features = [name for key, name in FEATURES.items() if has.get(key)]
     if has.get("architecture") == "aarch64":
@@ -65,7 +72,13 @@ def machine() -> Machine:
         load = os.getloadavg()[0]
     with suppress(OSError, ValueError, AttributeError):
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return Machine(cpu(), features, versions, load, available_cores(), memory)
+    return Machine(cpu(), features, versions, load, available_cores(), memory, gpu_name() if gpu else None)
+
+
+def gpu_name() -> str:
+    """The GPU that torch uses: name, compute capability, memory."""
+    about = torch.cuda.get_device_properties(torch.cuda.current_device())
+    return f"{about.name} (compute capability {about.major}.{about.minor}, {about.total_memory / 2**30:.0f} GiB)"
 
 
 def available_cores() -> int:

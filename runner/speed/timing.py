@@ -34,7 +34,8 @@ class Timing:
     length: int
     threads: int
     ms: float
-    """Time of a call, median, in milliseconds: CPU time with one thread, time on the clock with several."""
+    """Time of a call, median, in milliseconds: CPU time with one thread, time on the clock with several
+    and on a GPU."""
     ms_low: float
     """10th percentile."""
     ms_high: float
@@ -52,7 +53,13 @@ class Timing:
 
 
 def time_all(
-    runtimes: Sequence[Runtime], inputs: Inputs, threads: int, seconds: float = 8, turns: int = 200
+    runtimes: Sequence[Runtime],
+    inputs: Inputs,
+    threads: int,
+    seconds: float = 8,
+    turns: int = 200,
+    *,
+    wall: bool = False,
 ) -> list[Timing]:
     """Time runtimes, the fastest first.
 
@@ -61,14 +68,15 @@ def time_all(
         threads: of torch; the other runtimes were made for so many.
         seconds: to spend, at least five turns.
         turns: at most.
+        wall: with one thread too the time on the clock counts, as for a GPU.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
         with torch.inference_mode():
             checked = _agreeing(runtimes, inputs)
-            cpu, wall = _turns([runtime for runtime, _ in checked], inputs, seconds, turns)
-            spent = cpu if threads == 1 else wall
+            cpu, clock = _turns([runtime for runtime, _ in checked], inputs, seconds, turns)
+            spent = cpu if threads == 1 and not wall else clock
     finally:
         torch.set_num_threads(before)
     medians = [median(times) for times in spent]
@@ -81,7 +89,7 @@ def time_all(
         ratio = median(b / a for a, b in zip(spent[i], spent[best], strict=True)) if best is not None else float("nan")
         timings.append(
             Timing(
-                runtime.name, runtime.precision, batch, length, threads, medians[i], low, high, median(wall[i]), ratio,
+                runtime.name, runtime.precision, batch, length, threads, medians[i], low, high, median(clock[i]), ratio,
                 difference, runtime.bytes, median(cpu[i]),
             )
         )  # fmt: skip
