@@ -9,7 +9,8 @@
      float32: 1 column x 4 rows; bfloat16: [4 rows][2 columns]; int8: [4 rows][4 columns]. Which columns stand in a
      group is free: the instructions that multiply pairs (vdpbf16ps) or fours (vpdpbusd) take any two or four rows of x.
      A group that is not full has columns of weight zero.
-   - bfloat16 and int8 rows of x are stored in the order in which `unpack` instructions give tokens back in order.
+   - A row of bfloat16 is 128 bytes, one of int8 64 bytes. Their tokens are stored in the order in which `unpack`
+     instructions give them back in order.
 
    Precision: float32 everywhere; or bfloat16 products with float32 sums, if the CPU has vdpbf16ps; or int8 products with
    int32 sums, if it has vpdpbusd: weights symmetric for each row, activations unsigned, asymmetric, for each token.
@@ -20,7 +21,6 @@
 #include <sched.h>
 #include <stdatomic.h>
 #include <stdint.h>
-#include <stdlib.h>
 #include <string.h>
 
 #if defined(__AVX512F__) || defined(__AVX2__)
@@ -29,7 +29,7 @@
 
 #if defined(__AVX512F__)
 #define LANES 16  /* floats in a register */
-#define VECTORS 4 /* registers of tokens that are summed at once */
+#define VECTORS 4 /* registers of tokens that are summed at once; even */
 #elif defined(__AVX2__)
 #define LANES 8
 #define VECTORS 2
@@ -61,7 +61,7 @@ struct linear {
     int32_t precision, rows, columns; /* rows: a multiple of 4 */
     const int32_t *start;             /* [rows / 4 + 1] first group of a block row */
     const uint16_t *column;           /* [groups][1, 2 or 4], and 64 more that prefetching may read */
-    const void *value;                /* [groups][16 bytes] */
+    const char *value;                /* [groups][16 bytes] */
     const float *bias;                /* [rows] */
     const float *scale;               /* int8: [rows] weight = scale * stored value */
     const float *sum;                 /* int8: [rows] sum of the row's weights */
@@ -84,37 +84,102 @@ struct batch {
     const int32_t *tokens; /* [sequences] tokens to compute */
     const int32_t *keys;   /* [sequences] the first so many of them are attended to */
     const int32_t *source; /* [all tokens] row in `in` and `out` of each token, sequence by sequence */
-    const float *in;
-    float *out; /* [rows][hidden] */
+    float *in, *out;       /* [rows][hidden] */
 };
 
-/* ---- vectors ---- */
+/* ---- instruction sets ---- */
 
 INLINE floats all(float x) { return x - (floats){}; }
-INLINE floats load(const float *p) { return *(const floats *)p; }
-INLINE void store(float *p, floats x) { *(floats *)p = x; }
-INLINE ints bits(floats x) { return (ints)x; }
 
-/* The larger or smaller of two; the second if either is NaN. */
+/* larger, smaller: the second if either is NaN. reciprocal: of a finite x, relative error 2e-7.
+   rounded: to the nearest integer, if |x| < 2^22. scaled: 2^k * x for an integral k < 128; below -126 it may be
+   2^-126 * x. */
 #if defined(__AVX512F__)
 INLINE floats larger(floats a, floats b) { return (floats)_mm512_max_ps((__m512)a, (__m512)b); }
 INLINE floats smaller(floats a, floats b) { return (floats)_mm512_min_ps((__m512)a, (__m512)b); }
-#elif defined(__AVX2__)
+INLINE floats rounded(floats x) { return (floats)_mm512_roundscale_ps((__m512)x, 8); }
+INLINE floats scaled(floats x, floats k) { return (floats)_mm512_scalef_ps((__m512)x, (__m512)k); }
+INLINE floats reciprocal(floats x) {
+    floats r = (floats)_mm512_rcp14_ps((__m512)x);
+    return r * (2.f - x * r); /* a step of Newton's method doubles the 14 bits */
+}
+#else
+#if defined(__AVX2__)
 INLINE floats larger(floats a, floats b) { return (floats)_mm256_max_ps((__m256)a, (__m256)b); }
 INLINE floats smaller(floats a, floats b) { return (floats)_mm256_min_ps((__m256)a, (__m256)b); }
 #else
-INLINE floats choose(ints mask, floats a, floats b) { return (floats)((mask & bits(a)) | (~mask & bits(b))); }
+INLINE floats choose(ints mask, floats a, floats b) { return (floats)((mask & (ints)a) | (~mask & (ints)b)); }
 INLINE floats larger(floats a, floats b) { return choose(a > b, a, b); }
 INLINE floats smaller(floats a, floats b) { return choose(a < b, a, b); }
 #endif
-
-INLINE floats magnitude(floats x) { return (floats)(bits(x) & 0x7fffffff); }
-
-/* To the nearest integer, if |x| < 2^22. */
 INLINE floats rounded(floats x) { return (x + 12582912.f) - 12582912.f; }
+INLINE floats scaled(floats x, floats k) {
+    return (floats)((ints)x + (__builtin_convertvector(larger(all(-126.f), k), ints) << 23));
+}
+INLINE floats reciprocal(floats x) { return 1.f / x; }
+#endif
 
-/* 2^k * x for an integral k that does not overflow. */
-INLINE floats scaled(floats x, floats k) { return (floats)(bits(x) + (__builtin_convertvector(k, ints) << 23)); }
+/* bfloat16. in_order: 2 vectors of tokens as one row. narrow: in the order in which `unpack2` gives them back.
+   pair: a[i] in the lower half of 32 bits, b[i] in the upper. unpack2: pairs of two rows, 2 vectors.
+   dot2: adds the products of pairs. */
+#if defined(__AVX512BF16__)
+#define HAS_BFLOAT16 1
+INLINE ints in_order(floats a, floats b) { return (ints)_mm512_cvtne2ps_pbh((__m512)b, (__m512)a); }
+INLINE ints narrow(floats a, floats b) {
+    return (ints)_mm512_permutexvar_epi64(_mm512_set_epi64(7, 3, 6, 2, 5, 1, 4, 0), (__m512i)in_order(a, b));
+}
+INLINE ints pair(floats a, floats b) {
+    const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6,
+                                           21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+    return (ints)_mm512_permutexvar_epi16(order, (__m512i)in_order(a, b));
+}
+INLINE void unpack2(const char *a, const char *b, ints *v) {
+    __m512i x = _mm512_load_si512(a), y = _mm512_load_si512(b);
+    v[0] = (ints)_mm512_unpacklo_epi16(x, y);
+    v[1] = (ints)_mm512_unpackhi_epi16(x, y);
+}
+INLINE floats dot2(floats sum, ints x, int32_t w) {
+    return (floats)_mm512_dpbf16_ps((__m512)sum, (__m512bh)x, (__m512bh)_mm512_set1_epi32(w));
+}
+#else /* never executed */
+#define HAS_BFLOAT16 0
+#define in_order(a, b) ((ints)((a) + (b)))
+#define narrow(a, b) ((ints)((a) + (b)))
+#define pair(a, b) ((ints)((a) + (b)))
+#define unpack2(a, b, v) (*(v) = *(const ints *)(a))
+#define dot2(sum, x, w) (sum)
+#endif
+
+/* int8. to_bytes: 4 vectors of tokens as one row. unpack4: fours of four rows, 4 vectors.
+   dot4: adds the products of fours, x unsigned. */
+#if defined(__AVX512VNNI__)
+#define HAS_INT8 1
+INLINE ints to_bytes(const floats *x) {
+    __m512i v[4];
+    for (int j = 0; j < 4; j++) v[j] = _mm512_cvtps_epi32((__m512)x[j]);
+    return (ints)_mm512_packus_epi16(_mm512_packus_epi32(v[0], v[1]), _mm512_packus_epi32(v[2], v[3]));
+}
+INLINE void unpack4(const char *x, const uint16_t *column, ints *v) {
+    __m512i a = _mm512_load_si512(x + TILE * column[0]), b = _mm512_load_si512(x + TILE * column[1]);
+    __m512i c = _mm512_load_si512(x + TILE * column[2]), d = _mm512_load_si512(x + TILE * column[3]);
+    __m512i ab = _mm512_unpacklo_epi8(a, b), AB = _mm512_unpackhi_epi8(a, b);
+    __m512i cd = _mm512_unpacklo_epi8(c, d), CD = _mm512_unpackhi_epi8(c, d);
+    v[0] = (ints)_mm512_unpacklo_epi16(ab, cd), v[1] = (ints)_mm512_unpackhi_epi16(ab, cd);
+    v[2] = (ints)_mm512_unpacklo_epi16(AB, CD), v[3] = (ints)_mm512_unpackhi_epi16(AB, CD);
+}
+INLINE ints dot4(ints sum, ints x, int32_t w) {
+    return (ints)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)x, _mm512_set1_epi32(w));
+}
+#else /* never executed */
+#define HAS_INT8 0
+#define to_bytes(x) ((ints)*(x))
+#define unpack4(x, column, v) (*(v) = *(const ints *)((x) + *(column)))
+#define dot4(sum, x, w) (sum)
+#endif
+
+/* ---- functions of a vector ---- */
+
+INLINE floats magnitude(floats x) { return (floats)((ints)x & 0x7fffffff); }
 
 INLINE floats root(floats x) {
     for (int i = 0; i < LANES; i++) x[i] = sqrtf(x[i]);
@@ -134,37 +199,14 @@ INLINE floats exponential(floats x) {
     return scaled(p * (r * r) + (r + 1.f), k);
 }
 
-/* 1 / x for a finite x; relative error 2e-7. */
-INLINE floats reciprocal(floats x) {
-#if defined(__AVX512F__)
-    floats r = (floats)_mm512_rcp14_ps((__m512)x);
-    return r * (2.f - x * r); /* a step of Newton's method doubles the 14 bits */
-#else
-    return 1.f / x;
-#endif
-}
-
-/* 2^x for a finite x < 128; relative error 4e-5, below the resolution of bfloat16.
-   Below -126 AVX-512 gives 0 or a denormal number, the others 2^-126. */
+/* 2^x for a finite x < 128; relative error 4e-5, below the resolution of bfloat16. Below -126 it is at most 2^-126. */
 INLINE floats power_of_2(floats x) {
-#if defined(__AVX512F__)
-    floats k = (floats)_mm512_roundscale_ps((__m512)x, 8), r = x - k;
-#else
-    x = larger(all(-126.f), x);
     floats k = rounded(x), r = x - k;
-#endif
     floats p = 0.0096181f * r + 0.0555041f;
     p = p * r + 0.2402265f;
     p = p * r + 0.6931472f;
-    p = p * r + 1.f;
-#if defined(__AVX512F__)
-    return (floats)_mm512_scalef_ps((__m512)p, (__m512)k);
-#else
-    return scaled(p, k);
-#endif
+    return scaled(p * r + 1.f, k);
 }
-
-INLINE floats sigmoid_times(floats x, floats z) { return x / (1.f + exponential(-z)); }
 
 /* x * Phi(x), with erfc after Abramowitz and Stegun 7.1.26; absolute error 2e-7. */
 INLINE floats gelu(floats x) {
@@ -185,6 +227,8 @@ INLINE floats gelu_fast(floats x) {
     return x * reciprocal(1.f + power_of_2(u * c));
 }
 
+INLINE floats sigmoid_times(floats x, floats z) { return x / (1.f + exponential(-z)); }
+
 INLINE floats activate(floats x, enum activation kind, int exact) {
     switch (kind) {
     case RELU: return larger(all(0.f), x);
@@ -198,111 +242,69 @@ INLINE floats activate(floats x, enum activation kind, int exact) {
 
 /* ---- tiles ---- */
 
-/* Copy the rows in[source[token]] into a tile, 16 features at a time: these stay in the L1 cache.
-   Other tokens are zero. */
-static void tile_in(const float *in, const int32_t *source, int tokens, int features, float *x) {
-    memset(x, 0, sizeof(float) * features * TILE);
+/* The vectors of row k. `x` may begin at any vector of a tile. */
+INLINE floats *row(const float *x, int64_t k) { return (floats *)(x + k * TILE); }
+
+/* Copy rows[source[token]] into a tile or out of it, 16 features at a time: these stay in the L1 cache. */
+INLINE void transpose(float *rows, const int32_t *source, int tokens, int features, float *x, const int out) {
     for (int k = 0; k < features; k += 16)
         for (int t = 0; t < tokens; t++) {
-            const float *row = in + (int64_t)source[t] * features;
-            for (int i = k; i < k + 16 && i < features; i++) x[i * TILE + t] = row[i];
+            float *token = rows + (int64_t)source[t] * features;
+            for (int i = k; i < k + 16 && i < features; i++)
+                if (out)
+                    token[i] = x[i * TILE + t];
+                else
+                    x[i * TILE + t] = token[i];
         }
 }
 
-static void tile_out(const float *x, const int32_t *source, int tokens, int features, float *out) {
-    for (int k = 0; k < features; k += 16)
-        for (int t = 0; t < tokens; t++) {
-            float *row = out + (int64_t)source[t] * features;
-            for (int i = k; i < k + 16 && i < features; i++) row[i] = x[i * TILE + t];
-        }
-}
-
-/* ---- bfloat16 and int8 ---- */
-
-#if defined(__AVX512BF16__)
-/* 32 tokens as bfloat16 in order. */
-INLINE __m512i in_order(floats a, floats b) { return (__m512i)_mm512_cvtne2ps_pbh((__m512)b, (__m512)a); }
-
-/* 32 tokens as bfloat16: `unpacklo` gives the first 16 back, `unpackhi` the others. */
-INLINE __m512i narrow(floats a, floats b) {
-    return _mm512_permutexvar_epi64(_mm512_set_epi64(7, 3, 6, 2, 5, 1, 4, 0), in_order(a, b));
-}
-
-/* a[i] and b[i] as bfloat16 in 32 bits: a in the lower half. */
-INLINE __m512i pair(floats a, floats b) {
-    const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21,
-                                           5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
-    return _mm512_permutexvar_epi16(order, in_order(a, b));
-}
-
-INLINE floats dot2(floats sum, __m512i x, int32_t w) {
-    return (floats)_mm512_dpbf16_ps((__m512)sum, (__m512bh)x, (__m512bh)_mm512_set1_epi32(w));
-}
-#endif
-
+/* How the tokens of a tile are stored as unsigned bytes: x = scale * byte + zero. */
 struct quantized {
-    _Alignas(64) float scale[TILE], zero[TILE]; /* of each token: x = scale * stored + zero */
-    float low[TILE], high[TILE];                /* of the rows that are quantized next */
+    floats scale[TILE / LANES], zero[TILE / LANES];
+    floats low[TILE / LANES], high[TILE / LANES]; /* range of the rows that are quantized next */
 };
 
 /* Begin the range of the tokens. */
 static void forget(struct quantized *q) {
-    for (int t = 0; t < TILE; t++) q->low[t] = INFINITY, q->high[t] = -INFINITY;
+    for (int j = 0; j < TILE / LANES; j++) q->low[j] = all(INFINITY), q->high[j] = all(-INFINITY);
 }
 
-/* Widen the range of one vector of tokens by 4 rows, `step` vectors apart. A NaN in `low` stays: `smaller` returns it. */
-INLINE void widen(struct quantized *q, int token, const floats *v, int step) {
-    floats low = load(q->low + token), high = load(q->high + token), nan = all(0.f);
-    for (int r = 0; r < 4; r++, v += step) low = smaller(*v, low), high = larger(*v, high), nan += *v * 0.f;
-    store(q->low + token, low + nan), store(q->high + token, high);
+/* Widen a range. A NaN makes `low` NaN for good. */
+INLINE void widen(floats v, floats *low, floats *high) {
+    *low = smaller(v, *low) + v * 0.f;
+    *high = larger(v, *high);
 }
 
-#if defined(__AVX512VNNI__)
-/* Store rows of a tile as unsigned bytes; a NaN makes its token's scale NaN. `measured`: their range is known. */
-static void quantize(const float *x, int rows, int measured, struct quantized *q, uint8_t *out) {
-    floats zero[4], factor[4];
-    for (int j = 0; j < 4; j++) {
-        floats low = load(q->low + 16 * j), high = load(q->high + 16 * j), nan = all(0.f);
-        if (!measured) {
-            low = all(INFINITY), high = all(-INFINITY);
-            for (int k = 0; k < rows; k++) {
-                floats v = load(x + k * TILE + 16 * j);
-                low = smaller(v, low), high = larger(v, high), nan += v * 0.f;
-            }
-        }
-        zero[j] = low + nan;
-        floats scale = larger(all(1e-12f), (high - low) * (1.f / 255)) + (zero[j] - zero[j]);
-        store(q->scale + 16 * j, scale), store(q->zero + 16 * j, zero[j]);
-        factor[j] = 1.f / scale;
+/* Store float32 rows, whose range is known, as bytes. A NaN makes its token's scale NaN. */
+static const void *quantize(const float *x, int rows, struct quantized *q, void *buffer) {
+    floats zero[VECTORS], factor[VECTORS], v[VECTORS];
+    for (int j = 0; j < VECTORS; j++) {
+        zero[j] = q->zero[j] = q->low[j];
+        q->scale[j] = larger(all(1e-12f), (q->high[j] - zero[j]) * (1.f / 255)) + (zero[j] - zero[j]);
+        factor[j] = 1.f / q->scale[j];
     }
     for (int k = 0; k < rows; k++) {
-        __m512i v[4];
-        for (int j = 0; j < 4; j++)
-            v[j] = _mm512_cvtps_epi32((__m512)((load(x + k * TILE + 16 * j) - zero[j]) * factor[j]));
-        __m512i low = _mm512_packus_epi32(v[0], v[1]), high = _mm512_packus_epi32(v[2], v[3]);
-        _mm512_store_si512(out + k * TILE, _mm512_packus_epi16(low, high));
+        for (int j = 0; j < VECTORS; j++) v[j] = (row(x, k)[j] - zero[j]) * factor[j];
+        ((ints *)buffer)[k] = to_bytes(v);
     }
+    return buffer;
 }
-#endif
 
-/* Bring rows of a float32 tile into the form that a linear layer of this precision reads. */
-static const void *prepare(enum precision precision, const float *x, int rows, int measured, struct quantized *q,
-                           void *buffer) {
-    (void)precision, (void)rows, (void)measured, (void)q, (void)buffer;
-#if defined(__AVX512BF16__)
-    if (precision == BFLOAT16) {
-        __m512i *out = buffer;
-        for (int k = 0; k < rows; k++, x += TILE, out += 2)
-            for (int j = 0; j < 2; j++) out[j] = narrow(load(x + 32 * j), load(x + 32 * j + 16));
+/* Bring float32 rows into the form that a linear layer of this precision reads. */
+static const void *prepare(enum precision precision, const float *x, int rows, struct quantized *q, void *buffer) {
+    if (HAS_INT8 && precision == INT8) {
+        struct quantized range; /* no store can change a copy, so it stays in registers */
+        forget(&range);
+        for (int k = 0; k < rows; k++)
+            for (int j = 0; j < TILE / LANES; j++) widen(row(x, k)[j], &range.low[j], &range.high[j]);
+        *q = range;
+        return quantize(x, rows, q, buffer);
+    }
+    if (HAS_BFLOAT16 && precision == BFLOAT16) {
+        for (int k = 0; k < rows; k++)
+            for (int j = 0; j < 2; j++) ((ints *)buffer)[2 * k + j] = narrow(row(x, k)[2 * j], row(x, k)[2 * j + 1]);
         return buffer;
     }
-#endif
-#if defined(__AVX512VNNI__)
-    if (precision == INT8) {
-        quantize(x, rows, measured, q, buffer);
-        return buffer;
-    }
-#endif
     return x;
 }
 
@@ -312,139 +314,99 @@ struct sums {
     floats v[4][VECTORS]; /* of 4 rows and n <= VECTORS vectors of tokens */
 };
 
-INLINE void fetch(const void *p, int bytes) {
-    for (int i = 0; i < bytes; i += 64) __builtin_prefetch((const char *)p + i);
-}
-
-INLINE void multiply_float32(const struct linear *w, int block, const float *x, const int n, struct sums *s) {
-    const float *value = (const float *)w->value + 4 * (int64_t)w->start[block];
-    const uint16_t *column = w->column + w->start[block], *end = w->column + w->start[block + 1];
-    for (; column < end; column++, value += 4) {
-        const float *row = x + TILE * column[0];
-        fetch(x + TILE * column[4], 4 * LANES * n);
-        fetch(value + 64, 1);
-        for (int j = 0; j < n; j++) {
-            floats v = load(row + LANES * j);
-            for (int r = 0; r < 4; r++) s->v[r][j] += value[r] * v;
-        }
-    }
-}
-
-#if defined(__AVX512BF16__)
-INLINE void multiply_bfloat16(const struct linear *w, int block, const char *x, const int n, struct sums *s) {
-    const int32_t *value = (const int32_t *)w->value + 4 * (int64_t)w->start[block];
-    const uint16_t *column = w->column + 2 * w->start[block], *end = w->column + 2 * w->start[block + 1];
-    for (; column < end; column += 2, value += 4) {
-        fetch(value + 64, 1);
-        fetch(x + 2 * TILE * column[8], 32 * n);
-        fetch(x + 2 * TILE * column[9], 32 * n);
-        for (int j = 0; j < n; j += 2) {
-            __m512i a = _mm512_load_si512(x + 2 * TILE * column[0] + 32 * j);
-            __m512i b = _mm512_load_si512(x + 2 * TILE * column[1] + 32 * j);
-            __m512i low = _mm512_unpacklo_epi16(a, b), high = _mm512_unpackhi_epi16(a, b);
-            for (int r = 0; r < 4; r++) s->v[r][j] = dot2(s->v[r][j], low, value[r]);
-            if (j + 1 < n)
-                for (int r = 0; r < 4; r++) s->v[r][j + 1] = dot2(s->v[r][j + 1], high, value[r]);
-        }
-    }
-}
-#endif
-
-#if defined(__AVX512VNNI__)
-INLINE void multiply_int8(const struct linear *w, int block, const char *x, const int n, struct sums *s) {
-    __m512i sum[4][4];
+INLINE void clear(struct sums *s) {
     for (int r = 0; r < 4; r++)
-        for (int j = 0; j < n; j++) sum[r][j] = _mm512_setzero_si512();
-    const int32_t *value = (const int32_t *)w->value + 4 * (int64_t)w->start[block];
-    const uint16_t *column = w->column + 4 * w->start[block], *end = w->column + 4 * w->start[block + 1];
-    for (; column < end; column += 4, value += 4) {
-        fetch(value + 64, 1);
-        for (int i = 0; i < 4; i++) fetch(x + TILE * column[16 + i], 1);
-        __m512i a = _mm512_load_si512(x + TILE * column[0]), b = _mm512_load_si512(x + TILE * column[1]);
-        __m512i c = _mm512_load_si512(x + TILE * column[2]), d = _mm512_load_si512(x + TILE * column[3]);
-        __m512i ab = _mm512_unpacklo_epi8(a, b), cd = _mm512_unpacklo_epi8(c, d);
-        __m512i AB = _mm512_unpackhi_epi8(a, b), CD = _mm512_unpackhi_epi8(c, d);
-        __m512i four[4] = {_mm512_unpacklo_epi16(ab, cd), _mm512_unpackhi_epi16(ab, cd),
-                           _mm512_unpacklo_epi16(AB, CD), _mm512_unpackhi_epi16(AB, CD)};
+        for (int j = 0; j < VECTORS; j++) s->v[r][j] = all(0.f);
+}
+
+INLINE void fetch(const char *p, int bytes) {
+    for (int i = 0; i < bytes; i += 64) __builtin_prefetch(p + i);
+}
+
+/* sum + x * w, for the 1, 2 or 4 features of each token that 32 bits hold. Sums of int8 products are integers. */
+INLINE floats dot(floats sum, ints x, const void *w, const enum precision precision) {
+    if (precision == INT8) return (floats)dot4((ints)sum, x, *(const int32_t *)w);
+    if (precision == BFLOAT16) return dot2(sum, x, *(const int32_t *)w);
+    return sum + *(const float *)w * (floats)x;
+}
+
+/* Add the products of a block row. `x` begins at the first of n vectors. */
+INLINE void multiply(const struct linear *w, int block, const char *x, const enum precision precision, const int n,
+                     struct sums *s) {
+    const int size = precision == INT8 ? 4 : precision == BFLOAT16 ? 2 : 1, bytes = 4 * TILE / size; /* of a row */
+    const char *value = w->value + 16 * (int64_t)w->start[block];
+    const uint16_t *column = w->column + size * w->start[block], *end = w->column + size * w->start[block + 1];
+    for (; column < end; column += size, value += 16) {
+        fetch(value + 256, 1);
+        for (int i = 0; i < size; i++) fetch(x + bytes * column[4 * size + i], 4 * LANES * n / size);
+        ints v[VECTORS];
+        if (precision == INT8) unpack4(x, column, v);
+        for (int j = 0; precision == BFLOAT16 && j < n; j += 2)
+            unpack2(x + bytes * column[0] + 2 * LANES * j, x + bytes * column[1] + 2 * LANES * j, v + j);
+        for (int j = 0; precision == FLOAT32 && j < n; j++) v[j] = ((const ints *)(x + bytes * column[0]))[j];
+        for (int j = 0; j < n; j++)
+            for (int r = 0; r < 4; r++) s->v[r][j] = dot(s->v[r][j], v[j], value + 4 * r, precision);
+    }
+}
+
+/* Store 4 rows of sums. `y` begins at the first of the rows and of the vectors; `half` is the place of the rows in a
+   tile of bfloat16. */
+INLINE void put(const struct sums *s, enum form form, const int n, float *y, char *half) {
+    if (form <= ADD)
         for (int r = 0; r < 4; r++)
-            for (int j = 0; j < n; j++) sum[r][j] = _mm512_dpbusd_epi32(sum[r][j], four[j], _mm512_set1_epi32(value[r]));
-    }
-    for (int r = 0; r < 4; r++)
-        for (int j = 0; j < n; j++) s->v[r][j] = (floats)_mm512_cvtepi32_ps(sum[r][j]);
-}
-#endif
-
-INLINE void multiply(const struct linear *w, int block, const void *x, int strip, const int n, struct sums *s) {
-    for (int r = 0; r < 4; r++)
-        for (int j = 0; j < n; j++) s->v[r][j] = all(0.f);
-#if defined(__AVX512BF16__)
-    if (w->precision == BFLOAT16) return multiply_bfloat16(w, block, x, n, s);
-#endif
-#if defined(__AVX512VNNI__)
-    if (w->precision == INT8) return multiply_int8(w, block, x, n, s);
-#endif
-    multiply_float32(w, block, (const float *)x + strip, n, s);
-}
-
-/* Store 4 rows of sums. `y` is the whole output tile. */
-INLINE void put(struct sums *s, enum form form, int block, int strip, const int n, void *y) {
-    float *row = (float *)y + 4 * block * TILE + strip;
-    if (form == STORE || form == MEASURE || form == ADD)
-        for (int r = 0; r < 4; r++)
-            for (int j = 0; j < n; j++) {
-                float *place = row + r * TILE + LANES * j;
-                store(place, form == ADD ? s->v[r][j] + load(place) : s->v[r][j]);
-            }
-#if defined(__AVX512BF16__)
-    if (form == PAIRS)
+            for (int j = 0; j < n; j++) row(y, r)[j] = form == ADD ? s->v[r][j] + row(y, r)[j] : s->v[r][j];
+    else if (HAS_BFLOAT16 && form == PAIRS)
         for (int r = 0; r < 4; r += 2)
-            for (int j = 0; j < n; j++)
-                _mm512_store_si512((uint32_t *)y + (2 * block + r / 2) * TILE + 16 * j, pair(s->v[r][j], s->v[r + 1][j]));
-    if (form == NARROW || form == IN_ORDER)
+            for (int j = 0; j < n; j++) ((ints *)(half + 2 * TILE * r))[j] = pair(s->v[r][j], s->v[r + 1][j]);
+    else if (HAS_BFLOAT16)
         for (int r = 0; r < 4; r++)
             for (int j = 0; j < n; j += 2) {
                 floats a = s->v[r][j], b = j + 1 < n ? s->v[r][j + 1] : all(0.f);
-                __m512i both = form == NARROW ? narrow(a, b) : in_order(a, b);
-                _mm512_store_si512((uint16_t *)y + (4 * block + r) * TILE + 16 * j, both);
+                ((ints *)(half + 2 * TILE * r))[j / 2] = form == NARROW ? narrow(a, b) : in_order(a, b);
             }
-#endif
 }
 
-INLINE void linear_vectors(const struct linear *layer, const void *x, struct quantized *q, int strip,
-                           const int n, enum activation activation, enum form form, void *y) {
+/* The layer for n vectors of tokens, the first of which is number `first` of the tile. */
+INLINE void linear_vectors(const struct linear *layer, const char *x, struct quantized *q, int first, const int n,
+                           enum activation activation, enum form form, float *y) {
     const struct linear copy = *layer, *w = &copy; /* a copy that no store can change stays in registers */
     for (int block = 0; block < w->rows / 4; block++) {
         struct sums s;
-        multiply(w, block, x, strip, n, &s);
-        for (int r = 0; r < 4; r++) {
-            int row = 4 * block + r;
-            for (int j = 0; j < n; j++) {
+        clear(&s);
+        if (HAS_INT8 && w->precision == INT8)
+            multiply(w, block, x, INT8, n, &s);
+        else if (HAS_BFLOAT16 && w->precision == BFLOAT16)
+            multiply(w, block, x, BFLOAT16, n, &s);
+        else
+            multiply(w, block, x + 4 * LANES * first, FLOAT32, n, &s);
+        for (int r = 0; r < 4; r++)
+            for (int j = 0, i = 4 * block + r; j < n; j++) {
                 floats v = s.v[r][j];
-                if (w->precision == INT8) {
-                    floats scale = load(q->scale + strip + LANES * j), zero = load(q->zero + strip + LANES * j);
-                    v = v * w->scale[row] * scale + zero * w->sum[row];
-                }
-                s.v[r][j] = activate(v + w->bias[row], activation, w->precision == FLOAT32);
+                if (HAS_INT8 && w->precision == INT8)
+                    v = __builtin_convertvector((ints)v, floats) * w->scale[i] * q->scale[j] + q->zero[j] * w->sum[i];
+                s.v[r][j] = activate(v + w->bias[i], activation, w->precision == FLOAT32);
             }
-        }
-        if (form == MEASURE)
-            for (int j = 0; j < n; j++) widen(q, strip + LANES * j, &s.v[0][j], VECTORS);
-        put(&s, form, block, strip, n, y);
+        if (HAS_INT8 && form == MEASURE)
+            for (int j = 0; j < n; j++) {
+                floats low = q->low[j], high = q->high[j];
+                for (int r = 0; r < 4; r++) widen(s.v[r][j], &low, &high);
+                q->low[j] = low, q->high[j] = high;
+            }
+        put(&s, form, n, y + 4 * block * TILE + LANES * first, (char *)y + 8 * block * TILE);
     }
 }
 
 /* y = activation(W x + bias) for the first `tokens` of a tile. */
-static void linear(const struct linear *w, const void *x, struct quantized *q, int tokens,
-                   enum activation activation, enum form form, void *y) {
+static void linear(const struct linear *w, const void *x, struct quantized *q, int tokens, enum activation activation,
+                   enum form form, void *y) {
+#define VECTORS_OF(n) linear_vectors(w, x, q, first, n < VECTORS ? n : VECTORS, activation, form, y)
     if (form == MEASURE) forget(q);
-    for (int strip = 0; strip < tokens; strip += LANES * VECTORS)
-        switch ((tokens - strip + LANES - 1) / LANES) {
-        case 1: linear_vectors(w, x, q, strip, 1, activation, form, y); break;
-#if VECTORS == 4
-        case 2: linear_vectors(w, x, q, strip, 2, activation, form, y); break;
-        case 3: linear_vectors(w, x, q, strip, 3, activation, form, y); break;
-#endif
-        default: linear_vectors(w, x, q, strip, VECTORS, activation, form, y);
+    for (int first = 0; LANES * first < tokens; first += VECTORS)
+        switch ((tokens - 1) / LANES - first) {
+        case 0: VECTORS_OF(1); break;
+        case 1: VECTORS_OF(2); break;
+        case 2: VECTORS_OF(3); break;
+        default: VECTORS_OF(VECTORS);
         }
 }
 
@@ -453,22 +415,19 @@ static void linear(const struct linear *w, const void *x, struct quantized *q, i
 /* Normalise the rows of each token of a tile, in place. */
 static void layer_norm(float *x, int rows, const float *weight, const float *bias, float epsilon, int tokens) {
     for (float *end = x + tokens; x < end; x += LANES * VECTORS) {
-        floats mean[VECTORS], scale[VECTORS];
-        for (int j = 0; j < VECTORS; j++) mean[j] = scale[j] = all(0.f);
+        floats mean[VECTORS] = {}, scale[VECTORS] = {};
         for (int k = 0; k < rows; k++)
-            for (int j = 0; j < VECTORS; j++) mean[j] += load(x + k * TILE + LANES * j);
+            for (int j = 0; j < VECTORS; j++) mean[j] += row(x, k)[j];
         for (int j = 0; j < VECTORS; j++) mean[j] /= (float)rows;
         for (int k = 0; k < rows; k++)
             for (int j = 0; j < VECTORS; j++) {
-                floats v = load(x + k * TILE + LANES * j) - mean[j];
+                floats v = row(x, k)[j] - mean[j];
                 scale[j] += v * v;
             }
         for (int j = 0; j < VECTORS; j++) scale[j] = 1.f / root(scale[j] / (float)rows + epsilon);
         for (int k = 0; k < rows; k++)
-            for (int j = 0; j < VECTORS; j++) {
-                float *place = x + k * TILE + LANES * j;
-                store(place, (load(place) - mean[j]) * scale[j] * weight[k] + bias[k]);
-            }
+            for (int j = 0; j < VECTORS; j++)
+                row(x, k)[j] = (row(x, k)[j] - mean[j]) * scale[j] * weight[k] + bias[k];
     }
 }
 
@@ -479,99 +438,76 @@ struct sequence {
     const int32_t *source; /* [tokens] rows of the batch */
 };
 
-/* Queries, keys and values of a sequence; tiles as the form PAIRS (queries, keys) and IN_ORDER (values) store them if
-   narrow, else as STORE does. All heads of a tile are consecutive. */
+/* Queries, keys and values of a sequence. All heads of a tile are consecutive. */
 struct heads {
     float *query, *key, *value;
     size_t tile; /* floats of memory that a tile takes */
-    int narrow;
+    int pack;    /* 1: float32, form STORE; 2: bfloat16 in 32 bits, forms PAIRS (queries, keys) and IN_ORDER (values) */
 };
 
-/* s += w x over so many steps: rows x[step][64] by weights w[row * by_row + step * by_step]. If narrow, an element
-   is a pair of bfloat16. */
-INLINE void outer(const float *x, const float *w, int by_row, int by_step, int steps, int narrow, const int n,
-                  struct sums *s) {
-    for (int i = 0; i < steps; i++, x += TILE, w += by_step)
-        for (int j = 0; j < n; j++) {
-            floats v = load(x + LANES * j);
-            for (int r = 0; r < 4; r++)
-#if defined(__AVX512BF16__)
-                if (narrow) {
-                    int32_t both;
-                    memcpy(&both, w + r * by_row, 4);
-                    s->v[r][j] = dot2(s->v[r][j], (__m512i)v, both);
-                } else
-#endif
-                    s->v[r][j] += w[r * by_row] * v;
-        }
-    (void)narrow;
-}
-
-INLINE void clear(struct sums *s) {
-    for (int r = 0; r < 4; r++)
-        for (int j = 0; j < VECTORS; j++) s->v[r][j] = all(0.f);
-}
-
-INLINE int keys_in(const struct sequence *q, int tile) {
-    int left = q->keys - tile * q->width;
+/* Of so many tokens of a sequence, those in a tile. */
+INLINE int part(const struct sequence *q, int tokens, int tile) {
+    int left = tokens - tile * q->width;
     return left < 0 ? 0 : left < q->width ? left : q->width;
+}
+
+/* s += w x over so many steps: rows x[step][64] by weights w[row * by_row + step * by_step], `pack` in 32 bits. */
+INLINE void outer(const float *x, const float *w, int by_row, int by_step, int steps, const int pack, const int n,
+                  struct sums *s) {
+    for (int i = 0; i < steps; i++, w += by_step)
+        for (int j = 0; j < n; j++)
+            for (int r = 0; r < 4; r++)
+                s->v[r][j] = dot(s->v[r][j], (ints)row(x, i)[j], w + r * by_row, pack == 2 ? BFLOAT16 : FLOAT32);
 }
 
 /* Attention of one head: n vectors of queries to all keys. `query`, `key`, `value` begin at the head, `query` and `out`
    at the tile and the vectors too. `p` [keys + 3][64] is for probabilities. */
 INLINE void attend(const struct sequence *sequence, const struct heads *heads, const float *query, const float *key,
-                   const float *value, int size, float scale, const int narrow, const int n, float *p, float *out) {
+                   const float *value, int size, float scale, const int pack, const int n, float *p, float *out) {
     const struct sequence own = *sequence, *q = &own; /* copies that no store can change stay in registers */
-    const struct heads copy = *heads, *h = &copy;
-    const int steps = narrow ? 2 : 1; /* features or keys that one step takes */
+    const size_t stride = heads->tile;
     floats highest[VECTORS], total[VECTORS];
     for (int j = 0; j < n; j++) highest[j] = all(-1e30f), total[j] = all(0.f);
     for (int tile = 0; tile < q->tiles; tile++)
-        for (int i = 0, count = keys_in(q, tile); i < count; i += 4) {
+        for (int i = 0, count = part(q, q->keys, tile); i < count; i += 4) {
             struct sums s;
             clear(&s);
-            outer(query, key + tile * h->tile + i, 1, TILE, size / steps, narrow, n, &s);
+            outer(query, key + tile * stride + i, 1, TILE, size / pack, pack, n, &s);
             for (int r = 0; r < 4; r++)
                 for (int j = 0; j < n; j++) {
                     floats v = i + r < count ? s.v[r][j] : all(-1e30f);
                     highest[j] = larger(v, highest[j]);
-                    store(p + (tile * q->width + i + r) * TILE + LANES * j, v);
+                    row(p, tile * q->width + i + r)[j] = v;
                 }
         }
+    if (pack == 2) scale *= 1.44269504f; /* log2 e */
     for (int j = 0; j < n; j++) highest[j] *= scale; /* scale > 0, so it is the highest scaled score */
-    int rows = (q->keys + 3) & ~3;
-    for (int k = 0; k < rows; k += steps)
-        for (int j = 0; j < n; j++) {
-            float *place = p + k * TILE + LANES * j;
-            floats a = load(place) * scale - highest[j];
-#if defined(__AVX512BF16__)
-            if (narrow) {
-                a = power_of_2(a);
-                floats b = power_of_2(load(place + TILE) * scale - highest[j]);
+    for (int k = 0; k < ((q->keys + 3) & ~3); k += pack)
+        for (int j = 0; j < n; j++)
+            if (pack == 2) {
+                floats a = power_of_2(row(p, k)[j] * scale - highest[j]);
+                floats b = power_of_2(row(p, k + 1)[j] * scale - highest[j]);
                 total[j] += a + b;
-                _mm512_store_si512(p + k / 2 * TILE + 16 * j, pair(a, b));
-                continue;
-            }
-#endif
-            a = exponential(a);
-            total[j] += a;
-            store(place, a);
-        }
+                row(p, k / 2)[j] = (floats)pair(a, b);
+            } else
+                total[j] += row(p, k)[j] = exponential(row(p, k)[j] * scale - highest[j]);
     for (int j = 0; j < n; j++) total[j] = 1.f / total[j];
     for (int d = 0; d < size; d += 4) {
         struct sums s;
         clear(&s);
         for (int tile = 0; tile < q->tiles; tile++)
-            outer(p + tile * q->width / steps * TILE, value + tile * h->tile + d * TILE / steps, TILE / steps, 1,
-                  ((keys_in(q, tile) + 3) & ~3) / steps, narrow, n, &s);
+            outer(p + tile * q->width / pack * TILE, value + tile * stride + d * TILE / pack, TILE / pack, 1,
+                  ((part(q, q->keys, tile) + 3) & ~3) / pack, pack, n, &s);
         for (int r = 0; r < 4; r++)
-            for (int j = 0; j < n; j++) store(out + (d + r) * TILE + LANES * j, s.v[r][j] * total[j]);
+            for (int j = 0; j < n; j++) row(out, d + r)[j] = s.v[r][j] * total[j];
     }
 }
 
 /* ---- encoder ---- */
 
+/* What a thread needs for itself. */
 struct scratch {
+    struct heads own;
     float *context, *ffn, *probabilities; /* a tile of features each; [keys + 3][64] */
     void *packed;                         /* a tile in the form of `prepare` */
     struct quantized q;
@@ -582,82 +518,56 @@ static float *tile_of(const struct encoder *e, const struct sequence *q, int til
     return q->x + (size_t)tile * ((e->hidden + 3) & ~3) * TILE;
 }
 
-static int tokens_in(const struct sequence *q, int tile) {
-    int left = q->tokens - tile * q->width;
-    return left < q->width ? left : q->width;
-}
-
 /* Queries, keys and values of one tile. */
 static void project(const struct encoder *e, const struct layer *l, const struct sequence *q, const struct heads *h,
                     struct scratch *s, int tile) {
-    int tokens = tokens_in(q, tile);
+    int tokens = part(q, q->tokens, tile);
     size_t at = tile * h->tile;
-    const float *hidden = tile_of(e, q, tile);
-    const void *x = prepare(l->query.precision, hidden, e->hidden, 0, &s->q, s->packed);
-    linear(&l->query, x, &s->q, tokens, NONE, h->narrow ? PAIRS : STORE, h->query + at);
-    linear(&l->key, x, &s->q, tokens, NONE, h->narrow ? PAIRS : STORE, h->key + at);
-    linear(&l->value, x, &s->q, tokens, NONE, h->narrow ? IN_ORDER : STORE, h->value + at);
+    const void *x = prepare(l->query.precision, tile_of(e, q, tile), e->hidden, &s->q, s->packed);
+    linear(&l->query, x, &s->q, tokens, NONE, h->pack == 2 ? PAIRS : STORE, h->query + at);
+    linear(&l->key, x, &s->q, tokens, NONE, h->pack == 2 ? PAIRS : STORE, h->key + at);
+    linear(&l->value, x, &s->q, tokens, NONE, h->pack == 2 ? IN_ORDER : STORE, h->value + at);
 }
-
-/* `narrow` as a constant, so that each case has its own loops. */
-#if defined(__AVX512BF16__)
-#define ATTEND(n) \
-    if (h->narrow) \
-        attend(q, h, query, key, value, size, e->scale * 1.44269504f /* log2 e */, 1, n, s->probabilities, out); \
-    else \
-        attend(q, h, query, key, value, size, e->scale, 0, n, s->probabilities, out)
-#else
-#define ATTEND(n) attend(q, h, query, key, value, size, e->scale, 0, n, s->probabilities, out)
-#endif
 
 static void attention(const struct encoder *e, const struct sequence *q, const struct heads *h, struct scratch *s,
                       int tile) {
-    int tokens = tokens_in(q, tile), size = e->head_size;
-    if (q->keys == 0) {
-        memset(s->context, 0, sizeof(float) * TILE * e->heads * size);
-        return;
-    }
-    for (int head = 0; head < e->heads; head++) {
-        size_t at = (size_t)head * size * TILE / (h->narrow ? 2 : 1);
+#define ATTEND(pack, n) attend(q, h, query, key, value, size, e->scale, pack, n, s->probabilities, out)
+    int tokens = part(q, q->tokens, tile), size = e->head_size;
+    if (q->keys == 0) memset(s->context, 0, sizeof(float) * TILE * e->heads * size);
+    for (int head = 0; q->keys && head < e->heads; head++) {
+        size_t at = (size_t)head * size * TILE / h->pack;
         const float *key = h->key + at, *value = h->value + at;
-        for (int strip = 0; strip < tokens; strip += LANES * VECTORS) {
-            const float *query = h->query + tile * h->tile + at + strip;
-            float *out = s->context + head * size * TILE + strip;
-            const int half = VECTORS / 2;
-            if (tokens - strip > LANES * half) {
-                ATTEND(VECTORS);
-            } else {
-                ATTEND(half);
-            }
+        for (int first = 0; first < tokens; first += LANES * VECTORS) {
+            const float *query = h->query + tile * h->tile + at + first;
+            float *out = s->context + head * size * TILE + first;
+            int few = tokens - first <= LANES * VECTORS / 2;
+            if (HAS_BFLOAT16 && h->pack == 2 && few)
+                ATTEND(2, VECTORS / 2);
+            else if (HAS_BFLOAT16 && h->pack == 2)
+                ATTEND(2, VECTORS);
+            else if (few)
+                ATTEND(1, VECTORS / 2);
+            else
+                ATTEND(1, VECTORS);
         }
     }
 }
-#undef ATTEND
 
 /* What follows the projections of all tiles, for one tile. */
 static void finish(const struct encoder *e, const struct layer *l, const struct sequence *q, const struct heads *h,
                    struct scratch *s, int tile) {
-    int tokens = tokens_in(q, tile);
+    static const enum form forms[] = {[FLOAT32] = STORE, [BFLOAT16] = NARROW, [INT8] = MEASURE};
+    int tokens = part(q, q->tokens, tile), next = l->down.precision;
     float *hidden = tile_of(e, q, tile);
     attention(e, q, h, s, tile);
-    const void *x = prepare(l->output.precision, s->context, e->heads * e->head_size, 0, &s->q, s->packed);
+    const void *x = prepare(l->output.precision, s->context, e->heads * e->head_size, &s->q, s->packed);
     linear(&l->output, x, &s->q, tokens, NONE, ADD, hidden);
     layer_norm(hidden, e->hidden, l->attention_weight, l->attention_bias, e->epsilon, tokens);
-    x = prepare(l->up.precision, hidden, e->hidden, 0, &s->q, s->packed);
-    enum precision next = l->down.precision;
-    enum form form = next == BFLOAT16 ? NARROW : next == INT8 ? MEASURE : STORE;
-    linear(&l->up, x, &s->q, tokens, e->activation, form, s->ffn);
-    x = next == BFLOAT16 ? s->ffn : prepare(next, s->ffn, e->ffn, 1, &s->q, s->packed);
+    x = prepare(l->up.precision, hidden, e->hidden, &s->q, s->packed);
+    linear(&l->up, x, &s->q, tokens, e->activation, forms[next], s->ffn);
+    x = HAS_INT8 && next == INT8 ? quantize(s->ffn, e->ffn, &s->q, s->packed) : s->ffn;
     linear(&l->down, x, &s->q, tokens, NONE, ADD, hidden);
     layer_norm(hidden, e->hidden, l->ffn_weight, l->ffn_bias, e->epsilon, tokens);
-}
-
-static void gather(const struct encoder *e, const struct batch *b, const struct sequence *q, int tile) {
-    tile_in(b->in, q->source + tile * q->width, tokens_in(q, tile), e->hidden, tile_of(e, q, tile));
-}
-
-static void scatter(const struct encoder *e, const struct batch *b, const struct sequence *q, int tile) {
-    tile_out(tile_of(e, q, tile), q->source + tile * q->width, tokens_in(q, tile), e->hidden, b->out);
 }
 
 /* ---- threads ---- */
@@ -668,19 +578,20 @@ struct call {
     const struct encoder *encoder;
     const struct batch *batch;
     struct sequence *sequence;
+    struct worker *worker;
     atomic_int team, arrived, phase; /* team: threads that take part; 0 until all are started */
 };
 
 struct worker {
     struct call *call;
     int number;
-    struct heads own, *shared;
     struct scratch scratch;
     pthread_t thread;
 };
 
 static void barrier(struct call *c, int team) {
     int phase = atomic_load(&c->phase);
+    if (team == 1) return;
     if (atomic_fetch_add(&c->arrived, 1) == team - 1) {
         atomic_store(&c->arrived, 0);
         atomic_fetch_add(&c->phase, 1);
@@ -689,44 +600,37 @@ static void barrier(struct call *c, int team) {
             if (i > 2000) sched_yield();
 }
 
-static void compute_together(struct worker *w, int team, int number) {
-    struct call *c = w->call;
-    const struct encoder *e = c->encoder;
-    const struct sequence *q = &c->sequence[number];
-    int first = w->number;
-    for (int t = first; t < q->tiles; t += team) gather(e, c->batch, q, t);
-    for (int l = 0; l < e->layers; l++) {
-        for (int t = first; t < q->tiles; t += team) project(e, &e->layer[l], q, w->shared, &w->scratch, t);
-        barrier(c, team);
-        for (int t = first; t < q->tiles; t += team) finish(e, &e->layer[l], q, w->shared, &w->scratch, t);
-        barrier(c, team);
-    }
-    for (int t = first; t < q->tiles; t += team) scatter(e, c->batch, q, t);
-}
-
-static void compute_alone(struct worker *w, int team, int first) {
-    struct call *c = w->call;
-    const struct encoder *e = c->encoder;
-    int end = c->batch->sequences;
-    for (int i = first + w->number; i < end; i += team)
-        for (int t = 0; t < c->sequence[i].tiles; t++) gather(e, c->batch, &c->sequence[i], t);
-    for (int l = 0; l < e->layers; l++)
-        for (int i = first + w->number; i < end; i += team) {
-            struct sequence *q = &c->sequence[i];
-            for (int t = 0; t < q->tiles; t++) project(e, &e->layer[l], q, &w->own, &w->scratch, t);
-            for (int t = 0; t < q->tiles; t++) finish(e, &e->layer[l], q, &w->own, &w->scratch, t);
+/* Compute every `step`-th sequence before `end`. Threads that share them, `team` of them, take a tile each in turn. */
+static void compute(struct worker *w, struct sequence *first, int step, struct sequence *end, int team) {
+    const struct encoder *e = w->call->encoder;
+    const struct batch *b = w->call->batch;
+    struct scratch *s = &w->scratch;
+    struct heads *h = team == 1 ? &s->own : &w->call->worker->scratch.own;
+    int start = team == 1 ? 0 : w->number;
+    for (struct sequence *q = first; q < end; q += step)
+        for (int t = start; t < q->tiles; t += team) {
+            memset(tile_of(e, q, t), 0, sizeof(float) * TILE * e->hidden);
+            transpose(b->in, q->source + t * q->width, part(q, q->tokens, t), e->hidden, tile_of(e, q, t), 0);
         }
-    for (int i = first + w->number; i < end; i += team)
-        for (int t = 0; t < c->sequence[i].tiles; t++) scatter(e, c->batch, &c->sequence[i], t);
+    for (int l = 0; l < e->layers; l++)
+        for (struct sequence *q = first; q < end; q += step) {
+            for (int t = start; t < q->tiles; t += team) project(e, &e->layer[l], q, h, s, t);
+            barrier(w->call, team);
+            for (int t = start; t < q->tiles; t += team) finish(e, &e->layer[l], q, h, s, t);
+            barrier(w->call, team);
+        }
+    for (struct sequence *q = first; q < end; q += step)
+        for (int t = start; t < q->tiles; t += team)
+            transpose(b->out, q->source + t * q->width, part(q, q->tokens, t), e->hidden, tile_of(e, q, t), 1);
 }
 
 static void *work(void *argument) {
     struct worker *w = argument;
+    struct sequence *q = w->call->sequence, *end = q + w->call->batch->sequences;
     int team;
     while ((team = atomic_load(&w->call->team)) == 0) sched_yield();
-    int together = team > 1 ? w->call->batch->sequences % team : 0;
-    for (int i = 0; i < together; i++) compute_together(w, team, i);
-    compute_alone(w, team, together);
+    for (; team > 1 && (end - q) % team; q++) compute(w, q, 1, q + 1, team);
+    compute(w, q + w->number, team, end, 1);
     return NULL;
 }
 
@@ -739,26 +643,6 @@ static void *take(char *arena, size_t *used, size_t bytes) {
     return place;
 }
 
-static void place_heads(struct heads *h, const struct encoder *e, int tiles, char *arena, size_t *used) {
-#if defined(__AVX512BF16__)
-    h->narrow = e->layer[0].query.precision != FLOAT32;
-#else
-    h->narrow = 0;
-#endif
-    h->tile = (size_t)e->heads * e->head_size * TILE / (h->narrow ? 2 : 1);
-    h->query = take(arena, used, sizeof(float) * h->tile * tiles);
-    h->key = take(arena, used, sizeof(float) * h->tile * tiles);
-    h->value = take(arena, used, sizeof(float) * h->tile * tiles);
-}
-
-static void place_scratch(struct scratch *s, const struct encoder *e, int keys, char *arena, size_t *used) {
-    int context = e->heads * e->head_size, widest = e->ffn > e->hidden ? e->ffn : e->hidden;
-    s->context = take(arena, used, sizeof(float) * TILE * context);
-    s->ffn = take(arena, used, sizeof(float) * TILE * e->ffn);
-    s->probabilities = take(arena, used, sizeof(float) * TILE * (keys + 3));
-    s->packed = take(arena, used, 2 * TILE * (size_t)(widest > context ? widest : context));
-}
-
 /* Divide the tokens of a sequence into tiles: a multiple of `threads`, if that is possible. */
 static void divide(struct sequence *q, int threads) {
     int tiles = (q->tokens + TILE - 1) / TILE;
@@ -768,27 +652,35 @@ static void divide(struct sequence *q, int threads) {
 }
 
 /* Everything that a call needs, at its place in the arena. Returns the bytes that it takes. */
-static size_t place_call(struct call *c, struct worker **workers, struct heads *shared, char *arena) {
+static size_t place(struct call *c, char *arena) {
     const struct encoder *e = c->encoder;
     const struct batch *b = c->batch;
     int together = b->threads > 1 ? b->sequences % b->threads : 0, tiles = 0, keys = 0;
-    size_t used = 0;
+    size_t used = 0, row = sizeof(float) * TILE;
     c->sequence = take(arena, &used, b->sequences * sizeof(struct sequence));
     for (int i = 0, first = 0; i < b->sequences; first += b->tokens[i++]) {
         struct sequence q = {NULL, b->tokens[i], b->keys[i], 0, 0, b->source + first};
         divide(&q, i < together ? b->threads : 1);
-        q.x = take(arena, &used, sizeof(float) * TILE * ((e->hidden + 3) & ~3) * q.tiles);
+        q.x = take(arena, &used, row * ((e->hidden + 3) & ~3) * q.tiles);
         tiles = q.tiles > tiles ? q.tiles : tiles;
         keys = q.keys > keys ? q.keys : keys;
         if (arena) c->sequence[i] = q;
     }
-    place_heads(shared, e, tiles, arena, &used);
-    *workers = take(arena, &used, b->threads * sizeof(struct worker));
+    c->worker = take(arena, &used, b->threads * sizeof(struct worker));
     for (int i = 0; i < b->threads; i++) {
-        struct worker w = {.call = c, .number = i, .shared = shared};
-        place_scratch(&w.scratch, e, keys, arena, &used);
-        place_heads(&w.own, e, tiles, arena, &used);
-        if (arena) (*workers)[i] = w;
+        struct worker w = {.call = c, .number = i};
+        struct scratch *s = &w.scratch;
+        size_t context = (size_t)e->heads * e->head_size, widest = e->ffn > e->hidden ? e->ffn : e->hidden;
+        s->own.pack = HAS_BFLOAT16 && e->layer[0].query.precision != FLOAT32 ? 2 : 1;
+        s->own.tile = context * TILE / s->own.pack;
+        s->own.query = take(arena, &used, sizeof(float) * s->own.tile * tiles);
+        s->own.key = take(arena, &used, sizeof(float) * s->own.tile * tiles);
+        s->own.value = take(arena, &used, sizeof(float) * s->own.tile * tiles);
+        s->context = take(arena, &used, row * context);
+        s->ffn = take(arena, &used, row * e->ffn);
+        s->probabilities = take(arena, &used, row * (keys + 3));
+        s->packed = take(arena, &used, row / 2 * (widest > context ? widest : context));
+        if (arena) c->worker[i] = w;
     }
     return used;
 }
@@ -796,36 +688,20 @@ static size_t place_call(struct call *c, struct worker **workers, struct heads *
 /* Run the encoder. Returns the bytes of memory that it needs; if they are more than `bytes`, nothing else was done.
    `arena` begins at a multiple of 64. */
 int64_t encode(const struct encoder *e, const struct batch *b, char *arena, int64_t bytes) {
-    struct call call = {e, b, NULL, 0, 0, 0};
-    struct worker *worker;
-    struct heads shared;
-    int64_t needed = (int64_t)place_call(&call, &worker, &shared, NULL);
+    struct call call = {e, b, NULL, NULL, 0, 0, 0};
+    int64_t needed = (int64_t)place(&call, NULL);
     if (needed > bytes) return needed;
-    place_call(&call, &worker, &shared, arena);
+    place(&call, arena);
     int team = 1;
-    while (team < b->threads && !pthread_create(&worker[team].thread, NULL, work, &worker[team])) team++;
+    while (team < b->threads && !pthread_create(&call.worker[team].thread, NULL, work, &call.worker[team])) team++;
     atomic_store(&call.team, team); /* fewer than asked for, if the system has no more */
-    work(&worker[0]);
-    for (int i = 1; i < team; i++) pthread_join(worker[i].thread, NULL);
+    work(&call.worker[0]);
+    for (int i = 1; i < team; i++) pthread_join(call.worker[i].thread, NULL);
     return needed;
 }
 
-/* out[tokens][rows] = activation(W in[tokens][columns] + bias) */
-int linear_rows(const struct linear *w, const float *in, float *out, int tokens, int activation) {
-    int widest = w->rows > w->columns ? w->rows : w->columns; /* of rows, a multiple of 4 */
-    char *arena = aligned_alloc(4096, ((size_t)10 * TILE * widest + 8191) & ~(size_t)4095);
-    if (!arena) return -1;
-    float *x = (float *)arena, *y = x + (size_t)TILE * widest;
+/* y = activation(W x + bias) for the first `tokens` of a tile. `buffer`: as large as x. */
+void linear_tile(const struct linear *w, int tokens, int activation, const float *x, void *buffer, float *y) {
     struct quantized q;
-    int32_t source[TILE];
-    for (int first = 0; first < tokens; first += TILE) {
-        int count = tokens - first < TILE ? tokens - first : TILE;
-        for (int t = 0; t < count; t++) source[t] = first + t;
-        tile_in(in, source, count, w->columns, x);
-        const void *ready = prepare(w->precision, x, w->columns, 0, &q, y + (size_t)TILE * widest);
-        linear(w, ready, &q, count, activation, STORE, y);
-        tile_out(y, source, count, w->rows, out);
-    }
-    free(arena);
-    return 0;
+    linear(w, prepare(w->precision, x, w->columns, &q, buffer), &q, tokens, activation, STORE, y);
 }
