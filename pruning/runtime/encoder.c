@@ -12,8 +12,8 @@
    - A row of bfloat16 is 128 bytes, one of int8 64 bytes. Their tokens are stored in the order in which `unpack`
      instructions give them back in order.
 
-   Precision: float32 everywhere; or bfloat16 products with float32 sums, if the CPU has vdpbf16ps; or int8 products with
-   int32 sums, if it has vpdpbusd: weights symmetric for each row, activations unsigned, asymmetric, for each token.
+   Precision: float32 everywhere; or bfloat16 products with float32 sums, if the CPU has vdpbf16ps; or int8 products
+   with int32 sums, if it has vpdpbusd: weights symmetric for each row, activations unsigned, asymmetric, for each token.
    Softmax, layer norm and residuals are float32 always. */
 
 #include <math.h>
@@ -179,6 +179,13 @@ INLINE ints dot4(ints sum, ints x, int32_t w) {
 
 /* ---- functions of a vector ---- */
 
+/* A polynomial of n coefficients, that of the highest power first. */
+INLINE floats polynomial(floats x, const float *c, const int n) {
+    floats p = all(c[0]);
+    for (int i = 1; i < n; i++) p = p * x + c[i];
+    return p;
+}
+
 INLINE floats magnitude(floats x) { return (floats)((ints)x & 0x7fffffff); }
 
 INLINE floats root(floats x) {
@@ -191,40 +198,31 @@ INLINE floats exponential(floats x) {
     x = smaller(all(88.f), larger(all(-87.f), x));
     floats k = rounded(x * 1.44269504f);
     floats r = x - k * 0.693359375f + k * 2.12194440e-4f;
-    floats p = 1.9875691e-4f * r + 1.3981999e-3f;
-    p = p * r + 8.3334519e-3f;
-    p = p * r + 4.1665795e-2f;
-    p = p * r + 1.6666665e-1f;
-    p = p * r + 0.5f;
+    const float c[] = {1.9875691e-4f, 1.3981999e-3f, 8.3334519e-3f, 4.1665795e-2f, 1.6666665e-1f, 0.5f};
+    floats p = polynomial(r, c, 6);
     return scaled(p * (r * r) + (r + 1.f), k);
 }
 
 /* 2^x for a finite x < 128; relative error 4e-5, below the resolution of bfloat16. Below -126 it is at most 2^-126. */
 INLINE floats power_of_2(floats x) {
     floats k = rounded(x), r = x - k;
-    floats p = 0.0096181f * r + 0.0555041f;
-    p = p * r + 0.2402265f;
-    p = p * r + 0.6931472f;
-    return scaled(p * r + 1.f, k);
+    const float c[] = {0.0096181f, 0.0555041f, 0.2402265f, 0.6931472f, 1.f};
+    return scaled(polynomial(r, c, 5), k);
 }
 
 /* x * Phi(x), with erfc after Abramowitz and Stegun 7.1.26; absolute error 2e-7. */
 INLINE floats gelu(floats x) {
     floats z = magnitude(x) * 0.70710678f, t = reciprocal(z * 0.3275911f + 1.f);
-    floats p = 1.061405429f * t - 1.453152027f;
-    p = p * t + 1.421413741f;
-    p = p * t - 0.284496736f;
-    p = p * t + 0.254829592f;
-    floats tail = 0.5f * x * (p * t * exponential(-(z * z))); /* x / 2 * erfc(|x| / sqrt 2) */
+    const float c[] = {1.061405429f, -1.453152027f, 1.421413741f, -0.284496736f, 0.254829592f};
+    floats tail = 0.5f * x * (polynomial(t, c, 5) * t * exponential(-(z * z))); /* x / 2 * erfc(|x| / sqrt 2) */
     return larger(all(0.f), x) - magnitude(tail);
 }
 
 /* x * Phi(x) as x / (1 + 2^u(x)) with a fitted u; absolute error 3e-5, below the resolution of bfloat16 and int8. */
 INLINE floats gelu_fast(floats x) {
     floats c = smaller(all(5.f), larger(all(-5.f), x)), q = c * c;
-    floats u = 1.0279589e-3f * q - 0.10685993f;
-    u = u * q - 2.3010292f;
-    return x * reciprocal(1.f + power_of_2(u * c));
+    const float u[] = {1.0279589e-3f, -0.10685993f, -2.3010292f};
+    return x * reciprocal(1.f + power_of_2(polynomial(q, u, 3) * c));
 }
 
 INLINE floats sigmoid_times(floats x, floats z) { return x / (1.f + exponential(-z)); }
@@ -290,9 +288,10 @@ static const void *quantize(const float *x, int rows, struct quantized *q, void 
     return buffer;
 }
 
-/* Bring float32 rows into the form that a linear layer of this precision reads. */
-static const void *prepare(enum precision precision, const float *x, int rows, struct quantized *q, void *buffer) {
-    if (HAS_INT8 && precision == INT8) {
+/* Bring float32 rows into the form that the layer reads. */
+static const void *prepare(const struct linear *w, const float *x, struct quantized *q, void *buffer) {
+    int rows = w->columns;
+    if (HAS_INT8 && w->precision == INT8) {
         struct quantized range; /* no store can change a copy, so it stays in registers */
         forget(&range);
         for (int k = 0; k < rows; k++)
@@ -300,7 +299,7 @@ static const void *prepare(enum precision precision, const float *x, int rows, s
         *q = range;
         return quantize(x, rows, q, buffer);
     }
-    if (HAS_BFLOAT16 && precision == BFLOAT16) {
+    if (HAS_BFLOAT16 && w->precision == BFLOAT16) {
         for (int k = 0; k < rows; k++)
             for (int j = 0; j < 2; j++) ((ints *)buffer)[2 * k + j] = narrow(row(x, k)[2 * j], row(x, k)[2 * j + 1]);
         return buffer;
@@ -313,15 +312,6 @@ static const void *prepare(enum precision precision, const float *x, int rows, s
 struct sums {
     floats v[4][VECTORS]; /* of 4 rows and n <= VECTORS vectors of tokens */
 };
-
-INLINE void clear(struct sums *s) {
-    for (int r = 0; r < 4; r++)
-        for (int j = 0; j < VECTORS; j++) s->v[r][j] = all(0.f);
-}
-
-INLINE void fetch(const char *p, int bytes) {
-    for (int i = 0; i < bytes; i += 64) __builtin_prefetch(p + i);
-}
 
 /* sum + x * w, for the 1, 2 or 4 features of each token that 32 bits hold. Sums of int8 products are integers. */
 INLINE floats dot(floats sum, ints x, const void *w, const enum precision precision) {
@@ -337,8 +327,9 @@ INLINE void multiply(const struct linear *w, int block, const char *x, const enu
     const char *value = w->value + 16 * (int64_t)w->start[block];
     const uint16_t *column = w->column + size * w->start[block], *end = w->column + size * w->start[block + 1];
     for (; column < end; column += size, value += 16) {
-        fetch(value + 256, 1);
-        for (int i = 0; i < size; i++) fetch(x + bytes * column[4 * size + i], 4 * LANES * n / size);
+        __builtin_prefetch(value + 256);
+        for (int i = 0; i < size; i++)
+            for (int b = 0; b < 4 * LANES * n / size; b += 64) __builtin_prefetch(x + bytes * column[4 * size + i] + b);
         ints v[VECTORS];
         if (precision == INT8) unpack4(x, column, v);
         for (int j = 0; precision == BFLOAT16 && j < n; j += 2)
@@ -371,8 +362,7 @@ INLINE void linear_vectors(const struct linear *layer, const char *x, struct qua
                            enum activation activation, enum form form, float *y) {
     const struct linear copy = *layer, *w = &copy; /* a copy that no store can change stays in registers */
     for (int block = 0; block < w->rows / 4; block++) {
-        struct sums s;
-        clear(&s);
+        struct sums s = {};
         if (HAS_INT8 && w->precision == INT8)
             multiply(w, block, x, INT8, n, &s);
         else if (HAS_BFLOAT16 && w->precision == BFLOAT16)
@@ -433,9 +423,10 @@ static void layer_norm(float *x, int rows, const float *weight, const float *bia
 
 /* The tokens of one text, in tiles of `width` tokens. */
 struct sequence {
-    float *x; /* [tiles][hidden, rounded up to a multiple of 4][64] */
-    int tokens, keys, width, tiles;
+    float *x;              /* [tiles][hidden, rounded up to a multiple of 4][64] */
+    size_t tile;           /* floats that a tile takes */
     const int32_t *source; /* [tokens] rows of the batch */
+    int tokens, keys, width, tiles;
 };
 
 /* Queries, keys and values of a sequence. All heads of a tile are consecutive. */
@@ -460,27 +451,39 @@ INLINE void outer(const float *x, const float *w, int by_row, int by_step, int s
                 s->v[r][j] = dot(s->v[r][j], (ints)row(x, i)[j], w + r * by_row, pack == 2 ? BFLOAT16 : FLOAT32);
 }
 
-/* Attention of one head: n vectors of queries to all keys. `query`, `key`, `value` begin at the head, `query` and `out`
-   at the tile and the vectors too. `p` [keys + 3][64] is for probabilities. */
-INLINE void attend(const struct sequence *sequence, const struct heads *heads, const float *query, const float *key,
-                   const float *value, int size, float scale, const int pack, const int n, float *p, float *out) {
-    const struct sequence own = *sequence, *q = &own; /* copies that no store can change stay in registers */
-    const size_t stride = heads->tile;
+/* A thread and its memory. */
+struct worker {
+    struct call *call;
+    pthread_t thread;
+    int number;
+    struct heads heads;
+    float *context, *ffn, *probabilities; /* a tile of features each; [keys + 3][64] */
+    void *packed;                         /* a tile in the form of `prepare` */
+    struct quantized q;
+};
+
+/* Attention of one head: n vectors of queries, from token `first` of a tile on, to all keys. */
+INLINE void attend(const struct encoder *e, const struct sequence *sequence, const struct heads *h, struct worker *w,
+                   int tile, int head, int first, const int pack, const int n) {
+    const struct sequence own = *sequence, *q = &own; /* no store can change a copy, so it stays in registers */
+    const size_t stride = h->tile, at = (size_t)head * e->head_size * TILE / pack;
+    const float *query = h->query + tile * stride + at + first, *key = h->key + at, *value = h->value + at;
+    const int size = e->head_size;
+    const float scale = e->scale * (pack == 2 ? 1.44269504f /* log2 e */ : 1.f);
+    float *p = w->probabilities, *out = w->context + head * size * TILE + first;
     floats highest[VECTORS], total[VECTORS];
     for (int j = 0; j < n; j++) highest[j] = all(-1e30f), total[j] = all(0.f);
-    for (int tile = 0; tile < q->tiles; tile++)
-        for (int i = 0, count = part(q, q->keys, tile); i < count; i += 4) {
-            struct sums s;
-            clear(&s);
-            outer(query, key + tile * stride + i, 1, TILE, size / pack, pack, n, &s);
+    for (int t = 0; t < q->tiles; t++)
+        for (int i = 0, count = part(q, q->keys, t); i < count; i += 4) {
+            struct sums s = {};
+            outer(query, key + t * stride + i, 1, TILE, size / pack, pack, n, &s);
             for (int r = 0; r < 4; r++)
                 for (int j = 0; j < n; j++) {
                     floats v = i + r < count ? s.v[r][j] : all(-1e30f);
                     highest[j] = larger(v, highest[j]);
-                    row(p, tile * q->width + i + r)[j] = v;
+                    row(p, t * q->width + i + r)[j] = v;
                 }
         }
-    if (pack == 2) scale *= 1.44269504f; /* log2 e */
     for (int j = 0; j < n; j++) highest[j] *= scale; /* scale > 0, so it is the highest scaled score */
     for (int k = 0; k < ((q->keys + 3) & ~3); k += pack)
         for (int j = 0; j < n; j++)
@@ -491,55 +494,23 @@ INLINE void attend(const struct sequence *sequence, const struct heads *heads, c
                 row(p, k / 2)[j] = (floats)pair(a, b);
             } else
                 total[j] += row(p, k)[j] = exponential(row(p, k)[j] * scale - highest[j]);
-    for (int j = 0; j < n; j++) total[j] = 1.f / total[j];
+    for (int j = 0; j < n; j++) total[j] = 1.f / larger(all(1e-30f), total[j]); /* without keys: 0 */
     for (int d = 0; d < size; d += 4) {
-        struct sums s;
-        clear(&s);
-        for (int tile = 0; tile < q->tiles; tile++)
-            outer(p + tile * q->width / pack * TILE, value + tile * stride + d * TILE / pack, TILE / pack, 1,
-                  ((part(q, q->keys, tile) + 3) & ~3) / pack, pack, n, &s);
+        struct sums s = {};
+        for (int t = 0; t < q->tiles; t++)
+            outer(p + t * q->width / pack * TILE, value + t * stride + d * TILE / pack, TILE / pack, 1,
+                  ((part(q, q->keys, t) + 3) & ~3) / pack, pack, n, &s);
         for (int r = 0; r < 4; r++)
             for (int j = 0; j < n; j++) row(out, d + r)[j] = s.v[r][j] * total[j];
     }
 }
 
-/* ---- encoder ---- */
-
-/* What a thread needs for itself. */
-struct scratch {
-    struct heads own;
-    float *context, *ffn, *probabilities; /* a tile of features each; [keys + 3][64] */
-    void *packed;                         /* a tile in the form of `prepare` */
-    struct quantized q;
-};
-
-/* Hidden states of a tile. */
-static float *tile_of(const struct encoder *e, const struct sequence *q, int tile) {
-    return q->x + (size_t)tile * ((e->hidden + 3) & ~3) * TILE;
-}
-
-/* Queries, keys and values of one tile. */
-static void project(const struct encoder *e, const struct layer *l, const struct sequence *q, const struct heads *h,
-                    struct scratch *s, int tile) {
-    int tokens = part(q, q->tokens, tile);
-    size_t at = tile * h->tile;
-    const void *x = prepare(l->query.precision, tile_of(e, q, tile), e->hidden, &s->q, s->packed);
-    linear(&l->query, x, &s->q, tokens, NONE, h->pack == 2 ? PAIRS : STORE, h->query + at);
-    linear(&l->key, x, &s->q, tokens, NONE, h->pack == 2 ? PAIRS : STORE, h->key + at);
-    linear(&l->value, x, &s->q, tokens, NONE, h->pack == 2 ? IN_ORDER : STORE, h->value + at);
-}
-
-static void attention(const struct encoder *e, const struct sequence *q, const struct heads *h, struct scratch *s,
+static void attention(const struct encoder *e, const struct sequence *q, const struct heads *h, struct worker *w,
                       int tile) {
-#define ATTEND(pack, n) attend(q, h, query, key, value, size, e->scale, pack, n, s->probabilities, out)
-    int tokens = part(q, q->tokens, tile), size = e->head_size;
-    if (q->keys == 0) memset(s->context, 0, sizeof(float) * TILE * e->heads * size);
-    for (int head = 0; q->keys && head < e->heads; head++) {
-        size_t at = (size_t)head * size * TILE / h->pack;
-        const float *key = h->key + at, *value = h->value + at;
+#define ATTEND(pack, n) attend(e, q, h, w, tile, head, first, pack, n)
+    int tokens = part(q, q->tokens, tile);
+    for (int head = 0; head < e->heads; head++)
         for (int first = 0; first < tokens; first += LANES * VECTORS) {
-            const float *query = h->query + tile * h->tile + at + first;
-            float *out = s->context + head * size * TILE + first;
             int few = tokens - first <= LANES * VECTORS / 2;
             if (HAS_BFLOAT16 && h->pack == 2 && few)
                 ATTEND(2, VECTORS / 2);
@@ -550,23 +521,35 @@ static void attention(const struct encoder *e, const struct sequence *q, const s
             else
                 ATTEND(1, VECTORS);
         }
-    }
+}
+
+/* ---- encoder ---- */
+
+/* Queries, keys and values of one tile. */
+static void project(const struct layer *l, const struct sequence *q, const struct heads *h, struct worker *w,
+                    int tile) {
+    int tokens = part(q, q->tokens, tile);
+    size_t at = tile * h->tile;
+    const void *x = prepare(&l->query, q->x + tile * q->tile, &w->q, w->packed);
+    linear(&l->query, x, &w->q, tokens, NONE, h->pack == 2 ? PAIRS : STORE, h->query + at);
+    linear(&l->key, x, &w->q, tokens, NONE, h->pack == 2 ? PAIRS : STORE, h->key + at);
+    linear(&l->value, x, &w->q, tokens, NONE, h->pack == 2 ? IN_ORDER : STORE, h->value + at);
 }
 
 /* What follows the projections of all tiles, for one tile. */
 static void finish(const struct encoder *e, const struct layer *l, const struct sequence *q, const struct heads *h,
-                   struct scratch *s, int tile) {
+                   struct worker *w, int tile) {
     static const enum form forms[] = {[FLOAT32] = STORE, [BFLOAT16] = NARROW, [INT8] = MEASURE};
     int tokens = part(q, q->tokens, tile), next = l->down.precision;
-    float *hidden = tile_of(e, q, tile);
-    attention(e, q, h, s, tile);
-    const void *x = prepare(l->output.precision, s->context, e->heads * e->head_size, &s->q, s->packed);
-    linear(&l->output, x, &s->q, tokens, NONE, ADD, hidden);
+    float *hidden = q->x + tile * q->tile;
+    attention(e, q, h, w, tile);
+    const void *x = prepare(&l->output, w->context, &w->q, w->packed);
+    linear(&l->output, x, &w->q, tokens, NONE, ADD, hidden);
     layer_norm(hidden, e->hidden, l->attention_weight, l->attention_bias, e->epsilon, tokens);
-    x = prepare(l->up.precision, hidden, e->hidden, &s->q, s->packed);
-    linear(&l->up, x, &s->q, tokens, e->activation, forms[next], s->ffn);
-    x = HAS_INT8 && next == INT8 ? quantize(s->ffn, e->ffn, &s->q, s->packed) : s->ffn;
-    linear(&l->down, x, &s->q, tokens, NONE, ADD, hidden);
+    x = prepare(&l->up, hidden, &w->q, w->packed);
+    linear(&l->up, x, &w->q, tokens, e->activation, forms[next], w->ffn);
+    x = HAS_INT8 && next == INT8 ? quantize(w->ffn, e->ffn, &w->q, w->packed) : w->ffn;
+    linear(&l->down, x, &w->q, tokens, NONE, ADD, hidden);
     layer_norm(hidden, e->hidden, l->ffn_weight, l->ffn_bias, e->epsilon, tokens);
 }
 
@@ -580,13 +563,6 @@ struct call {
     struct sequence *sequence;
     struct worker *worker;
     atomic_int team, arrived, phase; /* team: threads that take part; 0 until all are started */
-};
-
-struct worker {
-    struct call *call;
-    int number;
-    struct scratch scratch;
-    pthread_t thread;
 };
 
 static void barrier(struct call *c, int team) {
@@ -604,24 +580,23 @@ static void barrier(struct call *c, int team) {
 static void compute(struct worker *w, struct sequence *first, int step, struct sequence *end, int team) {
     const struct encoder *e = w->call->encoder;
     const struct batch *b = w->call->batch;
-    struct scratch *s = &w->scratch;
-    struct heads *h = team == 1 ? &s->own : &w->call->worker->scratch.own;
+    struct heads *h = team == 1 ? &w->heads : &w->call->worker[0].heads;
     int start = team == 1 ? 0 : w->number;
     for (struct sequence *q = first; q < end; q += step)
         for (int t = start; t < q->tiles; t += team) {
-            memset(tile_of(e, q, t), 0, sizeof(float) * TILE * e->hidden);
-            transpose(b->in, q->source + t * q->width, part(q, q->tokens, t), e->hidden, tile_of(e, q, t), 0);
+            memset(q->x + t * q->tile, 0, sizeof(float) * TILE * e->hidden);
+            transpose(b->in, q->source + t * q->width, part(q, q->tokens, t), e->hidden, q->x + t * q->tile, 0);
         }
     for (int l = 0; l < e->layers; l++)
         for (struct sequence *q = first; q < end; q += step) {
-            for (int t = start; t < q->tiles; t += team) project(e, &e->layer[l], q, h, s, t);
+            for (int t = start; t < q->tiles; t += team) project(&e->layer[l], q, h, w, t);
             barrier(w->call, team);
-            for (int t = start; t < q->tiles; t += team) finish(e, &e->layer[l], q, h, s, t);
+            for (int t = start; t < q->tiles; t += team) finish(e, &e->layer[l], q, h, w, t);
             barrier(w->call, team);
         }
     for (struct sequence *q = first; q < end; q += step)
         for (int t = start; t < q->tiles; t += team)
-            transpose(b->out, q->source + t * q->width, part(q, q->tokens, t), e->hidden, tile_of(e, q, t), 1);
+            transpose(b->out, q->source + t * q->width, part(q, q->tokens, t), e->hidden, q->x + t * q->tile, 1);
 }
 
 static void *work(void *argument) {
@@ -659,9 +634,9 @@ static size_t place(struct call *c, char *arena) {
     size_t used = 0, row = sizeof(float) * TILE;
     c->sequence = take(arena, &used, b->sequences * sizeof(struct sequence));
     for (int i = 0, first = 0; i < b->sequences; first += b->tokens[i++]) {
-        struct sequence q = {NULL, b->tokens[i], b->keys[i], 0, 0, b->source + first};
+        struct sequence q = {NULL, ((e->hidden + 3) & ~3) * TILE, b->source + first, b->tokens[i], b->keys[i], 0, 0};
         divide(&q, i < together ? b->threads : 1);
-        q.x = take(arena, &used, row * ((e->hidden + 3) & ~3) * q.tiles);
+        q.x = take(arena, &used, sizeof(float) * q.tile * q.tiles);
         tiles = q.tiles > tiles ? q.tiles : tiles;
         keys = q.keys > keys ? q.keys : keys;
         if (arena) c->sequence[i] = q;
@@ -669,17 +644,17 @@ static size_t place(struct call *c, char *arena) {
     c->worker = take(arena, &used, b->threads * sizeof(struct worker));
     for (int i = 0; i < b->threads; i++) {
         struct worker w = {.call = c, .number = i};
-        struct scratch *s = &w.scratch;
+        struct heads *h = &w.heads;
         size_t context = (size_t)e->heads * e->head_size, widest = e->ffn > e->hidden ? e->ffn : e->hidden;
-        s->own.pack = HAS_BFLOAT16 && e->layer[0].query.precision != FLOAT32 ? 2 : 1;
-        s->own.tile = context * TILE / s->own.pack;
-        s->own.query = take(arena, &used, sizeof(float) * s->own.tile * tiles);
-        s->own.key = take(arena, &used, sizeof(float) * s->own.tile * tiles);
-        s->own.value = take(arena, &used, sizeof(float) * s->own.tile * tiles);
-        s->context = take(arena, &used, row * context);
-        s->ffn = take(arena, &used, row * e->ffn);
-        s->probabilities = take(arena, &used, row * (keys + 3));
-        s->packed = take(arena, &used, row / 2 * (widest > context ? widest : context));
+        h->pack = HAS_BFLOAT16 && e->layer[0].query.precision != FLOAT32 ? 2 : 1;
+        h->tile = context * TILE / h->pack;
+        h->query = take(arena, &used, sizeof(float) * h->tile * tiles);
+        h->key = take(arena, &used, sizeof(float) * h->tile * tiles);
+        h->value = take(arena, &used, sizeof(float) * h->tile * tiles);
+        w.context = take(arena, &used, row * context);
+        w.ffn = take(arena, &used, row * e->ffn);
+        w.probabilities = take(arena, &used, row * (keys + 3));
+        w.packed = take(arena, &used, row / 2 * (widest > context ? widest : context));
         if (arena) c->worker[i] = w;
     }
     return used;
@@ -703,5 +678,5 @@ int64_t encode(const struct encoder *e, const struct batch *b, char *arena, int6
 /* y = activation(W x + bias) for the first `tokens` of a tile. `buffer`: as large as x. */
 void linear_tile(const struct linear *w, int tokens, int activation, const float *x, void *buffer, float *y) {
     struct quantized q;
-    linear(w, prepare(w->precision, x, w->columns, &q, buffer), &q, tokens, activation, STORE, y);
+    linear(w, prepare(w, x, &q, buffer), &q, tokens, activation, STORE, y);
 }
