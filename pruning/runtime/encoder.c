@@ -13,8 +13,8 @@
      instructions give them back in order.
 
    Precision: float32 everywhere; or bfloat16 products with float32 sums, if the CPU has vdpbf16ps; or int8 products
-   with int32 sums, if it has vpdpbusd: weights symmetric for each row, activations unsigned, asymmetric, for each token.
-   Softmax, layer norm and residuals are float32 always. */
+   with int32 sums, if it has vpdpbusd: weights symmetric for each row, activations unsigned and asymmetric for each
+   token. Softmax, layer norm and residuals are float32 always. */
 
 #include <math.h>
 #include <pthread.h>
@@ -39,6 +39,7 @@
 #endif
 
 #define TILE 64 /* tokens in a row of a tile */
+#define EACH(i, count) for (int i = 0; i < (count); i++)
 #define INLINE static inline __attribute__((always_inline))
 
 typedef float floats __attribute__((vector_size(4 * LANES)));
@@ -108,9 +109,8 @@ INLINE floats reciprocal(floats x) {
 INLINE floats larger(floats a, floats b) { return (floats)_mm256_max_ps((__m256)a, (__m256)b); }
 INLINE floats smaller(floats a, floats b) { return (floats)_mm256_min_ps((__m256)a, (__m256)b); }
 #else
-INLINE floats choose(ints mask, floats a, floats b) { return (floats)((mask & (ints)a) | (~mask & (ints)b)); }
-INLINE floats larger(floats a, floats b) { return choose(a > b, a, b); }
-INLINE floats smaller(floats a, floats b) { return choose(a < b, a, b); }
+INLINE floats larger(floats a, floats b) { return (floats)(((a > b) & (ints)a) | (~(a > b) & (ints)b)); }
+INLINE floats smaller(floats a, floats b) { return (floats)(((a < b) & (ints)a) | (~(a < b) & (ints)b)); }
 #endif
 INLINE floats rounded(floats x) { return (x + 12582912.f) - 12582912.f; }
 INLINE floats scaled(floats x, floats k) {
@@ -156,7 +156,7 @@ INLINE floats dot2(floats sum, ints x, int32_t w) {
 #define HAS_INT8 1
 INLINE ints to_bytes(const floats *x) {
     __m512i v[4];
-    for (int j = 0; j < 4; j++) v[j] = _mm512_cvtps_epi32((__m512)x[j]);
+    EACH(j, 4) v[j] = _mm512_cvtps_epi32((__m512)x[j]);
     return (ints)_mm512_packus_epi16(_mm512_packus_epi32(v[0], v[1]), _mm512_packus_epi32(v[2], v[3]));
 }
 INLINE void unpack4(const char *x, const uint16_t *column, ints *v) {
@@ -189,7 +189,7 @@ INLINE floats polynomial(floats x, const float *c, const int n) {
 INLINE floats magnitude(floats x) { return (floats)((ints)x & 0x7fffffff); }
 
 INLINE floats root(floats x) {
-    for (int i = 0; i < LANES; i++) x[i] = sqrtf(x[i]);
+    EACH(i, LANES) x[i] = sqrtf(x[i]);
     return x;
 }
 
@@ -243,10 +243,12 @@ INLINE floats activate(floats x, enum activation kind, int exact) {
 /* The vectors of row k. `x` may begin at any vector of a tile. */
 INLINE floats *row(const float *x, int64_t k) { return (floats *)(x + k * TILE); }
 
-/* Copy rows[source[token]] into a tile or out of it, 16 features at a time: these stay in the L1 cache. */
+/* Copy rows[source[token]] into a tile, whose other tokens are zero, or out of it; 16 features at a time, because these
+   stay in the L1 cache. */
 INLINE void transpose(float *rows, const int32_t *source, int tokens, int features, float *x, const int out) {
+    if (!out) memset(x, 0, sizeof(float) * TILE * features);
     for (int k = 0; k < features; k += 16)
-        for (int t = 0; t < tokens; t++) {
+        EACH(t, tokens) {
             float *token = rows + (int64_t)source[t] * features;
             for (int i = k; i < k + 16 && i < features; i++)
                 if (out)
@@ -264,7 +266,7 @@ struct quantized {
 
 /* Begin the range of the tokens. */
 static void forget(struct quantized *q) {
-    for (int j = 0; j < TILE / LANES; j++) q->low[j] = all(INFINITY), q->high[j] = all(-INFINITY);
+    EACH(j, TILE / LANES) q->low[j] = all(INFINITY), q->high[j] = all(-INFINITY);
 }
 
 /* Widen a range. A NaN makes `low` NaN for good. */
@@ -276,13 +278,13 @@ INLINE void widen(floats v, floats *low, floats *high) {
 /* Store float32 rows, whose range is known, as bytes. A NaN makes its token's scale NaN. */
 static const void *quantize(const float *x, int rows, struct quantized *q, void *buffer) {
     floats zero[VECTORS], factor[VECTORS], v[VECTORS];
-    for (int j = 0; j < VECTORS; j++) {
+    EACH(j, VECTORS) {
         zero[j] = q->zero[j] = q->low[j];
         q->scale[j] = larger(all(1e-12f), (q->high[j] - zero[j]) * (1.f / 255)) + (zero[j] - zero[j]);
         factor[j] = 1.f / q->scale[j];
     }
-    for (int k = 0; k < rows; k++) {
-        for (int j = 0; j < VECTORS; j++) v[j] = (row(x, k)[j] - zero[j]) * factor[j];
+    EACH(k, rows) {
+        EACH(j, VECTORS) v[j] = (row(x, k)[j] - zero[j]) * factor[j];
         ((ints *)buffer)[k] = to_bytes(v);
     }
     return buffer;
@@ -294,14 +296,12 @@ static const void *prepare(const struct linear *w, const float *x, struct quanti
     if (HAS_INT8 && w->precision == INT8) {
         struct quantized range; /* no store can change a copy, so it stays in registers */
         forget(&range);
-        for (int k = 0; k < rows; k++)
-            for (int j = 0; j < TILE / LANES; j++) widen(row(x, k)[j], &range.low[j], &range.high[j]);
+        EACH(k, rows) EACH(j, TILE / LANES) widen(row(x, k)[j], &range.low[j], &range.high[j]);
         *q = range;
         return quantize(x, rows, q, buffer);
     }
     if (HAS_BFLOAT16 && w->precision == BFLOAT16) {
-        for (int k = 0; k < rows; k++)
-            for (int j = 0; j < 2; j++) ((ints *)buffer)[2 * k + j] = narrow(row(x, k)[2 * j], row(x, k)[2 * j + 1]);
+        EACH(k, rows) EACH(j, 2) ((ints *)buffer)[2 * k + j] = narrow(row(x, k)[2 * j], row(x, k)[2 * j + 1]);
         return buffer;
     }
     return x;
@@ -328,15 +328,14 @@ INLINE void multiply(const struct linear *w, int block, const char *x, const enu
     const uint16_t *column = w->column + size * w->start[block], *end = w->column + size * w->start[block + 1];
     for (; column < end; column += size, value += 16) {
         __builtin_prefetch(value + 256);
-        for (int i = 0; i < size; i++)
+        EACH(i, size)
             for (int b = 0; b < 4 * LANES * n / size; b += 64) __builtin_prefetch(x + bytes * column[4 * size + i] + b);
         ints v[VECTORS];
         if (precision == INT8) unpack4(x, column, v);
         for (int j = 0; precision == BFLOAT16 && j < n; j += 2)
             unpack2(x + bytes * column[0] + 2 * LANES * j, x + bytes * column[1] + 2 * LANES * j, v + j);
         for (int j = 0; precision == FLOAT32 && j < n; j++) v[j] = ((const ints *)(x + bytes * column[0]))[j];
-        for (int j = 0; j < n; j++)
-            for (int r = 0; r < 4; r++) s->v[r][j] = dot(s->v[r][j], v[j], value + 4 * r, precision);
+        EACH(j, n) EACH(r, 4) s->v[r][j] = dot(s->v[r][j], v[j], value + 4 * r, precision);
     }
 }
 
@@ -344,14 +343,12 @@ INLINE void multiply(const struct linear *w, int block, const char *x, const enu
    tile of bfloat16. */
 INLINE void put(const struct sums *s, enum form form, const int n, float *y, char *half) {
     if (form <= ADD)
-        for (int r = 0; r < 4; r++)
-            for (int j = 0; j < n; j++) row(y, r)[j] = form == ADD ? s->v[r][j] + row(y, r)[j] : s->v[r][j];
+        EACH(r, 4) EACH(j, n) row(y, r)[j] = form == ADD ? s->v[r][j] + row(y, r)[j] : s->v[r][j];
     else if (HAS_BFLOAT16 && form == PAIRS)
         for (int r = 0; r < 4; r += 2)
-            for (int j = 0; j < n; j++) ((ints *)(half + 2 * TILE * r))[j] = pair(s->v[r][j], s->v[r + 1][j]);
+            EACH(j, n) ((ints *)(half + 2 * TILE * r))[j] = pair(s->v[r][j], s->v[r + 1][j]);
     else if (HAS_BFLOAT16)
-        for (int r = 0; r < 4; r++)
-            for (int j = 0; j < n; j += 2) {
+        EACH(r, 4) for (int j = 0; j < n; j += 2) {
                 floats a = s->v[r][j], b = j + 1 < n ? s->v[r][j + 1] : all(0.f);
                 ((ints *)(half + 2 * TILE * r))[j / 2] = form == NARROW ? narrow(a, b) : in_order(a, b);
             }
@@ -361,7 +358,7 @@ INLINE void put(const struct sums *s, enum form form, const int n, float *y, cha
 INLINE void linear_vectors(const struct linear *layer, const char *x, struct quantized *q, int first, const int n,
                            enum activation activation, enum form form, float *y) {
     const struct linear copy = *layer, *w = &copy; /* a copy that no store can change stays in registers */
-    for (int block = 0; block < w->rows / 4; block++) {
+    EACH(block, w->rows / 4) {
         struct sums s = {};
         if (HAS_INT8 && w->precision == INT8)
             multiply(w, block, x, INT8, n, &s);
@@ -369,19 +366,15 @@ INLINE void linear_vectors(const struct linear *layer, const char *x, struct qua
             multiply(w, block, x, BFLOAT16, n, &s);
         else
             multiply(w, block, x + 4 * LANES * first, FLOAT32, n, &s);
-        for (int r = 0; r < 4; r++)
-            for (int j = 0, i = 4 * block + r; j < n; j++) {
-                floats v = s.v[r][j];
-                if (HAS_INT8 && w->precision == INT8)
-                    v = __builtin_convertvector((ints)v, floats) * w->scale[i] * q->scale[j] + q->zero[j] * w->sum[i];
-                s.v[r][j] = activate(v + w->bias[i], activation, w->precision == FLOAT32);
-            }
+        EACH(r, 4) EACH(j, n) {
+            floats v = s.v[r][j];
+            int i = 4 * block + r;
+            if (HAS_INT8 && w->precision == INT8)
+                v = __builtin_convertvector((ints)v, floats) * w->scale[i] * q->scale[j] + q->zero[j] * w->sum[i];
+            s.v[r][j] = activate(v + w->bias[i], activation, w->precision == FLOAT32);
+        }
         if (HAS_INT8 && form == MEASURE)
-            for (int j = 0; j < n; j++) {
-                floats low = q->low[j], high = q->high[j];
-                for (int r = 0; r < 4; r++) widen(s.v[r][j], &low, &high);
-                q->low[j] = low, q->high[j] = high;
-            }
+            EACH(r, 4) EACH(j, n) widen(s.v[r][j], &q->low[j], &q->high[j]);
         put(&s, form, n, y + 4 * block * TILE + LANES * first, (char *)y + 8 * block * TILE);
     }
 }
@@ -406,18 +399,15 @@ static void linear(const struct linear *w, const void *x, struct quantized *q, i
 static void layer_norm(float *x, int rows, const float *weight, const float *bias, float epsilon, int tokens) {
     for (float *end = x + tokens; x < end; x += LANES * VECTORS) {
         floats mean[VECTORS] = {}, scale[VECTORS] = {};
-        for (int k = 0; k < rows; k++)
-            for (int j = 0; j < VECTORS; j++) mean[j] += row(x, k)[j];
-        for (int j = 0; j < VECTORS; j++) mean[j] /= (float)rows;
-        for (int k = 0; k < rows; k++)
-            for (int j = 0; j < VECTORS; j++) {
-                floats v = row(x, k)[j] - mean[j];
-                scale[j] += v * v;
-            }
-        for (int j = 0; j < VECTORS; j++) scale[j] = 1.f / root(scale[j] / (float)rows + epsilon);
-        for (int k = 0; k < rows; k++)
-            for (int j = 0; j < VECTORS; j++)
-                row(x, k)[j] = (row(x, k)[j] - mean[j]) * scale[j] * weight[k] + bias[k];
+        EACH(k, rows) EACH(j, VECTORS) mean[j] += row(x, k)[j];
+        EACH(j, VECTORS) mean[j] /= (float)rows;
+        EACH(k, rows) EACH(j, VECTORS) {
+            floats v = row(x, k)[j] - mean[j];
+            scale[j] += v * v;
+        }
+        EACH(j, VECTORS) scale[j] = 1.f / root(scale[j] / (float)rows + epsilon);
+        EACH(k, rows) EACH(j, VECTORS)
+            row(x, k)[j] = (row(x, k)[j] - mean[j]) * scale[j] * weight[k] + bias[k];
     }
 }
 
@@ -446,9 +436,8 @@ INLINE int part(const struct sequence *q, int tokens, int tile) {
 INLINE void outer(const float *x, const float *w, int by_row, int by_step, int steps, const int pack, const int n,
                   struct sums *s) {
     for (int i = 0; i < steps; i++, w += by_step)
-        for (int j = 0; j < n; j++)
-            for (int r = 0; r < 4; r++)
-                s->v[r][j] = dot(s->v[r][j], (ints)row(x, i)[j], w + r * by_row, pack == 2 ? BFLOAT16 : FLOAT32);
+        EACH(j, n) EACH(r, 4)
+            s->v[r][j] = dot(s->v[r][j], (ints)row(x, i)[j], w + r * by_row, pack == 2 ? BFLOAT16 : FLOAT32);
 }
 
 /* A thread and its memory. */
@@ -472,36 +461,35 @@ INLINE void attend(const struct encoder *e, const struct sequence *sequence, con
     const float scale = e->scale * (pack == 2 ? 1.44269504f /* log2 e */ : 1.f);
     float *p = w->probabilities, *out = w->context + head * size * TILE + first;
     floats highest[VECTORS], total[VECTORS];
-    for (int j = 0; j < n; j++) highest[j] = all(-1e30f), total[j] = all(0.f);
-    for (int t = 0; t < q->tiles; t++)
+    EACH(j, n) highest[j] = all(-1e30f), total[j] = all(0.f);
+    EACH(t, q->tiles)
         for (int i = 0, count = part(q, q->keys, t); i < count; i += 4) {
             struct sums s = {};
             outer(query, key + t * stride + i, 1, TILE, size / pack, pack, n, &s);
-            for (int r = 0; r < 4; r++)
-                for (int j = 0; j < n; j++) {
-                    floats v = i + r < count ? s.v[r][j] : all(-1e30f);
-                    highest[j] = larger(v, highest[j]);
-                    row(p, t * q->width + i + r)[j] = v;
-                }
+            EACH(r, 4) EACH(j, n) {
+                floats v = i + r < count ? s.v[r][j] : all(-1e30f);
+                highest[j] = larger(v, highest[j]);
+                row(p, t * q->width + i + r)[j] = v;
+            }
         }
-    for (int j = 0; j < n; j++) highest[j] *= scale; /* scale > 0, so it is the highest scaled score */
-    for (int k = 0; k < ((q->keys + 3) & ~3); k += pack)
-        for (int j = 0; j < n; j++)
-            if (pack == 2) {
-                floats a = power_of_2(row(p, k)[j] * scale - highest[j]);
-                floats b = power_of_2(row(p, k + 1)[j] * scale - highest[j]);
-                total[j] += a + b;
-                row(p, k / 2)[j] = (floats)pair(a, b);
-            } else
-                total[j] += row(p, k)[j] = exponential(row(p, k)[j] * scale - highest[j]);
-    for (int j = 0; j < n; j++) total[j] = 1.f / larger(all(1e-30f), total[j]); /* without keys: 0 */
+    EACH(j, n) highest[j] *= scale; /* scale > 0, so it is the highest scaled score */
+    for (int k = 0; k < ((q->keys + 3) & ~3); k += pack) EACH(j, n) {
+        floats a = row(p, k)[j] * scale - highest[j];
+        if (pack == 2) {
+            floats b = power_of_2(row(p, k + 1)[j] * scale - highest[j]);
+            a = power_of_2(a);
+            row(p, k / 2)[j] = (floats)pair(a, b);
+            total[j] += a + b;
+        } else
+            total[j] += row(p, k)[j] = exponential(a);
+    }
+    EACH(j, n) total[j] = 1.f / larger(all(1e-30f), total[j]); /* without keys: 0 */
     for (int d = 0; d < size; d += 4) {
         struct sums s = {};
-        for (int t = 0; t < q->tiles; t++)
+        EACH(t, q->tiles)
             outer(p + t * q->width / pack * TILE, value + t * stride + d * TILE / pack, TILE / pack, 1,
                   ((part(q, q->keys, t) + 3) & ~3) / pack, pack, n, &s);
-        for (int r = 0; r < 4; r++)
-            for (int j = 0; j < n; j++) row(out, d + r)[j] = s.v[r][j] * total[j];
+        EACH(r, 4) EACH(j, n) row(out, d + r)[j] = s.v[r][j] * total[j];
     }
 }
 
@@ -509,17 +497,13 @@ static void attention(const struct encoder *e, const struct sequence *q, const s
                       int tile) {
 #define ATTEND(pack, n) attend(e, q, h, w, tile, head, first, pack, n)
     int tokens = part(q, q->tokens, tile);
-    for (int head = 0; head < e->heads; head++)
+    EACH(head, e->heads)
         for (int first = 0; first < tokens; first += LANES * VECTORS) {
             int few = tokens - first <= LANES * VECTORS / 2;
-            if (HAS_BFLOAT16 && h->pack == 2 && few)
-                ATTEND(2, VECTORS / 2);
-            else if (HAS_BFLOAT16 && h->pack == 2)
-                ATTEND(2, VECTORS);
-            else if (few)
-                ATTEND(1, VECTORS / 2);
+            if (HAS_BFLOAT16 && h->pack == 2)
+                few ? ATTEND(2, VECTORS / 2) : ATTEND(2, VECTORS);
             else
-                ATTEND(1, VECTORS);
+                few ? ATTEND(1, VECTORS / 2) : ATTEND(1, VECTORS);
         }
 }
 
@@ -583,11 +567,9 @@ static void compute(struct worker *w, struct sequence *first, int step, struct s
     struct heads *h = team == 1 ? &w->heads : &w->call->worker[0].heads;
     int start = team == 1 ? 0 : w->number;
     for (struct sequence *q = first; q < end; q += step)
-        for (int t = start; t < q->tiles; t += team) {
-            memset(q->x + t * q->tile, 0, sizeof(float) * TILE * e->hidden);
+        for (int t = start; t < q->tiles; t += team)
             transpose(b->in, q->source + t * q->width, part(q, q->tokens, t), e->hidden, q->x + t * q->tile, 0);
-        }
-    for (int l = 0; l < e->layers; l++)
+    EACH(l, e->layers)
         for (struct sequence *q = first; q < end; q += step) {
             for (int t = start; t < q->tiles; t += team) project(&e->layer[l], q, h, w, t);
             barrier(w->call, team);
@@ -631,7 +613,7 @@ static size_t place(struct call *c, char *arena) {
     const struct encoder *e = c->encoder;
     const struct batch *b = c->batch;
     int together = b->threads > 1 ? b->sequences % b->threads : 0, tiles = 0, keys = 0;
-    size_t used = 0, row = sizeof(float) * TILE;
+    size_t used = 0, bytes = sizeof(float) * TILE; /* of a row */
     c->sequence = take(arena, &used, b->sequences * sizeof(struct sequence));
     for (int i = 0, first = 0; i < b->sequences; first += b->tokens[i++]) {
         struct sequence q = {NULL, ((e->hidden + 3) & ~3) * TILE, b->source + first, b->tokens[i], b->keys[i], 0, 0};
@@ -642,7 +624,7 @@ static size_t place(struct call *c, char *arena) {
         if (arena) c->sequence[i] = q;
     }
     c->worker = take(arena, &used, b->threads * sizeof(struct worker));
-    for (int i = 0; i < b->threads; i++) {
+    EACH(i, b->threads) {
         struct worker w = {.call = c, .number = i};
         struct heads *h = &w.heads;
         size_t context = (size_t)e->heads * e->head_size, widest = e->ffn > e->hidden ? e->ffn : e->hidden;
@@ -651,10 +633,10 @@ static size_t place(struct call *c, char *arena) {
         h->query = take(arena, &used, sizeof(float) * h->tile * tiles);
         h->key = take(arena, &used, sizeof(float) * h->tile * tiles);
         h->value = take(arena, &used, sizeof(float) * h->tile * tiles);
-        w.context = take(arena, &used, row * context);
-        w.ffn = take(arena, &used, row * e->ffn);
-        w.probabilities = take(arena, &used, row * (keys + 3));
-        w.packed = take(arena, &used, row / 2 * (widest > context ? widest : context));
+        w.context = take(arena, &used, bytes * context);
+        w.ffn = take(arena, &used, bytes * e->ffn);
+        w.probabilities = take(arena, &used, bytes * (keys + 3));
+        w.packed = take(arena, &used, bytes / 2 * (widest > context ? widest : context));
         if (arena) c->worker[i] = w;
     }
     return used;
