@@ -23,14 +23,12 @@
 #include <stdint.h>
 #include <string.h>
 
-#if defined(__AVX512F__) || defined(__AVX2__)
-#include <immintrin.h>
-#endif
-
 #if defined(__AVX512F__)
+#include <immintrin.h>
 #define LANES 16  /* floats in a register */
 #define VECTORS 4 /* registers of tokens that are summed at once; even */
 #elif defined(__AVX2__)
+#include <immintrin.h>
 #define LANES 8
 #define VECTORS 2
 #else
@@ -309,9 +307,7 @@ static const void *prepare(const struct linear *w, const float *x, struct quanti
 
 /* ---- sparse linear layer ---- */
 
-struct sums {
-    floats v[4][VECTORS]; /* of 4 rows and n <= VECTORS vectors of tokens */
-};
+typedef floats sums[4][VECTORS]; /* of 4 rows and n <= VECTORS vectors of tokens */
 
 /* sum + x * w, for the 1, 2 or 4 features of each token that 32 bits hold. Sums of int8 products are integers. */
 INLINE floats dot(floats sum, ints x, const void *w, const enum precision precision) {
@@ -322,7 +318,7 @@ INLINE floats dot(floats sum, ints x, const void *w, const enum precision precis
 
 /* Add the products of a block row. `x` begins at the first of n vectors. */
 INLINE void multiply(const struct linear *w, int block, const char *x, const enum precision precision, const int n,
-                     struct sums *s) {
+                     sums s) {
     const int size = precision == INT8 ? 4 : precision == BFLOAT16 ? 2 : 1, bytes = 4 * TILE / size; /* of a row */
     const char *value = w->value + 16 * (int64_t)w->start[block];
     const uint16_t *column = w->column + size * w->start[block], *end = w->column + size * w->start[block + 1];
@@ -335,23 +331,23 @@ INLINE void multiply(const struct linear *w, int block, const char *x, const enu
         for (int j = 0; precision == BFLOAT16 && j < n; j += 2)
             unpack2(x + bytes * column[0] + 2 * LANES * j, x + bytes * column[1] + 2 * LANES * j, v + j);
         for (int j = 0; precision == FLOAT32 && j < n; j++) v[j] = ((const ints *)(x + bytes * column[0]))[j];
-        EACH(j, n) EACH(r, 4) s->v[r][j] = dot(s->v[r][j], v[j], value + 4 * r, precision);
+        EACH(j, n) EACH(r, 4) s[r][j] = dot(s[r][j], v[j], value + 4 * r, precision);
     }
 }
 
 /* Store 4 rows of sums. `y` begins at the first of the rows and of the vectors; `half` is the place of the rows in a
    tile of bfloat16. */
-INLINE void put(const struct sums *s, enum form form, const int n, float *y, char *half) {
+INLINE void put(sums s, enum form form, const int n, float *y, char *half) {
     if (form <= ADD)
-        EACH(r, 4) EACH(j, n) row(y, r)[j] = form == ADD ? s->v[r][j] + row(y, r)[j] : s->v[r][j];
+        EACH(r, 4) EACH(j, n) row(y, r)[j] = form == ADD ? s[r][j] + row(y, r)[j] : s[r][j];
     else if (HAS_BFLOAT16 && form == PAIRS)
         for (int r = 0; r < 4; r += 2)
-            EACH(j, n) ((ints *)(half + 2 * TILE * r))[j] = pair(s->v[r][j], s->v[r + 1][j]);
+            EACH(j, n) ((ints *)(half + 2 * TILE * r))[j] = pair(s[r][j], s[r + 1][j]);
     else if (HAS_BFLOAT16)
-        EACH(r, 4) for (int j = 0; j < n; j += 2) {
-                floats a = s->v[r][j], b = j + 1 < n ? s->v[r][j + 1] : all(0.f);
-                ((ints *)(half + 2 * TILE * r))[j / 2] = form == NARROW ? narrow(a, b) : in_order(a, b);
-            }
+        EACH(r, 4) EACH(j, (n + 1) / 2) {
+            floats a = s[r][2 * j], b = 2 * j + 1 < n ? s[r][2 * j + 1] : all(0.f);
+            ((ints *)(half + 2 * TILE * r))[j] = form == NARROW ? narrow(a, b) : in_order(a, b);
+        }
 }
 
 /* The layer for n vectors of tokens, the first of which is number `first` of the tile. */
@@ -359,23 +355,23 @@ INLINE void linear_vectors(const struct linear *layer, const char *x, struct qua
                            enum activation activation, enum form form, float *y) {
     const struct linear copy = *layer, *w = &copy; /* a copy that no store can change stays in registers */
     EACH(block, w->rows / 4) {
-        struct sums s = {};
+        sums s = {};
         if (HAS_INT8 && w->precision == INT8)
-            multiply(w, block, x, INT8, n, &s);
+            multiply(w, block, x, INT8, n, s);
         else if (HAS_BFLOAT16 && w->precision == BFLOAT16)
-            multiply(w, block, x, BFLOAT16, n, &s);
+            multiply(w, block, x, BFLOAT16, n, s);
         else
-            multiply(w, block, x + 4 * LANES * first, FLOAT32, n, &s);
+            multiply(w, block, x + 4 * LANES * first, FLOAT32, n, s);
         EACH(r, 4) EACH(j, n) {
-            floats v = s.v[r][j];
+            floats v = s[r][j];
             int i = 4 * block + r;
             if (HAS_INT8 && w->precision == INT8)
                 v = __builtin_convertvector((ints)v, floats) * w->scale[i] * q->scale[j] + q->zero[j] * w->sum[i];
-            s.v[r][j] = activate(v + w->bias[i], activation, w->precision == FLOAT32);
+            s[r][j] = activate(v + w->bias[i], activation, w->precision == FLOAT32);
         }
         if (HAS_INT8 && form == MEASURE)
-            EACH(r, 4) EACH(j, n) widen(s.v[r][j], &q->low[j], &q->high[j]);
-        put(&s, form, n, y + 4 * block * TILE + LANES * first, (char *)y + 8 * block * TILE);
+            EACH(r, 4) EACH(j, n) widen(s[r][j], &q->low[j], &q->high[j]);
+        put(s, form, n, y + 4 * block * TILE + LANES * first, (char *)y + 8 * block * TILE);
     }
 }
 
@@ -434,26 +430,29 @@ INLINE int part(const struct sequence *q, int tokens, int tile) {
 
 /* s += w x over so many steps: rows x[step][64] by weights w[row * by_row + step * by_step], `pack` in 32 bits. */
 INLINE void outer(const float *x, const float *w, int by_row, int by_step, int steps, const int pack, const int n,
-                  struct sums *s) {
+                  sums s) {
     for (int i = 0; i < steps; i++, w += by_step)
         EACH(j, n) EACH(r, 4)
-            s->v[r][j] = dot(s->v[r][j], (ints)row(x, i)[j], w + r * by_row, pack == 2 ? BFLOAT16 : FLOAT32);
+            s[r][j] = dot(s[r][j], (ints)row(x, i)[j], w + r * by_row, pack == 2 ? BFLOAT16 : FLOAT32);
 }
 
 /* A thread and its memory. */
 struct worker {
     struct call *call;
+    const struct encoder *encoder;
     pthread_t thread;
     int number;
-    struct heads heads;
+    struct heads own, *heads; /* heads: own, or those that all threads share */
     float *context, *ffn, *probabilities; /* a tile of features each; [keys + 3][64] */
     void *packed;                         /* a tile in the form of `prepare` */
     struct quantized q;
 };
 
 /* Attention of one head: n vectors of queries, from token `first` of a tile on, to all keys. */
-INLINE void attend(const struct encoder *e, const struct sequence *sequence, const struct heads *h, struct worker *w,
-                   int tile, int head, int first, const int pack, const int n) {
+INLINE void attend(struct worker *w, const struct sequence *sequence, int tile, int head, int first, const int pack,
+                   const int n) {
+    const struct encoder *e = w->encoder;
+    const struct heads *h = w->heads;
     const struct sequence own = *sequence, *q = &own; /* no store can change a copy, so it stays in registers */
     const size_t stride = h->tile, at = (size_t)head * e->head_size * TILE / pack;
     const float *query = h->query + tile * stride + at + first, *key = h->key + at, *value = h->value + at;
@@ -464,10 +463,10 @@ INLINE void attend(const struct encoder *e, const struct sequence *sequence, con
     EACH(j, n) highest[j] = all(-1e30f), total[j] = all(0.f);
     EACH(t, q->tiles)
         for (int i = 0, count = part(q, q->keys, t); i < count; i += 4) {
-            struct sums s = {};
-            outer(query, key + t * stride + i, 1, TILE, size / pack, pack, n, &s);
+            sums s = {};
+            outer(query, key + t * stride + i, 1, TILE, size / pack, pack, n, s);
             EACH(r, 4) EACH(j, n) {
-                floats v = i + r < count ? s.v[r][j] : all(-1e30f);
+                floats v = i + r < count ? s[r][j] : all(-1e30f);
                 highest[j] = larger(v, highest[j]);
                 row(p, t * q->width + i + r)[j] = v;
             }
@@ -485,22 +484,22 @@ INLINE void attend(const struct encoder *e, const struct sequence *sequence, con
     }
     EACH(j, n) total[j] = 1.f / larger(all(1e-30f), total[j]); /* without keys: 0 */
     for (int d = 0; d < size; d += 4) {
-        struct sums s = {};
+        sums s = {};
         EACH(t, q->tiles)
             outer(p + t * q->width / pack * TILE, value + t * stride + d * TILE / pack, TILE / pack, 1,
-                  ((part(q, q->keys, t) + 3) & ~3) / pack, pack, n, &s);
-        EACH(r, 4) EACH(j, n) row(out, d + r)[j] = s.v[r][j] * total[j];
+                  ((part(q, q->keys, t) + 3) & ~3) / pack, pack, n, s);
+        EACH(r, 4) EACH(j, n) row(out, d + r)[j] = s[r][j] * total[j];
     }
 }
 
-static void attention(const struct encoder *e, const struct sequence *q, const struct heads *h, struct worker *w,
-                      int tile) {
-#define ATTEND(pack, n) attend(e, q, h, w, tile, head, first, pack, n)
+/* Attention of all heads of one tile. */
+static void attention(struct worker *w, const struct sequence *q, int tile) {
+#define ATTEND(pack, n) attend(w, q, tile, head, first, pack, n)
     int tokens = part(q, q->tokens, tile);
-    EACH(head, e->heads)
+    EACH(head, w->encoder->heads)
         for (int first = 0; first < tokens; first += LANES * VECTORS) {
             int few = tokens - first <= LANES * VECTORS / 2;
-            if (HAS_BFLOAT16 && h->pack == 2)
+            if (HAS_BFLOAT16 && w->heads->pack == 2)
                 few ? ATTEND(2, VECTORS / 2) : ATTEND(2, VECTORS);
             else
                 few ? ATTEND(1, VECTORS / 2) : ATTEND(1, VECTORS);
@@ -510,8 +509,8 @@ static void attention(const struct encoder *e, const struct sequence *q, const s
 /* ---- encoder ---- */
 
 /* Queries, keys and values of one tile. */
-static void project(const struct layer *l, const struct sequence *q, const struct heads *h, struct worker *w,
-                    int tile) {
+static void project(struct worker *w, const struct layer *l, const struct sequence *q, int tile) {
+    const struct heads *h = w->heads;
     int tokens = part(q, q->tokens, tile);
     size_t at = tile * h->tile;
     const void *x = prepare(&l->query, q->x + tile * q->tile, &w->q, w->packed);
@@ -521,12 +520,12 @@ static void project(const struct layer *l, const struct sequence *q, const struc
 }
 
 /* What follows the projections of all tiles, for one tile. */
-static void finish(const struct encoder *e, const struct layer *l, const struct sequence *q, const struct heads *h,
-                   struct worker *w, int tile) {
+static void finish(struct worker *w, const struct layer *l, const struct sequence *q, int tile) {
+    const struct encoder *e = w->encoder;
     static const enum form forms[] = {[FLOAT32] = STORE, [BFLOAT16] = NARROW, [INT8] = MEASURE};
     int tokens = part(q, q->tokens, tile), next = l->down.precision;
     float *hidden = q->x + tile * q->tile;
-    attention(e, q, h, w, tile);
+    attention(w, q, tile);
     const void *x = prepare(&l->output, w->context, &w->q, w->packed);
     linear(&l->output, x, &w->q, tokens, NONE, ADD, hidden);
     layer_norm(hidden, e->hidden, l->attention_weight, l->attention_bias, e->epsilon, tokens);
@@ -562,18 +561,18 @@ static void barrier(struct call *c, int team) {
 
 /* Compute every `step`-th sequence before `end`. Threads that share them, `team` of them, take a tile each in turn. */
 static void compute(struct worker *w, struct sequence *first, int step, struct sequence *end, int team) {
-    const struct encoder *e = w->call->encoder;
+    const struct encoder *e = w->encoder;
     const struct batch *b = w->call->batch;
-    struct heads *h = team == 1 ? &w->heads : &w->call->worker[0].heads;
+    w->heads = team == 1 ? &w->own : &w->call->worker[0].own;
     int start = team == 1 ? 0 : w->number;
     for (struct sequence *q = first; q < end; q += step)
         for (int t = start; t < q->tiles; t += team)
             transpose(b->in, q->source + t * q->width, part(q, q->tokens, t), e->hidden, q->x + t * q->tile, 0);
     EACH(l, e->layers)
         for (struct sequence *q = first; q < end; q += step) {
-            for (int t = start; t < q->tiles; t += team) project(&e->layer[l], q, h, w, t);
+            for (int t = start; t < q->tiles; t += team) project(w, &e->layer[l], q, t);
             barrier(w->call, team);
-            for (int t = start; t < q->tiles; t += team) finish(e, &e->layer[l], q, h, w, t);
+            for (int t = start; t < q->tiles; t += team) finish(w, &e->layer[l], q, t);
             barrier(w->call, team);
         }
     for (struct sequence *q = first; q < end; q += step)
@@ -625,8 +624,8 @@ static size_t place(struct call *c, char *arena) {
     }
     c->worker = take(arena, &used, b->threads * sizeof(struct worker));
     EACH(i, b->threads) {
-        struct worker w = {.call = c, .number = i};
-        struct heads *h = &w.heads;
+        struct worker w = {.call = c, .encoder = e, .number = i};
+        struct heads *h = &w.own;
         size_t context = (size_t)e->heads * e->head_size, widest = e->ffn > e->hidden ? e->ffn : e->hidden;
         h->pack = HAS_BFLOAT16 && e->layer[0].query.precision != FLOAT32 ? 2 : 1;
         h->tile = context * TILE / h->pack;
