@@ -344,7 +344,7 @@ CHOICES = {
     "schedule": {"recipe", "short", "one_shot", "large_first"},
     "regularizer": {"none", "group_lasso"},
     "allocation": {"global", "uniform"},
-    "distill": {"logits", "hidden", "simkd", "none"},
+    "distill": {"logits", "logits_hidden", "hidden", "simkd", "none"},
 }
 
 
@@ -739,8 +739,8 @@ DETERMINING = [
     LAYERS, LAYERS.replace("0.3", "0.4"), "+allocation.layers={*.query:{pattern:2:4}}",
     "schedule=short", "schedule=one_shot", "schedule.decay=cubic", "schedule.end=9000", "schedule.initial=50%",
     "regularizer=group_lasso",
-    "distill=none", "distill=simkd", "distill=hidden", "distill.weight=1", "distill.label_weight=1",
-    "distill.temperature=1",
+    "distill=none", "distill=simkd", "distill=hidden", "distill=logits_hidden",
+    "distill.weight=1", "distill.label_weight=1", "distill.temperature=1",
     "dataset.max_seq_length=256", "dataset.doc_stride=64", "dataset.n_best=5", "dataset.max_answer_length=9",
     "model.excluded=[*query]", "model.prunable=[*query]", "model.hidden_dropout=0.2", "prune=false",
     "finetune.num_train_epochs=1", "finetune.learning_rate=1e-5",
