@@ -21,6 +21,7 @@ from runner.system.device import computing
 from runner.system.errors import UserError
 from runner.tracking.logger import TrainingLogger
 from runner.training import checkpoints
+from runner.training.average import WeightAverage
 from runner.training.job import TrainingJob
 from runner.training.teacher_logits import LOGITS, WithTeacherLogits, unpack
 from runner.training.training_data import collate
@@ -62,6 +63,7 @@ class DistillTrainer(Trainer):
         assert job.settings.precision is not None
         self.precision = job.settings.precision
         self.staging = job.folder / "saving"
+        self.average: WeightAverage | None = None
         self._saving = False
         self.loss_sum, self.losses = torch.zeros((), dtype=torch.float64, device=self.args.device), 0
         self.tokens = 0
@@ -147,6 +149,8 @@ class DistillTrainer(Trainer):
                 # Trainer saves such states as JSON, which cannot hold masks.
                 tensors, values = self.job.pruner.state_dict()
                 save_file(tensors, self.staging / name / PRUNER_FILE, values)
+            if self.average is not None:
+                self.average.save(self.staging / name)
             meter = {"loss_sum": loss_sum, "losses": losses}
             (self.staging / name / METER_FILE).write_text(json.dumps(meter), encoding="utf-8")
             files.publish(self.staging / name, self.job.folder / name)

@@ -48,6 +48,7 @@ WRONG = [
     (["train.num_train_epochs=0"], ["num_train_epochs=0", "above 0"]),
     (["train.weight_decay=-1"], ["weight_decay=-1", "not negative"]),
     (["train.adam_beta2=1"], ["adam_beta2=1", "below 1"]),
+    (["train.average_weights=1.5"], ["average_weights=1.5", "above 0, and 1 at most"]),
     (["train.warmup_steps=1.5"], ["warmup_steps=1.5", "whole steps"]),
     (["model.hidden_dropout=1"], ["model.hidden_dropout=1", "below 1"]),
     (["model.path="], ["model.path", "a hub id or a folder"]),
