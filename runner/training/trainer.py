@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments
 
@@ -23,6 +24,7 @@ from runner.tracking.logger import TrainingLogger
 from runner.training import checkpoints
 from runner.training.average import WeightAverage
 from runner.training.job import TrainingJob
+from runner.training.rewind import rewound
 from runner.training.teacher_logits import LOGITS, WithTeacherLogits, unpack
 from runner.training.training_data import collate
 
@@ -79,6 +81,16 @@ class DistillTrainer(Trainer):
             pin_memory=self.args.dataloader_pin_memory,
         )
         return self.accelerator.prepare(loader)
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """Trainer's scheduler, or one that begins anew at each mask update."""
+        settings, pruner = self.job.settings, self.job.pruner
+        if settings.lr_rewind is None or pruner is None:
+            return super().create_scheduler(num_training_steps, optimizer)
+        warmup = self.args.get_warmup_steps(num_training_steps)
+        rate = rewound(settings.lr_scheduler_type, settings.lr_rewind, warmup, pruner.updates, num_training_steps)
+        self.lr_scheduler = LambdaLR(optimizer or self.optimizer, rate)  # type: ignore[arg-type]  # no DummyOptim here
+        return self.lr_scheduler
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         """Return the norm only where gradients are clipped: Trainer would compute it at each step just to log it."""

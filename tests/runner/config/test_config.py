@@ -733,6 +733,7 @@ def test_values_set_without_a_composition_are_as_with_one() -> None:
 DETERMINING = [
     "train.learning_rate=1e-3", "train.num_train_epochs=1", "train.max_steps=7", "train.precision=bf16",
     "train.gradient_accumulation_steps=2", "train.warmup_steps=5", "train.average_weights=0.99",
+    "train.lr_rewind=0.5",
     "pattern=2:4", "pattern=1x4", "pattern.target_sparsity=0.7", "pattern=rows", "pattern=3:4", "pattern=locked",
     "criterion=magnitude", "criterion=movement", "criterion.momentum=0.5", "criterion.reduce=max",
     "allocation=uniform", "allocation.max_per_layer=0.9", "allocation.min_per_layer=0.1", "allocation.regrow=true",
