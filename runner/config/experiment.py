@@ -70,6 +70,10 @@ class Experiment:
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**32:
             raise UserError(f"seed={self.seed} must be a whole number from 0 to {2**32 - 1}")
+        if self.finetune.lr_rewind is not None:
+            raise UserError(
+                f"finetune.lr_rewind={self.finetune.lr_rewind}: fine-tuning has no mask updates; set train.lr_rewind"
+            )
 
     @property
     def trains(self) -> bool:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib.text import Text
 from mlflow.entities import Metric
 
 from results import columns, latency, pictures, report
@@ -80,7 +81,7 @@ def test_names_of_dense_runtimes_do_not_overlap_however_close_their_times():
     (axes,) = figure.axes
     assert [text.get_text() for text in axes.texts] == ["OpenVINO bf16", "ONNX Runtime int8", "torch.compile fp32"]
     # Without the leaders, which annotations count as a part of themselves.
-    boxes = [super(type(text), text).get_window_extent() for text in axes.texts]
+    boxes = [Text.get_window_extent(text) for text in axes.texts]
     assert not any(one.overlaps(other) for one, other in combinations(boxes, 2))
     assert all(box.y0 > axes.get_window_extent().y1 for box in boxes)
     assert all(box.y1 < figure.bbox.y1 for box in boxes)

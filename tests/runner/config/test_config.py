@@ -344,7 +344,7 @@ CHOICES = {
     "schedule": {"recipe", "short", "one_shot", "large_first"},
     "regularizer": {"none", "group_lasso"},
     "allocation": {"global", "uniform"},
-    "distill": {"logits", "hidden", "simkd", "none"},
+    "distill": {"logits", "logits_hidden", "hidden", "simkd", "none"},
     "benchmark": {"none", "cpu"},
 }
 
@@ -733,15 +733,16 @@ def test_values_set_without_a_composition_are_as_with_one() -> None:
 # fmt: off
 DETERMINING = [
     "train.learning_rate=1e-3", "train.num_train_epochs=1", "train.max_steps=7", "train.precision=bf16",
-    "train.gradient_accumulation_steps=2", "train.warmup_steps=5",
+    "train.gradient_accumulation_steps=2", "train.warmup_steps=5", "train.average_weights=0.99",
+    "train.lr_rewind=0.5",
     "pattern=2:4", "pattern=1x4", "pattern.target_sparsity=0.7", "pattern=rows", "pattern=3:4", "pattern=locked",
     "criterion=magnitude", "criterion=movement", "criterion.momentum=0.5", "criterion.reduce=max",
     "allocation=uniform", "allocation.max_per_layer=0.9", "allocation.min_per_layer=0.1", "allocation.regrow=true",
     LAYERS, LAYERS.replace("0.3", "0.4"), "+allocation.layers={*.query:{pattern:2:4}}",
     "schedule=short", "schedule=one_shot", "schedule.decay=cubic", "schedule.end=9000", "schedule.initial=50%",
     "regularizer=group_lasso",
-    "distill=none", "distill=simkd", "distill=hidden", "distill.weight=1", "distill.label_weight=1",
-    "distill.temperature=1",
+    "distill=none", "distill=simkd", "distill=hidden", "distill=logits_hidden",
+    "distill.weight=1", "distill.label_weight=1", "distill.temperature=1",
     "dataset.max_seq_length=256", "dataset.doc_stride=64", "dataset.n_best=5", "dataset.max_answer_length=9",
     "model.excluded=[*query]", "model.prunable=[*query]", "model.hidden_dropout=0.2", "prune=false",
     "finetune.num_train_epochs=1", "finetune.learning_rate=1e-5",
