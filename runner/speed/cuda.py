@@ -163,7 +163,8 @@ def is_4x1(weight: Tensor) -> bool:
 
 def sparse(model: PreTrainedModel, backend: str, compiled: bool, convert: Convert) -> Runtime:
     """The model in bfloat16 with its 2:4 layers compressed for a backend."""
-    net: Any = copy.deepcopy(model).to(torch.bfloat16)
+    net: Any = copy.deepcopy(model)
+    net = net.to(torch.bfloat16)
     for layer in layers(net, backend).values():
         layer.weight = nn.Parameter(convert(layer.weight.detach().contiguous(), backend), requires_grad=False)
     net = torch.compile(net) if compiled else net
