@@ -247,7 +247,7 @@ INLINE void transpose(float *rows, const int32_t *source, int tokens, int featur
     if (!out) memset(x, 0, sizeof(float) * TILE * features);
     for (int k = 0; k < features; k += 16)
         EACH(t, tokens) {
-            float *token = rows + (int64_t)source[t] * features;
+            float *token = rows + (int64_t)(source ? source[t] : t) * features;
             for (int i = k; i < k + 16 && i < features; i++)
                 if (out)
                     token[i] = x[i * TILE + t];
@@ -656,8 +656,14 @@ int64_t encode(const struct encoder *e, const struct batch *b, char *arena, int6
     return needed;
 }
 
-/* y = activation(W x + bias) for the first `tokens` of a tile. `buffer`: as large as x. */
-void linear_tile(const struct linear *w, int tokens, int activation, const float *x, void *buffer, float *y) {
+/* out[tokens][rows] = activation(W in[tokens][columns] + bias). `x`, `buffer`: tiles of the columns; `y`: of the rows. */
+void linear_rows(const struct linear *w, int tokens, int activation, float *in, float *out, float *x, void *buffer,
+                 float *y) {
     struct quantized q;
-    linear(w, prepare(w, x, &q, buffer), &q, tokens, activation, STORE, y);
+    for (int64_t t = 0; t < tokens; t += TILE) {
+        int taken = tokens - t < TILE ? (int)(tokens - t) : TILE;
+        transpose(in + t * w->columns, NULL, taken, w->columns, x, 0);
+        linear(w, prepare(w, x, &q, buffer), &q, taken, activation, STORE, y);
+        transpose(out + t * w->rows, NULL, taken, w->rows, y, 1);
+    }
 }

@@ -198,12 +198,10 @@ def linear(packed: PackedLinear, x: Tensor, library: Library, activation: int = 
     Returns:
         (tokens, rows), rows a multiple of 4.
     """
-    tiles = []
-    for part in x.detach().float().split(_TILE):
-        tile, out = torch.zeros(x.shape[1], _TILE), torch.empty(packed.struct.rows, _TILE)
-        tile[:, : len(part)] = part.T
-        memory = (tile, torch.empty_like(tile), out)
-        addresses = (ctypes.c_void_p(tensor.data_ptr()) for tensor in memory)
-        library.code.linear_tile(ctypes.byref(packed.struct), len(part), activation, *addresses)
-        tiles.append(out.T[: len(part)])
-    return torch.cat(tiles)
+    x = x.detach().float().contiguous()
+    out = torch.empty(len(x), packed.struct.rows)
+    tile = torch.empty(x.shape[1], _TILE)
+    memory = (x, out, tile, torch.empty_like(tile), torch.empty(packed.struct.rows, _TILE))
+    addresses = (ctypes.c_void_p(tensor.data_ptr()) for tensor in memory)
+    library.code.linear_rows(ctypes.byref(packed.struct), len(x), activation, *addresses)
+    return out
