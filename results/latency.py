@@ -194,5 +194,5 @@ def _caption(rows: Sequence[Row], joined: bool) -> str:
     lines = ["scores: the run's, as in the table; bfloat16 and int8 were not scored, and may differ"]
     lines += ["percentages: zeros, of all Linear and Conv weights"] if joined else []
     slow = sorted({row.pattern for row in rows if row.pattern != DENSE and not any(map(_sparse, row.latencies))})
-    lines += [f"not run by the sparse runtime: {', '.join(slow)}"] if slow else []
+    lines += [f"not timed in the sparse runtime: {', '.join(slow)}"] if slow else []
     return "\n".join(lines)
