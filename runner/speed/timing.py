@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from runner.speed.runtimes import TOLERANCE, Inputs, Runtime
+from runner.system.errors import UserError
 
 log = logging.getLogger(__name__)
 
@@ -126,7 +127,10 @@ def _turns(
 
 def _agreeing(runtimes: Sequence[Runtime], inputs: Inputs) -> list[tuple[Runtime, float]]:
     """Runtimes whose outputs are those of torch in float32, with the difference; the others are logged."""
-    reference = next(r for r in runtimes if (r.name, r.precision) == ("torch", "float32")).run(inputs)
+    torch_float32 = [runtime for runtime in runtimes if (runtime.name, runtime.precision) == ("torch", "float32")]
+    if not torch_float32:
+        raise UserError("torch in float32 does not run this model here, and every runtime is compared with it")
+    reference = torch_float32[0].run(inputs)
     agreeing = []
     for runtime in runtimes:
         try:
