@@ -24,7 +24,7 @@ from torch.sparse import (
 from runner.exports.libraries import quiet
 from runner.speed.machine import machine
 from runner.speed.measure import Speed, batch_of
-from runner.speed.runtimes import Inputs, Runtime, torch_dense
+from runner.speed.runtimes import Inputs, Runtime, calling, torch_dense
 from runner.speed.timing import Timing, time_all
 from runner.system.errors import UserError
 
@@ -168,11 +168,7 @@ def sparse(model: PreTrainedModel, backend: str, compiled: bool, convert: Conver
     for layer in layers(net, backend).values():
         layer.weight = nn.Parameter(convert(layer.weight.detach().contiguous(), backend), requires_grad=False)
     net = torch.compile(net) if compiled else net
-
-    def run(inputs: Inputs) -> list[Tensor]:
-        return [value.float() for value in net(**inputs).values() if value is not None]
-
-    return Runtime(f"{PREFIX}{backend}{' compiled' * compiled}", "bfloat16", run, sparse=True)
+    return Runtime(f"{PREFIX}{backend}{' compiled' * compiled}", "bfloat16", calling(net), sparse=True)
 
 
 def compress(weight: Tensor, backend: str) -> Tensor:

@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from pruning import runtime
 from pruning.runtime import compiler
@@ -58,11 +58,12 @@ def torch_dense(model: PreTrainedModel, precision: str, compiled: bool) -> Runti
     size = parameters_bytes(net)
     if compiled:
         net = torch.compile(net)
+    return Runtime("torch.compile" if compiled else "torch", precision, calling(net), bytes=size)
 
-    def run(inputs: Inputs) -> list[Tensor]:
-        return [value.float() for value in net(**inputs).values() if value is not None]
 
-    return Runtime("torch.compile" if compiled else "torch", precision, run, bytes=size)
+def calling(net: Any) -> Run:
+    """Run a torch model: its outputs in float32, those that are None left out."""
+    return lambda inputs: [value.float() for value in net(**inputs).values() if value is not None]
 
 
 def sparse(model: PreTrainedModel, precision: str, threads: int) -> Runtime:
