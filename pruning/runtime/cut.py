@@ -1,22 +1,27 @@
 """Cut the parts of a model that compute nothing: feed-forward channels and attention heads whose weights are zero.
 
 What remains is an ordinary dense model with smaller matrices, which every runtime computes faster. Its layers may have
-different sizes, so config.json cannot describe it: it is for exporters, not for save_pretrained.
+different sizes, so config.json cannot describe it: it is for exporters and for encoder.c, not for save_pretrained.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from pruning.errors import PruningError
 from pruning.runtime.families import LINEARS, check_layers, structure_of
+from pruning.runtime.packing import Blocks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+Layer = dict[str, tuple[Tensor | Blocks, Tensor | None]]
+"""Weight and bias of each linear module of a layer, by the names of LINEARS."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +37,12 @@ class CutReport:
     reason: str = ""
     """Why nothing could be cut: the architecture is not known; empty if it is."""
 
+    def __add__(self, other: CutReport) -> CutReport:
+        return CutReport(
+            self.channels + other.channels, self.all_channels + other.all_channels, self.heads + other.heads,
+            self.all_heads + other.all_heads, self.reason or other.reason,
+        )  # fmt: skip
+
     def __str__(self) -> str:
         if self.reason:
             return f"nothing ({self.reason})"
@@ -40,12 +51,7 @@ class CutReport:
 
 @torch.no_grad()
 def cut(model: PreTrainedModel) -> CutReport:
-    """Cut dead channels and heads out of a model's encoder, in place. The outputs stay what they are but for rounding.
-
-    A feed-forward channel is dead if its column in `down` is zero, or its row in `up`: then its output is one number,
-    activation(bias), which moves into the bias of `down`. A head is dead if its columns in `output` are zero, or its
-    rows and biases in `value`. Each layer keeps at least one of both. A layer with weights that
-    are not finite stays whole.
+    """Cut dead channels and heads out of a model's encoder, in place, as `cut_layer` does.
 
     Returns:
         The counts; of an architecture that `pruning.runtime.families` does not know, the reason, and nothing is cut.
@@ -55,74 +61,98 @@ def cut(model: PreTrainedModel) -> CutReport:
         check_layers(model, structure.family)
     except PruningError as reason:
         return CutReport(reason=str(reason))
-    activation = _activation(model)
-    channels = all_channels = heads = all_heads = 0
+    report = CutReport()
     for number in range(structure.layers):
-        names = (structure.family.parameter(number, name, "weight").removesuffix(".weight") for name in LINEARS)
-        linears = [_linear(model, name) for name in names]
-        query, key, value, output, up, down = linears
-        all_channels, all_heads = all_channels + up.out_features, all_heads + structure.heads
-        if not all(bool(p.isfinite().all()) for linear in linears for p in linear.parameters()):
-            continue  # 0 times infinity is not 0
-        dead = _dead_channels(up, down, activation)
-        channels += _remove(dead, rows=(up,), columns=(down,))
-        dead = _dead_heads(value, output, structure.head_size).repeat_interleave(structure.head_size)
-        heads += _remove(dead, rows=(query, key, value), columns=(output,)) // structure.head_size
-    return CutReport(channels, all_channels, heads, all_heads)
+        modules = {name: _linear(model, structure.family.parameter(number, name, "weight")) for name in LINEARS}
+        layer: Layer = {name: (module.weight, module.bias) for name, module in modules.items()}
+        done = cut_layer(layer, structure.head_size, structure.function)
+        if done.channels or done.heads:
+            for name, module in modules.items():
+                _fill(module, *layer[name])
+        report += done
+    return report
 
 
-def _linear(model: PreTrainedModel, name: str) -> nn.Linear:
-    module = model.base_model.get_submodule(name)
+def cut_layer(layer: Layer, head_size: int, activation: Callable[[Tensor], Tensor], step: int = 1) -> CutReport:
+    """Cut dead channels and heads out of a layer, a mapping that is changed. The outputs stay what they are but for
+    rounding.
+
+    A feed-forward channel is dead if its column in `down` is zero, or its row in `up`: then its output is one number,
+    activation(bias), which moves into the bias of `down`. A head is dead if the same is true of each of its features,
+    with `output` for `down` and `value` for `up`: attention weights sum to 1, so the output of a feature without
+    weights is its bias. One of each remains, because few runtimes multiply matrices without rows. A layer with weights
+    that are not finite stays whole: 0 times infinity is not 0.
+
+    Args:
+        step: channels are cut in groups of so many; 4 keeps blocks whole.
+    """
+    channels, features = len(_used(layer["up"][0], 1)), len(_used(layer["value"][0], 1))
+    counts = CutReport(0, channels, 0, features // head_size)
+    if not all(_finite(weight) and (bias is None or _finite(bias)) for weight, bias in layer.values()):
+        return counts
+    channels = _cut(layer, ("up",), "down", step, activation)
+    features = _cut(layer, ("value", "query", "key"), "output", head_size, lambda bias: bias)
+    return counts + CutReport(channels=channels, heads=features // head_size)
+
+
+def _cut(layer: Layer, writers: tuple[str, ...], reader: str, step: int, activation: Callable[[Tensor], Tensor]) -> int:
+    """Cut the dead features between two modules, in groups of `step`. Returns their number.
+
+    Args:
+        writers: the module that computes the features, and others that lose the same rows.
+        reader: the module that reads them.
+    """
+    weight, bias = layer[writers[0]]
+    read, read_bias = layer[reader]
+    constant, unread = ~_used(weight, 1), ~_used(read, 0)
+    groups = (constant | unread).view(-1, step).all(dim=1)
+    groups[0] &= not bool(groups.all())
+    dead = groups.repeat_interleave(step)
+    if not bool(dead.any()):
+        return 0
+    outputs = torch.zeros(len(dead), dtype=torch.float64)
+    if bias is not None:
+        outputs[: len(bias)] = activation(bias.float()).double()
+    outputs[~(dead & constant)] = 0
+    if bool(outputs.any()):
+        matrix = read.dense() if isinstance(read, Blocks) else read
+        moved = matrix.double() @ outputs + (0 if read_bias is None else read_bias.double())
+        read_bias = moved.to(matrix.dtype)
+    layer[reader] = _kept(read, None, ~dead), read_bias
+    for name in writers:
+        weight, bias = layer[name]
+        layer[name] = _kept(weight, ~dead, None), None if bias is None else bias[~dead[: len(bias)]]
+    return int(dead.sum())
+
+
+def _used(weight: Tensor | Blocks, dim: int) -> Tensor:
+    """Rows (dim=1) or columns (dim=0) that have a weight other than zero, bool. The rows of blocks are padded to a
+    multiple of 4.
+    """
+    return weight.used(dim) if isinstance(weight, Blocks) else (weight != 0).any(dim=dim)
+
+
+def _finite(weight: Tensor | Blocks) -> bool:
+    return bool((weight.value.float() if isinstance(weight, Blocks) else weight).isfinite().all())
+
+
+def _kept(weight: Tensor | Blocks, rows: Tensor | None, columns: Tensor | None) -> Tensor | Blocks:
+    """Some rows and columns, bool; None: all."""
+    if isinstance(weight, Blocks):
+        return weight.select(rows, columns)
+    weight = weight if rows is None else weight[rows]
+    return weight if columns is None else weight[:, columns]
+
+
+def _linear(model: PreTrainedModel, parameter: str) -> nn.Linear:
+    module = model.base_model.get_submodule(parameter.removesuffix(".weight"))
     assert isinstance(module, nn.Linear)
     return module
 
 
-def _activation(model: PreTrainedModel) -> Any:
-    from transformers.activations import ACT2FN
-
-    config: Any = model.config
-    return ACT2FN[getattr(config, "hidden_act", None) or config.activation]
-
-
-def _dead_channels(up: nn.Linear, down: nn.Linear, activation: Any) -> Tensor:
-    """(channels,) bool: channels to cut. The constant outputs of some of them move into the bias of `down`."""
-    constant, unread = (up.weight == 0).all(dim=1), (down.weight == 0).all(dim=0)
-    moved = constant & ~unread
-    if bool(moved.any()):
-        bias = torch.zeros(up.out_features) if up.bias is None else up.bias
-        added = down.weight.double() @ activation(bias).masked_fill(~moved, 0).double()
-        old = 0 if down.bias is None else down.bias.double()
-        down.bias = nn.Parameter((old + added).to(down.weight.dtype), requires_grad=False)
-        down.weight[:, moved] = 0
-    return _all_but_one(constant | unread)
-
-
-def _dead_heads(value: nn.Linear, output: nn.Linear, size: int) -> Tensor:
-    """(heads,) bool: heads to cut."""
-    silent, unread = (value.weight == 0).all(dim=1), (output.weight == 0).all(dim=0)
-    if value.bias is not None:
-        silent &= value.bias == 0
-    return _all_but_one(silent.view(-1, size).all(dim=1) | unread.view(-1, size).all(dim=1))
-
-
-def _all_but_one(dead: Tensor) -> Tensor:
-    """Spare one part if all are dead: few runtimes multiply matrices without rows."""
-    if bool(dead.all()):
-        dead[0] = False
-    return dead
-
-
-def _remove(dead: Tensor, rows: tuple[nn.Linear, ...], columns: tuple[nn.Linear, ...]) -> int:
-    """Remove features: rows of some layers, columns of those that read them. Returns their number."""
-    alive = ~dead
-    if not bool(dead.any()):
-        return 0
-    for layer in rows:
-        layer.weight = nn.Parameter(layer.weight[alive], requires_grad=False)
-        layer.out_features = len(layer.weight)
-        if layer.bias is not None:
-            layer.bias = nn.Parameter(layer.bias[alive], requires_grad=False)
-    for layer in columns:
-        layer.weight = nn.Parameter(layer.weight[:, alive], requires_grad=False)
-        layer.in_features = layer.weight.shape[1]
-    return int(dead.sum())
+def _fill(module: nn.Linear, weight: Tensor | Blocks, bias: Tensor | None) -> None:
+    """Give a module other parameters."""
+    assert isinstance(weight, Tensor)
+    module.out_features, module.in_features = weight.shape
+    module.weight = nn.Parameter(weight, requires_grad=False)
+    module.register_parameter("bias", None if bias is None else nn.Parameter(bias, requires_grad=False))

@@ -73,8 +73,10 @@ struct layer {
 };
 
 struct encoder {
-    int32_t layers, hidden, ffn, heads, head_size, activation; /* head_size: a multiple of 4 */
-    float epsilon, scale;                                      /* of layer norms; of attention scores */
+    int32_t layers, hidden;
+    int32_t context, ffn; /* most rows of a layer's query and up: layers may differ in heads and channels */
+    int32_t head_size, activation; /* head_size: a multiple of 4 */
+    float epsilon, scale;          /* of layer norms; of attention scores */
     const struct layer *layer;
 };
 
@@ -493,10 +495,10 @@ INLINE void attend(struct worker *w, const struct sequence *sequence, int tile, 
 }
 
 /* Attention of all heads of one tile. */
-static void attention(struct worker *w, const struct sequence *q, int tile) {
+static void attention(struct worker *w, const struct layer *l, const struct sequence *q, int tile) {
 #define ATTEND(pack, n) attend(w, q, tile, head, first, pack, n)
     int tokens = part(q, q->tokens, tile);
-    EACH(head, w->encoder->heads)
+    EACH(head, l->query.rows / w->encoder->head_size)
         for (int first = 0; first < tokens; first += LANES * VECTORS) {
             int few = tokens - first <= LANES * VECTORS / 2;
             if (HAS_BFLOAT16 && w->heads->pack == 2)
@@ -525,13 +527,13 @@ static void finish(struct worker *w, const struct layer *l, const struct sequenc
     static const enum form forms[] = {[FLOAT32] = STORE, [BFLOAT16] = NARROW, [INT8] = MEASURE};
     int tokens = part(q, q->tokens, tile), next = l->down.precision;
     float *hidden = q->x + tile * q->tile;
-    attention(w, q, tile);
+    attention(w, l, q, tile);
     const void *x = prepare(&l->output, w->context, &w->q, w->packed);
     linear(&l->output, x, &w->q, tokens, NONE, ADD, hidden);
     layer_norm(hidden, e->hidden, l->attention_weight, l->attention_bias, e->epsilon, tokens);
     x = prepare(&l->up, hidden, &w->q, w->packed);
     linear(&l->up, x, &w->q, tokens, e->activation, forms[next], w->ffn);
-    x = HAS_INT8 && next == INT8 ? quantize(w->ffn, e->ffn, &w->q, w->packed) : w->ffn;
+    x = HAS_INT8 && next == INT8 ? quantize(w->ffn, l->up.rows, &w->q, w->packed) : w->ffn;
     linear(&l->down, x, &w->q, tokens, NONE, ADD, hidden);
     layer_norm(hidden, e->hidden, l->ffn_weight, l->ffn_bias, e->epsilon, tokens);
 }
@@ -626,16 +628,16 @@ static size_t place(struct call *c, char *arena) {
     EACH(i, b->threads) {
         struct worker w = {.call = c, .encoder = e, .number = i};
         struct heads *h = &w.own;
-        size_t context = (size_t)e->heads * e->head_size, widest = e->ffn > e->hidden ? e->ffn : e->hidden;
+        int widest = e->ffn > e->hidden ? e->ffn : e->hidden;
         h->pack = HAS_BFLOAT16 && e->layer[0].query.precision != FLOAT32 ? 2 : 1;
-        h->tile = context * TILE / h->pack;
+        h->tile = (size_t)e->context * TILE / h->pack;
         h->query = take(arena, &used, sizeof(float) * h->tile * tiles);
         h->key = take(arena, &used, sizeof(float) * h->tile * tiles);
         h->value = take(arena, &used, sizeof(float) * h->tile * tiles);
-        w.context = take(arena, &used, bytes * context);
+        w.context = take(arena, &used, bytes * e->context);
         w.ffn = take(arena, &used, bytes * e->ffn);
         w.probabilities = take(arena, &used, bytes * (keys + 3));
-        w.packed = take(arena, &used, bytes / 2 * (widest > context ? widest : context));
+        w.packed = take(arena, &used, bytes / 2 * (widest > e->context ? widest : e->context));
         if (arena) c->worker[i] = w;
     }
     return used;

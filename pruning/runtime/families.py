@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pruning.errors import PruningError
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PretrainedConfig, PreTrainedModel
 
 ACTIVATIONS = {
@@ -66,10 +68,17 @@ class Structure:
     layers: int
     hidden: int
     heads: int
-    activation: int
-    """A value of ACTIVATIONS."""
+    activation: str
+    """A key of ACTIVATIONS."""
     epsilon: float
     """Epsilon of the layer norms."""
+
+    @property
+    def function(self) -> Callable[[Tensor], Tensor]:
+        """The activation, in torch."""
+        from transformers.activations import ACT2FN
+
+        return ACT2FN[self.activation]
 
     @property
     def head_size(self) -> int:
@@ -88,7 +97,7 @@ def structure_of(config: PretrainedConfig) -> Structure:
     if getattr(config, "is_decoder", False):
         raise PruningError("no kernels for decoders (is_decoder=true)")
     return Structure(
-        family, config.num_hidden_layers, config.hidden_size, config.num_attention_heads, ACTIVATIONS[activation],
+        family, config.num_hidden_layers, config.hidden_size, config.num_attention_heads, activation,
         getattr(config, "layer_norm_eps", 1e-12),
     )  # fmt: skip
 

@@ -69,6 +69,31 @@ class Blocks:
         """(blocks,) int64: the block row of each block."""
         return torch.repeat_interleave(torch.arange(len(self.start) - 1), self.start.diff().long())
 
+    def used(self, dim: int) -> Tensor:
+        """Rows (dim=1; a multiple of 4 of them) or columns (dim=0) that have a block, bool."""
+        if dim == 1:
+            return (self.start.diff() > 0).repeat_interleave(ROWS)
+        return torch.zeros(self.shape[1], dtype=torch.bool).index_fill(0, self.column.long(), True)
+
+    def select(self, rows: Tensor | None = None, columns: Tensor | None = None) -> Blocks:
+        """Some rows and columns, with the values that they have.
+
+        Args:
+            rows: (4 ceil(rows / 4),) bool, alike in the 4 rows of a block; None: all.
+            columns: (columns,) bool; None: all.
+        """
+        all_rows, all_columns = len(self.start) - 1, self.shape[1]
+        rows = torch.ones(all_rows, dtype=torch.bool) if rows is None else rows.view(-1, ROWS)[:, 0]
+        columns = torch.ones(all_columns, dtype=torch.bool) if columns is None else columns
+        row, column = self.row, self.column.long()
+        kept = rows[row] & columns[column]
+        start = torch.zeros(int(rows.sum()) + 1, dtype=torch.int32)
+        start[1:] = row[kept].bincount(minlength=all_rows)[rows].cumsum(0)
+        column = (columns.cumsum(0) - 1)[column[kept]].to(torch.uint16)
+        scale = None if self.scale is None else self.scale.view(-1, ROWS)[rows].flatten()
+        shape = self.shape[0] if bool(rows.all()) else ROWS * int(rows.sum()), int(columns.sum())
+        return Blocks(shape, start, column, self.value[kept], scale)
+
     @property
     def density(self) -> float:
         """Share of all blocks that are present."""
@@ -79,7 +104,7 @@ class Blocks:
         rows, columns = self.shape
         blocks = torch.zeros(len(self.start) - 1, ROWS, columns)
         blocks[self.row, :, self.column.long()] = self.to("float32").value
-        return blocks.view(-1, columns)[:rows]
+        return blocks.flatten(0, 1)[:rows]
 
 
 class Linear(ctypes.Structure):

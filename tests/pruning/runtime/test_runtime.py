@@ -26,7 +26,7 @@ from transformers import (
 from pruning import PruningError, runtime
 from pruning.runtime import compiler
 from pruning.runtime.encoder import SparseEncoder, linear, selection
-from pruning.runtime.families import ACTIVATIONS, LINEARS
+from pruning.runtime.families import ACTIVATIONS, LINEARS, structure_of
 from pruning.runtime.model import layer_precisions
 from pruning.runtime.packing import Blocks, PackedLinear
 from pruning.runtime.self_check import TOLERANCE
@@ -76,6 +76,26 @@ def test_int8_blocks_are_within_half_a_step_of_each_row(rows: int, columns: int,
     weight = sparse_matrix(rows, columns, 0.5, seed)
     error = (Blocks.of(weight, "int8").dense() - weight).abs()
     assert bool((error <= weight.abs().amax(dim=1, keepdim=True) / 127 * 0.501).all())
+
+
+@pytest.mark.parametrize("precision", ["float32", "int8"])
+@given(
+    st.integers(1, 6), st.integers(1, 9), st.sampled_from([0, 0.3, 1]), st.integers(0, 99),
+    st.lists(st.booleans(), min_size=9, max_size=9), st.lists(st.booleans(), min_size=6, max_size=6),
+)  # fmt: skip
+def test_selected_blocks_are_those_of_the_smaller_matrix(
+    precision: str, block_rows: int, columns: int, density: float, seed: int, of_columns: list, of_rows: list
+) -> None:
+    weight = sparse_matrix(4 * block_rows, columns, density, seed)
+    blocks = Blocks.of(weight, precision)
+    rows = torch.tensor(of_rows[:block_rows]).repeat_interleave(4)
+    kept = torch.tensor(of_columns[:columns])
+    part = blocks.select(rows, kept)
+    assert part.shape == (int(rows.sum()), int(kept.sum()))
+    assert torch.equal(part.dense(), blocks.dense()[rows][:, kept])
+    assert torch.equal(blocks.select().dense(), blocks.dense())
+    assert torch.equal(blocks.used(1), (weight != 0).any(dim=1).view(-1, 4).any(dim=1).repeat_interleave(4))
+    assert torch.equal(blocks.used(0), (weight != 0).any(dim=0))
 
 
 @pytest.mark.parametrize(("instructions", "precision"), KERNELS)
@@ -202,6 +222,36 @@ def test_every_head_works(kind: str, head: type) -> None:
     dense = sparse_model(kind, head)
     fast = runtime.accelerate(copy.deepcopy(dense), "float32")
     assert difference(dense, fast, *batch_of(5, 20)) < 2e-6
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta", "distilbert"])
+@pytest.mark.parametrize(("instructions", "precision"), KERNELS)
+def test_dead_heads_and_channels_are_cut(kind: str, instructions: str, precision: str, tmp_path: Path) -> None:
+    dense = sparse_model(kind, AutoModel)
+    structure = structure_of(dense.config)
+    size = structure.head_size
+    parameters = dict(dense.named_parameters())
+    with torch.no_grad():
+        for name in LINEARS:
+            parameters[structure.family.parameter(0, name, "weight")].uniform_(-0.3, 0.3)
+            parameters[structure.family.parameter(1, name, "weight")].uniform_(-0.3, 0.3)
+        parameters[structure.family.parameter(0, "value", "weight")][:size] = 0  # its bias remains
+        parameters[structure.family.parameter(0, "output", "weight")][:, size : 2 * size] = 0
+        parameters[structure.family.parameter(0, "up", "weight")][:8] = 0
+        parameters[structure.family.parameter(0, "down", "weight")][:, 8:18] = 0  # two channels of a block live
+        parameters[structure.family.parameter(1, "down", "weight")].zero_()
+    fast = runtime.accelerate(copy.deepcopy(dense), precision, instructions=instructions)
+    assert fast.report.cut is not None
+    channels = -(-parameters[structure.family.parameter(0, "up", "weight")].shape[0] // 4) * 4
+    assert (fast.report.cut.channels, fast.report.cut.heads) == (16 + channels - 4, 2)
+    assert f"cut: {fast.report.cut}" in str(fast.report)
+    runtime.pack(dense, tmp_path / "packed", precision)
+    packed = runtime.load(tmp_path / "packed", precision, instructions=instructions)
+    assert packed.report.cut == fast.report.cut
+    for batch, length in ((1, 1), (5, 17), (3, 70)):
+        ids, mask = batch_of(batch, length)
+        assert difference(dense, fast, ids, mask) < FINE[precision]
+        assert difference(dense, packed, ids, mask) < FINE[precision]
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 5])
