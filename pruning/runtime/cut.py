@@ -7,7 +7,7 @@ different sizes, so config.json cannot describe it: it is for exporters and for 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from pruning.errors import PruningError
 from pruning.runtime.families import LINEARS, check_layers, structure_of
-from pruning.runtime.packing import Blocks
+from pruning.runtime.packing import ROWS, Blocks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -34,19 +34,21 @@ class CutReport:
     heads: int = 0
     """Attention heads that were cut, of all layers."""
     all_heads: int = 0
+    features: int = 0
+    """Features of heads that were cut, if single ones were: those of scores (query and key) and of values."""
+    all_features: int = 0
     reason: str = ""
     """Why nothing could be cut: the architecture is not known; empty if it is."""
 
     def __add__(self, other: CutReport) -> CutReport:
-        return CutReport(
-            self.channels + other.channels, self.all_channels + other.all_channels, self.heads + other.heads,
-            self.all_heads + other.all_heads, self.reason or other.reason,
-        )  # fmt: skip
+        counts = (getattr(self, f.name) + getattr(other, f.name) for f in fields(self))
+        return CutReport(*counts)
 
     def __str__(self) -> str:
         if self.reason:
             return f"nothing ({self.reason})"
-        return f"{self.channels} of {self.all_channels} channels, {self.heads} of {self.all_heads} heads"
+        features = f", {self.features} of {self.all_features} features of heads" if self.features else ""
+        return f"{self.channels} of {self.all_channels} channels, {self.heads} of {self.all_heads} heads{features}"
 
 
 @torch.no_grad()
@@ -73,7 +75,7 @@ def cut(model: PreTrainedModel) -> CutReport:
     return report
 
 
-def cut_layer(layer: Layer, head_size: int, activation: Callable[[Tensor], Tensor], step: int = 1) -> CutReport:
+def cut_layer(layer: Layer, head_size: int, activation: Callable[[Tensor], Tensor]) -> CutReport:
     """Cut dead channels and heads out of a layer, a mapping that is changed. The outputs stay what they are but for
     rounding.
 
@@ -82,34 +84,71 @@ def cut_layer(layer: Layer, head_size: int, activation: Callable[[Tensor], Tenso
     with `output` for `down` and `value` for `up`: attention weights sum to 1, so the output of a feature without
     weights is its bias. One of each remains, because few runtimes multiply matrices without rows. A layer with weights
     that are not finite stays whole: 0 times infinity is not 0.
+    """
+    report = _whole(layer, head_size)
+    if not _finite(layer):
+        return report
+    channels = _cut(layer, "up", "down", 1, activation)
+    heads = _cut(layer, "value", "output", head_size, lambda bias: bias)
+    for name in ("query", "key"):
+        layer[name] = _without(layer[name], heads)
+    return replace(report, channels=int(channels.sum()), heads=int(heads.sum()) // head_size)
+
+
+@dataclass(frozen=True)
+class Heads:
+    """Features of the heads that a layer has."""
+
+    scores: list[int]
+    """Of each head, the features in `query` and `key`."""
+    values: list[int]
+    """Of each head, the features in `value` and `output`; at least 1."""
+
+
+def cut_blocks(layer: Layer, head_size: int, activation: Callable[[Tensor], Tensor]) -> tuple[CutReport, Heads]:
+    """Cut what `cut_layer` does out of a layer of blocks, in groups of 4 so that blocks stay whole, and also single
+    features of heads: in `value` and `output` as whole heads, in `query` and `key` where `key` has no weights: then
+    the feature adds the same to the scores of all keys, which softmax does not see.
+
+    Returns:
+        What was cut, and the heads that remain.
+    """
+    report = _whole(layer, head_size)
+    if not _finite(layer):
+        return report, Heads([head_size] * report.all_heads, [head_size] * report.all_heads)
+    channels = _cut(layer, "up", "down", ROWS, activation)
+    values = _cut(layer, "value", "output", ROWS, lambda bias: bias).view(-1, head_size)
+    silent = values.all(dim=1)
+    scores = ~_used(layer["key"][0], 1).view(-1, head_size) | silent[:, None]
+    for name in ("query", "key"):
+        layer[name] = _without(layer[name], scores.flatten())
+    features = int(scores.sum() + values.sum())
+    report = replace(report, channels=int(channels.sum()), heads=int(silent.sum()), features=features)
+    return report, Heads(*((~dead[~silent]).sum(dim=1).tolist() for dead in (scores, values)))
+
+
+def _whole(layer: Layer, head_size: int) -> CutReport:
+    """The report of a layer of which nothing is cut."""
+    channels, features = (len(_used(layer[name][0], 1)) for name in ("up", "value"))
+    return CutReport(all_channels=channels, all_heads=features // head_size, all_features=2 * features)
+
+
+def _cut(layer: Layer, writer: str, reader: str, step: int, activation: Callable[[Tensor], Tensor]) -> Tensor:
+    """Cut the dead features between two modules, in groups of `step`.
 
     Args:
-        step: channels are cut in groups of so many; 4 keeps blocks whole.
+        writer: the module that computes the features.
+        reader: the module that reads activation(features).
+
+    Returns:
+        (features,) bool: those that were cut.
     """
-    channels, features = len(_used(layer["up"][0], 1)), len(_used(layer["value"][0], 1))
-    counts = CutReport(0, channels, 0, features // head_size)
-    if not all(_finite(weight) and (bias is None or _finite(bias)) for weight, bias in layer.values()):
-        return counts
-    channels = _cut(layer, ("up",), "down", step, activation)
-    features = _cut(layer, ("value", "query", "key"), "output", head_size, lambda bias: bias)
-    return counts + CutReport(channels=channels, heads=features // head_size)
-
-
-def _cut(layer: Layer, writers: tuple[str, ...], reader: str, step: int, activation: Callable[[Tensor], Tensor]) -> int:
-    """Cut the dead features between two modules, in groups of `step`. Returns their number.
-
-    Args:
-        writers: the module that computes the features, and others that lose the same rows.
-        reader: the module that reads them.
-    """
-    weight, bias = layer[writers[0]]
+    weight, bias = layer[writer]
     read, read_bias = layer[reader]
     constant, unread = ~_used(weight, 1), ~_used(read, 0)
     groups = (constant | unread).view(-1, step).all(dim=1)
     groups[0] &= not bool(groups.all())
     dead = groups.repeat_interleave(step)
-    if not bool(dead.any()):
-        return 0
     outputs = torch.zeros(len(dead), dtype=torch.float64)
     if bias is not None:
         outputs[: len(bias)] = activation(bias.float()).double()
@@ -118,11 +157,16 @@ def _cut(layer: Layer, writers: tuple[str, ...], reader: str, step: int, activat
         matrix = read.dense() if isinstance(read, Blocks) else read
         moved = matrix.double() @ outputs + (0 if read_bias is None else read_bias.double())
         read_bias = moved.to(matrix.dtype)
-    layer[reader] = _kept(read, None, ~dead), read_bias
-    for name in writers:
-        weight, bias = layer[name]
-        layer[name] = _kept(weight, ~dead, None), None if bias is None else bias[~dead[: len(bias)]]
-    return int(dead.sum())
+    layer[reader] = read.select(None, ~dead) if isinstance(read, Blocks) else read[:, ~dead], read_bias
+    layer[writer] = _without(layer[writer], dead)
+    return dead
+
+
+def _without(parameters: tuple[Tensor | Blocks, Tensor | None], dead: Tensor) -> tuple[Tensor | Blocks, Tensor | None]:
+    """Weight and bias without some rows."""
+    weight, bias = parameters
+    weight = weight.select(~dead) if isinstance(weight, Blocks) else weight[~dead]
+    return weight, None if bias is None else bias[~dead[: len(bias)]]
 
 
 def _used(weight: Tensor | Blocks, dim: int) -> Tensor:
@@ -132,16 +176,11 @@ def _used(weight: Tensor | Blocks, dim: int) -> Tensor:
     return weight.used(dim) if isinstance(weight, Blocks) else (weight != 0).any(dim=dim)
 
 
-def _finite(weight: Tensor | Blocks) -> bool:
-    return bool((weight.value.float() if isinstance(weight, Blocks) else weight).isfinite().all())
-
-
-def _kept(weight: Tensor | Blocks, rows: Tensor | None, columns: Tensor | None) -> Tensor | Blocks:
-    """Some rows and columns, bool; None: all."""
-    if isinstance(weight, Blocks):
-        return weight.select(rows, columns)
-    weight = weight if rows is None else weight[rows]
-    return weight if columns is None else weight[:, columns]
+def _finite(layer: Layer) -> bool:
+    """True if all weights and biases are finite."""
+    weights = (weight.value.float() if isinstance(weight, Blocks) else weight for weight, _ in layer.values())
+    biases = (bias for _, bias in layer.values() if bias is not None)
+    return all(bool(tensor.isfinite().all()) for tensor in (*weights, *biases))
 
 
 def _linear(model: PreTrainedModel, parameter: str) -> nn.Linear:

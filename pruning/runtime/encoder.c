@@ -70,13 +70,15 @@ struct layer {
     struct linear query, key, value, output, up, down;
     const float *attention_weight, *attention_bias; /* layer norm after attention */
     const float *ffn_weight, *ffn_bias;             /* layer norm after the feed-forward network */
+    int32_t heads;
+    const int32_t *scores, *values; /* [heads + 1] first feature of a head in query and key; in value and output */
 };
 
 struct encoder {
     int32_t layers, hidden;
-    int32_t context, ffn; /* most rows of a layer's query and up: layers may differ in heads and channels */
-    int32_t head_size, activation; /* head_size: a multiple of 4 */
-    float epsilon, scale;          /* of layer norms; of attention scores */
+    int32_t query, value, up; /* most rows of these in any layer */
+    int32_t activation;
+    float epsilon, scale; /* of layer norms; of attention scores */
     const struct layer *layer;
 };
 
@@ -451,16 +453,18 @@ struct worker {
 };
 
 /* Attention of one head: n vectors of queries, from token `first` of a tile on, to all keys. */
-INLINE void attend(struct worker *w, const struct sequence *sequence, int tile, int head, int first, const int pack,
-                   const int n) {
+INLINE void attend(struct worker *w, const struct layer *l, const struct sequence *sequence, int tile, int head,
+                   int first, const int pack, const int n) {
     const struct encoder *e = w->encoder;
     const struct heads *h = w->heads;
     const struct sequence own = *sequence, *q = &own; /* no store can change a copy, so it stays in registers */
-    const size_t stride = h->tile, at = (size_t)head * e->head_size * TILE / pack;
-    const float *query = h->query + tile * stride + at + first, *key = h->key + at, *value = h->value + at;
-    const int size = e->head_size;
+    const int scores = l->scores[head], values = l->values[head]; /* its first features */
+    const int size = l->scores[head + 1] - scores, value_size = l->values[head + 1] - values;
+    const size_t stride = h->tile, at = (size_t)scores * TILE / pack;
+    const float *query = h->query + tile * stride + at + first, *key = h->key + at;
+    const float *value = h->value + (size_t)values * TILE / pack;
     const float scale = e->scale * (pack == 2 ? 1.44269504f /* log2 e */ : 1.f);
-    float *p = w->probabilities, *out = w->context + head * size * TILE + first;
+    float *p = w->probabilities, *out = w->context + values * TILE + first;
     floats highest[VECTORS], total[VECTORS];
     EACH(j, n) highest[j] = all(-1e30f), total[j] = all(0.f);
     EACH(t, q->tiles)
@@ -485,7 +489,7 @@ INLINE void attend(struct worker *w, const struct sequence *sequence, int tile, 
             total[j] += row(p, k)[j] = exponential(a);
     }
     EACH(j, n) total[j] = 1.f / larger(all(1e-30f), total[j]); /* without keys: 0 */
-    for (int d = 0; d < size; d += 4) {
+    for (int d = 0; d < value_size; d += 4) {
         sums s = {};
         EACH(t, q->tiles)
             outer(p + t * q->width / pack * TILE, value + t * stride + d * TILE / pack, TILE / pack, 1,
@@ -496,9 +500,9 @@ INLINE void attend(struct worker *w, const struct sequence *sequence, int tile, 
 
 /* Attention of all heads of one tile. */
 static void attention(struct worker *w, const struct layer *l, const struct sequence *q, int tile) {
-#define ATTEND(pack, n) attend(w, q, tile, head, first, pack, n)
+#define ATTEND(pack, n) attend(w, l, q, tile, head, first, pack, n)
     int tokens = part(q, q->tokens, tile);
-    EACH(head, l->query.rows / w->encoder->head_size)
+    EACH(head, l->heads)
         for (int first = 0; first < tokens; first += LANES * VECTORS) {
             int few = tokens - first <= LANES * VECTORS / 2;
             if (HAS_BFLOAT16 && w->heads->pack == 2)
@@ -628,16 +632,16 @@ static size_t place(struct call *c, char *arena) {
     EACH(i, b->threads) {
         struct worker w = {.call = c, .encoder = e, .number = i};
         struct heads *h = &w.own;
-        int widest = e->ffn > e->hidden ? e->ffn : e->hidden;
+        int widest = e->up > e->hidden ? e->up : e->hidden, features = e->query > e->value ? e->query : e->value;
         h->pack = HAS_BFLOAT16 && e->layer[0].query.precision != FLOAT32 ? 2 : 1;
-        h->tile = (size_t)e->context * TILE / h->pack;
+        h->tile = (size_t)features * TILE / h->pack;
         h->query = take(arena, &used, sizeof(float) * h->tile * tiles);
         h->key = take(arena, &used, sizeof(float) * h->tile * tiles);
         h->value = take(arena, &used, sizeof(float) * h->tile * tiles);
-        w.context = take(arena, &used, bytes * e->context);
-        w.ffn = take(arena, &used, bytes * e->ffn);
+        w.context = take(arena, &used, bytes * e->value);
+        w.ffn = take(arena, &used, bytes * e->up);
         w.probabilities = take(arena, &used, bytes * (keys + 3));
-        w.packed = take(arena, &used, bytes / 2 * (widest > e->context ? widest : e->context));
+        w.packed = take(arena, &used, bytes / 2 * (widest > features ? widest : features));
         if (arena) c->worker[i] = w;
     }
     return used;

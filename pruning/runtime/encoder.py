@@ -10,12 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from pruning.runtime.compiler import Library
-from pruning.runtime.cut import CutReport, Layer, cut_layer
+from pruning.runtime.cut import CutReport, Layer, cut_blocks
 from pruning.runtime.families import ACTIVATIONS, LINEARS, NORMS, Structure
 from pruning.runtime.packing import ROWS, Blocks, Linear, PackedLinear
 
 _TILE = 64
 """Tokens of a tile of encoder.c."""
+
+
+_WIDTHS = ("query", "value", "up")
+"""Modules whose rows differ from layer to layer: dead ones are cut."""
 
 
 class _Layer(ctypes.Structure):
@@ -24,14 +28,16 @@ class _Layer(ctypes.Structure):
     _fields_ = [
         *((name, Linear) for name in LINEARS),
         *((f"{norm}_{what}", ctypes.c_void_p) for norm in NORMS for what in ("weight", "bias")),
+        ("heads", ctypes.c_int32),
+        *((name, ctypes.c_void_p) for name in ("scores", "values")),
     ]
 
 
 class _Encoder(ctypes.Structure):
-    """`struct encoder` of encoder.c."""
+    """`struct encoder` of encoder.c; widths: the most rows of these modules, of all layers."""
 
     _fields_ = [
-        *((name, ctypes.c_int32) for name in ("layers", "hidden", "context", "ffn", "head_size", "activation")),
+        *((name, ctypes.c_int32) for name in ("layers", "hidden", *_WIDTHS, "activation")),
         *((name, ctypes.c_float) for name in ("epsilon", "scale")),
         ("layer", ctypes.c_void_p),
     ]
@@ -49,7 +55,7 @@ class _Batch(ctypes.Structure):
 class SparseEncoder(nn.Module):
     """Computes all layers of an encoder by encoder.c.
 
-    Dead channels, four at a time, and dead heads are cut; `cut` counts them.
+    Dead channels, heads and features of heads are cut; `cut` counts them.
 
     Tokens that the attention mask leaves out are not computed: their hidden states are zero. The first token of each
     text always is, because classification heads read it.
@@ -85,7 +91,8 @@ class SparseEncoder(nn.Module):
                 assert not isinstance(bias, Blocks)
                 weight, bias = padded(name, weight, bias, heads, size)
                 parts[name] = self._blocks(weight, precision[name]), bias
-            self.cut += cut_layer(parts, -(-size // ROWS) * ROWS, structure.function, ROWS)
+            cut, kept = cut_blocks(parts, -(-size // ROWS) * ROWS, structure.function)
+            self.cut += cut
             for name, (blocks, bias) in parts.items():
                 assert isinstance(blocks, Blocks)
                 packed = PackedLinear.of(blocks, bias, precision[name])
@@ -95,16 +102,23 @@ class SparseEncoder(nn.Module):
                 for what in ("weight", "bias"):
                     address = self._own(tensors[structure.family.parameter(number, name, what)])
                     setattr(layer, f"{name}_{what}", address)
-        context, ffn = (max((getattr(x, name).rows for x in self._layers), default=0) for name in ("query", "up"))
+            layer.heads = len(kept.values)
+            layer.scores, layer.values = self._starts(kept.scores), self._starts(kept.values)
+        most = (max((getattr(layer, name).rows for layer in self._layers), default=0) for name in _WIDTHS)
         self._encoder = _Encoder(
-            len(self._layers), structure.hidden, context, ffn, -(-size // ROWS) * ROWS,
-            ACTIVATIONS[structure.activation], structure.epsilon, size**-0.5, ctypes.addressof(self._layers),
+            len(self._layers), structure.hidden, *most, ACTIVATIONS[structure.activation], structure.epsilon,
+            size**-0.5, ctypes.addressof(self._layers),
         )  # fmt: skip
 
     def _own(self, tensor: Tensor | Blocks) -> int:
         """Address of a float32 copy that lives as long as this module."""
         assert isinstance(tensor, Tensor)
         self._tensors.append(tensor.detach().float().clone())
+        return self._tensors[-1].data_ptr()
+
+    def _starts(self, sizes: list[int]) -> int:
+        """Address of the place where each of these parts begins, and where the last ends, int32."""
+        self._tensors.append(torch.tensor([0, *sizes]).cumsum(0).int())
         return self._tensors[-1].data_ptr()
 
     def _blocks(self, weight: Tensor | Blocks, precision: str) -> Blocks:

@@ -226,24 +226,32 @@ def test_every_head_works(kind: str, head: type) -> None:
 
 @pytest.mark.parametrize("kind", ["bert", "roberta", "distilbert"])
 @pytest.mark.parametrize(("instructions", "precision"), KERNELS)
-def test_dead_heads_and_channels_are_cut(kind: str, instructions: str, precision: str, tmp_path: Path) -> None:
+def test_dead_parts_are_cut(kind: str, instructions: str, precision: str, tmp_path: Path) -> None:
     dense = sparse_model(kind, AutoModel)
     structure = structure_of(dense.config)
-    size = structure.head_size
-    parameters = dict(dense.named_parameters())
+    size, padded = structure.head_size, -(-structure.head_size // 4) * 4
+    weights = [
+        {name: dense.base_model.get_parameter(structure.family.parameter(layer, name, "weight")) for name in LINEARS}
+        for layer in (0, 1)
+    ]
     with torch.no_grad():
-        for name in LINEARS:
-            parameters[structure.family.parameter(0, name, "weight")].uniform_(-0.3, 0.3)
-            parameters[structure.family.parameter(1, name, "weight")].uniform_(-0.3, 0.3)
-        parameters[structure.family.parameter(0, "value", "weight")][:size] = 0  # its bias remains
-        parameters[structure.family.parameter(0, "output", "weight")][:, size : 2 * size] = 0
-        parameters[structure.family.parameter(0, "up", "weight")][:8] = 0
-        parameters[structure.family.parameter(0, "down", "weight")][:, 8:18] = 0  # two channels of a block live
-        parameters[structure.family.parameter(1, "down", "weight")].zero_()
+        for weight in (*weights[0].values(), *weights[1].values()):
+            weight.uniform_(-0.3, 0.3)
+        weights[0]["value"][:size] = 0  # the first head; its bias remains
+        weights[0]["output"][:, size : 2 * size] = 0  # the second
+        weights[0]["key"][2 * size : 2 * size + 8] = 0  # features of the third, and others of it
+        weights[0]["value"][2 * size + 4 : 2 * size + 8] = 0
+        weights[0]["up"][:8] = 0
+        weights[0]["down"][:, 8:18] = 0  # two channels of a block live
+        weights[1]["down"].zero_()
+        weights[1]["key"].zero_()  # attends to all tokens alike
     fast = runtime.accelerate(copy.deepcopy(dense), precision, instructions=instructions)
     assert fast.report.cut is not None
-    channels = -(-parameters[structure.family.parameter(0, "up", "weight")].shape[0] // 4) * 4
-    assert (fast.report.cut.channels, fast.report.cut.heads) == (16 + channels - 4, 2)
+    channels, heads = -(-len(weights[0]["up"]) // 4) * 4, structure.heads
+    assert (fast.report.cut.channels, fast.report.cut.all_channels) == (16 + channels - 4, 2 * channels)
+    assert (fast.report.cut.heads, fast.report.cut.all_heads) == (2, 2 * heads)
+    features = 4 * padded + 8 + 4 + heads * padded
+    assert (fast.report.cut.features, fast.report.cut.all_features) == (features, 4 * heads * padded)
     assert f"cut: {fast.report.cut}" in str(fast.report)
     runtime.pack(dense, tmp_path / "packed", precision)
     packed = runtime.load(tmp_path / "packed", precision, instructions=instructions)
