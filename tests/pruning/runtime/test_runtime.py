@@ -35,9 +35,16 @@ from tests.conftest import ROOT
 pytestmark = pytest.mark.skipif(
     not compiler.supported() or not compiler.compilers(), reason="no C compiler, or no kernels for this CPU"
 )
-KERNELS = [(name, precision) for name in compiler.supported() for precision in compiler.precisions(name)]
+SUPPORTED = compiler.supported() if "neon" in compiler.supported() else [*compiler.supported(), "neon"]
+KERNELS = [(name, precision) for name in SUPPORTED for precision in compiler.precisions(name)]
 FINE = {"float32": 2e-6, "bfloat16": 2e-2, "int8": 6e-2}
 """Mean difference of a model's outputs relative to their mean size that each precision may cause."""
+
+
+@pytest.fixture(autouse=True)
+def instructions_without_flags(monkeypatch: pytest.MonkeyPatch) -> None:
+    """"neon" is plain C with vector types: every compiler takes it, so an x86 CPU tests it, too."""
+    monkeypatch.setattr(compiler, "supported", lambda: SUPPORTED)
 
 
 def rounding(x: Tensor, weight: Tensor, precision: str) -> Tensor:
