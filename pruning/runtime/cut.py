@@ -102,7 +102,7 @@ class Heads:
     scores: list[int]
     """Of each head, the features in `query` and `key`."""
     values: list[int]
-    """Of each head, the features in `value` and `output`; at least 1."""
+    """Of each head, the features in `value` and `output`; at least 4."""
 
 
 def cut_blocks(layer: Layer, head_size: int, activation: Callable[[Tensor], Tensor]) -> tuple[CutReport, Heads]:
@@ -117,14 +117,14 @@ def cut_blocks(layer: Layer, head_size: int, activation: Callable[[Tensor], Tens
     if not _finite(layer):
         return report, Heads([head_size] * report.all_heads, [head_size] * report.all_heads)
     channels = _cut(layer, "up", "down", ROWS, activation)
-    values = _cut(layer, "value", "output", ROWS, lambda bias: bias).view(-1, head_size)
-    silent = values.all(dim=1)
-    scores = ~_used(layer["key"][0], 1).view(-1, head_size) | silent[:, None]
+    dead_values = _cut(layer, "value", "output", ROWS, lambda bias: bias).view(-1, head_size)
+    silent = dead_values.all(dim=1)
+    dead_scores = ~_used(layer["key"][0], 1).view(-1, head_size) | silent[:, None]
     for name in ("query", "key"):
-        layer[name] = _without(layer[name], scores.flatten())
-    features = int(scores.sum() + values.sum())
+        layer[name] = _without(layer[name], dead_scores.flatten())
+    features = int(dead_scores.sum() + dead_values.sum())
     report = replace(report, channels=int(channels.sum()), heads=int(silent.sum()), features=features)
-    return report, Heads(*((~dead[~silent]).sum(dim=1).tolist() for dead in (scores, values)))
+    return report, Heads(*((~dead[~silent]).sum(dim=1).tolist() for dead in (dead_scores, dead_values)))
 
 
 def _whole(layer: Layer, head_size: int) -> CutReport:
@@ -178,9 +178,10 @@ def _used(weight: Tensor | Blocks, dim: int) -> Tensor:
 
 def _finite(layer: Layer) -> bool:
     """True if all weights and biases are finite."""
-    weights = (weight.value.float() if isinstance(weight, Blocks) else weight for weight, _ in layer.values())
-    biases = (bias for _, bias in layer.values() if bias is not None)
-    return all(bool(tensor.isfinite().all()) for tensor in (*weights, *biases))
+    tensors: list[Tensor | None] = []
+    for weight, bias in layer.values():
+        tensors += [weight.value.float(), weight.scale, bias] if isinstance(weight, Blocks) else [weight, bias]
+    return all(bool(tensor.isfinite().all()) for tensor in tensors if tensor is not None)
 
 
 def _linear(model: PreTrainedModel, parameter: str) -> nn.Linear:

@@ -14,7 +14,8 @@
 
    Precision: float32 everywhere; or bfloat16 products with float32 sums, if the CPU has vdpbf16ps; or int8 products
    with int32 sums, if it has vpdpbusd: weights symmetric for each row, activations unsigned and asymmetric for each
-   token. Softmax, layer norm and residuals are float32 always. */
+   token. Layer norm, residuals and the sums of softmax are float32 always. With bfloat16 or int8, attention multiplies
+   bfloat16: queries, keys, values and the weights that softmax gives. */
 
 #include <pthread.h>
 #include <sched.h>
@@ -50,7 +51,8 @@ struct layer {
     const float *attention_weight, *attention_bias; /* layer norm after attention */
     const float *ffn_weight, *ffn_bias;             /* layer norm after the feed-forward network */
     int32_t heads;
-    const int32_t *scores, *values; /* [heads + 1] first feature of a head in query and key; in value and output */
+    const int32_t *score_start; /* [heads + 1] first feature of a head in query and key */
+    const int32_t *value_start; /* [heads + 1] first feature of a head in value and output */
 };
 
 struct encoder {
@@ -100,7 +102,7 @@ static void forget(struct quantized *q) {
     EACH(j, TILE / LANES) q->low[j] = all(INFINITY), q->high[j] = all(-INFINITY);
 }
 
-/* Widen a range. A NaN makes `low` NaN for good. */
+/* Widen a range. What is not finite makes `low` NaN for good. */
 INLINE void widen(floats v, floats *low, floats *high) {
     *low = smaller(v, *low) + v * 0.f;
     *high = larger(v, *high);
@@ -111,7 +113,7 @@ static const void *quantize(const float *x, int rows, struct quantized *q, void 
     floats zero[VECTORS], factor[VECTORS], v[VECTORS];
     EACH(j, VECTORS) {
         zero[j] = q->zero[j] = q->low[j];
-        q->scale[j] = larger(all(1e-12f), (q->high[j] - zero[j]) * (1.f / 255)) + (zero[j] - zero[j]);
+        q->scale[j] = larger(all(1e-12f), (q->high[j] - zero[j]) * (1.f / 255)) + (zero[j] - zero[j]); /* 0, or NaN */
         factor[j] = 1.f / q->scale[j];
     }
     EACH(k, rows) {
@@ -252,7 +254,8 @@ struct sequence {
 struct heads {
     float *query, *key, *value;
     size_t tile; /* floats of memory that a tile takes */
-    int pack;    /* 1: float32, form STORE; 2: bfloat16 in 32 bits, forms PAIRS (queries, keys) and IN_ORDER (values) */
+    int pack;    /* in 32 bits: 1 float32, form STORE; or 2 bfloat16: features (PAIRS) of queries and keys, tokens
+                    (IN_ORDER) of values */
 };
 
 /* Of so many tokens of a sequence, those in a tile. */
@@ -281,19 +284,20 @@ struct worker {
     struct quantized q;
 };
 
-/* Attention of one head: n vectors of queries, from token `first` of a tile on, to all keys. */
+/* Attention of one head: n vectors of queries, from token `first` of a tile on, to all keys. Keys are taken in fours;
+   one after the last has the score -1e30, so its value, which is finite, does not count. */
 INLINE void attend(struct worker *w, const struct layer *l, const struct sequence *sequence, int tile, int head,
                    int first, const int pack, const int n) {
     const struct encoder *e = w->encoder;
     const struct heads *h = w->heads;
     const struct sequence own = *sequence, *q = &own; /* no store can change a copy, so it stays in registers */
-    const int scores = l->scores[head], values = l->values[head]; /* its first features */
-    const int size = l->scores[head + 1] - scores, value_size = l->values[head + 1] - values;
-    const size_t stride = h->tile, at = (size_t)scores * TILE / pack;
+    const int score = l->score_start[head], value_at = l->value_start[head]; /* its first features */
+    const int size = l->score_start[head + 1] - score, value_size = l->value_start[head + 1] - value_at;
+    const size_t stride = h->tile, at = (size_t)score * TILE / pack;
     const float *query = h->query + tile * stride + at + first, *key = h->key + at;
-    const float *value = h->value + (size_t)values * TILE / pack;
+    const float *value = h->value + (size_t)value_at * TILE / pack;
     const float scale = e->scale * (pack == 2 ? 1.44269504f /* log2 e */ : 1.f);
-    float *p = w->probabilities, *out = w->context + values * TILE + first;
+    float *p = w->probabilities, *out = w->context + value_at * TILE + first;
     floats highest[VECTORS], total[VECTORS];
     EACH(j, n) highest[j] = all(-1e30f), total[j] = all(0.f);
     EACH(t, q->tiles)
@@ -462,7 +466,7 @@ static size_t place(struct call *c, char *arena) {
         struct worker w = {.call = c, .encoder = e, .number = i};
         struct heads *h = &w.own;
         int widest = e->up > e->hidden ? e->up : e->hidden, features = e->query > e->value ? e->query : e->value;
-        h->pack = HAS_BFLOAT16 && e->layer[0].query.precision != FLOAT32 ? 2 : 1;
+        h->pack = HAS_BFLOAT16 && e->layers && e->layer[0].query.precision != FLOAT32 ? 2 : 1;
         h->tile = (size_t)features * TILE / h->pack;
         h->query = take(arena, &used, sizeof(float) * h->tile * tiles);
         h->key = take(arena, &used, sizeof(float) * h->tile * tiles);
@@ -470,7 +474,8 @@ static size_t place(struct call *c, char *arena) {
         w.context = take(arena, &used, bytes * e->value);
         w.ffn = take(arena, &used, bytes * e->up);
         w.probabilities = take(arena, &used, bytes * (keys + 3));
-        w.packed = take(arena, &used, bytes / 2 * (widest > features ? widest : features));
+        w.packed = take(arena, &used, bytes / 2 * /* bfloat16, the larger form */
+                                          (widest > features ? widest : features));
         if (arena) c->worker[i] = w;
     }
     return used;

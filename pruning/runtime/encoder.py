@@ -29,7 +29,7 @@ class _Layer(ctypes.Structure):
         *((name, Linear) for name in LINEARS),
         *((f"{norm}_{what}", ctypes.c_void_p) for norm in NORMS for what in ("weight", "bias")),
         ("heads", ctypes.c_int32),
-        *((name, ctypes.c_void_p) for name in ("scores", "values")),
+        *((name, ctypes.c_void_p) for name in ("score_start", "value_start")),
     ]
 
 
@@ -103,7 +103,7 @@ class SparseEncoder(nn.Module):
                     address = self._own(tensors[structure.family.parameter(number, name, what)])
                     setattr(layer, f"{name}_{what}", address)
             layer.heads = len(kept.values)
-            layer.scores, layer.values = self._starts(kept.scores), self._starts(kept.values)
+            layer.score_start, layer.value_start = self._starts(kept.scores), self._starts(kept.values)
         most = (max((getattr(layer, name).rows for layer in self._layers), default=0) for name in _WIDTHS)
         self._encoder = _Encoder(
             len(self._layers), structure.hidden, *most, ACTIVATIONS[structure.activation], structure.epsilon,

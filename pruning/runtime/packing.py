@@ -65,6 +65,26 @@ class Blocks:
         return replace(self, value=(value / scale[row]).round().to(torch.int8), scale=scale.flatten())
 
     @property
+    def valid(self) -> bool:
+        """True if the numbers of blocks and columns are within the matrix, and the tensors fit each other."""
+        (rows, columns), blocks = self.shape, len(self.value)
+        counts = self.start.diff()
+        return (
+            self.start.dtype == torch.int32
+            and len(self.start) == -(-rows // ROWS) + 1
+            and int(self.start[0]) == 0
+            and int(self.start[-1]) == blocks
+            and bool((counts >= 0).all() and (counts <= columns).all())
+            and self.column.shape == (blocks,)
+            and self.column.dtype == torch.uint16
+            and (blocks == 0 or int(self.column.long().max()) < columns)
+            and self.value.shape == (blocks, ROWS)
+            and str(self.value.dtype).removeprefix("torch.") in GROUP
+            and (self.scale is None) == (self.value.dtype != torch.int8)
+            and (self.scale is None or self.scale.shape == (ROWS * (len(self.start) - 1),))
+        )
+
+    @property
     def row(self) -> Tensor:
         """(blocks,) int64: the block row of each block."""
         return torch.repeat_interleave(torch.arange(len(self.start) - 1), self.start.diff().long())
@@ -100,7 +120,7 @@ class Blocks:
         return len(self.value) / max((len(self.start) - 1) * self.shape[1], 1)
 
     def dense(self) -> Tensor:
-        """(rows, columns) float32: the matrix again; bit for bit the original if the values are float32."""
+        """(rows, columns) float32: the matrix again; that of float32 values bit for bit, but that -0 is 0."""
         rows, columns = self.shape
         blocks = torch.zeros(len(self.start) - 1, ROWS, columns)
         blocks[self.row, :, self.column.long()] = self.to("float32").value

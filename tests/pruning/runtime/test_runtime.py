@@ -7,13 +7,17 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.nn.utils import prune
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -43,7 +47,7 @@ FINE = {"float32": 2e-6, "bfloat16": 2e-2, "int8": 6e-2}
 
 @pytest.fixture(autouse=True)
 def instructions_without_flags(monkeypatch: pytest.MonkeyPatch) -> None:
-    """"neon" is plain C with vector types: every compiler takes it, so an x86 CPU tests it, too."""
+    """ "neon" is plain C with vector types: every compiler takes it, so an x86 CPU tests it, too."""
     monkeypatch.setattr(compiler, "supported", lambda: SUPPORTED)
 
 
@@ -442,7 +446,7 @@ def test_what_a_sparse_encoder_cannot_serve_is_refused() -> None:
     ids, mask = batch_of(2, 8)
     with pytest.raises(PruningError, match="output_hidden_states"):
         fast(input_ids=ids, output_hidden_states=True)
-    with pytest.raises(PruningError, match="attention_mask has 3 dimensions"):
+    with pytest.raises(PruningError, match=r"attention_mask is \(2, 8, 8\), not"):
         fast(input_ids=ids, attention_mask=mask[:, None].expand(2, 8, 8))
 
 
@@ -487,6 +491,65 @@ def test_a_packed_file_without_a_compiler_is_expanded(tmp_path: Path, monkeypatc
     compiler.library.cache_clear()
     assert fast.report.runtime == "dense torch"
     assert difference(dense, fast, *batch_of(5, 30)) < 1e-6
+
+
+@pytest.mark.parametrize(("part", "change"), [
+    ("column", lambda t: t + 48), ("start", lambda t: t.flip(0)), ("start", lambda t: t[:-1]),
+    ("value", lambda t: t[:-1]), ("shape", lambda t: t * 2), ("shape", lambda t: t[:1]), ("value", None),
+])  # fmt: skip
+def test_a_packed_file_with_damaged_blocks_is_refused(
+    part: str, change: Callable[[Tensor], Tensor] | None, tmp_path: Path
+) -> None:
+    file = tmp_path / "packed"
+    runtime.pack(sparse_model("bert"), file)
+    with safe_open(file, "pt") as stored:
+        described, tensors = stored.metadata(), {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+    name = f"bert.encoder.layer.0.attention.self.query.weight.{part}"
+    old = tensors.pop(name)
+    if change is not None:
+        tensors[name] = change(old.int() if part == "column" else old).to(old.dtype).contiguous()
+    save_file(tensors, file, metadata=described)
+    with pytest.raises(PruningError, match=r"query\.weight"):
+        runtime.load(file)
+
+
+def test_a_packed_file_of_another_size_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "packed"
+    runtime.pack(sparse_model("bert"), file)
+    with safe_open(file, "pt") as stored:
+        described, tensors = stored.metadata(), {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+    save_file(tensors, file, metadata=described | {"config": described["config"].replace(": 70", ": 64")})
+    with pytest.raises(PruningError, match="do not fit BertForQuestionAnswering, such as"):
+        runtime.load(file)
+    save_file(tensors, file, metadata=described | {"config": "{"})
+    with pytest.raises(PruningError, match="its configuration is damaged"):
+        runtime.load(file)
+
+
+def test_a_mask_for_all_texts_is_that_of_each() -> None:
+    dense = sparse_model("bert")
+    fast = runtime.accelerate(copy.deepcopy(dense), "float32")
+    ids, mask = torch.randint(5, 100, (4, 9)), torch.tensor([[1] * 6 + [0] * 3])
+    expected = fast(input_ids=ids, attention_mask=mask.expand(4, 9))["start_logits"]
+    assert torch.equal(fast(input_ids=ids, attention_mask=mask)["start_logits"], expected)
+    with pytest.raises(PruningError, match=r"attention_mask is \(2, 9\), not \(batch, length\): \(4, 9\)"):
+        fast(input_ids=ids, attention_mask=mask.expand(2, 9))
+
+
+def test_a_layer_with_something_added_runs_dense_and_says_so() -> None:
+    model = sparse_model("bert")
+    prune.random_unstructured(model.get_submodule("bert.encoder.layer.1.intermediate.dense"), "weight", 0.5)
+    report = runtime.accelerate(model).report
+    assert report.runtime == "dense torch"
+    assert "layer 1's intermediate.dense, a Linear with the parameters bias, weight_orig: merge" in report.reason
+
+
+def test_a_configuration_that_asks_for_more_outputs_runs_dense_and_says_so() -> None:
+    model = sparse_model("bert")
+    model.config.output_hidden_states = True
+    fast = runtime.accelerate(model)
+    assert "asks for output_hidden_states" in fast.report.reason
+    assert len(fast(input_ids=torch.tensor([[5, 6]]))["hidden_states"]) == 3
 
 
 def test_a_file_that_is_not_packed_is_refused(tmp_path: Path) -> None:
