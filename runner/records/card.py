@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from results import columns
 from runner.config.experiment import Experiment, Origin
-from runner.data.task import Examples
+from runner.data.examples import Examples
 from runner.models import describe_left_out
 from runner.records.card_facts import NAME, Counted, Facts, collect
 from runner.records.markdown import block, code, line, plain

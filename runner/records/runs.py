@@ -17,7 +17,7 @@ from results import columns
 from runner import models, tracking
 from runner.config.experiment import PLACES, Experiment, Origin
 from runner.config.restore import Restored, classes, restore
-from runner.data.task import Examples
+from runner.data.examples import Examples
 from runner.system import files, provenance, ranks
 from runner.system.device import hardware, instructions
 from runner.system.errors import UserError

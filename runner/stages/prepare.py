@@ -15,7 +15,7 @@ from pruning import Plan, Pruner, TrainingLength
 from runner import models, tracking
 from runner.config.experiment import Experiment, Origin
 from runner.config.training import Training
-from runner.data.task import Examples
+from runner.data.examples import Examples
 from runner.models.tokenizer import check_texts, with_inputs
 from runner.models.vocabulary import check_reading
 from runner.records.identity import Identity

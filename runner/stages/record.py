@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pruning import LayerReport
 from results import columns
-from runner.data.task import Scores
+from runner.data.scores import Scores
 from runner.models.footprint import footprint
 from runner.models.verify import Verification
 from runner.records import card, runs
