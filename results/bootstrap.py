@@ -17,7 +17,7 @@ RESAMPLES = 2000
 LEVEL = 0.95
 SEED = 0  # fixed, so that a row has the same interval every time and with any other rows
 _CHUNK = 100  # resamples at once: 8 MB for the 10,570 examples of SQuAD's dev set
-_SMALLEST = 1e-12  # a smaller denominator is rounding error
+_SMALLEST = 1e-12  # a smaller denominator, or a smaller variance relative to the second moment, is rounding error
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +38,7 @@ class Sample:
 
     def metric(self) -> float:
         """The metric over all examples, averaged over the seeds."""
-        return float(_metrics(self, np.full((1, self.examples), 1 / self.examples)).mean())
+        return float(_metrics(self, np.ones((1, self.examples))).mean())
 
 
 def interval(dense: Sample, sparse: Sample, resamples: int = RESAMPLES) -> list[float] | None:
@@ -65,25 +65,27 @@ def interval(dense: Sample, sparse: Sample, resamples: int = RESAMPLES) -> list[
     sparse_seeds = _seed_shares(len(sparse.seeds), resamples, stream=1)
     dense_seeds = sparse_seeds if paired else _seed_shares(len(dense.seeds), resamples, stream=2)
     drops, at = np.empty(resamples), 0
-    for shares in _example_shares(dense.examples, resamples):
-        chunk = slice(at, at := at + len(shares))
-        below = (dense_seeds[chunk] * _metrics(dense, shares)).sum(axis=1)
+    for times in _example_counts(dense.examples, resamples):
+        chunk = slice(at, at := at + len(times))
+        below = (dense_seeds[chunk] * _metrics(dense, times)).sum(axis=1)
         if not (below > columns.ZERO).all():
             return None
-        drops[chunk] = ((sparse_seeds[chunk] * _metrics(sparse, shares)).sum(axis=1) - below) / below
+        drops[chunk] = ((sparse_seeds[chunk] * _metrics(sparse, times)).sum(axis=1) - below) / below
     low, high = np.quantile(drops, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return [float(low), float(high)]
 
 
-def _metrics(sample: Sample, shares: np.ndarray) -> np.ndarray:
+def _metrics(sample: Sample, times: np.ndarray) -> np.ndarray:
     """The metric of each seed in each resample: float64[resamples, seeds].
 
     Args:
-        shares: float64[resamples, examples], the share of each example in each resample.
+        times: float64[resamples, examples], how many times each example is in each resample, as whole numbers.
     """
     numbers = [each.reshape(sample.examples, -1).T for each in sample.scores]  # [k, examples] each
     ends = np.cumsum([len(each) for each in numbers])[:-1]
-    means = shares @ np.ascontiguousarray(np.concatenate(numbers)).T
+    # Sums of whole numbers are exact and so is n / n, so a resample of one class has a share of exactly 1. Sums of
+    # shares 1 / n give 1 - 2e-16 and a correlation of rounding errors, 1e-8, where it is undefined.
+    means = times @ np.ascontiguousarray(np.concatenate(numbers)).T / sample.examples
     return np.stack([FROM_MEANS[sample.statistic](part) for part in np.split(means, ends, axis=1)], axis=1)
 
 
@@ -93,14 +95,14 @@ def _seed_shares(count: int, resamples: int, stream: int) -> np.ndarray:
     return drawn / count
 
 
-def _example_shares(count: int, resamples: int) -> Iterator[np.ndarray]:
-    """The share of each example in each resample, a chunk of resamples at a time."""
+def _example_counts(count: int, resamples: int) -> Iterator[np.ndarray]:
+    """How many times each example is in each resample: float64[resamples, examples], a chunk of resamples at a time."""
     generator = np.random.default_rng([SEED, 0])
     for start in range(0, resamples, _CHUNK):
         size = min(_CHUNK, resamples - start)
         # The distribution of a multinomial, drawn by one integer each instead of one binomial: faster.
         drawn = (np.bincount(generator.integers(count, size=count), minlength=count) for _ in range(size))
-        yield np.stack(list(drawn)) / count
+        yield np.stack(list(drawn)).astype(np.float64)
 
 
 # --- metrics from means: each function takes the means, [..., k], and returns the metric, [...]; 0 where undefined ----
@@ -160,8 +162,13 @@ def _matthews(means: np.ndarray) -> np.ndarray:
 def _pearson(means: np.ndarray) -> np.ndarray:
     """(E[xy] - E[x] E[y]) / sqrt(var x var y); the means are of x, y, xx, yy, xy."""
     x, y, xx, yy, xy = np.moveaxis(means, -1, 0)
-    spread = np.maximum(xx - x * x, 0) * np.maximum(yy - y * y, 0)
-    return _over(xy - x * y, np.sqrt(spread))
+    return _over(xy - x * y, np.sqrt(_variance(x, xx) * _variance(y, yy)))
+
+
+def _variance(mean: np.ndarray, square: np.ndarray) -> np.ndarray:
+    """E[xx] - E[x]^2, exactly 0 where it is rounding error: the numbers are equal."""
+    variance = square - mean * mean
+    return np.where(variance > _SMALLEST * square, variance, 0.0)
 
 
 def _over(above: np.ndarray, below: np.ndarray) -> np.ndarray:

@@ -97,7 +97,7 @@ class Row:
     latency: Latency | None = None
     """The one in the table: see `results.speed.shown`. None where the sparse runtime was not timed."""
     latencies: list[Latency] = field(default_factory=list)
-    """Of every runtime and setting that was timed."""
+    """Times of every runtime and setting that was timed."""
     published: Published | None = None
     """Set by `results.published.compare`."""
     notes: list[str] = field(default_factory=list)

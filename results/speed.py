@@ -26,7 +26,7 @@ class Latency:
     precision: str
     batch: int
     length: int
-    """In tokens."""
+    """Tokens in each text."""
     threads: int
     cpu: str
     timed_seeds: int

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from runner.models import positions
@@ -64,7 +63,8 @@ def main(arguments: list[str]) -> None:
     if unknown := set(precisions) - TOLERANCE.keys():
         raise UserError(f"--precision {', '.join(sorted(unknown))}: choose from {', '.join(TOLERANCE)}")
     grid = Grid(*(numbers(getattr(given, name), name) for name in ("batch", "length", "threads")))
-    model = load(find(given.folder, Tracking(uri=given.tracking_uri)), "FOLDER_OR_RUN")
+    _, source = runs.find_model(given.folder, Tracking(uri=given.tracking_uri))
+    model = load(source, "FOLDER_OR_RUN")
     check_length(model, max(grid.lengths))
     if on_gpu:
         speed = measure_cuda(model, grid.batches, grid.lengths, given.seconds, compiled=given.compile)
@@ -84,21 +84,6 @@ def numbers(text: str, name: str) -> list[int]:
     if not all(part.strip().isdigit() and int(part) > 0 for part in parts):
         raise UserError(f"--{name} {text}: give numbers above 0 with commas between them, such as 1,8")
     return [int(part) for part in parts]
-
-
-def find(given: str, where: Tracking) -> Path:
-    """The folder of the model that is meant.
-
-    Raises:
-        UserError: there is none.
-    """
-    folder = Path(given).expanduser()
-    if not folder.is_dir() and runs.is_id(given):
-        folder = runs.find(given, where).folder
-    place = folder / "model" if (folder / "model" / "config.json").is_file() else folder
-    if not (place / "config.json").is_file():
-        raise UserError(f"{given}: there is no config.json in this folder, nor in its folder model")
-    return place
 
 
 def check_length(model: PreTrainedModel, length: int) -> None:

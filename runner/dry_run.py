@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING
 from pruning import NoDistillation, Plan, matrix_weights
 from runner import models
 from runner.config.experiment import Experiment, Origin
+from runner.config.training import Training
 from runner.speed.settings import CpuBenchmark
 from runner.stages.announce import announce
 from runner.stages.benchmark import seconds
-from runner.stages.prepare import Inputs, resolve
+from runner.stages.prepare import Inputs, average_bytes, resolve
 from runner.stages.prune import load_student
 from runner.stages.teacher import caches_logits, has_teacher, supervision_of
 from runner.system import files, ranks
@@ -116,7 +117,7 @@ def cost(inputs: Inputs, data: TrainingData) -> Iterator[str]:
     per_token = stats.seconds / stats.tokens
     most = peak_memory()
     peak = "" if most is None else f"; this process took {human_bytes(most)} at most"
-    yield f"memory: weights, gradients and AdamW's moments {human_bytes(16 * inputs.net.num_parameters())}{peak}"
+    yield f"memory: {memory(inputs.net.num_parameters(), [training for _, training in trainings])}{peak}"
     for name, training in trainings:
         length, batches = data.length(training), data.batches(training, experiment.seed)
         tokens = sum(data.features["length"]) / (1 - batches.padding()) * length.steps / batches.steps
@@ -125,6 +126,14 @@ def cost(inputs: Inputs, data: TrainingData) -> Iterator[str]:
             f"a second over {stats.steps} steps on this machine as busy as it is now; scoring and the teacher not "
             "included"
         )
+
+
+def memory(parameters: int, trainings: Sequence[Training]) -> str:
+    """The largest memory of these trainings, one after the other, without activations: 16 bytes for each parameter, and
+    4 more if the weights are averaged."""
+    average = max((average_bytes(training, parameters) for training in trainings), default=0)
+    parts = "gradients, AdamW's moments and the average of the weights" if average else "gradients and AdamW's moments"
+    return f"weights, {parts} {human_bytes(16 * parameters + average)}"
 
 
 def time_of_benchmark(experiment: Experiment) -> Iterator[str]:

@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 
     from runner.config.experiment import Experiment
     from runner.config.runtime import RuntimeSettings
-    from runner.data.task import Examples, Scores
+    from runner.data.examples import Examples
+    from runner.data.scores import Scores
     from runner.models import Checkpoint
 
 log = logging.getLogger("runner.evaluate")  # __name__ is __main__ here

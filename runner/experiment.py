@@ -9,8 +9,7 @@ import logging
 
 from runner.config.experiment import Experiment, Origin
 from runner.records.result import Result
-from runner.speed.settings import CpuBenchmark
-from runner.stages.benchmark import time_saved
+from runner.stages.benchmark import time_finished, time_saved
 from runner.stages.context import RunContext
 from runner.stages.finetune import finetune, keep_dense
 from runner.stages.prepare import AlreadyFinished, resolve
@@ -46,9 +45,6 @@ def run(experiment: Experiment, origin: Origin) -> Result:
             outcome.speed = time_saved(run)
             result = record(run, outcome)
     except AlreadyFinished as stored:
-        if isinstance(experiment.benchmark, CpuBenchmark) and stored.result.speed is None:
-            log.warning("benchmark=cpu: this run is finished and was not timed; python -m runner.benchmark %s times it",
-                        stored.result.folder)  # fmt: skip
-        return stored.result
+        return time_finished(experiment, stored.result)
     log.info("%s", result.summary)
     return result

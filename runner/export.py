@@ -1,6 +1,6 @@
 """Export a model to ONNX, OpenVINO or the packed file of the sparse runtime, checked against PyTorch.
 
-python -m runner.export RUN_OR_FOLDER --to onnx|openvino|packed [--precision float32|bfloat16|int8]
+python -m runner.export FOLDER_OR_RUN --to onnx|openvino|packed [--precision float32|bfloat16|int8]
                         [--output DIR] [--force]
 
 Batch and length are free. The export's folder has the tokenizer, the labels (config.json) and a card, too.
@@ -60,21 +60,18 @@ def main(arguments: list[str]) -> None:
     """
     options = parse(arguments)
     set_up_process()
-    folder = Path(options.run).expanduser()
-    if not folder.is_dir() and runs.is_id(options.run):
-        folder = runs.find(options.run, Tracking(options.tracking_uri)).folder
+    folder, source = runs.find_model(options.run, Tracking(options.tracking_uri))
     try:
         made = [f"{name} {installed(name).__version__}" for name in _NEEDED[options.to]]
     except Missing as error:
         raise UserError(f"--to {options.to}: {error}") from error
-    source = folder / "model" if (folder / "model" / "config.json").is_file() else folder
     name = options.to if options.precision == "float32" else f"{options.to}-{options.precision}"
     place = options.output or folder / "exports" / name
     described = {"to": options.to, "precision": options.precision, "made_by": made, "model": fingerprint(source)}
     if exists(place, described, options.force):
         print(f"{place} has this export already")
         return
-    model = load(source, "RUN_OR_FOLDER")
+    model = load(source, "FOLDER_OR_RUN")
     tokenizer = models.load_tokenizer(models.find(str(source), "RUN", models.Model(str(source))))
     read = inspect.signature(model.forward).parameters
     tokenizer = with_inputs(tokenizer, [name for name in tokenizer.model_input_names if name in read])
@@ -90,7 +87,7 @@ def main(arguments: list[str]) -> None:
 def parse(arguments: list[str]) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser("python -m runner.export", description="Export a model for other runtimes.")
-    parser.add_argument("run", metavar="RUN_OR_FOLDER", help="folder or MLflow id of a run, or a model's folder")
+    parser.add_argument("run", metavar="FOLDER_OR_RUN", help="folder or MLflow id of a run, or a model's folder")
     parser.add_argument("--to", required=True, help=f"the format: {', '.join(card.FILES)}")
     parser.add_argument("--precision", default="float32", help="of a packed file: float32, bfloat16 or int8")
     parser.add_argument("--output", type=Path, metavar="DIR", help="the folder to write (exports/FORMAT in RUN)")
@@ -107,9 +104,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 
 def fingerprint(source: Path) -> str:
-    """Hash of a model's files. Raises UserError if there is no model."""
-    if not (source / "config.json").is_file():
-        raise UserError(f"{source}: there is no config.json in this folder, nor in its folder model")
+    """Hash of a model's files."""
     patterns = ("*.safetensors", "*.bin", "*.json", "*.txt", "*.model", "README.md")
     return hash_files(file for pattern in patterns for file in source.glob(pattern))
 

@@ -20,7 +20,7 @@ from results import columns
 from runner import experiment, tracking
 from runner.config.experiment import Experiment, Origin
 from runner.config.restore import read
-from runner.data.task import Examples
+from runner.data.examples import Examples
 from runner.records import runs
 from runner.records.comparison import Comparison, compare, damage, differences, show
 from runner.records.result import Result
@@ -95,7 +95,7 @@ def inputs(run: Run, again: Experiment) -> tuple[Sources, Examples]:
 
 def place_of(run: Run, parent: Path, keeps_cache: bool) -> Path:
     """The folder of a run's reproduction: the same each time, so that it can resume."""
-    place = parent / (run.folder.resolve().name + ("-kept-cache" if keeps_cache else ""))
+    place = parent / (run.folder.resolve().name + ("-with-cache" if keeps_cache else ""))
     if (place / columns.CONFIG).exists():
         raise UserError(f"--output-dir {parent}: {place} is a run's own folder; choose another --output-dir")
     return place

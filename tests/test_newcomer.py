@@ -229,7 +229,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from pruning import Prediction
-from runner.data.task import Dataset, Scores
+from runner.data.scores import Scores
+from runner.data.task import Dataset
 
 
 @dataclass

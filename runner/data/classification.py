@@ -12,8 +12,9 @@ from pruning import Prediction
 from runner.data import arrow, classes
 from runner.data.classification_scores import METRICS, OF_NUMBERS, STATISTICS
 from runner.data.readable import length_range
+from runner.data.scores import Scores
 from runner.data.splits import SPLIT, Part, Splits
-from runner.data.task import Dataset, Scores
+from runner.data.task import Dataset
 from runner.data.windows import check_max_length
 from runner.system.errors import UserError
 

@@ -39,7 +39,7 @@ class Layout:
 
     train: list[Path]
     evaluation: dict[str, list[Path]]
-    """By the split's name, the main one first."""
+    """Split's name -> its files, the main split first."""
     unused: list[Path]
     """Files that look like data, and are in no split."""
 

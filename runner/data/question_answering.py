@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pruning import Prediction
 from runner.data import arrow
 from runner.data.answers import COLUMNS, IMPOSSIBLE, check_answers, fingerprint, from_lists, from_single
+from runner.data.examples import Examples
 from runner.data.files import Reader
 from runner.data.readable import AROUND, excerpt, length_range, question_word
+from runner.data.scores import Scores
 from runner.data.span_scores import Scoring, advise, by_characters, length_in_units
 from runner.data.spans import Best, best_of_questions, no_answer_scores
 from runner.data.splits import SPLIT, Part, Splits
 from runner.data.squad_json import read_squad_json
-from runner.data.task import Dataset, Examples, Scores
+from runner.data.task import Dataset
 from runner.data.windows import Windows, answer_tokens, check_room, null_token, windows
 from runner.system.errors import UserError
 

@@ -14,9 +14,10 @@ from runner.data import arrow, classes
 from runner.data.conll import read_columns
 from runner.data.files import Reader
 from runner.data.readable import length_range
+from runner.data.scores import Scores
 from runner.data.splits import SPLIT, Part, Splits, main_split
 from runner.data.tagging_scores import begin_inside, chunks, counts, in_iobes, scheme, scores
-from runner.data.task import Dataset, Scores
+from runner.data.task import Dataset
 from runner.data.windows import check_max_length
 from runner.data.words import NO_WORD, first_tokens, without_tokens
 from runner.system.errors import UserError

@@ -1,12 +1,11 @@
-"""Dataset, the base class of all kinds of task, with the examples it reads and the scores it gives.
+"""Dataset, the base class of all kinds of task: the whole interface of a kind of task, in one place to read.
 
 The modules of this package are imported at every start to register their dataclasses, so they import `datasets` only
-inside functions. Longer than 300 lines because it is the whole interface of a kind of task, in one place to read.
+inside functions.
 """
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -17,8 +16,9 @@ from omegaconf import MISSING
 
 from pruning import Prediction
 from runner.data import files, sources
-from runner.data.layout import TRAIN
-from runner.data.splits import SPLIT, Part, Splits, held_out, joined, main_split
+from runner.data.examples import Examples, read
+from runner.data.scores import Scores
+from runner.data.splits import SPLIT, Part, Splits, main_split
 from runner.system.errors import UserError
 from runner.system.fingerprint import SHORT, hash_json
 from runner.system.versions import VERSIONS
@@ -29,55 +29,8 @@ if TYPE_CHECKING:
     import torch
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-log = logging.getLogger(__name__)
-
-UNSPLIT = 0.1
-"""The fraction of train that becomes the evaluation split if the data have none."""
 Collate = Callable[[list[Mapping[str, Any]]], dict[str, Any]]
 """Makes a batch of features."""
-
-
-@dataclass
-class Examples:
-    """The examples of a run, checked, cut to the sample limits, before tokenisation."""
-
-    train: datasets.Dataset | None
-    """None if the run does not train."""
-    evaluation: datasets.Dataset
-    """Has a column `split` if there are several splits."""
-    train_fingerprint: str
-    evaluation_fingerprint: str
-    """Hashes of the contents, whatever file they came from."""
-    source: str
-    """A description for people, with the revision if known."""
-    held_out: float = 0.0
-    """The fraction of train that became the evaluation examples; 0: they are a split of their own."""
-    has_split: bool = True
-    """Whether the data have an evaluation split."""
-    origin: str = ""
-    """The files, or splits of the hub, that each split came from."""
-    unused: Sequence[str] = ()
-    """Files, or splits of the hub, that are not used."""
-
-
-@dataclass
-class Scores:
-    """A model's scores and predictions on the evaluation examples."""
-
-    metrics: dict[str, float]
-    """Name -> a fraction in [0, 1], or a correlation in [-1, 1]."""
-    predictions: dict[str, Any] = field(default_factory=dict)
-    """Example id -> the model's answer."""
-    by_example: dict[str, float] = field(default_factory=dict)
-    """Example id -> score in [0, 1], for the first evaluation split: the main metric if it is a mean over examples,
-    else 1 for a right answer and 0 for a wrong one; empty if answers are neither, as in regression."""
-    statistic: str = "mean"
-    """The function that computes the main metric from means over examples: a name in `results.bootstrap.FROM_MEANS`."""
-    statistics: dict[str, list[float]] = field(default_factory=dict)
-    """Example id -> the numbers whose means that function takes; empty for the mean, which takes `by_example`."""
-    choosing: dict[str, float] = field(default_factory=dict)
-    """The value of a setting that is best on these very examples, and its score. Not a result, so it is not logged:
-    `runner.evaluate` prints it for those who choose the setting on a hold-out."""
 
 
 @dataclass
@@ -162,54 +115,7 @@ class Dataset:
 
     def read(self, train: bool = True) -> Examples:
         """Load, check and cut the examples. Raises UserError for data that cannot be used."""
-        if train and (self.train_split or TRAIN) in self.evaluation_splits:
-            raise UserError(
-                f"dataset.evaluation_splits={self.evaluation_splits}: a model is not scored on what it is trained on; "
-                "leave the training split out"
-            )
-        splits = self.splits()
-        for part in splits.parts:
-            if not len(part.examples):
-                raise UserError(f"{part.name}: there are no examples")
-        named = self.named(splits)
-        training, evaluation = named.train, named.evaluation
-        fraction, has_split = 0.0, bool(evaluation)
-        if self.holdout or not evaluation:
-            if training is None:
-                wish = f"dataset.holdout={self.holdout}" if self.holdout else "an evaluation split made of train"
-                raise UserError(f"{wish} needs a train split, and {splits.source} has none")
-            fraction = self.holdout or UNSPLIT
-            if not self.holdout:
-                log.info("%s has no evaluation split: %g of train becomes it, drawn with dataset.data_seed=%d",
-                         splits.source, fraction, self.data_seed)  # fmt: skip
-            others = [part.name for part in evaluation.values()]
-            splits = replace(splits, evaluation={}, unused=[*splits.unused, *others])
-            strata = self.strata(training.examples)
-            rest, held = held_out(self.groups(training.examples), fraction, self.data_seed, strata)
-            if not rest or not held:
-                raise UserError(
-                    f"{training.name}: it cannot be split, because all examples belong together (share a text, say) "
-                    "or each class has a single one: provide an evaluation split"
-                )
-            training, evaluation = training.select(rest), {"holdout": training.select(held)}
-        if train and training is None:
-            raise UserError(
-                f"{splits.source} has no train split: name a file train* in dataset.path, or set dataset.train_split"
-            )
-        ready = self._ready(training, self.max_train_samples) if train and training is not None else None
-        scored = joined({name: self._ready(part, self.max_eval_samples) for name, part in evaluation.items()})
-        self._check_ids(scored)
-        return Examples(
-            ready,
-            scored,
-            train_fingerprint=self.fingerprint(ready) if ready is not None else "",
-            evaluation_fingerprint=self.fingerprint(scored),
-            source=splits.source,
-            held_out=fraction,
-            has_split=has_split,
-            origin=splits.origin,
-            unused=splits.unused,
-        )
+        return read(self, train)
 
     def splits(self) -> Splits:
         """The splits of the source, with the data's columns."""
@@ -247,22 +153,6 @@ class Dataset:
         """The usable examples. Raises UserError, with the rows, for unusable ones, unless the configuration leaves them
         out."""
         raise NotImplementedError
-
-    def _ready(self, part: Part, limit: int | None) -> datasets.Dataset:
-        part = self.checked(part.subset(limit, self.data_seed))
-        if not len(part.examples):
-            raise UserError(f"{part.name}: there are no examples")
-        return part.examples
-
-    def _check_ids(self, examples: datasets.Dataset) -> None:
-        """Refuse ids that occur twice: predictions are stored by id."""
-        seen: set[str] = set()
-        twice = [id for id in map(str, examples["id"]) if id in seen or seen.add(id)]
-        if twice:
-            raise UserError(
-                f"dataset.path={self.path}: {len(twice)} ids of evaluation examples occur twice (such as {twice[0]}): "
-                "make them unique"
-            )
 
     def fingerprint(self, examples: datasets.Dataset) -> str:
         """Hash of the contents, whatever file they came from."""

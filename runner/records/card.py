@@ -1,7 +1,7 @@
 """The model card: what a saved model is, how it was made and how it can be checked, in the hub's format.
 
 Each run writes it next to its weights; `python -m runner.share` uploads both. It names no place on this machine.
-The words are in card.md.jinja.
+The words are in card.md.jinja and speed.md.jinja.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from results import columns
 from runner.config.experiment import Experiment, Origin
-from runner.data.task import Examples
+from runner.data.examples import Examples
 from runner.models import describe_left_out
 from runner.records.card_facts import NAME, Counted, Facts, collect
 from runner.records.markdown import block, code, line, plain
@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 HERE = "path/to/this/folder"
 """Placeholder in the card for the place to load the model from; `runner.share` replaces it by the hub's id."""
 TEMPLATE = Path(__file__).with_name("card.md.jinja")
+SPEED = Path(__file__).with_name("speed.md.jinja")
+"""The section with the times."""
+_AFTER_SPEED = "## How it was made\n"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 _TRAINING = ("learning_rate", "lr_scheduler_type", "warmup_steps", "per_device_train_batch_size", "batch_tokens",
              "gradient_accumulation_steps", "num_train_epochs", "max_steps", "weight_decay", "precision")  # fmt: skip
@@ -38,14 +41,19 @@ _PLACES = ("tracking", "output_dir", "cache_dir", "hydra", "force")  # say where
 
 def write(folder: Path, experiment: Experiment, origin: Origin, examples: Examples, result: Result) -> str:
     """Write the card of a saved model into its folder, atomically, and return its text."""
-    file = folder / NAME
-    card, temporary = text(collect(folder, experiment, origin, examples, result)), files.temporary_path(file)
-    try:
-        temporary.write_text(card, encoding="utf-8")
-        files.replace(temporary, file)
-    finally:
-        temporary.unlink(missing_ok=True)
+    card = text(collect(folder, experiment, origin, examples, result))
+    files.atomic_write(folder / NAME, card)
     return card
+
+
+def with_speed(card: str, speed: Speed) -> str:
+    """The text of a card that has no times, with their section: where a run that was timed has it, or at the end if
+    the card was rewritten by hand."""
+    section = speed_section(speed)
+    if section is None:
+        return card
+    before, after, rest = card.partition(f"\n{_AFTER_SPEED}")
+    return f"{before}\n{section}\n{after}{rest}" if after else f"{card.rstrip()}\n\n{section}\n"
 
 
 def text(facts: Facts) -> str:
@@ -135,7 +143,7 @@ def variables(facts: Facts) -> dict[str, Any]:
         "making": making(facts),
         "command": block(f"python -m runner {shlex.join(repeatable(facts.overrides))}".strip(), "bash"),
         "licences": licences(facts),
-        "speed": speed_table(facts.result.speed),
+        "speed": speed_section(facts.result.speed),
     }
     return values | (pruning_variables(facts, facts.pruning) if facts.pruning is not None else {})
 
@@ -164,8 +172,10 @@ def pruning_variables(facts: Facts, pruning: Mapping[str, Any]) -> dict[str, Any
     }
 
 
-def speed_table(speed: Speed | None) -> dict[str, Any] | None:
+def speed_section(speed: Speed | None) -> str | None:
     """The times, where they were measured, and the command that repeats them; None leaves the section out."""
+    from jinja2 import Template
+
     if speed is None or not speed.timings:
         return None
     rows = [
@@ -178,12 +188,12 @@ def speed_table(speed: Speed | None) -> dict[str, Any] | None:
         for name in ("batch", "length", "threads")
     )
     again = f"python -m runner.benchmark FOLDER --batch {batches} --length {lengths} --threads {threads}"
-    return {
-        "rows": [[line(cell) for cell in row] for row in rows],
-        "machine": plain(f"{speed.machine.cpu} ({', '.join(speed.machine.features)})"),
-        "versions": plain(", ".join(f"{name} {number}" for name, number in speed.machine.versions.items())),
-        "command": block(again, "bash"),
-    }
+    return Template(SPEED.read_text(encoding="utf-8")).render(
+        rows=[[line(cell) for cell in row] for row in rows],
+        machine=plain(f"{speed.machine.cpu} ({', '.join(speed.machine.features)})"),
+        versions=plain(", ".join(f"{name} {number}" for name, number in speed.machine.versions.items())),
+        command=block(again, "bash"),
+    )
 
 
 def dense(facts: Facts) -> str:

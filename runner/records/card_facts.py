@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from runner import demo, models
 from runner.config.experiment import Experiment, Origin
-from runner.data.task import Dataset, Examples
+from runner.data.examples import Examples
+from runner.data.task import Dataset
 from runner.models import heads
 from runner.records import runs
 from runner.system.errors import UserError

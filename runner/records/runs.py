@@ -1,5 +1,5 @@
-"""A finished run, by its folder or its id in MLflow: the input of `runner.share`, `runner.examples` and
-`runner.reproduce`. And the record of how a run was made."""
+"""A finished run, by its folder or its id in MLflow: the input of `runner.share`, `runner.examples`,
+`runner.reproduce`, `runner.benchmark` and `runner.export`. And the record of how a run was made."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from results import columns
 from runner import models, tracking
 from runner.config.experiment import PLACES, Experiment, Origin
 from runner.config.restore import Restored, classes, restore
-from runner.data.task import Examples
+from runner.data.examples import Examples
 from runner.system import files, provenance, ranks
 from runner.system.device import hardware, instructions
 from runner.system.errors import UserError
@@ -69,6 +69,28 @@ def find(given: str, where: Tracking) -> Run:
     if not file.is_file():
         raise UserError(f"{file} is missing: the run cannot be repeated or described without it")
     return Run(folder, result["mlflow_run"], file.read_text(encoding="utf-8"), result)
+
+
+def find_model(given: str, where: Tracking) -> tuple[Path, Path]:
+    """Find a saved model, by its own folder or by its run.
+
+    Args:
+        given: the folder of the model or of a run, or a run's id in MLflow.
+        where: the MLflow store, used for ids only.
+
+    Returns:
+        The folder that was given, or that of the run, and the folder of the model.
+
+    Raises:
+        UserError: there is no such model, or the run is not finished.
+    """
+    folder = Path(given).expanduser()
+    if not folder.is_dir() and is_id(given):
+        folder = find(given, where).folder
+    model = folder / "model" if (folder / "model" / "config.json").is_file() else folder
+    if not (model / "config.json").is_file():
+        raise UserError(f"{given}: there is no config.json in this folder, nor in its folder model")
+    return folder, model
 
 
 def dense_model(given: str, key: str, where: Tracking) -> str:

@@ -12,8 +12,9 @@ from results import columns
 from runner import models
 from runner.config.experiment import Experiment, Origin
 from runner.data import slips
+from runner.data.examples import Examples
 from runner.data.layout import shown
-from runner.data.task import Dataset, Examples
+from runner.data.task import Dataset
 from runner.records.folder import RunFolder
 from runner.stages.prepare import Inputs
 from runner.system import ranks

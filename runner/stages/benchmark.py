@@ -1,14 +1,25 @@
-"""Stage 8: time the saved model on this CPU, if `benchmark=cpu` asks for it."""
+"""Stage 8: time the saved model on this CPU, if `benchmark=cpu` asks for it; in a finished run, too."""
 
 from __future__ import annotations
 
+import itertools
 import logging
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from runner import models
+from results import columns
+from runner import models, tracking
 from runner.config.experiment import Experiment
+from runner.records import card
+from runner.records.result import FILE, Result
 from runner.speed.settings import AUTO, CpuBenchmark
+from runner.system import files
 from runner.system.errors import UserError
+from runner.system.locks import exclusive, saving
+from runner.system.process import log_to_file
+from runner.tracking import Tracking
+from runner.training.cost import Cost
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -17,6 +28,9 @@ if TYPE_CHECKING:
     from runner.stages.context import RunContext
 
 log = logging.getLogger(__name__)
+
+SUMMARY = "mlflow.note.content"
+"""MLflow's tag of a run's description."""
 
 
 def check_benchmark(experiment: Experiment, net: PreTrainedModel) -> None:
@@ -50,19 +64,89 @@ def time_saved(run: RunContext) -> Speed | None:
     asked = run.experiment.benchmark
     if not isinstance(asked, CpuBenchmark):
         return None
+    with run.cost.stage("benchmark"):
+        return _timed(run.folder.model, asked, run.experiment)
+
+
+def time_finished(experiment: Experiment, result: Result) -> Result:
+    """Time the model of a finished run that was not timed, and add the times to its MLflow run, its model card and
+    result.json; nothing else of the run changes.
+
+    Returns:
+        The stored result, with the times if they were asked for.
+
+    Raises:
+        UserError: a length of `benchmark.length` is too long, MLflow does not answer, or another process has the run.
+    """
+    asked, folder = experiment.benchmark, Path(result.folder)
+    if not isinstance(asked, CpuBenchmark):
+        return result
+    with exclusive(folder), saving(folder), log_to_file(folder / "run.log"):
+        # Another process may have timed it, or uploaded it, since.
+        result = replace(Result.load(folder / FILE) or result, folder=result.folder)
+        if result.speed is not None:
+            _note_other_settings(asked, result, experiment.dataset.max_seq_length)
+            return result
+        if result.mlflow_run is None:
+            log.warning("benchmark=cpu: not timed, as the run is not uploaded to MLflow yet; repeat this once it is")
+            return result
+        config = models.read_config(str(folder / "model"), "the saved model")
+        check_benchmark(experiment, models.skeleton(experiment.dataset.architecture, config))
+        cost = Cost()
+        with cost.stage("benchmark"):
+            speed = _timed(folder / "model", asked, experiment)
+        if speed is not None:
+            result = replace(result, speed=speed)
+            result.cost["seconds"] |= cost.seconds
+            _add(speed, result, experiment.tracking)
+            log.info("%s", result.summary)
+    return result
+
+
+def _add(speed: Speed, result: Result, where: Tracking) -> None:
+    """Add times to what a finished run left; to result.json at last, so that after an error they are measured again."""
+    file = Path(result.folder) / "model" / card.NAME
+    texts = {columns.CARD: card.with_speed(file.read_text(encoding="utf-8"), speed)} if file.is_file() else {}
+    tags = {columns.CPU: speed.machine.cpu, SUMMARY: f"```\n{result.summary}\n```"}
+    seconds_spent = {columns.seconds("benchmark"): result.cost["seconds"]["benchmark"]}
+    assert result.mlflow_run is not None
+    tracking.add(where, result.mlflow_run, texts, tags, times(speed) | seconds_spent)
+    for text in texts.values():
+        files.atomic_write(file, text)
+    result.save()
+
+
+def times(speed: Speed) -> dict[str, float]:
+    """Times of the saved model, and how many times faster than the best dense runtime each is, as metrics."""
+    values = {}
+    for timing in speed.timings:
+        made_of = (timing.runtime, timing.precision, timing.batch, timing.length, timing.threads)
+        values[columns.latency(*made_of)] = timing.ms
+        values[columns.speedup(*made_of)] = timing.ratio_to_best_dense
+    return values
+
+
+def _note_other_settings(asked: CpuBenchmark, result: Result, longest: int) -> None:
+    """Log that a finished run has times, but not those of all settings that are asked for."""
+    assert result.speed is not None
+    known = {(each.batch, each.length, each.threads) for each in result.speed.timings}
+    if not known >= set(itertools.product(asked.batch, asked.lengths(longest), asked.threads)):
+        log.warning("benchmark=cpu: this run was timed before, in other settings; python -m runner.benchmark %s times "
+                    "it in any", result.folder)  # fmt: skip
+
+
+def _timed(model: Path, asked: CpuBenchmark, experiment: Experiment) -> Speed | None:
     from runner.speed.measure import Grid, load, measure
 
     precisions = () if AUTO in asked.precisions else tuple(asked.precisions)
-    longest = run.experiment.dataset.max_seq_length
+    longest = experiment.dataset.max_seq_length
     grid = Grid(asked.batch, asked.lengths(longest), asked.threads)
     log.info("timing the saved model on this CPU, about %.0f s", seconds(asked, longest))
-    with run.cost.stage("benchmark"):
-        try:
-            model = load(run.folder.model, "the saved model")
-            return measure(model, grid, precisions, asked.seconds)
-        except Exception as error:  # hours of training do not depend on it
-            log.warning("benchmark=cpu: the saved model could not be timed: %s: %s", type(error).__name__, error)
-            return None
+    try:
+        return measure(load(model, "the saved model"), grid, precisions, asked.seconds)
+    except Exception as error:  # hours of training do not depend on it
+        log.warning("benchmark=cpu: the saved model could not be timed: %s: %s", type(error).__name__, error)
+        return None
 
 
 def seconds(asked: CpuBenchmark, longest: int) -> float:

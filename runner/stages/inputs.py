@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from runner import models
 from runner.config.experiment import Experiment
 from runner.data.classes import check_same
-from runner.data.task import Examples
+from runner.data.examples import Examples
 from runner.records import runs
 from runner.records.identity import Identity, identify
 

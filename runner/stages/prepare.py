@@ -7,7 +7,7 @@ import logging
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +15,7 @@ from pruning import Plan, Pruner, TrainingLength
 from runner import models, tracking
 from runner.config.experiment import Experiment, Origin
 from runner.config.training import Training
-from runner.data.task import Examples
+from runner.data.examples import Examples
 from runner.models.tokenizer import check_texts, with_inputs
 from runner.models.vocabulary import check_reading
 from runner.records.identity import Identity
@@ -132,7 +132,7 @@ def finished(candidates: list[Path], identity: Identity, where: tracking.Trackin
             continue
         if tracking.uploaded(where, file.parent) or tracking.is_finished(where, result.mlflow_run):
             log.info("already finished: this is its stored result (force=true runs it again)\n%s", result.summary)
-            return result
+            return replace(result, folder=str(file.parent))  # which may have moved
     return None
 
 

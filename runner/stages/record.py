@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from pruning import LayerReport
 from results import columns
-from runner.data.task import Scores
+from runner.data.scores import Scores
 from runner.models.footprint import footprint
 from runner.models.verify import Verification
 from runner.records import card, runs
 from runner.records.result import Result
+from runner.stages.benchmark import SUMMARY, times
 from runner.stages.prune import Pruned
 from runner.system import files
 
@@ -53,7 +54,7 @@ def record(run: RunContext, outcome: Outcome) -> Result:
     if result.speed is not None:
         run.tracker.tags({columns.CPU: result.speed.machine.cpu})
     run.tracker.metrics(_metrics(result, run.experiment.pattern.target))
-    run.tracker.tags({"mlflow.note.content": f"```\n{result.summary}\n```"})
+    run.tracker.tags({SUMMARY: f"```\n{result.summary}\n```"})
     for note in result.notes:
         log.info("note: %s", note)
     result.save()
@@ -120,17 +121,7 @@ def _metrics(result: Result, target: float) -> dict[str, float]:
         }
         if result.relative_drop is not None:
             values[columns.RELATIVE_DROP] = result.relative_drop
-    return values | _costs(result.cost) | (_times(result.speed) if result.speed is not None else {})
-
-
-def _times(speed: Speed) -> dict[str, float]:
-    """Times of the saved model, and how many times faster than the best dense runtime each is, as metrics."""
-    values = {}
-    for timing in speed.timings:
-        made_of = (timing.runtime, timing.precision, timing.batch, timing.length, timing.threads)
-        values[columns.latency(*made_of)] = timing.ms
-        values[columns.speedup(*made_of)] = timing.ratio_to_best_dense
-    return values
+    return values | _costs(result.cost) | (times(result.speed) if result.speed is not None else {})
 
 
 def _costs(cost: Mapping[str, Any]) -> dict[str, float]:

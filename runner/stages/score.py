@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from results import columns
 from runner import models
-from runner.data.task import Scores
+from runner.data.scores import Scores
 from runner.system import files
 from runner.system.circumstances import circumstances
 from runner.system.fingerprint import SHORT, hash_json
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from runner.config.experiment import Experiment
-    from runner.data.task import Examples
+    from runner.data.examples import Examples
     from runner.stages.context import RunContext
 
 

@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 from runner.system.errors import UserError
 from runner.tracking import operations
-from runner.tracking.outbox import Operation
+from runner.tracking.outbox import Operation, metric_entries
 from runner.tracking.store import Tracking, Unreachable, connect, sqlite_file, with_retries
 
 if TYPE_CHECKING:
@@ -61,14 +61,21 @@ def tags_of(tracking: Tracking, run_id: str) -> dict[str, str]:
         return dict(with_retries(tracking, lambda: client.get_run(run_id)).data.tags)
 
 
-def add(tracking: Tracking, run_id: str, texts: Mapping[str, str], tags: Mapping[str, str]) -> None:
-    """Add text artifacts, by file name, and tags to a run that has ended.
+def add(
+    tracking: Tracking,
+    run_id: str,
+    texts: Mapping[str, str],
+    tags: Mapping[str, str],
+    metrics: Mapping[str, float] | None = None,
+) -> None:
+    """Add text artifacts, by file name, tags, and metrics of the whole run, to a run that has ended.
 
     Raises:
         UserError: the run does not exist, or the store does not answer.
     """
     additions = [Operation("text", [text, name]) for name, text in texts.items()]
     additions += [Operation("tags", dict(tags))] if tags else []
+    additions += [Operation("metrics", metric_entries(metrics))] if metrics else []
     with _client_for(tracking, run_id) as client:
         with_retries(tracking, lambda: client.get_run(run_id))
         for operation in additions:

@@ -7,7 +7,9 @@ killed while it appended, is dropped.
 from __future__ import annotations
 
 import json
+import time
 import uuid
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,6 +44,16 @@ class Operation:
     values: Any
     """params, tags, input: a mapping; metrics: a list of [key, value, milliseconds since 1970, step]; text:
     [text, name]; end: [status, milliseconds since 1970]."""
+
+
+def metric_entries(values: Mapping[str, float]) -> list[list[Any]]:
+    """Metrics of the whole run as the values of an operation."""
+    return [[name, float(value), now(), 0] for name, value in values.items()]
+
+
+def now() -> int:
+    """Milliseconds since 1970."""
+    return int(time.time() * 1000)
 
 
 class Outbox:

@@ -86,7 +86,7 @@ def _is_in_environment(secret: str) -> bool:
 
 
 def credentials_given() -> str | None:
-    """Where MLflow would find credentials, which it sends to any server; None if nowhere."""
+    """The place where MLflow would find credentials, which it sends to any server; None if nowhere."""
     names = ("USERNAME", "PASSWORD", "TOKEN", "AUTH", "AWS_SIGV4", "CLIENT_CERT_PATH")
     given = next((name for name in names if os.environ.get(f"MLFLOW_TRACKING_{name}")), None)
     file = Path("~/.mlflow/credentials").expanduser()

@@ -75,7 +75,7 @@ class Tracker:
 
     def step(self, prefix: str, step: int, values: Mapping[str, float]) -> None:
         """Log metrics of an optimizer step, as `prefix/name`."""
-        now = _now()
+        now = outbox.now()
         entries = [[f"{prefix}/{name}", float(value), now, step] for name, value in values.items()]
         if self.curve is not None:
             self.curve.add(entries)
@@ -85,7 +85,7 @@ class Tracker:
 
     def metrics(self, values: Mapping[str, float]) -> None:
         """Log metrics of the whole run."""
-        self._buffer += [[name, float(value), _now(), 0] for name, value in values.items()]
+        self._buffer += outbox.metric_entries(values)
         self.flush()
 
     def input(self, name: str, digest: str, source: str, context: str, examples: int) -> None:
@@ -128,7 +128,7 @@ class Tracker:
         self.flush()
         if error is not None:
             self.tags({ERROR: f"{type(error).__name__}: {error}"})
-        self._do("end", [status, _now()])
+        self._do("end", [status, outbox.now()])
         if self.outbox is not None:
             self._upload()
 
@@ -202,7 +202,7 @@ def start(tracking: Tracking, name: str, tags: Mapping[str, Any], resumes: bool 
     parent = os.environ.get(PARENT_VARIABLE)
     all_tags = {**provenance(), **tags, **({"mlflow.parentRunId": parent} if parent else {})}
     clean = {key: without_secrets(str(value)) for key, value in all_tags.items()}
-    header = Header(tracking.shown, tracking.experiment, without_secrets(name), clean, None, _now())
+    header = Header(tracking.shown, tracking.experiment, without_secrets(name), clean, None, outbox.now())
     place = Path(tags[columns.FOLDER]) / outbox.NAME if columns.FOLDER in tags else None
     tracker = Tracker(tracking, header, place)
     if place is not None and place.parent.is_dir():
@@ -255,11 +255,6 @@ def _unfinished(client: MlflowClient, experiment_id: str, tags: Mapping[str, Any
         if run.info.status != ended_well and run.data.tags.get(columns.FOLDER) == str(tags[columns.FOLDER]):
             return run.info.run_id
     return None
-
-
-def _now() -> int:
-    """Milliseconds since 1970."""
-    return int(time.time() * 1000)
 
 
 @contextmanager

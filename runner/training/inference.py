@@ -10,7 +10,8 @@ import torch
 
 from pruning import Prediction
 from pruning.runtime import FastModel
-from runner.data.task import Dataset, Scores
+from runner.data.scores import Scores
+from runner.data.task import Dataset
 from runner.system.device import Precision, computing, device
 
 if TYPE_CHECKING:

@@ -12,7 +12,8 @@ from runner.config.training import SchedulerType
 def rewound(
     course: SchedulerType, floor: float, warmup: int, updates: Iterable[int], steps: int
 ) -> Callable[[int], float]:
-    """The learning rate of a step as a fraction of the highest one (Kurtic et al. 2022, arXiv 2203.07259, section 4).
+    """The learning rate of a step as a fraction of the highest one (Kurtic et al. 2022, arXiv 2203.07259; their
+    published recipes have `cyclic_linear` with one cycle for each mask update, from 8e-5 to 8e-6).
 
     After the warm-up, each period from one mask update to the next falls from 1 to `floor`; the last one, from the last
     update to the end of the training, from 1 to 0. The first begins where the warm-up ends.

@@ -20,9 +20,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 from results import columns
 from runner.config.compose import compose_experiment
 from runner.data.question_answering import Span
+from runner.data.scores import Scores
 from runner.data.squad_scores import best_of, normalize_characters
 from runner.data.tagging import Tag
-from runner.data.task import Scores
 from runner.stages.prepare import resolve
 from tests.conftest import save_small_model
 from tests.tools.pretrain_tiny import build_tokenizer

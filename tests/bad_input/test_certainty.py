@@ -11,7 +11,8 @@ from results import caveats, columns, intervals
 from results.rows import pool
 from results.runs import fetch, select
 from runner.data.classification import Classify
-from runner.data.task import Examples, Scores
+from runner.data.examples import Examples
+from runner.data.scores import Scores
 from runner.records import card
 from runner.stages import record
 from tests.results.conftest import *  # noqa: F403 - the store's fixtures

@@ -17,11 +17,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runner.data.classification import Classify
+from runner.data.examples import Examples
 from runner.data.files import read
 from runner.data.layout import kinds_of
 from runner.data.question_answering import Span
 from runner.data.tagging import Tag
-from runner.data.task import Examples
 from runner.data.text_files import place
 from runner.stages.announce import announce_data
 from runner.system.errors import UserError

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from results import bootstrap, columns, formats, intervals, tradeoff
@@ -114,6 +114,7 @@ def naive(metric, dense, sparse, gold, paired, resamples):
 @pytest.mark.parametrize("name", METRICS)
 @given(seed=st.integers(0, 10**6), models=st.integers(1, 3), paired=st.booleans(), count=st.integers(8, 25),
        wrong=st.sampled_from([0.1, 0.3, 0.9]))  # fmt: skip
+@example(seed=3623, models=1, paired=False, count=15, wrong=0.1)  # a resample whose labels are all of one class
 @settings(max_examples=12, deadline=None)
 def test_agrees_with_a_naive_loop_over_the_answers(name, seed, models, paired, count, wrong):
     generator = random.Random(seed)
@@ -126,6 +127,27 @@ def test_agrees_with_a_naive_loop_over_the_answers(name, seed, models, paired, c
     assert found == (None if expected is None else pytest.approx(expected, abs=1e-9))
     whole = statistics.fmean(METRICS[name](answers, gold) for answers in dense)
     assert sample(name, dense, gold, theirs).metric() == pytest.approx(whole, abs=1e-12)
+
+
+@pytest.mark.parametrize("name", sorted(METRICS.keys() - {"entity_f1"}))
+@given(seed=st.integers(0, 10**6), count=st.integers(2, 40), offset=st.floats(-100, 100))
+@settings(max_examples=30, deadline=None)
+def test_the_metric_of_equal_labels_or_answers_is_not_left_to_rounding(name, seed, count, offset):
+    """A resample may repeat one label, and rounding must not make a correlation of it."""
+    generator = random.Random(seed)
+    gold = gold_of(name, generator, 40)
+    gold[:20] = [gold[0]] * 20
+    shift = offset if name == "pearson" else 0
+    answers = [each + shift for each in answers_to(name, gold, generator, 0.3)]
+    alike = [at for at in range(40) if gold[at] == gold[0]]
+    times = np.bincount(generator.choices(alike, k=40), minlength=40)[None].astype(float)
+    drawn = np.repeat(np.arange(40), times[0].astype(int)).tolist()
+    expected = METRICS[name]([answers[at] for at in drawn], [gold[at] for at in drawn])
+    for scored in (rows_of(name, answers, gold), rows_of(name, gold, answers)):  # the latter: equal answers
+        one = Sample([0], [np.array(scored, dtype=float)], name)
+        assert bootstrap._metrics(one, times).item() == pytest.approx(expected, rel=1e-12, abs=1e-15)
+    one = sample(name, [[answers[0]] * count], [gold[0]] * count, [0])
+    assert one.metric() == METRICS[name]([answers[0]] * count, [gold[0]] * count)
 
 
 def test_a_mean_is_the_same_as_a_statistic():

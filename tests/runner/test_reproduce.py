@@ -299,7 +299,7 @@ def test_a_folder_of_another_run_is_not_cleared(place: Path) -> None:
     run = runs.find(str(run_in(place)), Tracking())
     with pytest.raises(UserError, match="a run's own folder"):
         place_of(run, place / "outputs", False)
-    assert place_of(run, place / "elsewhere", True) == place / "elsewhere" / f"{run.folder.name}-kept-cache"
+    assert place_of(run, place / "elsewhere", True) == place / "elsewhere" / f"{run.folder.name}-with-cache"
 
 
 # --- the configuration --------------------------------------------------------------------------------------

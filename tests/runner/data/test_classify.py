@@ -12,7 +12,7 @@ from transformers import BertConfig
 
 from runner.data.classes import check_same
 from runner.data.classification import Classify
-from runner.data.task import Examples
+from runner.data.examples import Examples
 from runner.system.errors import UserError
 from tests import small_data
 from tests.conftest import Cli, save_small_model

@@ -11,9 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from runner.data.classification import Classify
+from runner.data.examples import Examples
 from runner.data.question_answering import Span
 from runner.data.splits import Part, held_out
-from runner.data.task import Examples
 from runner.system.errors import UserError
 from tests.conftest import Cli, Refused, save_small_model
 

@@ -22,11 +22,11 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from runner.data import spans
 from runner.data.answers import fingerprint
 from runner.data.demo import Demo
+from runner.data.examples import Examples
 from runner.data.question_answering import Span
 from runner.data.spans import best_spans, highest, padded
 from runner.data.splits import held_out
 from runner.data.squad_metric import SquadMetric
-from runner.data.task import Examples
 from runner.data.windows import answer_tokens
 from runner.demo.text import examples as generated
 from runner.system.errors import UserError

@@ -14,9 +14,9 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from pruning import IGNORED
 from runner.data.conll import read_columns
+from runner.data.examples import Examples
 from runner.data.tagging import Tag
 from runner.data.tagging_scores import scores as tag_scores
-from runner.data.task import Examples
 from runner.system.errors import UserError
 from tests.conftest import Cli, save_small_model
 from tests.tools.pretrain_tiny import build_tokenizer

@@ -349,6 +349,8 @@ def test_the_template_uses_no_variable_that_is_not_given() -> None:
     """Jinja prints an unknown variable as nothing."""
     template = jinja2.Environment().parse(card.TEMPLATE.read_text(encoding="utf-8"))
     assert find_undeclared_variables(template) == {*card.variables(facts()), "card_data"}
+    speed = jinja2.Environment().parse(card.SPEED.read_text(encoding="utf-8"))
+    assert find_undeclared_variables(speed) == {"rows", "machine", "versions", "command"}
 
 
 def test_numbers_are_exact_in_the_metadata() -> None:

@@ -3,6 +3,7 @@
 import json
 import sqlite3
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,15 @@ from pruning.runtime import compiler
 from results import columns
 from runner.config.compose import compose_experiment
 from runner.experiment import run
+from runner.records import card
 from runner.records.result import Result
 from runner.speed import measure, runtimes
 from runner.speed.runtimes import default_precisions
 from runner.speed.timing import Timing
-from tests.conftest import FINISHED, Cli, Refused, cli_in, copy_run, save_small_model
+from runner.stages.benchmark import time_finished
+from runner.system import files
+from runner.system.errors import UserError
+from tests.conftest import FINISHED, Cli, Refused, check_refusal, cli_in, copy_run, save_small_model
 
 TIMED = ("benchmark=cpu", "benchmark.seconds=0", "benchmark.length=[16]")
 DENSE = (
@@ -95,6 +100,18 @@ def test_the_model_card_has_the_table_and_the_command_that_repeats_it(timed: Pat
     assert {(t["batch"], t["length"], t["threads"]) for t in json.loads(again.stdout)} == {(1, 16, 1)}
 
 
+def test_times_are_added_to_a_card_where_a_timed_run_has_them(timed: Path) -> None:
+    folder = folder_in(timed)
+    result = Result.load(folder / "result.json")
+    assert result is not None
+    assert result.speed is not None
+    text = (folder / "model" / "README.md").read_text()
+    section = "## Speed\n" + text.split("## Speed\n")[1].split("## How it was made")[0]
+    assert card.with_speed(text.replace(section, ""), result.speed) == text
+    assert card.with_speed("# By hand\n", result.speed) == f"# By hand\n\n{section.strip()}\n"
+    assert card.with_speed("# By hand\n", replace(result.speed, timings=[])) == "# By hand\n"
+
+
 def test_a_run_without_benchmark_is_the_same_run(timed: Path, finished_run: Path) -> None:
     assert folder_in(timed).name == folder_in(finished_run).name  # which has the identity
     before = (folder_in(timed) / "result.json").read_bytes()
@@ -106,17 +123,82 @@ def test_a_run_without_benchmark_is_the_same_run(timed: Path, finished_run: Path
     assert (folder_in(timed) / "result.json").read_bytes() == before
 
 
-def test_a_finished_run_that_was_not_timed_names_the_command(finished_run: Path, cli: Cli, tmp_path: Path) -> None:
+def test_a_finished_run_is_timed_and_nothing_else_of_it_changes(finished_run: Path, cli: Cli, tmp_path: Path) -> None:
     copy_run(finished_run, tmp_path)
-    folder = folder_in(tmp_path).relative_to(tmp_path)
-    before = (tmp_path / folder / "result.json").read_bytes()
+    folder = folder_in(tmp_path)
+    before = json.loads((folder / "result.json").read_text())
+    untimed, metrics = (folder / "model" / "README.md").read_text(), stored(tmp_path, "latest_metrics")
+    weights = (folder / "model" / "model.safetensors").stat().st_mtime_ns
     done = cli(*command(tmp_path), *TIMED)
     assert done.returncode == 0, done.stderr
-    assert "already finished" in done.stderr
-    expected = f"this run is finished and was not timed; python -m runner.benchmark {folder} times it"
-    assert done.stderr.count(expected) == 1
-    assert (tmp_path / folder / "result.json").read_bytes() == before
-    assert not [key for key in stored(tmp_path, "latest_metrics") if key.startswith("latency/")]
+    assert done.stderr.count("already finished") == 1
+    assert done.stderr.count("timing the saved model on this CPU, about 0 s") == 1
+    assert "time, batch 1, length 16, threads 1" in done.stderr  # in the summary
+    assert (folder / "model" / "model.safetensors").stat().st_mtime_ns == weights
+    after = Result.load(folder / "result.json")
+    assert after is not None
+    assert after.speed is not None
+    plain = json.loads((folder / "result.json").read_text())
+    assert plain["cost"]["seconds"].pop("benchmark") > 0
+    changed = {key for key in plain if plain[key] != before[key]}
+    assert changed == {"speed", files.CHECKSUM}
+
+    added = dict(stored(tmp_path, "latest_metrics").items() - metrics.items())
+    assert added.pop("seconds/benchmark") > 0
+    names = [f"{t.runtime.lower().replace(' ', '_')}_{t.precision}_b1_l16_t1" for t in after.speed.timings]
+    assert added.keys() == {f"{kind}/{name}" for name in names for kind in ("latency", "speedup")}
+    tags = stored(tmp_path, "tags")
+    assert tags["prune_distill.cpu"] == after.speed.machine.cpu
+    assert "time, batch 1, length 16, threads 1" in tags["mlflow.note.content"]
+
+    text = (folder / "model" / "README.md").read_text()
+    section = text.split("## Speed\n")[1].split("## How it was made")[0]
+    assert section.count("| torch float32 | 1 | 16 | 1 | ") == 1
+    assert text.replace(f"## Speed\n{section}", "") == untimed
+    (logged,) = tmp_path.rglob(columns.CARD)
+    assert logged.read_text() == text
+
+    bytes_before = (folder / "result.json").read_bytes()
+    again = cli(*command(tmp_path), "benchmark=cpu", "benchmark.seconds=0", "benchmark.length=[8,16]")
+    assert again.returncode == 0, again.stderr
+    relative = folder.relative_to(tmp_path)
+    expected = f"timed before, in other settings; python -m runner.benchmark {relative} times it in any"
+    assert again.stderr.count(expected) == 1
+    assert "in other settings" not in cli(*command(tmp_path), *TIMED).stderr
+    assert (folder / "result.json").read_bytes() == bytes_before
+
+
+def test_a_finished_run_is_not_timed_at_a_length_that_its_model_refuses(
+    finished_run: Path, cli: Cli, tmp_path: Path
+) -> None:
+    copy_run(finished_run, tmp_path)
+    folder = folder_in(tmp_path)
+    before = (folder / "result.json").read_bytes()
+    done = cli(*command(tmp_path), "benchmark=cpu", "benchmark.length=[16,600]")
+    assert done.returncode == 1
+    check_refusal(done.stderr[done.stderr.index("error: ") :])
+    assert "benchmark.length=[16, 600]: the model has positions for 512 tokens; give 512 or less" in done.stderr
+    assert (folder / "result.json").read_bytes() == before
+
+
+def test_a_finished_run_that_mlflow_does_not_have_yet_is_timed_later(
+    finished_run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy_run(finished_run, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    experiment, _ = compose_experiment([*command(tmp_path)[2:], *TIMED])
+    result = Result.load(folder_in(tmp_path) / "result.json")
+    assert result is not None
+    replace(result, mlflow_run=None).save()
+    assert time_finished(experiment, result).speed is None
+    assert "benchmark=cpu: not timed, as the run is not uploaded to MLflow yet; repeat this once it is" in caplog.text
+    replace(result, mlflow_run="0" * 32).save()
+    with pytest.raises(UserError, match="0" * 32):  # no such run: what was measured is not half recorded
+        time_finished(experiment, result)
+    saved = Result.load(folder_in(tmp_path) / "result.json")
+    assert saved is not None
+    assert saved.speed is None
+    assert "## Speed" not in (folder_in(tmp_path) / "model" / "README.md").read_text()
 
 
 def test_a_dry_run_announces_the_benchmark(finished_run: Path, cli: Cli, tmp_path: Path) -> None:

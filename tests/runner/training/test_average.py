@@ -10,7 +10,6 @@ import torch
 from pruning import Block, Gradual, NoDistillation, Plan, Pruner, TrainingLength
 from runner import models
 from runner.config.training import Training
-from runner.data.demo import Demo
 from runner.models import Model
 from runner.system.device import Precision
 from runner.system.errors import UserError
@@ -20,20 +19,10 @@ from runner.training.job import TrainingJob
 from runner.training.supervision import Supervision
 from runner.training.training_data import TrainingData
 from tests.conftest import save_small_model
-from tests.tools.pretrain_tiny import build_tokenizer
 from tests.training import quiet, train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 LABELS = Supervision(NoDistillation())
-
-
-@pytest.fixture(scope="module")
-def lesson() -> TrainingData:
-    task = Demo(train_examples=48, eval_examples=8)
-    tokenizer = build_tokenizer()
-    examples = task.read()
-    assert examples.train is not None
-    return TrainingData(task, task.features(examples.train, tokenizer, None, labels=True), tokenizer)
 
 
 def student(folder: Path):

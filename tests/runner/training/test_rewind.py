@@ -11,7 +11,7 @@ from runner.config.training import SchedulerType
 from runner.training import checkpoints
 from runner.training.rewind import rewound
 from runner.training.training_data import TrainingData
-from tests.runner.training.test_average import LABELS, lesson, new_pruner, settings, student, weights  # noqa: F401
+from tests.runner.training.test_average import LABELS, new_pruner, settings, student, weights
 from tests.training import quiet, train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -39,7 +39,7 @@ def test_without_updates_it_is_the_course_of_transformers(course: SchedulerType,
 
 def test_a_training_rewinds_at_its_updates_and_resumes_with_the_same_bits(
     tmp_path: Path,
-    lesson: TrainingData,  # noqa: F811
+    lesson: TrainingData,
 ) -> None:
     class Interrupt(Exception):
         pass

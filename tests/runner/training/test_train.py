@@ -17,7 +17,6 @@ from pruning import Block, Gradual, Logits, NoDistillation, Plan, Pruner, Prunin
 from runner import models, tracking
 from runner.config.compose import compose_experiment
 from runner.config.training import Training
-from runner.data.demo import Demo
 from runner.experiment import run
 from runner.models import Model
 from runner.models.verify import VerificationError, read_tensors, verify
@@ -34,15 +33,6 @@ from tests.tools.pretrain_tiny import build_tokenizer
 from tests.training import train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-@pytest.fixture(scope="module")
-def lesson() -> TrainingData:
-    task = Demo(train_examples=48, eval_examples=8)
-    tokenizer = build_tokenizer()
-    examples = task.read()
-    assert examples.train is not None
-    return TrainingData(task, task.features(examples.train, tokenizer, None, labels=True), tokenizer)
 
 
 def quiet(step: int, values: object) -> None:
