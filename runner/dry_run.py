@@ -116,7 +116,12 @@ def cost(inputs: Inputs, data: TrainingData) -> Iterator[str]:
     per_token = stats.seconds / stats.tokens
     most = peak_memory()
     peak = "" if most is None else f"; this process took {human_bytes(most)} at most"
-    yield f"memory: weights, gradients and AdamW's moments {human_bytes(16 * inputs.net.num_parameters())}{peak}"
+    everything, trained = inputs.net.num_parameters(), models.trained_parameters(inputs.net)
+    frozen = f"; {everything - trained:,} of {everything:,} parameters are frozen" if trained < everything else ""
+    if len(trainings) > 1 or not experiment.prune:
+        trained = everything  # the fine-tuning trains all
+    size = human_bytes(4 * everything + 12 * trained)
+    yield f"memory: weights, gradients and AdamW's moments {size}{frozen}{peak}"
     for name, training in trainings:
         length, batches = data.length(training), data.batches(training, experiment.seed)
         tokens = sum(data.features["length"]) / (1 - batches.padding()) * length.steps / batches.steps

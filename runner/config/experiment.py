@@ -75,6 +75,12 @@ class Experiment:
                 f"finetune.lr_rewind={self.finetune.lr_rewind}: fine-tuning has no mask updates; set train.lr_rewind"
             )
 
+        if self.model.frozen and not self.prune:
+            raise UserError(
+                f"model.frozen={self.model.frozen}: prune=false only fine-tunes the dense model, which trains all "
+                "parameters; leave it out"
+            )
+
     @property
     def trains(self) -> bool:
         """Whether anything is trained."""

@@ -60,6 +60,9 @@ class Model:
     """Linear and convolution layers to prune, as shell patterns of module names; never head, pooler and embeddings."""
     excluded: list[str] = field(default_factory=list)
     """Layers to leave dense all the same, as shell patterns of module names."""
+    frozen: list[str] = field(default_factory=list)
+    """Parameters that the pruning does not train: embeddings, layer_norms, biases, head, or shell patterns of parameter
+    and module names. The fine-tuning of the dense model trains them."""
     hidden_dropout: float | None = None
     """Dropout of hidden states in both trainings; the checkpoint's own if not given."""
     attention_dropout: float | None = None

@@ -29,6 +29,7 @@ def check(experiment: Experiment, sources: Sources) -> PreTrainedModel:
     """
     model, architecture = experiment.model, experiment.dataset.architecture
     net = models.skeleton(architecture, sources.base.config)
+    models.freeze(net, model.frozen)
     check_gradient(experiment, net)
     check_benchmark(experiment, net)
     networks = [(sources.base, net)]

@@ -190,8 +190,9 @@ def disk_needs(inputs: Inputs, units: int) -> list[DiskNeed]:
             )
             needs.append(DiskNeed(work, "checkpoints of the fine-tuning", size))
     if experiment.prune:
-        state = 10 * units + average_bytes(experiment.train, parameters)
-        size = disk.training_bytes(parameters, experiment.train.save_total_limit, state)
+        frozen = inputs.net.num_parameters() - models.trained_parameters(inputs.net)
+        state = 10 * units + average_bytes(experiment.train, parameters - frozen)
+        size = disk.training_bytes(parameters, experiment.train.save_total_limit, state, frozen)
         needs.append(DiskNeed(inputs.folder / "checkpoints", "checkpoints", size))
         if caches_logits(experiment, data):
             from runner.training.teacher_logits import max_bytes

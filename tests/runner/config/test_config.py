@@ -744,7 +744,8 @@ DETERMINING = [
     "distill=none", "distill=simkd", "distill=hidden", "distill=logits_hidden",
     "distill.weight=1", "distill.label_weight=1", "distill.temperature=1",
     "dataset.max_seq_length=256", "dataset.doc_stride=64", "dataset.n_best=5", "dataset.max_answer_length=9",
-    "model.excluded=[*query]", "model.prunable=[*query]", "model.hidden_dropout=0.2", "prune=false",
+    "model.excluded=[*query]", "model.prunable=[*query]", "model.hidden_dropout=0.2", "model.frozen=[head]",
+    "prune=false",
     "finetune.num_train_epochs=1", "finetune.learning_rate=1e-5",
 ]
 IRRELEVANT = [
@@ -824,7 +825,8 @@ def test_a_given_dense_model_is_the_same_for_all_seeds() -> None:
 
 def test_dense_model_depends_on_fine_tuning_and_not_on_pruning() -> None:
     dense = identity().dense
-    for same in ("pattern=2:4", "train.learning_rate=1e-3", "distill=none", "schedule=short", "prune=false"):
+    for same in ("pattern=2:4", "train.learning_rate=1e-3", "distill=none", "schedule=short", "prune=false",
+                 "model.frozen=[head]"):  # fmt: skip
         assert identity(same).dense == dense, same
     for other in ("finetune.learning_rate=1e-5", "seed=1", "dataset.doc_stride=64", "model.hidden_dropout=0.3"):
         assert identity(other).dense != dense, other
