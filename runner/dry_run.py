@@ -12,12 +12,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from pruning import NoDistillation, Plan, matrix_weights
+from pruning import NoDistillation, matrix_weights
 from runner import models
 from runner.config.experiment import Experiment, Origin
 from runner.speed.settings import CpuBenchmark
 from runner.stages.announce import announce
 from runner.stages.benchmark import seconds
+from runner.stages.checks import plan_of
 from runner.stages.prepare import Inputs, resolve
 from runner.stages.prune import load_student
 from runner.stages.teacher import caches_logits, has_teacher, supervision_of
@@ -79,7 +80,7 @@ def layers(inputs: Inputs) -> Iterator[str]:
     everything = sum(weight.numel() for weight in matrices.values())
     if not experiment.prune:
         return
-    plan = Plan(models.prunable_parameters(net, experiment.model), experiment.pattern, experiment.allocation)
+    plan = plan_of(experiment, net)
     zeros = 0.0
     for group in plan.groups:
         target = group.pattern.target
@@ -94,7 +95,8 @@ def layers(inputs: Inputs) -> Iterator[str]:
     outside = sorted(matrices.keys() - plan.candidates.keys())
     if outside:
         yield f"not candidates: {', '.join(name.removesuffix('.weight') for name in outside)}"
-    yield f"zeros in the end: {zeros / everything:.4f} of all Linear and Conv weights"
+    least = "at least " if plan.keeps_zeros else ""  # a group of N:M, or a layer that keeps its zeros, may have more
+    yield f"zeros in the end: {least}{zeros / everything:.4f} of all Linear and Conv weights"
 
 
 def steps_and_sparsity(inputs: Inputs) -> Iterator[str]:

@@ -82,6 +82,12 @@ class Experiment:
             )
 
     @property
+    def keeps_zeros(self) -> bool:
+        """Whether the zeros of `model.sparse` stay while more are pruned."""
+        prunes = self.pattern.prunes or any(layer.pattern for layer in self.allocation.layers.values())
+        return self.prune and bool(self.model.sparse) and prunes
+
+    @property
     def trains(self) -> bool:
         """Whether anything is trained."""
         return self.prune or not self.model.finetuned

@@ -53,7 +53,7 @@ def identify(experiment: Experiment, model: str, data: str, teacher: str | None,
         if experiment.model.frozen:
             run["frozen"] = sorted(set(experiment.model.frozen))
         if sparse is not None:
-            run["sparse"] = sparse
+            run["sparse"] = [sparse, "zeros stay"] if experiment.keeps_zeros else sparse
         if experiment.pattern.prunes or experiment.pattern.locks or experiment.allocation.layers:
             run |= {
                 "layers": [experiment.model.prunable, experiment.model.excluded],

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pruning import Plan, Pruner, TrainingLength
+from pruning import Pruner, TrainingLength
 from runner import models, tracking
 from runner.config.experiment import Experiment, Origin
 from runner.config.training import Training
@@ -20,7 +20,7 @@ from runner.models.tokenizer import check_texts, with_inputs
 from runner.models.vocabulary import check_reading
 from runner.records.identity import Identity
 from runner.records.result import Result, stored
-from runner.stages.checks import check, projection_parameters
+from runner.stages.checks import check, plan_of, projection_parameters
 from runner.stages.inputs import Sources, find_sources, identity_of, match_heads
 from runner.stages.teacher import caches_logits
 from runner.system import disk, files
@@ -209,8 +209,7 @@ def average_bytes(training: Training, parameters: int) -> int:
 
 def new_pruner(experiment: Experiment, net: PreTrainedModel, length: TrainingLength) -> Pruner:
     """The experiment's pruner for a model and a training."""
-    plan = Plan(models.prunable_parameters(net, experiment.model), experiment.pattern, experiment.allocation)
-    return Pruner(plan, experiment.schedule, length, experiment.criterion, experiment.regularizer)
+    return Pruner(plan_of(experiment, net), experiment.schedule, length, experiment.criterion, experiment.regularizer)
 
 
 def run_name(labels: Mapping[str, str], seed: int) -> str:

@@ -291,8 +291,34 @@ def test_zeros_to_keep_that_are_not_there(refused: Refused, tmp_path: Path) -> N
         assert f"{key}={dense}: none of its 12 prunable weights has a zero" in text
     assert "model.sparse=./none: there is no such folder" in refused(*locked, "model.sparse=./none")
     text = refused(*arguments, "pattern=4x1", f"model.sparse={dense}")
-    assert f"model.sparse={dense} is for pattern=locked" in text
+    assert f"model.sparse={dense}: none of its 12 prunable weights has a zero" in text
     assert "model.finetuned" in text
+    text = refused(*arguments, "pattern=dense", f"model.sparse={dense}")
+    assert f"model.sparse={dense}: pattern=dense would let its zeros come back; pattern=locked keeps them" in text
+    assert "prune=false would let" in refused(*arguments, "prune=false", f"model.sparse={dense}")
+
+
+def test_a_pattern_that_the_zeros_of_a_sparse_checkpoint_break(refused: Refused, tmp_path: Path) -> None:
+    dense, sparse = save_small_model(tmp_path / "m"), save_small_model(tmp_path / "sparse")
+    tensors = load_file(sparse / "model.safetensors")
+    for name in (name for name in tensors if "layer" in name and tensors[name].dim() == 2):
+        tensors[name][::2] = 0
+    save_file(tensors, sparse / "model.safetensors", {"format": "pt"})
+    arguments = ["model=hub", f"model.path={dense}", "dataset.path=./nowhere", f"model.sparse={sparse}"]
+    text = refused(*arguments, "pattern=1x1", "pattern.target_sparsity=0.4")
+    assert f"model.sparse={sparse}: pattern.target_sparsity=0.4 cannot hold with the zeros" in text
+    assert "the least is 0.5000" in text
+    assert "so choose another pattern" in refused(*arguments, "pattern=4x1")
+    text = refused(*arguments, "pattern=1x1", "allocation.regrow=true")
+    assert "allocation.regrow=True would bring back zeros" in text
+    for pattern in ("1x1", "2:4"):  # so far all is well
+        assert "there is no such file or folder" in refused(*arguments, f"pattern={pattern}")
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "result.json").write_text(json.dumps({"mlflow_run": "x", "sparse": None}))
+    (run / "config.yaml").write_text("seed: 0")
+    text = refused(*arguments[:-1], f"model.sparse={run}")
+    assert f"model.sparse={run}: this run has prune=false, so its model is dense" in text
 
 
 def test_zeros_to_keep_in_some_layers_that_are_not_there(refused: Refused, tmp_path: Path) -> None:

@@ -804,6 +804,7 @@ def test_contents_determine_the_result() -> None:
         assert other.group != locked.group
         assert other.dense == locked.dense
     assert identity("pattern=locked", "model.sparse=elsewhere", sparse="s") == locked  # contents, not places
+    assert identity("pattern=4x1", "model.sparse=x", sparse="s").run != identity("pattern=4x1").run
 
 
 def test_where_the_same_contents_are_does_not_matter() -> None:
