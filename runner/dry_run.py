@@ -156,7 +156,8 @@ def timed(inputs: Inputs, data: TrainingData) -> TrainingStats:
     supervision = Supervision(NoDistillation())
     if has_teacher(experiment) and not caches_logits(experiment, data):
         supervision = supervision_of(experiment, data, sources.teacher or sources.base)
-    few = replace(training, max_steps=min(STEPS, data.length(training).steps), save_steps=10**9, warmup_steps=0)
+    few = replace(training, max_steps=min(STEPS, data.length(training).steps), save_steps=10**9, warmup_steps=0,
+                  evaluate=None, patience=None, best_checkpoint=False)  # fmt: skip
     with TemporaryDirectory() as folder:
         return train(TrainingJob(student, data, few, supervision, None, experiment.seed, Path(folder), "Timing"))
 

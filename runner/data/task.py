@@ -58,6 +58,8 @@ class Examples:
     """The files, or splits of the hub, that each split came from."""
     unused: Sequence[str] = ()
     """Files, or splits of the hub, that are not used."""
+    validation: datasets.Dataset | None = None
+    """The part of train that is scored during training and not trained on, without a column `split`."""
 
 
 @dataclass
@@ -107,8 +109,11 @@ class Dataset:
     """Size of a subset of each evaluation split, also drawn with `data_seed`."""
     holdout: float = 0.0
     """Fraction of train to score on instead of the evaluation split, for choosing settings."""
+    validation: float = 0.0
+    """Fraction of train that no training sees: `train.evaluate` scores on it while the student trains. At most
+    max_eval_samples of it are scored."""
     data_seed: int = 0
-    """Seed of the subsets and of the hold-out."""
+    """Seed of the subsets, of the hold-out and of the validation examples."""
     official_train: int | None = None
     """Examples in the whole official training split, if there is one: the table notes who used fewer."""
     official_evaluation: int | None = None
@@ -129,15 +134,16 @@ class Dataset:
 
     selecting: ClassVar[tuple[str, ...]] = (
         "path", "name", "revision", "train_split", "evaluation_splits", "max_train_samples", "max_eval_samples",
-        "holdout", "data_seed", "official_train", "official_evaluation", "licence",
+        "holdout", "validation", "data_seed", "official_train", "official_evaluation", "licence",
     )  # fmt: skip
     """Fields that only select examples: identities use a hash of the examples' contents instead."""
     scoring: ClassVar[tuple[str, ...]] = ("metric",)
     """Fields that affect only the scores: changing one does not train the dense model again."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.holdout < 1:
-            raise UserError(f"dataset.holdout={self.holdout} must be a fraction of train, from 0 to below 1")
+        for key in ("holdout", "validation"):
+            if not 0 <= getattr(self, key) < 1:
+                raise UserError(f"dataset.{key}={getattr(self, key)} must be a fraction of train, from 0 to below 1")
         for key in ("max_train_samples", "max_eval_samples", "max_seq_length"):
             value = getattr(self, key)
             if value is not None and value < 1:
@@ -184,18 +190,17 @@ class Dataset:
                          splits.source, fraction, self.data_seed)  # fmt: skip
             others = [part.name for part in evaluation.values()]
             splits = replace(splits, evaluation={}, unused=[*splits.unused, *others])
-            strata = self.strata(training.examples)
-            rest, held = held_out(self.groups(training.examples), fraction, self.data_seed, strata)
-            if not rest or not held:
-                raise UserError(
-                    f"{training.name}: it cannot be split, because all examples belong together (share a text, say) "
-                    "or each class has a single one: provide an evaluation split"
-                )
-            training, evaluation = training.select(rest), {"holdout": training.select(held)}
+            training, held = self._split(training, fraction)
+            evaluation = {"holdout": held}
         if train and training is None:
             raise UserError(
                 f"{splits.source} has no train split: name a file train* in dataset.path, or set dataset.train_split"
             )
+        validation = None
+        if train and training is not None and self.validation:
+            training, held = self._split(training, self.validation)
+            validation = self._ready(held, self.max_eval_samples)
+            self._check_ids(validation)
         ready = self._ready(training, self.max_train_samples) if train and training is not None else None
         scored = joined({name: self._ready(part, self.max_eval_samples) for name, part in evaluation.items()})
         self._check_ids(scored)
@@ -209,7 +214,19 @@ class Dataset:
             has_split=has_split,
             origin=splits.origin,
             unused=splits.unused,
+            validation=validation,
         )
+
+    def _split(self, part: Part, fraction: float) -> tuple[Part, Part]:
+        """The examples without a fraction of them, and that fraction, drawn by `data_seed`."""
+        groups, strata = self.groups(part.examples), self.strata(part.examples)
+        rest, held = held_out(groups, fraction, self.data_seed, strata)
+        if not rest or not held:
+            raise UserError(
+                f"{part.name}: it cannot be split, because all examples belong together (share a text, say) "
+                "or each class has a single one: provide an evaluation split"
+            )
+        return part.select(rest), part.select(held)
 
     def splits(self) -> Splits:
         """The splits of the source, with the data's columns."""

@@ -142,6 +142,9 @@ def _prepare_evaluation(inputs: Inputs) -> None:
     check_reading(inputs.sources.base, task, examples, "evaluation")
     features = task.features(examples, inputs.tokenizer, cache / "features", labels=False)
     task.report(examples, features, inputs.tokenizer)
+    if (validation := inputs.examples.validation) is not None:
+        check_reading(inputs.sources.base, task, validation, "validation")
+        task.features(validation, inputs.tokenizer, cache / "features", labels=False)
 
 
 def _prepare_training(inputs: Inputs) -> None:
@@ -159,7 +162,7 @@ def _prepare_training(inputs: Inputs) -> None:
     cache = Path(experiment.cache_dir) / "features"
     features = task.features(inputs.examples.train, with_inputs(inputs.tokenizer, names), cache, labels=True)
     task.report(inputs.examples.train, features, inputs.tokenizer)
-    inputs.data = TrainingData(task, features, inputs.tokenizer, others)
+    inputs.data = TrainingData(task, features, inputs.tokenizer, others, inputs.examples.validation, cache)
     units = 0
     if experiment.prune:
         pruner = new_pruner(experiment, inputs.net, inputs.data.length(experiment.train))
@@ -203,8 +206,8 @@ def disk_needs(inputs: Inputs, units: int) -> list[DiskNeed]:
 
 
 def average_bytes(training: Training, parameters: int) -> int:
-    """Bytes of the weights' average in a checkpoint, float32."""
-    return 0 if training.average_weights is None else 4 * parameters
+    """Bytes of the weights' average, or of the best weights, in a checkpoint, float32."""
+    return 4 * parameters if training.best_checkpoint or training.average_weights is not None else 0
 
 
 def new_pruner(experiment: Experiment, net: PreTrainedModel, length: TrainingLength) -> Pruner:

@@ -13,6 +13,7 @@ from runner.config.compose import compose_experiment
 from runner.stages.prepare import resolve
 from runner.system import hub
 from runner.system.errors import UserError
+from runner.system.files import write_json
 from runner.system.process import exit_status, message
 from tests.conftest import Cli, Refused, check_refusal, save_small_model
 
@@ -51,6 +52,14 @@ WRONG = [
     (["train.lr_rewind=2"], ["lr_rewind=2", "from 0 to 1"]),
     (["train.lr_rewind=0.5", "train.lr_scheduler_type=constant"], ["lr_rewind=0.5", "choose linear or cosine"]),
     (["finetune.lr_rewind=0.5"], ["finetune.lr_rewind=0.5", "set train.lr_rewind"]),
+    (["train.patience=0"], ["patience=0", "at least 1"]),
+    (["train.patience=2"], ["patience=2", "set train.evaluate=epochs"]),
+    (["train.best_checkpoint=true", "train.evaluate=updates"], ["best_checkpoint=True", "set train.evaluate=epochs"]),
+    (["train.best_checkpoint=true", "train.evaluate=epochs", "train.average_weights=0.9"], ["leave one of them out"]),
+    (["train.evaluate=epochs"], ["train.evaluate=epochs", "set dataset.validation"]),
+    (["train.evaluate=steps"], ["steps", "updates", "epochs"]),
+    (["finetune.evaluate=epochs"], ["finetune.evaluate=epochs", "set train.evaluate"]),
+    (["dataset.validation=1"], ["dataset.validation=1", "below 1"]),
     (["train.average_weights=1.5"], ["average_weights=1.5", "above 0, and 1 at most"]),
     (["train.warmup_steps=1.5"], ["warmup_steps=1.5", "whole steps"]),
     (["model.hidden_dropout=1"], ["model.hidden_dropout=1", "below 1"]),
@@ -315,7 +324,7 @@ def test_a_pattern_that_the_zeros_of_a_sparse_checkpoint_break(refused: Refused,
         assert "there is no such file or folder" in refused(*arguments, f"pattern={pattern}")
     run = tmp_path / "run"
     run.mkdir()
-    (run / "result.json").write_text(json.dumps({"mlflow_run": "x", "sparse": None}))
+    write_json(run / "result.json", {"mlflow_run": "x", "sparse": None})
     (run / "config.yaml").write_text("seed: 0")
     text = refused(*arguments[:-1], f"model.sparse={run}")
     assert f"model.sparse={run}: this run has prune=false, so its model is dense" in text

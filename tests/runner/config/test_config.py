@@ -752,7 +752,7 @@ IRRELEVANT = [
     "dry_run=true", "output_dir=elsewhere", "cache_dir=elsewhere", "tracking.uri=sqlite:///other.db",
     "tracking.experiment=other",
     "train.logging_steps=3", "train.save_steps=77", "train.save_total_limit=2", "train.dataloader_num_workers=2",
-    "finetune.logging_steps=3",
+    "finetune.logging_steps=3", "dataset.validation=0.1",
     # These say which examples there are, and the hash of their contents says it too.
     "dataset.max_train_samples=100", "dataset.max_eval_samples=100", "dataset.holdout=0.1", "dataset.data_seed=1",
 ]
