@@ -41,6 +41,7 @@ from pruning.pruner import Pruner
 from pruning.regularizers import GroupLasso, Regularizer
 from pruning.report import LayerReport, MaskUpdate
 from pruning.schedules import Gradual, OneShot, Schedule, TrainingLength
+from pruning.zeros import check_zeros
 
 __all__ = [
     "IGNORED",
@@ -83,6 +84,7 @@ __all__ = [
     "TrainingLength",
     "Uniform",
     "as_matrix",
+    "check_zeros",
     "label_loss",
     "matrix_weights",
     "misfit",

@@ -21,12 +21,17 @@ class Masks:
     Args:
         parameters: by name, all that may get a mask.
         patterns: the pattern of each.
+        keeps_zeros: whether weights may have had zeros before, so that a unit may have more than its pattern asks for.
     """
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter], patterns: Mapping[str, Pattern]) -> None:
-        self._parameters, self._patterns = parameters, patterns
+    def __init__(
+        self, parameters: Mapping[str, nn.Parameter], patterns: Mapping[str, Pattern], keeps_zeros: bool = False
+    ) -> None:
+        self._parameters, self._patterns, self._keeps_zeros = parameters, patterns, keeps_zeros
         self._masks: dict[str, Tensor] = {}
         self._bits: dict[str, Tensor] = {}  # the masks as 0 and -1
+        self.single: dict[str, Tensor] = {}
+        """bool [out, in] by name, True = not zero: of weights with zeros in units that are not pruned."""
 
     def get(self, name: str) -> Tensor | None:
         """The mask of a parameter, None if it has none."""
@@ -38,13 +43,51 @@ class Masks:
 
     def set(self, name: str, mask: Tensor) -> None:
         """Give a parameter a mask. `enforce` applies it."""
+        if self._keeps_zeros and name in self._masks:
+            mask = mask & self._masks[name]  # N:M chooses as many of a group as it has to prune; some have more zeros
         self._masks[name], self._bits[name] = mask, mask.to(torch.int8).neg_()
+        if name in self.single:
+            self.set_single(name, self.single[name])
 
-    def replace(self, masks: Mapping[str, Tensor]) -> None:
-        """Forget all masks and take these."""
-        self._masks, self._bits = {}, {}
+    def set_single(self, name: str, alive: Tensor) -> None:
+        """Hold single weights at zero that the mask of a parameter, which exists, does not.
+
+        Args:
+            alive: bool [out, in], True = not zero.
+        """
+        self.single.pop(name, None)
+        if bool((self._whole(name) & ~alive).any()):
+            self.single[name] = alive
+
+    def _whole(self, name: str) -> Tensor:
+        """The mask of a parameter as bool [out, in]."""
+        return self._patterns[name].expand(self._masks[name], matrix_shape(self._parameters[name].shape))
+
+    def broken(self, name: str) -> Tensor | None:
+        """bool [units]: units of a block pattern that are not pruned and have a zero; None if there is none."""
+        if name not in self.single:
+            return None
+        return ((self._patterns[name].pool(self.single[name].float(), torch.amin) == 0) & self._masks[name]).flatten()
+
+    def zeros(self, name: str) -> int:
+        """Number of weights that are held at zero."""
+        if name in self.single:
+            return self.single[name].numel() - int((self._whole(name) & self.single[name]).count_nonzero())
+        mask = self._masks[name]
+        weights = self._parameters[name].numel() // mask.numel()  # behind each entry
+        return (mask.numel() - int(mask.count_nonzero())) * weights
+
+    def replace(self, masks: Mapping[str, Tensor], single: Mapping[str, Tensor]) -> None:
+        """Forget all masks and take these.
+
+        Args:
+            single: see `Masks.single`.
+        """
+        self._masks, self._bits, self.single = {}, {}, {}
         for name, mask in masks.items():
             self.set(name, mask)
+        for name, alive in single.items():
+            self.set_single(name, alive)
 
     def shape(self, name: str) -> torch.Size:
         """The shape of the mask of a parameter, and of its scores."""
@@ -54,6 +97,8 @@ class Masks:
     def pruned_units(self, name: str) -> int:
         """Number of units that the mask of a parameter prunes; for a locked pattern, number of zeros."""
         pattern, mask = self._patterns[name], self._masks[name]
+        if self._keeps_zeros:
+            return int(pattern.pruned(mask).count_nonzero())
         shape = matrix_shape(self._parameters[name].shape)
         entries = mask.numel() * pattern.unit_size(shape) // shape.numel()  # of the mask, in a unit
         zeros = mask.numel() - int(mask.count_nonzero())
@@ -91,5 +136,7 @@ class Masks:
         integers = matrix.view(_INTEGER_OF_SIZE[matrix.element_size()])
         view, bits = self._patterns[name].tile(integers, self._bits[name])
         view.bitwise_and_(bits)
+        if name in self.single:
+            integers.masked_fill_(~self.single[name], 0)
         if matrix.data_ptr() != data.data_ptr():  # a copy
             data.copy_(from_matrix(matrix, data.shape))

@@ -96,6 +96,9 @@ class NofM(Pattern):
     def cost(self, score: Tensor, losers: Tensor) -> Tensor:
         return score.where(losers, 0.0).view(-1, self.m).sum(dim=1)
 
+    def pruned(self, mask: Tensor) -> Tensor:
+        return mask.view(-1, self.m).sum(dim=1) <= self.n
+
     def tile(self, matrix: Tensor, pooled: Tensor) -> tuple[Tensor, Tensor]:
         return matrix, pooled
 

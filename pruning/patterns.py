@@ -77,6 +77,10 @@ class Pattern:
         of_units = losers.reshape(pruned.numel(), -1)
         return (of_units & pruned[:, None]).logical_not_().view(losers.shape)
 
+    def pruned(self, mask: Tensor) -> Tensor:
+        """Bool mask in the shape of the scores -> bool [units]: which units it prunes."""
+        return mask.logical_not().flatten()
+
     def tile(self, matrix: Tensor, pooled: Tensor) -> tuple[Tensor, Tensor]:
         """Views of a contiguous matrix and of a pooled tensor that broadcast against each other."""
         raise NotImplementedError

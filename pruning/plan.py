@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pruning.allocation import Allocation, Global, LayerOverride, Quota
 from pruning.errors import PruningError
-from pruning.patterns import Pattern, parse
+from pruning.patterns import Locked, Pattern, parse
 from pruning.regularizers import Regularizer
 from pruning.schedules import Schedule
 
@@ -98,15 +98,25 @@ class Plan:
             Names break ties and are the keys of saved masks.
         pattern: for all layers that `allocation.layers` does not give another.
         allocation: spreads the target over the layers; if not given: `Global`.
+        keeps_zeros: zeros that the parameters have when training begins stay, and count towards the target. Parameters
+            that are trained and not pruned are then `Locked`.
 
     Raises:
-        PruningError: no parameter fits, a target is out of reach, or a name in `allocation.layers` matches nothing.
+        PruningError: no parameter fits, a target is out of reach, a name in `allocation.layers` matches nothing, or
+            zeros are to stay with `allocation.regrow`.
     """
 
     def __init__(
-        self, parameters: Mapping[str, nn.Parameter], pattern: Pattern, allocation: Allocation | None = None
+        self,
+        parameters: Mapping[str, nn.Parameter],
+        pattern: Pattern,
+        allocation: Allocation | None = None,
+        keeps_zeros: bool = False,
     ) -> None:
         self.pattern, self.allocation = pattern, allocation if allocation is not None else Global()
+        self.keeps_zeros = keeps_zeros
+        if keeps_zeros and self.allocation.regrow:
+            raise PruningError("regrow=True would bring back zeros that are to stay; leave it out", self.allocation)
         self.allocation.check_names(parameters)
         self.candidates = {name: parameters[name] for name in sorted(parameters)}
         """All parameters given, sorted by name."""
@@ -128,6 +138,10 @@ class Plan:
             reason = _reason(p, own, override, shared[0] if shared[0] != name else None)
             if override.frozen:
                 self.frozen.append(name)
+            if keeps_zeros and (override.excluded or misfit(own, p.shape) or not own.prunes):
+                excluded = dataclasses.replace(override, excluded=False)
+                if _reason(p, Locked(), excluded, shared[0] if shared[0] != name else None) is None:
+                    own, reason = Locked(), None
             if reason is not None:
                 self.left[name] = reason
             else:
@@ -140,8 +154,9 @@ class Plan:
         self._check()
 
     def _check(self) -> None:
-        if not self.groups:
-            reasons = "; ".join(f"{name}: {reason}" for name, reason in list(self.left.items())[:3])
+        if not self.groups or (self.keeps_zeros and self.pattern.prunes and not self.prunes):
+            unfit = {name: misfit(self.pattern, p.shape) or "it is not pruned" for name, p in self.candidates.items()}
+            reasons = "; ".join(f"{name}: {reason}" for name, reason in list((self.left or unfit).items())[:3])
             raise PruningError(
                 f"no layer can be pruned with pattern {self.pattern}" + (f" ({reasons})" if reasons else "")
             )

@@ -14,12 +14,13 @@ from pruning.criteria import Criterion, SnipMomentum
 from pruning.errors import PruningError
 from pruning.hooks import StepHooks
 from pruning.masks import KEEPS_ZEROS, Masks
-from pruning.plan import Group, Plan, as_matrix, from_matrix
+from pruning.plan import Group, Plan, from_matrix
 from pruning.regularizers import Regularizer
 from pruning.report import LayerReport, MaskUpdate, check_targets, describe
 from pruning.schedules import Schedule, TrainingLength
 from pruning.scores import Scores, float_matrix
 from pruning.state import check, identity, pack, unpack
+from pruning.zeros import hold, require, unit_costs
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +63,7 @@ class Pruner:
         self.updates = schedule.steps(length) if plan.prunes else {}
         """Optimizer steps taken before an update -> progress of the schedule."""
         plan.check(schedule, self.regularizer)
-        self.masks = Masks(self.parameters, plan.patterns)
+        self.masks = Masks(self.parameters, plan.patterns, plan.keeps_zeros)
         self.scores = Scores(self.criterion, plan)
         self.steps_taken = 0
         self.history: list[MaskUpdate] = []
@@ -81,6 +82,9 @@ class Pruner:
     @property
     def sparsity(self) -> float:
         """Sparsity after the last update, over the layers that have the main pattern."""
+        if self.plan.keeps_zeros:
+            mine = [n for n, p in self.plan.patterns.items() if p == self.pattern and self.masks.get(n) is not None]
+            return sum(map(self.masks.zeros, mine)) / max(1, sum(self.parameters[name].numel() for name in mine))
         return self._fractions.get(repr(self.pattern), 0.0) * self.pattern.max_sparsity
 
     # --- in the training loop -------------------------------------------------------------------------------
@@ -103,7 +107,7 @@ class Pruner:
                 f"{type(self.criterion).__name__} reads the second moment of Adam, which {type(optimizer).__name__} "
                 "does not have; take another criterion or optimizer"
             )
-        self._lock()
+        hold(self.plan, self.masks)
         self._optimizer = optimizer
         self._hooks = StepHooks(optimizer, self._before_step, self._after_step, lambda: self.masks.enforce(optimizer))
         self.plan.warn()
@@ -116,20 +120,6 @@ class Pruner:
         if self._hooks is not None:
             self._hooks.remove()
         self._hooks = self._optimizer = None
-
-    def _lock(self) -> None:
-        """Make masks of the zeros that locked weights have."""
-        masks: dict[str, Tensor] = {}
-        for name in (name for group in self.plan.groups if group.pattern.locks for name in group.shapes):
-            mask = self.masks.get(name)
-            masks[name] = as_matrix(self.parameters[name].detach()) != 0 if mask is None else mask
-        if masks and all(bool(mask.all()) for mask in masks.values()):
-            raise PruningError(
-                f"Locked(): none of the {len(masks)} weights has a zero to keep (such as {next(iter(masks))}); "
-                "start from a sparse checkpoint"
-            )
-        for name, mask in masks.items():
-            self.masks.set(name, mask)
 
     @torch.no_grad()
     def _before_step(self, gradient_scale: float) -> None:
@@ -194,12 +184,16 @@ class Pruner:
         """
         fractions = [(group, self._fraction(group, progress)) for group in self.plan.groups if group.pattern.prunes]
         chosen = [self._choose(group, fraction) for group, fraction in fractions if fraction > 0]
-        update = MaskUpdate(self.steps_taken, self.sparsity, {}, {})
+        update = MaskUpdate(self.steps_taken, 0.0, {}, {})
         for masks in chosen:
             for name, mask in masks.items():
                 weights = self.parameters[name].numel() // mask.numel()  # behind each entry of the mask
                 update.count(name, self.masks.get(name), mask, weights, self.allocation.regrow)
+                before = self.masks.zeros(name) if self.plan.keeps_zeros else 0
                 self.masks.set(name, mask)
+                if name in update.removed and self.plan.keeps_zeros:  # a unit may have had zeros
+                    update.removed[name] = self.masks.zeros(name) - before
+        update.sparsity = self.sparsity
         self.masks.enforce(self._optimizer)
         if any(chosen):
             self.history.append(update)
@@ -219,20 +213,23 @@ class Pruner:
             score = self.scores.of(name, self.masks, self._optimizer, allocation.regrow)
             if score is not None:
                 losers[name] = pattern.losers(score)
-                costs[name] = pattern.cost(score, losers[name])
+                costs[name] = unit_costs(self.plan, self.masks, name, score, losers[name])
         if not costs:
             self._warn_once(f"no layer for pattern {pattern} has a gradient other than zero: its masks wait for one")
             return {}
         if len(costs) < len(group.shapes):
             silent = sorted(group.shapes.keys() - costs.keys())
             self._warn_once(f"{silent[0]} (and {len(silent) - 1} more) cannot be pruned: {_NO_EVIDENCE}")
-        quotas = group.quotas(allocation, fraction / pattern.unit_fraction(pattern.target))
+        progress = fraction / pattern.unit_fraction(pattern.target)
+        quotas = group.quotas(allocation, progress)
         self._fractions[repr(pattern)] = fraction
         quotas = {name: quotas[name] for name in costs}
         if not allocation.regrow:  # rounding, or a layer whose gradients became zero, may ask for less than is pruned
             for name in costs:
                 if self.masks.get(name) is not None:
                     quotas[name].gone = self.masks.pruned_units(name)
+                if self.plan.keeps_zeros:
+                    require(quotas[name], self.masks.broken(name), progress)
             total = sum(quota.units * quota.zeros for quota in quotas.values())
             fraction = max(fraction, sum(quota.gone * quota.zeros for quota in quotas.values()) / total)
         chosen = allocation.select(costs, fraction, quotas)

@@ -78,7 +78,7 @@ def describe(plan: Plan, masks: Masks, unranked: dict[str, str]) -> list[LayerRe
         row.pattern, row.units = str(pattern), matrix.numel() // pattern.unit_size(matrix.shape)
         if masks.get(name) is not None:
             row.pruned_units = masks.pruned_units(name)
-            row.zeros = row.pruned_units * (1 if pattern.locks else pattern.unit_zeros(matrix.shape))
+            row.zeros = masks.zeros(name)
             row.violations = pattern.violations(matrix)
     return rows
 

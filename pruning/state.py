@@ -8,7 +8,7 @@ from torch import Tensor
 from pruning.criteria import Criterion
 from pruning.errors import PruningError
 from pruning.masks import Masks
-from pruning.plan import Plan
+from pruning.plan import Plan, matrix_shape
 from pruning.regularizers import Regularizer
 from pruning.schedules import Schedule, TrainingLength
 from pruning.scores import Scores
@@ -18,7 +18,8 @@ def identity(
     plan: Plan, criterion: Criterion, schedule: Schedule, length: TrainingLength, regularizer: Regularizer
 ) -> dict[str, str]:
     """What two pruners must agree on for one to take over the state of the other."""
-    return {
+    zeros = {"zeros": "held"} if plan.keeps_zeros else {}
+    return zeros | {
         "pattern": repr(plan.pattern),
         "criterion": repr(criterion),
         "allocation": repr(plan.allocation),
@@ -55,6 +56,7 @@ def pack(scores: Scores, masks: Masks) -> dict[str, Tensor]:
     tensors = {
         f"score/{key}/{name}": t.contiguous() for name, state in scores.state.items() for key, t in state.items()
     }
+    tensors |= {f"single//{name}": t.contiguous() for name, t in masks.single.items()}
     return tensors | {f"mask//{name}": t.contiguous() for name, t in masks.items()}
 
 
@@ -66,18 +68,21 @@ def unpack(tensors: Mapping[str, Tensor], scores: Scores, masks: Masks, plan: Pl
     """
     state: dict[str, dict[str, Tensor]] = {name: {} for name in plan.parameters}
     loaded: dict[str, Tensor] = {}
+    single: dict[str, Tensor] = {}
     for key, tensor in tensors.items():
         kind, buffer, name = key.split("/", 2)
         expected = masks.shape(name) if name in plan.parameters else None
+        if kind == "single" and expected is not None:
+            expected = matrix_shape(plan.parameters[name].shape) if plan.keeps_zeros else None
         if tensor.shape != expected:
             raise PruningError(f"the saved pruner has {key} of shape {tuple(tensor.shape)}, not {expected}")
         copy = tensor.to(plan.parameters[name].device, copy=True)  # updated in place
-        if kind == "mask":
-            loaded[name] = copy
+        if kind in ("mask", "single"):
+            (loaded if kind == "mask" else single)[name] = copy
         else:
             state[name][buffer] = copy
     scores.state = state
-    masks.replace(loaded)
+    masks.replace(loaded, single)
 
 
 def _difference(key: str, there: str | None, here: str) -> str:

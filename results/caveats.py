@@ -103,6 +103,12 @@ def circumstances(row: Row) -> Iterator[str]:
         )
 
 
+def selection(row: Row) -> Iterator[str]:
+    """The weights are not the last ones of all steps, as those of other rows are."""
+    if row.selection:
+        yield f"{row.selection}, by scores on a part of train (dataset.validation)"
+
+
 def latency(row: Row) -> Iterator[str]:
     """A time holds for one CPU, setting and precision, and perhaps not for all seeds."""
     if (timed := row.latency) is None:
@@ -148,7 +154,19 @@ SETTINGS: dict[str, Callable[[Row], str | None]] = {
     "dropout of attention weights": lambda row: row.attention_dropout,
     "precision": lambda row: row.precision,
 }
-OF_ROWS = (subsets, few_examples, no_width, circumstances, latency, controls, dense_models, few_seeds, signs, drops)
+OF_ROWS = (
+    subsets,
+    few_examples,
+    no_width,
+    circumstances,
+    selection,
+    latency,
+    controls,
+    dense_models,
+    few_seeds,
+    signs,
+    drops,
+)
 OF_COMPARISONS = (unequal_seeds, settings)
 
 

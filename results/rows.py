@@ -16,6 +16,7 @@ from results.controls import DENSE, Control, Group, control, undistilled_control
 from results.runs import Run, natural
 from results.speed import Latency
 
+OFF = ("None", "null", "False", "false")  # what params of options that are not used say
 DEFAULT = "(default)"  # stands for a param that a run did not log
 
 
@@ -94,6 +95,8 @@ class Row:
     """As logged; values that differ between seeds joined by "|", as in the next two."""
     attention_dropout: str | None = None
     precision: str | None = None
+    selection: str | None = None
+    """What scores on a part of train decided: early stopping, the best checkpoint. None: nothing."""
     latency: Latency | None = None
     """The one in the table: see `results.speed.shown`. None where the sparse runtime was not timed."""
     latencies: list[Latency] = field(default_factory=list)
@@ -169,6 +172,7 @@ def row(dense_groups: list[Group], group: Group, differs: dict[str, str]) -> Row
         hidden_dropout=setting(group, "model.hidden_dropout"),
         attention_dropout=setting(group, "model.attention_dropout"),
         precision=setting(group, "train.precision"),
+        selection=selection(group),
         latency=speed.shown(latencies),
         latencies=latencies,
         scores=list(zip(dense, sparse, strict=True)),
@@ -191,6 +195,13 @@ def setting(group: Group, param: str) -> str | None:
     """The values of a param joined by "|"; None unless all runs logged it."""
     values = {run.params.get(param) for run in group}
     return None if None in values else "|".join(sorted(filter(None, values), key=natural))
+
+
+def selection(group: Group) -> str | None:
+    """What scores on a part of train decided in any of the runs."""
+    kinds = {"train.patience": "stopped early", "train.best_checkpoint": "best checkpoint"}
+    ways = [kind for param, kind in kinds.items() if any(run.params.get(param, "None") not in OFF for run in group)]
+    return " and ".join(ways) or None
 
 
 def differences(groups: list[Group]) -> list[dict[str, str]]:

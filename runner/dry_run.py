@@ -12,13 +12,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from pruning import NoDistillation, Plan, matrix_weights
+from pruning import NoDistillation, matrix_weights
 from runner import models
 from runner.config.experiment import Experiment, Origin
 from runner.config.training import Training
 from runner.speed.settings import CpuBenchmark
 from runner.stages.announce import announce
 from runner.stages.benchmark import seconds
+from runner.stages.checks import plan_of
 from runner.stages.prepare import Inputs, average_bytes, resolve
 from runner.stages.prune import load_student
 from runner.stages.teacher import caches_logits, has_teacher, supervision_of
@@ -80,7 +81,7 @@ def layers(inputs: Inputs) -> Iterator[str]:
     everything = sum(weight.numel() for weight in matrices.values())
     if not experiment.prune:
         return
-    plan = Plan(models.prunable_parameters(net, experiment.model), experiment.pattern, experiment.allocation)
+    plan = plan_of(experiment, net)
     zeros = 0.0
     for group in plan.groups:
         target = group.pattern.target
@@ -95,7 +96,8 @@ def layers(inputs: Inputs) -> Iterator[str]:
     outside = sorted(matrices.keys() - plan.candidates.keys())
     if outside:
         yield f"not candidates: {', '.join(name.removesuffix('.weight') for name in outside)}"
-    yield f"zeros in the end: {zeros / everything:.4f} of all Linear and Conv weights"
+    least = "at least " if plan.keeps_zeros else ""  # a group of N:M, or a layer that keeps its zeros, may have more
+    yield f"zeros in the end: {least}{zeros / everything:.4f} of all Linear and Conv weights"
 
 
 def steps_and_sparsity(inputs: Inputs) -> Iterator[str]:
@@ -117,7 +119,10 @@ def cost(inputs: Inputs, data: TrainingData) -> Iterator[str]:
     per_token = stats.seconds / stats.tokens
     most = peak_memory()
     peak = "" if most is None else f"; this process took {human_bytes(most)} at most"
-    yield f"memory: {memory(inputs.net.num_parameters(), [training for _, training in trainings])}{peak}"
+    everything, trained = inputs.net.num_parameters(), models.trained_parameters(inputs.net)
+    frozen = f"; {everything - trained:,} of {everything:,} parameters are frozen" if trained < everything else ""
+    each = [(training, trained if training is experiment.train else everything) for _, training in trainings]
+    yield f"memory: {memory(everything, each)}{frozen}{peak}"
     for name, training in trainings:
         length, batches = data.length(training), data.batches(training, experiment.seed)
         tokens = sum(data.features["length"]) / (1 - batches.padding()) * length.steps / batches.steps
@@ -128,12 +133,17 @@ def cost(inputs: Inputs, data: TrainingData) -> Iterator[str]:
         )
 
 
-def memory(parameters: int, trainings: Sequence[Training]) -> str:
-    """The largest memory of these trainings, one after the other, without activations: 16 bytes for each parameter, and
-    4 more if the weights are averaged."""
-    average = max((average_bytes(training, parameters) for training in trainings), default=0)
-    parts = "gradients, AdamW's moments and the average of the weights" if average else "gradients and AdamW's moments"
-    return f"weights, {parts} {human_bytes(16 * parameters + average)}"
+def memory(parameters: int, trainings: Sequence[tuple[Training, int]]) -> str:
+    """The largest memory of trainings one after the other, without activations: 4 bytes for each parameter, 12 more for
+    each that is trained, and 4 more if their average, or the best of them, is held.
+
+    Args:
+        trainings: each with the number of parameters that it trains.
+    """
+    held = max((average_bytes(training, trained) for training, trained in trainings), default=0)
+    most = max((12 * trained + average_bytes(training, trained) for training, trained in trainings), default=0)
+    parts = "gradients, AdamW's moments and a second set of weights" if held else "gradients and AdamW's moments"
+    return f"weights, {parts} {human_bytes(4 * parameters + most)}"
 
 
 def time_of_benchmark(experiment: Experiment) -> Iterator[str]:
@@ -158,7 +168,8 @@ def timed(inputs: Inputs, data: TrainingData) -> TrainingStats:
     supervision = Supervision(NoDistillation())
     if has_teacher(experiment) and not caches_logits(experiment, data):
         supervision = supervision_of(experiment, data, sources.teacher or sources.base)
-    few = replace(training, max_steps=min(STEPS, data.length(training).steps), save_steps=10**9, warmup_steps=0)
+    few = replace(training, max_steps=min(STEPS, data.length(training).steps), save_steps=10**9, warmup_steps=0,
+                  evaluate=None, patience=None, best_checkpoint=False)  # fmt: skip
     with TemporaryDirectory() as folder:
         return train(TrainingJob(student, data, few, supervision, None, experiment.seed, Path(folder), "Timing"))
 

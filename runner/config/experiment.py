@@ -75,6 +75,27 @@ class Experiment:
                 f"finetune.lr_rewind={self.finetune.lr_rewind}: fine-tuning has no mask updates; set train.lr_rewind"
             )
 
+        if self.finetune.evaluate is not None:
+            raise UserError(
+                f"finetune.evaluate={self.finetune.evaluate.value}: all rows are compared with the dense model, which "
+                "no score chooses; set train.evaluate"
+            )
+        if self.prune and self.train.evaluate is not None and not self.dataset.validation:
+            raise UserError(
+                f"train.evaluate={self.train.evaluate.value} scores on a part of train: set dataset.validation=0.05"
+            )
+        if self.model.frozen and not self.prune:
+            raise UserError(
+                f"model.frozen={self.model.frozen}: prune=false only fine-tunes the dense model, which trains all "
+                "parameters; leave it out"
+            )
+
+    @property
+    def keeps_zeros(self) -> bool:
+        """Whether the zeros of `model.sparse` stay while more are pruned."""
+        prunes = self.pattern.prunes or any(layer.pattern for layer in self.allocation.layers.values())
+        return self.prune and bool(self.model.sparse) and prunes
+
     @property
     def trains(self) -> bool:
         """Whether anything is trained."""

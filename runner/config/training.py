@@ -9,7 +9,8 @@ from runner.system.device import Precision, best_precision, why_not
 from runner.system.errors import UserError
 from runner.system.ranks import world_size
 
-_LATER = ("average_weights", "lr_rewind")  # options that came after the first runs, None where they change nothing
+_LATER = ("average_weights", "lr_rewind", "patience")
+"""Options that came after the first runs, None where they change nothing."""
 
 
 class Sampling(Enum):
@@ -17,6 +18,13 @@ class Sampling(Enum):
 
     random = "random"
     group_by_length = "group_by_length"
+
+
+class Evaluation(Enum):
+    """When a training scores its model on `dataset.validation`."""
+
+    updates = "updates"
+    epochs = "epochs"
 
 
 class SchedulerType(Enum):
@@ -64,6 +72,14 @@ class Training:
     """Save and score an average of the weights after each optimizer step since the last mask update (in a fine-tuning,
     since the first step) instead of the last ones: their plain mean over the first 1 / (1 - average_weights) steps,
     then an exponential average with this decay. Such as 0.999; 1 is the plain mean of all. If not given: none."""
+    evaluate: Evaluation | None = None
+    """Score the student on dataset.validation after each of the mask updates or epochs, and after the last step; the
+    scores are logged. If not given: never."""
+    patience: int | None = None
+    """End the training when so many scores in a row are not above the best since the last mask update. The table notes
+    it. If not given: all steps are taken."""
+    best_checkpoint: bool = False
+    """Save the weights of the best score since the last mask update instead of the last ones. The table notes it."""
     batch_tokens: int | None = None
     """Instead of a number of examples: tokens in a batch at most, in all, padding included."""
     train_sampling_strategy: Sampling = Sampling.group_by_length
@@ -106,6 +122,18 @@ class Training:
             raise UserError(
                 f"average_weights={self.average_weights} is out of range in train or finetune: above 0, and 1 at most"
             )
+        if self.patience is not None and self.patience < 1:
+            raise UserError(f"patience={self.patience} is out of range in train: at least 1")
+        if self.chooses and self.evaluate is not Evaluation.epochs:
+            key = "patience" if self.patience is not None else "best_checkpoint"
+            raise UserError(
+                f"{key}={getattr(self, key)} in train compares the scores of several epochs: set train.evaluate=epochs"
+            )
+        if self.best_checkpoint and self.average_weights is not None:
+            raise UserError(
+                f"best_checkpoint=True and average_weights={self.average_weights} in train both say which weights are "
+                "saved: leave one of them out"
+            )
         if self.batch_tokens is not None and self.batch_tokens < 1:
             raise UserError(f"batch_tokens={self.batch_tokens} is out of range in train or finetune: at least 1")
 
@@ -132,10 +160,15 @@ class Training:
             )
         return replace(self, precision=precision)
 
+    @property
+    def chooses(self) -> bool:
+        """Whether scores decide when the training ends, or which weights are saved."""
+        return self.patience is not None or self.best_checkpoint
+
     def options(self) -> dict[str, Any]:
         """As keyword arguments of TrainingArguments."""
         values = self.plain()
-        for ours in ("average_weights", "lr_rewind", "batch_tokens", "precision", "train_sampling_strategy"):
+        for ours in (*_LATER, "evaluate", "best_checkpoint", "batch_tokens", "precision", "train_sampling_strategy"):
             del values[ours]
         return values | {"bf16": self.precision is Precision.bf16, "fp16": self.precision is Precision.fp16}
 
@@ -145,7 +178,8 @@ class Training:
 
     def determinants(self) -> dict[str, Any]:
         """What of it determines the result."""
-        without = ("dataloader_num_workers", "logging_steps", "save_steps", "save_total_limit")
+        without = {"dataloader_num_workers", "logging_steps", "save_steps", "save_total_limit"}
+        without |= set() if self.chooses else {"evaluate", "best_checkpoint"}
         values = {key: value for key, value in self.plain().items() if key not in without}
         for later in _LATER:  # so that runs from before this option still have their identity
             if values[later] is None:

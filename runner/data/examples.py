@@ -43,6 +43,8 @@ class Examples:
     """The files, or splits of the hub, that each split came from."""
     unused: Sequence[str] = ()
     """Files, or splits of the hub, that are not used."""
+    validation: datasets.Dataset | None = None
+    """The part of train that is scored during training and not trained on, without a column `split`."""
 
 
 def read(task: Dataset, train: bool) -> Examples:
@@ -76,18 +78,17 @@ def read(task: Dataset, train: bool) -> Examples:
                      splits.source, fraction, task.data_seed)  # fmt: skip
         others = [part.name for part in evaluation.values()]
         splits = replace(splits, evaluation={}, unused=[*splits.unused, *others])
-        strata = task.strata(training.examples)
-        rest, held = held_out(task.groups(training.examples), fraction, task.data_seed, strata)
-        if not rest or not held:
-            raise UserError(
-                f"{training.name}: it cannot be split, because all examples belong together (share a text, say) "
-                "or each class has a single one: provide an evaluation split"
-            )
-        training, evaluation = training.select(rest), {"holdout": training.select(held)}
+        training, held = _split(task, training, fraction)
+        evaluation = {"holdout": held}
     if train and training is None:
         raise UserError(
             f"{splits.source} has no train split: name a file train* in dataset.path, or set dataset.train_split"
         )
+    validation = None
+    if train and training is not None and task.validation:
+        training, held = _split(task, training, task.validation)
+        validation = _ready(task, held, task.max_eval_samples)
+        _check_ids(task, validation)
     ready = _ready(task, training, task.max_train_samples) if train and training is not None else None
     scored = joined({name: _ready(task, part, task.max_eval_samples) for name, part in evaluation.items()})
     _check_ids(task, scored)
@@ -101,7 +102,20 @@ def read(task: Dataset, train: bool) -> Examples:
         has_split=has_split,
         origin=splits.origin,
         unused=splits.unused,
+        validation=validation,
     )
+
+
+def _split(task: Dataset, part: Part, fraction: float) -> tuple[Part, Part]:
+    """The examples without a fraction of them, and that fraction, drawn by `data_seed`."""
+    groups, strata = task.groups(part.examples), task.strata(part.examples)
+    rest, held = held_out(groups, fraction, task.data_seed, strata)
+    if not rest or not held:
+        raise UserError(
+            f"{part.name}: it cannot be split, because all examples belong together (share a text, say) "
+            "or each class has a single one: provide an evaluation split"
+        )
+    return part.select(rest), part.select(held)
 
 
 def _ready(task: Dataset, part: Part, limit: int | None) -> datasets.Dataset:

@@ -60,8 +60,11 @@ class Dataset:
     """Size of a subset of each evaluation split, also drawn with `data_seed`."""
     holdout: float = 0.0
     """Fraction of train to score on instead of the evaluation split, for choosing settings."""
+    validation: float = 0.0
+    """Fraction of train that no training sees: `train.evaluate` scores on it while the student trains. At most
+    max_eval_samples of it are scored."""
     data_seed: int = 0
-    """Seed of the subsets and of the hold-out."""
+    """Seed of the subsets, of the hold-out and of the validation examples."""
     official_train: int | None = None
     """Examples in the whole official training split, if there is one: the table notes who used fewer."""
     official_evaluation: int | None = None
@@ -82,15 +85,16 @@ class Dataset:
 
     selecting: ClassVar[tuple[str, ...]] = (
         "path", "name", "revision", "train_split", "evaluation_splits", "max_train_samples", "max_eval_samples",
-        "holdout", "data_seed", "official_train", "official_evaluation", "licence",
+        "holdout", "validation", "data_seed", "official_train", "official_evaluation", "licence",
     )  # fmt: skip
     """Fields that only select examples: identities use a hash of the examples' contents instead."""
     scoring: ClassVar[tuple[str, ...]] = ("metric",)
     """Fields that affect only the scores: changing one does not train the dense model again."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.holdout < 1:
-            raise UserError(f"dataset.holdout={self.holdout} must be a fraction of train, from 0 to below 1")
+        for key in ("holdout", "validation"):
+            if not 0 <= getattr(self, key) < 1:
+                raise UserError(f"dataset.{key}={getattr(self, key)} must be a fraction of train, from 0 to below 1")
         for key in ("max_train_samples", "max_eval_samples", "max_seq_length"):
             value = getattr(self, key)
             if value is not None and value < 1:

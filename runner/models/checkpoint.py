@@ -48,8 +48,9 @@ class Model:
     finetuned: str | None = None
     """A checkpoint fine-tuned on the dataset, as id or folder: the dense model. If not given, the run makes one."""
     sparse: str | None = None
-    """For pattern=locked: a sparse checkpoint of the same architecture, as id or folder. The student starts from it and
-    keeps its zeros; the dense model remains its teacher and what it is compared with."""
+    """A sparse checkpoint of the same architecture: a hub id, a folder, or a finished run, by its folder or its id in
+    MLflow. The student starts from it and its zeros stay: alone with pattern=locked, and as a part of the target of any
+    other pattern. The dense model remains its teacher and what it is compared with."""
     revision: str | None = None
     """Commit, tag or branch of `path` on the hub."""
     finetuned_revision: str | None = None
@@ -60,6 +61,9 @@ class Model:
     """Linear and convolution layers to prune, as shell patterns of module names; never head, pooler and embeddings."""
     excluded: list[str] = field(default_factory=list)
     """Layers to leave dense all the same, as shell patterns of module names."""
+    frozen: list[str] = field(default_factory=list)
+    """Parameters that the pruning does not train: embeddings, layer_norms, biases, head, or shell patterns of parameter
+    and module names. The fine-tuning of the dense model trains them."""
     hidden_dropout: float | None = None
     """Dropout of hidden states in both trainings; the checkpoint's own if not given."""
     attention_dropout: float | None = None

@@ -67,7 +67,7 @@ class Facts:
     fine_tunes: bool
     """True if the run fine-tuned the dense model itself."""
     sparse: Source | None
-    """The sparse checkpoint that pattern=locked starts from."""
+    """The sparse checkpoint that the student starts from."""
     teacher: str | None
     """A teacher other than the dense model."""
     data: Source
@@ -113,7 +113,7 @@ def collect(folder: Path, experiment: Experiment, origin: Origin, examples: Exam
         pipeline_tag=task.pipeline_tag,
         dense=source(*dense),
         fine_tunes=not model.finetuned,
-        sparse=source(model.sparse, None) if model.sparse else None,
+        sparse=of_run(model.sparse) if model.sparse else None,
         teacher=shown(experiment.distill.teacher) if prune and experiment.distill.teacher else None,
         data=data_of(task, origin),
         evaluated=Counted(
@@ -148,9 +148,12 @@ def head_of(experiment: Experiment) -> Source | None:
     distill = experiment.distill
     if not (experiment.prune and distill.shares_head and distill.weight and distill.teacher):
         return None
-    if runs.is_id(distill.teacher):
-        return Source(f"of MLflow run {distill.teacher}", None, None, None)
-    return source(distill.teacher, None)
+    return of_run(distill.teacher)
+
+
+def of_run(path: str) -> Source:
+    """The model that is configured by a path, a hub id, or the id of a run."""
+    return Source(f"of MLflow run {path}", None, None, None) if runs.is_id(path) else source(path, None)
 
 
 def source(path: str, revision: str | None) -> Source:

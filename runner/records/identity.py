@@ -50,8 +50,10 @@ def identify(experiment: Experiment, model: str, data: str, teacher: str | None,
             "distill": {**_typed(experiment.distill), "teacher": teacher},
             "train": experiment.train.determinants(),
         }
+        if experiment.model.frozen:
+            run["frozen"] = sorted(set(experiment.model.frozen))
         if sparse is not None:
-            run["sparse"] = sparse
+            run["sparse"] = [sparse, "zeros stay"] if experiment.keeps_zeros else sparse
         if experiment.pattern.prunes or experiment.pattern.locks or experiment.allocation.layers:
             run |= {
                 "layers": [experiment.model.prunable, experiment.model.excluded],
@@ -61,7 +63,7 @@ def identify(experiment: Experiment, model: str, data: str, teacher: str | None,
                 "regularizer": _typed(experiment.regularizer),
             }
     seed = experiment.seed
-    control = {key: run[key] for key in (*dense, "scores", "distill", "train") if key in run}
+    control = {key: run[key] for key in (*dense, "scores", "distill", "train", "frozen") if key in run}
     budget = {key: value for key, value in control.items() if key != "distill"}
     return Identity(
         run=_hash([run, seed]),

@@ -104,19 +104,40 @@ def dense_model(given: str, key: str, where: Tracking) -> str:
     Raises:
         UserError: the run does not exist, or pruned its model.
     """
-    folder = Path(given).expanduser()
-    if not ((folder / "result.json").is_file() if folder.is_dir() else is_id(given)):
+    run = _run_of(given, key, where)
+    if run is None:
         return given
-    try:
-        run = find(given, where)
-    except UserError as error:
-        raise UserError(f"{key}={given}: {error}") from error
     if run.result["sparse"] is not None:
         raise UserError(
             f"{key}={given}: this run pruned its model ({run.result['pattern']}); name a run with prune=false, or "
             f"{run.folder / 'model'} for the pruned model itself"
         )
     return str(run.folder / "model")
+
+
+def pruned_model(given: str, key: str, where: Tracking) -> str:
+    """Resolve the configured path of a sparse model, as `dense_model` does for a dense one.
+
+    Raises:
+        UserError: the run does not exist, or pruned nothing.
+    """
+    run = _run_of(given, key, where)
+    if run is None:
+        return given
+    if run.result["sparse"] is None:
+        raise UserError(f"{key}={given}: this run has prune=false, so its model is dense; name it with model.finetuned")
+    return str(run.folder / "model")
+
+
+def _run_of(given: str, key: str, where: Tracking) -> Run | None:
+    """The run that a configured path names by its folder or id; None for any other path."""
+    folder = Path(given).expanduser()
+    if not ((folder / "result.json").is_file() if folder.is_dir() else is_id(given)):
+        return None
+    try:
+        return find(given, where)
+    except UserError as error:
+        raise UserError(f"{key}={given}: {error}") from error
 
 
 @dataclass

@@ -114,6 +114,8 @@ def announce(inputs: Inputs) -> None:
     announce_data(experiment.dataset, inputs.examples)
     if experiment.prune and (left_out := models.describe_left_out(models.left_out(inputs.net))) is not None:
         log.warning("%s", left_out)
+    if experiment.keeps_zeros:
+        log.info("the student starts from model.sparse=%s: its zeros stay, and count", experiment.model.sparse)
     if data is None:
         return
     if experiment.prune:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
 
-from pruning import Plan
+from pruning import Plan, PruningError, check_zeros, matrix_weights
 from runner import models
 from runner.config.experiment import Experiment
 from runner.models.tokenizer import check_vocabulary
@@ -16,6 +17,8 @@ from runner.training import projections
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+log = logging.getLogger(__name__)
 
 
 def check(experiment: Experiment, sources: Sources) -> PreTrainedModel:
@@ -29,6 +32,7 @@ def check(experiment: Experiment, sources: Sources) -> PreTrainedModel:
     """
     model, architecture = experiment.model, experiment.dataset.architecture
     net = models.skeleton(architecture, sources.base.config)
+    models.freeze(net, model.frozen)
     check_gradient(experiment, net)
     check_benchmark(experiment, net)
     networks = [(sources.base, net)]
@@ -37,20 +41,26 @@ def check(experiment: Experiment, sources: Sources) -> PreTrainedModel:
     for checkpoint, network in networks:
         models.check_positions(network, checkpoint, experiment.dataset.max_seq_length)
         check_embeddings(checkpoint, network)
-    locked: list[str] = []
+    locks = False
     if experiment.prune:
-        plan = Plan(models.prunable_parameters(net, model), experiment.pattern, experiment.allocation)
+        plan = plan_of(experiment, net)
         plan.check(experiment.schedule, experiment.regularizer)
-        locked = [name for group in plan.groups if group.pattern.locks for name in group.shapes]
-    check_sparse(model, sources.sparse, net, architecture, locked)
+        locks = any(group.pattern.locks for group in plan.groups)
+    check_sparse(experiment, sources.sparse, net, locks)
     for checkpoint in (sources.base, *sources.others):
         models.check_weights(architecture, checkpoint)
     for other in sources.others:
         check_vocabulary(sources.base, other)
     projection_parameters(experiment, sources, net)
-    if locked:
-        check_zeros(sources.sparse or sources.base, architecture, locked)
+    if locks or (experiment.prune and model.sparse):
+        check_start(experiment, sources.sparse or sources.base)
     return net
+
+
+def plan_of(experiment: Experiment, net: PreTrainedModel) -> Plan:
+    """What is pruned of a network, with or without weights. Raises UserError or PruningError if it cannot be."""
+    parameters = models.prunable_parameters(net, experiment.model)
+    return Plan(parameters, experiment.pattern, experiment.allocation, experiment.keeps_zeros)
 
 
 def projection_parameters(experiment: Experiment, sources: Sources, net: PreTrainedModel) -> int:
@@ -63,26 +73,22 @@ def projection_parameters(experiment: Experiment, sources: Sources, net: PreTrai
     return projections.check(how, net, teacher)
 
 
-def check_sparse(
-    model: models.Model,
-    sparse: models.Checkpoint | None,
-    net: PreTrainedModel,
-    architecture: str,
-    locked: list[str],
-) -> None:
-    """Refuse a sparse checkpoint that does not fit; `locked` are the weights whose zeros stay."""
-    if model.sparse and not locked:
+def check_sparse(experiment: Experiment, sparse: models.Checkpoint | None, net: PreTrainedModel, locks: bool) -> None:
+    """Refuse a sparse checkpoint that does not fit; `locks` says whether a layer has the pattern `locked`."""
+    model = experiment.model
+    if model.sparse and not (locks or experiment.keeps_zeros):
+        what = f"pattern={experiment.pattern}" if experiment.prune else "prune=false"
         raise UserError(
-            f"model.sparse={model.sparse} is for pattern=locked, which keeps its zeros; any other pattern prunes the "
-            "dense model (model.finetuned)"
+            f"model.sparse={model.sparse}: {what} would let its zeros come back; pattern=locked keeps them, and any "
+            "other pattern adds to them"
         )
-    if locked and not (model.sparse or model.finetuned):
+    if locks and not (model.sparse or model.finetuned):
         raise UserError("pattern=locked keeps the zeros of a checkpoint: name one with model.sparse")
     if sparse is None:
         return
     theirs, ours = (
         {name: tuple(p.shape) for name, p in of.base_model.named_parameters()}  # the head's shape is the task's
-        for of in (models.skeleton(architecture, sparse.config), net)
+        for of in (models.skeleton(experiment.dataset.architecture, sparse.config), net)
     )
     differs = sorted(name for name in theirs.keys() | ours.keys() if theirs.get(name) != ours.get(name))
     if differs:
@@ -92,14 +98,25 @@ def check_sparse(
         )
 
 
-def check_zeros(start: models.Checkpoint, architecture: str, locked: list[str]) -> None:
-    """Refuse to lock the zeros of a checkpoint that has none."""
-    weights = models.load(architecture, start).state_dict()
-    if all(bool(weights[name].all()) for name in locked):
+def check_start(experiment: Experiment, start: models.Checkpoint) -> None:
+    """Refuse to keep the zeros of a checkpoint that has none, or with a pattern that they break."""
+    network = models.load(experiment.dataset.architecture, start)
+    plan = plan_of(experiment, network)
+    held = {name for name, pattern in plan.patterns.items() if pattern.locks or plan.keeps_zeros}
+    if all(bool(plan.parameters[name].all()) for name in held):
         raise UserError(
-            f"{start.key}={start.path}: none of its {len(locked)} prunable weights has a zero, so pattern=locked has "
-            "nothing to keep; name a sparse checkpoint with model.sparse"
+            f"{start.place}: none of its {len(held)} prunable weights has a zero, so "
+            + ("there is nothing to keep" if plan.keeps_zeros else "pattern=locked has nothing to keep")
+            + "; name a sparse checkpoint with model.sparse, a dense one with model.finetuned"
         )
+    try:
+        check_zeros(plan)
+    except PruningError as error:
+        raise PruningError(f"{start.place}: {error}", error.owner) from error
+    others = [name for name, p in matrix_weights(network).items() if name not in plan.candidates and not bool(p.all())]
+    if plan.keeps_zeros and others:
+        log.warning("%s: %s (and %d more) has zeros, but is left out by model.prunable or model.excluded: it is "
+                    "trained, and they do not stay", start.place, others[0], len(others) - 1)  # fmt: skip
 
 
 def check_gradient(experiment: Experiment, net: PreTrainedModel) -> None:

@@ -41,7 +41,10 @@ def find_sources(experiment: Experiment) -> Sources:
         path = runs.dense_model(experiment.distill.teacher, key, experiment.tracking)
         untrained = replace(model, hidden_dropout=None, attention_dropout=None)
         teacher = models.find(path, key, untrained)
-    return Sources(base, teacher, models.find(model.sparse, "model.sparse", model) if model.sparse else None)
+    sparse, key = None, "model.sparse"
+    if model.sparse:
+        sparse = models.find(runs.pruned_model(model.sparse, key, experiment.tracking), key, model)
+    return Sources(base, teacher, sparse)
 
 
 def match_heads(experiment: Experiment, sources: Sources, examples: Examples) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pruning import Plan, Pruner, TrainingLength
+from pruning import Pruner, TrainingLength
 from runner import models, tracking
 from runner.config.experiment import Experiment, Origin
 from runner.config.training import Training
@@ -20,7 +20,7 @@ from runner.models.tokenizer import check_texts, with_inputs
 from runner.models.vocabulary import check_reading
 from runner.records.identity import Identity
 from runner.records.result import Result, stored
-from runner.stages.checks import check, projection_parameters
+from runner.stages.checks import check, plan_of, projection_parameters
 from runner.stages.inputs import Sources, find_sources, identity_of, match_heads
 from runner.stages.teacher import caches_logits
 from runner.system import disk, files
@@ -142,6 +142,9 @@ def _prepare_evaluation(inputs: Inputs) -> None:
     check_reading(inputs.sources.base, task, examples, "evaluation")
     features = task.features(examples, inputs.tokenizer, cache / "features", labels=False)
     task.report(examples, features, inputs.tokenizer)
+    if (validation := inputs.examples.validation) is not None:
+        check_reading(inputs.sources.base, task, validation, "validation")
+        task.features(validation, inputs.tokenizer, cache / "features", labels=False)
 
 
 def _prepare_training(inputs: Inputs) -> None:
@@ -159,7 +162,7 @@ def _prepare_training(inputs: Inputs) -> None:
     cache = Path(experiment.cache_dir) / "features"
     features = task.features(inputs.examples.train, with_inputs(inputs.tokenizer, names), cache, labels=True)
     task.report(inputs.examples.train, features, inputs.tokenizer)
-    inputs.data = TrainingData(task, features, inputs.tokenizer, others)
+    inputs.data = TrainingData(task, features, inputs.tokenizer, others, inputs.examples.validation, cache)
     units = 0
     if experiment.prune:
         pruner = new_pruner(experiment, inputs.net, inputs.data.length(experiment.train))
@@ -190,8 +193,9 @@ def disk_needs(inputs: Inputs, units: int) -> list[DiskNeed]:
             )
             needs.append(DiskNeed(work, "checkpoints of the fine-tuning", size))
     if experiment.prune:
-        state = 10 * units + average_bytes(experiment.train, parameters)
-        size = disk.training_bytes(parameters, experiment.train.save_total_limit, state)
+        frozen = inputs.net.num_parameters() - models.trained_parameters(inputs.net)
+        state = 10 * units + average_bytes(experiment.train, parameters - frozen)
+        size = disk.training_bytes(parameters, experiment.train.save_total_limit, state, frozen)
         needs.append(DiskNeed(inputs.folder / "checkpoints", "checkpoints", size))
         if caches_logits(experiment, data):
             from runner.training.teacher_logits import max_bytes
@@ -202,14 +206,13 @@ def disk_needs(inputs: Inputs, units: int) -> list[DiskNeed]:
 
 
 def average_bytes(training: Training, parameters: int) -> int:
-    """Bytes of the weights' average in a checkpoint, float32."""
-    return 0 if training.average_weights is None else 4 * parameters
+    """Bytes of the weights' average, or of the best weights, in a checkpoint, float32."""
+    return 4 * parameters if training.best_checkpoint or training.average_weights is not None else 0
 
 
 def new_pruner(experiment: Experiment, net: PreTrainedModel, length: TrainingLength) -> Pruner:
     """The experiment's pruner for a model and a training."""
-    plan = Plan(models.prunable_parameters(net, experiment.model), experiment.pattern, experiment.allocation)
-    return Pruner(plan, experiment.schedule, length, experiment.criterion, experiment.regularizer)
+    return Pruner(plan_of(experiment, net), experiment.schedule, length, experiment.criterion, experiment.regularizer)
 
 
 def run_name(labels: Mapping[str, str], seed: int) -> str:

@@ -87,9 +87,11 @@ def train_student(
 
 
 def load_student(experiment: Experiment, start: models.Checkpoint) -> PreTrainedModel:
-    """The model that is to be pruned."""
+    """The model that is to be pruned, with `model.frozen` frozen."""
     how = experiment.distill
-    return models.load(experiment.dataset.architecture, start, how.needs_attention and bool(how.weight))
+    student = models.load(experiment.dataset.architecture, start, how.needs_attention and bool(how.weight))
+    models.freeze(student, experiment.model.frozen)
+    return student
 
 
 def verify_saved(run: RunContext, pruned: Pruned) -> Verification:

@@ -24,15 +24,16 @@ class DiskNeed:
     bytes: int
 
 
-def training_bytes(parameters: int, checkpoints: int, engine: int = 0) -> int:
+def training_bytes(parameters: int, checkpoints: int, engine: int = 0, frozen: int = 0) -> int:
     """Bytes of a training's checkpoints: weights and both moments of AdamW in float32, and the engine's state.
 
     Args:
         parameters: number of parameters of the model.
         checkpoints: number of checkpoints that stay; there is one more while it is written.
         engine: bytes of masks and scores, and of an average of the weights.
+        frozen: number of parameters that are not trained, which have no moments.
     """
-    return (checkpoints + 1) * (12 * parameters + engine)
+    return (checkpoints + 1) * (12 * parameters - 8 * frozen + engine)
 
 
 def model_bytes(parameters: int) -> int:

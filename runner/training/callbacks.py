@@ -26,7 +26,9 @@ class StopWhenAsked(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> Any:
         if ranks.all_max(self.asked() or 0):
-            control.should_save = control.should_training_stop = True
+            # A training that ends early by its scores is not saved here: resumed, it would take a step more.
+            control.should_save = control.should_save or not control.should_training_stop
+            control.should_training_stop = True
         return control
 
 

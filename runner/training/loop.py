@@ -23,6 +23,7 @@ from runner.training.callbacks import Epochs, Progress, PruningCallback, Resume,
 from runner.training.cost import TrainingStats
 from runner.training.job import TrainingJob
 from runner.training.trainer import DistillTrainer
+from runner.training.validation import Validation
 
 
 def train(job: TrainingJob, logger: TrainingLogger | None = None) -> TrainingStats:
@@ -60,6 +61,8 @@ def train(job: TrainingJob, logger: TrainingLogger | None = None) -> TrainingSta
             job.pruner.detach()  # else optimizer and pruner hold each other, and a sweep's next run has less memory
     if trainer.average is not None:
         trainer.average.apply()
+    if trainer.validation is not None:
+        trainer.validation.apply()
     projections.finish(job.student)
     return _stats(trainer, last, time.perf_counter() - begin)
 
@@ -90,6 +93,9 @@ def _trainer(job: TrainingJob, logger: TrainingLogger, last: Path | None) -> Dis
     if job.settings.average_weights is not None:
         trainer.average = WeightAverage(job, last)  # after the pruner, whose restored state it reads
         trainer.add_callback(trainer.average)
+    if job.settings.evaluate is not None:
+        trainer.validation = Validation(job, logger, last)
+        trainer.add_callback(trainer.validation)
     return trainer
 
 

@@ -27,6 +27,7 @@ from runner.training.job import TrainingJob
 from runner.training.rewind import rewound
 from runner.training.teacher_logits import LOGITS, WithTeacherLogits, unpack
 from runner.training.training_data import collate
+from runner.training.validation import Validation
 
 PRUNER_FILE = "pruner.safetensors"
 METER_FILE = "meter.json"
@@ -66,6 +67,7 @@ class DistillTrainer(Trainer):
         self.precision = job.settings.precision
         self.staging = job.folder / "saving"
         self.average: WeightAverage | None = None
+        self.validation: Validation | None = None
         self._saving = False
         self.loss_sum, self.losses = torch.zeros((), dtype=torch.float64, device=self.args.device), 0
         self.tokens = 0
@@ -163,6 +165,8 @@ class DistillTrainer(Trainer):
                 save_file(tensors, self.staging / name / PRUNER_FILE, values)
             if self.average is not None:
                 self.average.save(self.staging / name)
+            if self.validation is not None:
+                self.validation.save(self.staging / name)
             meter = {"loss_sum": loss_sum, "losses": losses}
             (self.staging / name / METER_FILE).write_text(json.dumps(meter), encoding="utf-8")
             files.publish(self.staging / name, self.job.folder / name)

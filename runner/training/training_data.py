@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -37,6 +38,11 @@ class TrainingData:
     """The student's tokenizer."""
     other_inputs: tuple[str, ...] | None = None
     """Inputs among the features that a teacher other than the dense model takes; None: there is no such teacher."""
+
+    validation: datasets.Dataset | None = None
+    """Examples, not features, that a training scores its model on; None: it does not."""
+    cache: Path | None = None
+    """The folder for the features of these examples."""
 
     @property
     def inputs(self) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from runner.config.compose import compose_experiment
 from runner.stages.prepare import resolve
 from runner.system import hub
 from runner.system.errors import UserError
+from runner.system.files import write_json
 from runner.system.process import exit_status, message
 from tests.conftest import Cli, Refused, check_refusal, save_small_model
 
@@ -51,6 +52,14 @@ WRONG = [
     (["train.lr_rewind=2"], ["lr_rewind=2", "from 0 to 1"]),
     (["train.lr_rewind=0.5", "train.lr_scheduler_type=constant"], ["lr_rewind=0.5", "choose linear or cosine"]),
     (["finetune.lr_rewind=0.5"], ["finetune.lr_rewind=0.5", "set train.lr_rewind"]),
+    (["train.patience=0"], ["patience=0", "at least 1"]),
+    (["train.patience=2"], ["patience=2", "set train.evaluate=epochs"]),
+    (["train.best_checkpoint=true", "train.evaluate=updates"], ["best_checkpoint=True", "set train.evaluate=epochs"]),
+    (["train.best_checkpoint=true", "train.evaluate=epochs", "train.average_weights=0.9"], ["leave one of them out"]),
+    (["train.evaluate=epochs"], ["train.evaluate=epochs", "set dataset.validation"]),
+    (["train.evaluate=steps"], ["steps", "updates", "epochs"]),
+    (["finetune.evaluate=epochs"], ["finetune.evaluate=epochs", "set train.evaluate"]),
+    (["dataset.validation=1"], ["dataset.validation=1", "below 1"]),
     (["train.average_weights=1.5"], ["average_weights=1.5", "above 0, and 1 at most"]),
     (["train.warmup_steps=1.5"], ["warmup_steps=1.5", "whole steps"]),
     (["model.hidden_dropout=1"], ["model.hidden_dropout=1", "below 1"]),
@@ -291,8 +300,34 @@ def test_zeros_to_keep_that_are_not_there(refused: Refused, tmp_path: Path) -> N
         assert f"{key}={dense}: none of its 12 prunable weights has a zero" in text
     assert "model.sparse=./none: there is no such folder" in refused(*locked, "model.sparse=./none")
     text = refused(*arguments, "pattern=4x1", f"model.sparse={dense}")
-    assert f"model.sparse={dense} is for pattern=locked" in text
+    assert f"model.sparse={dense}: none of its 12 prunable weights has a zero" in text
     assert "model.finetuned" in text
+    text = refused(*arguments, "pattern=dense", f"model.sparse={dense}")
+    assert f"model.sparse={dense}: pattern=dense would let its zeros come back; pattern=locked keeps them" in text
+    assert "prune=false would let" in refused(*arguments, "prune=false", f"model.sparse={dense}")
+
+
+def test_a_pattern_that_the_zeros_of_a_sparse_checkpoint_break(refused: Refused, tmp_path: Path) -> None:
+    dense, sparse = save_small_model(tmp_path / "m"), save_small_model(tmp_path / "sparse")
+    tensors = load_file(sparse / "model.safetensors")
+    for name in (name for name in tensors if "layer" in name and tensors[name].dim() == 2):
+        tensors[name][::2] = 0
+    save_file(tensors, sparse / "model.safetensors", {"format": "pt"})
+    arguments = ["model=hub", f"model.path={dense}", "dataset.path=./nowhere", f"model.sparse={sparse}"]
+    text = refused(*arguments, "pattern=1x1", "pattern.target_sparsity=0.4")
+    assert f"model.sparse={sparse}: pattern.target_sparsity=0.4 cannot hold with the zeros" in text
+    assert "the least is 0.5000" in text
+    assert "so choose another pattern" in refused(*arguments, "pattern=4x1")
+    text = refused(*arguments, "pattern=1x1", "allocation.regrow=true")
+    assert "allocation.regrow=True would bring back zeros" in text
+    for pattern in ("1x1", "2:4"):  # so far all is well
+        assert "there is no such file or folder" in refused(*arguments, f"pattern={pattern}")
+    run = tmp_path / "run"
+    run.mkdir()
+    write_json(run / "result.json", {"mlflow_run": "x", "sparse": None})
+    (run / "config.yaml").write_text("seed: 0")
+    text = refused(*arguments[:-1], f"model.sparse={run}")
+    assert f"model.sparse={run}: this run has prune=false, so its model is dense" in text
 
 
 def test_zeros_to_keep_in_some_layers_that_are_not_there(refused: Refused, tmp_path: Path) -> None:

@@ -57,14 +57,17 @@ def test_what_it_says_is_what_the_run_does(cli: Cli, small_model: Path, tmp_path
 
 def test_the_average_of_the_weights_takes_memory(cli: Cli, small_model: Path) -> None:
     averaged, plain = Training(average_weights=0.9), Training()
-    assert dry_run.memory(10**9, [plain, plain]) == "weights, gradients and AdamW's moments 16.0 GB"
+    trained = 10**9
+    assert dry_run.memory(trained, [(plain, trained)] * 2) == "weights, gradients and AdamW's moments 16.0 GB"
     for trainings in ([averaged, plain], [plain, averaged], [averaged, averaged]):  # one after the other
-        expected = "weights, gradients, AdamW's moments and the average of the weights 20.0 GB"
-        assert dry_run.memory(10**9, trainings) == expected
+        expected = "weights, gradients, AdamW's moments and a second set of weights 20.0 GB"
+        assert dry_run.memory(trained, [(training, trained) for training in trainings]) == expected
+    half = [(averaged, trained // 2), (plain, trained // 2)]  # the rest is frozen
+    assert dry_run.memory(trained, half).endswith(" 12.0 GB")
     given = ("-m", "runner", "model=hub", f"model.path={small_model}", "pattern=4x1", *SHORT, "dry_run=true")
     assert "memory: weights, gradients and AdamW's moments " in cli(*given).stderr
     said = cli(*given, "train.average_weights=0.9")
-    assert "memory: weights, gradients, AdamW's moments and the average of the weights " in said.stderr
+    assert "memory: weights, gradients, AdamW's moments and a second set of weights " in said.stderr
 
 
 def test_layers_that_stay_dense_are_named_with_the_reason(cli: Cli, small_model: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import sqlite3
 import subprocess
 from pathlib import Path
@@ -204,3 +205,42 @@ def test_a_mix_of_n_of_m_and_dense_groups(cli: Cli, tmp_path: Path) -> None:
     assert "2:4 mix" in done.stderr
     found = inspect(run / "model")
     assert (found.claims, found.broken_claims, found.patterns) == ("2:4 mix", [], [])
+
+
+@pytest.mark.slow
+def test_a_pruned_model_is_pruned_further_and_to_another_pattern(cli: Cli, tmp_path: Path) -> None:
+    ok(cli("-m", "runner", *SHORT, "pattern=4x1", "pattern.target_sparsity=0.5", "schedule=one_shot"))
+    first = finished(tmp_path, "4x1")
+    result, _, half = read(first)
+    again = (*SHORT, "schedule=short", f"model.sparse={first}", f"model.finetuned={dense_model(tmp_path)}")
+    prunable = [layer["name"] for layer in json.loads((first / "model" / "pruning.json").read_text())["layers"]]
+
+    tried = ok(cli("-m", "runner", *again, "pattern=2:4", "dry_run=true"))
+    least = re.search(r"zeros in the end: at least (0\.\d+) of all", tried.stderr)
+    done = ok(cli("-m", "runner", *again, "pattern=2:4"))
+    assert "its zeros stay, and count" in done.stderr
+    (second,) = [p.parent for p in (tmp_path / "outputs").glob("*-2of4-s0-*/result.json")]
+    other, pruning, tensors = read(second)
+    assert (other["verification"]["violations"], other["dense"]) == (0, result["dense"])
+    for name, row in zip(prunable, pruning["layers"], strict=True):
+        old, new = ((weights[name] == 0).unflatten(1, (-1, 4)) for weights in (half, tensors))
+        assert bool((new | ~old).all())
+        assert torch.equal(new.sum(2), old.sum(2).clamp_min(2))  # not one zero more than 2:4 asks for
+        assert row["zeros"] == int(new.sum()) >= int(old.sum())
+    check_ratios(other, pruning, tensors)
+    assert least is not None
+    assert 0.5 < other["verification"]["sparsity"] < 0.8
+    assert float(least[1]) < other["verification"]["linear_ratio"]
+
+    ok(cli("-m", "runner", *again, "pattern=4x1", "output_dir=more"))
+    (more,) = (tmp_path / "more").glob("*/model")
+    a = load_file(more / "model.safetensors")
+    for name in prunable:
+        blocks = (a[name] == 0).unflatten(0, (-1, 4))
+        assert bool((blocks.all(1) == blocks.any(1)).all())
+        assert bool(((a[name] == 0) | (half[name] != 0)).all())
+    elements = sum(a[name].numel() for name in prunable)
+    assert sum(zeros(a[name]) for name in prunable) == 4 * round(0.8 * elements / 4)
+    refusal = cli("-m", "runner", *again, "pattern=4x1", "pattern.target_sparsity=0.3", "dry_run=true")
+    assert refusal.returncode == 1
+    assert "pattern.target_sparsity=0.3 cannot hold with the zeros that the weights have" in refusal.stderr

@@ -744,14 +744,15 @@ DETERMINING = [
     "distill=none", "distill=simkd", "distill=hidden", "distill=logits_hidden",
     "distill.weight=1", "distill.label_weight=1", "distill.temperature=1",
     "dataset.max_seq_length=256", "dataset.doc_stride=64", "dataset.n_best=5", "dataset.max_answer_length=9",
-    "model.excluded=[*query]", "model.prunable=[*query]", "model.hidden_dropout=0.2", "prune=false",
+    "model.excluded=[*query]", "model.prunable=[*query]", "model.hidden_dropout=0.2", "model.frozen=[head]",
+    "prune=false",
     "finetune.num_train_epochs=1", "finetune.learning_rate=1e-5",
 ]
 IRRELEVANT = [
     "dry_run=true", "output_dir=elsewhere", "cache_dir=elsewhere", "tracking.uri=sqlite:///other.db",
     "tracking.experiment=other",
     "train.logging_steps=3", "train.save_steps=77", "train.save_total_limit=2", "train.dataloader_num_workers=2",
-    "finetune.logging_steps=3",
+    "finetune.logging_steps=3", "dataset.validation=0.1",
     # These say which examples there are, and the hash of their contents says it too.
     "dataset.max_train_samples=100", "dataset.max_eval_samples=100", "dataset.holdout=0.1", "dataset.data_seed=1",
 ]
@@ -803,6 +804,7 @@ def test_contents_determine_the_result() -> None:
         assert other.group != locked.group
         assert other.dense == locked.dense
     assert identity("pattern=locked", "model.sparse=elsewhere", sparse="s") == locked  # contents, not places
+    assert identity("pattern=4x1", "model.sparse=x", sparse="s").run != identity("pattern=4x1").run
 
 
 def test_where_the_same_contents_are_does_not_matter() -> None:
@@ -824,7 +826,8 @@ def test_a_given_dense_model_is_the_same_for_all_seeds() -> None:
 
 def test_dense_model_depends_on_fine_tuning_and_not_on_pruning() -> None:
     dense = identity().dense
-    for same in ("pattern=2:4", "train.learning_rate=1e-3", "distill=none", "schedule=short", "prune=false"):
+    for same in ("pattern=2:4", "train.learning_rate=1e-3", "distill=none", "schedule=short", "prune=false",
+                 "model.frozen=[head]"):  # fmt: skip
         assert identity(same).dense == dense, same
     for other in ("finetune.learning_rate=1e-5", "seed=1", "dataset.doc_stride=64", "model.hidden_dropout=0.3"):
         assert identity(other).dense != dense, other
