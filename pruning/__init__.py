@@ -41,11 +41,18 @@ from pruning.pruner import Pruner
 from pruning.regularizers import GroupLasso, Regularizer
 from pruning.report import LayerReport, MaskUpdate
 from pruning.schedules import Gradual, OneShot, Schedule, TrainingLength
+from pruning.second_order import OBS, Calibrated, CalibratedFisher, CalibratedSnip, Calibration, Wanda
+from pruning.second_order.one_shot import obs
 
 __all__ = [
     "IGNORED",
+    "OBS",
     "Allocation",
     "Block",
+    "Calibrated",
+    "CalibratedFisher",
+    "CalibratedSnip",
+    "Calibration",
     "Criterion",
     "Dense",
     "DiagonalFisher",
@@ -81,10 +88,12 @@ __all__ = [
     "SnipMomentum",
     "TrainingLength",
     "Uniform",
+    "Wanda",
     "as_matrix",
     "label_loss",
     "matrix_weights",
     "misfit",
+    "obs",
     "other_matrices",
     "parse",
     "projected",

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, NAdam, Optimizer, RAdam, RMSprop
 
+from pruning.errors import PruningError
 from pruning.patterns import Pattern
-from pruning.plan import as_matrix, from_matrix, matrix_shape
+from pruning.plan import Plan, as_matrix, from_matrix, matrix_shape
 
 KEEPS_ZEROS = (SGD, Adam, AdamW, NAdam, RAdam, RMSprop)
 """A step of these leaves a weight of +0.0 whose gradient and moments are 0 as it is, and its moments too. Any other
@@ -43,6 +44,24 @@ class Masks:
     def replace(self, masks: Mapping[str, Tensor]) -> None:
         """Forget all masks and take these."""
         self._masks, self._bits = {}, {}
+        for name, mask in masks.items():
+            self.set(name, mask)
+
+    def lock(self, plan: Plan) -> None:
+        """Make masks of the zeros that weights with a locked pattern have, unless they have masks.
+
+        Raises:
+            PruningError: there is no zero at all.
+        """
+        masks: dict[str, Tensor] = {}
+        for name in (name for group in plan.groups if group.pattern.locks for name in group.shapes):
+            mask = self.get(name)
+            masks[name] = as_matrix(plan.parameters[name].detach()) != 0 if mask is None else mask
+        if masks and all(bool(mask.all()) for mask in masks.values()):
+            raise PruningError(
+                f"Locked(): none of the {len(masks)} weights has a zero to keep (such as {next(iter(masks))}); "
+                "start from a sparse checkpoint"
+            )
         for name, mask in masks.items():
             self.set(name, mask)
 

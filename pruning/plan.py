@@ -89,6 +89,24 @@ class Group:
         zeros = {name: self.pattern.unit_zeros(shape) for name, shape in self.shapes.items()}
         return allocation.quotas(self.units, zeros, self.pattern.max_sparsity, progress)
 
+    def budget(
+        self, allocation: Allocation, fraction: float, gone: Mapping[str, int], due: float | None = None
+    ) -> tuple[float, dict[str, Quota]]:
+        """The fraction of units to prune and the quotas of some layers: rounding, or a layer that can no longer be
+        ranked, may ask for less than is pruned already.
+
+        Args:
+            gone: layer -> units that are pruned and stay so.
+            due: the fraction on the way to `fraction`; None: that itself.
+        """
+        quotas = self.quotas(allocation, fraction / self.pattern.unit_fraction(self.pattern.target))
+        quotas = {name: quotas[name] for name in gone}
+        for name, quota in quotas.items():
+            quota.gone = gone[name]
+        total = sum(quota.units * quota.zeros for quota in quotas.values())
+        pruned = sum(quota.gone * quota.zeros for quota in quotas.values()) / total
+        return max(fraction if due is None else due, pruned), quotas
+
 
 class Plan:
     """What will be pruned, by which pattern and to which target, decided from names and shapes alone.

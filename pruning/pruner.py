@@ -14,11 +14,13 @@ from pruning.criteria import Criterion, SnipMomentum
 from pruning.errors import PruningError
 from pruning.hooks import StepHooks
 from pruning.masks import KEEPS_ZEROS, Masks
-from pruning.plan import Group, Plan, as_matrix, from_matrix
+from pruning.plan import Group, Plan
 from pruning.regularizers import Regularizer
 from pruning.report import LayerReport, MaskUpdate, check_targets, describe
 from pruning.schedules import Schedule, TrainingLength
-from pruning.scores import Scores, float_matrix
+from pruning.scores import Scores, add_penalty
+from pruning.second_order import OBS, Calibrated, Calibration
+from pruning.second_order.update import SurvivorUpdate
 from pruning.state import check, identity, pack, unpack
 
 log = logging.getLogger(__name__)
@@ -40,6 +42,7 @@ class Pruner:
         length: of the training, which the schedule divides.
         criterion: ranks the units; if not given: `SnipMomentum`.
         regularizer: pulls weights towards the pattern; if not given: none.
+        calibration: model and data for a criterion that reads them; not needed before the first update.
 
     Raises:
         PruningError: the schedule does not fit into the training, or does not go with a target.
@@ -52,11 +55,17 @@ class Pruner:
         length: TrainingLength,
         criterion: Criterion | None = None,
         regularizer: Regularizer | None = None,
+        calibration: Calibration | None = None,
     ) -> None:
         self.plan, self.schedule, self.length = plan, schedule, length
         self.pattern, self.allocation, self.parameters = plan.pattern, plan.allocation, plan.parameters
         self.criterion = criterion if criterion is not None else SnipMomentum()
         self.regularizer = regularizer if regularizer is not None else Regularizer()
+        self.calibration = calibration
+        if isinstance(self.criterion, OBS) and self.allocation.regrow:
+            raise PruningError(
+                "regrow=True: OBS updates the weights that stay, so that none can come back", plan.allocation
+            )
         for name in plan.frozen:
             plan.candidates[name].requires_grad_(False)
         self.updates = schedule.steps(length) if plan.prunes else {}
@@ -103,7 +112,8 @@ class Pruner:
                 f"{type(self.criterion).__name__} reads the second moment of Adam, which {type(optimizer).__name__} "
                 "does not have; take another criterion or optimizer"
             )
-        self._lock()
+        self._check_calibration()
+        self.masks.lock(self.plan)
         self._optimizer = optimizer
         self._hooks = StepHooks(optimizer, self._before_step, self._after_step, lambda: self.masks.enforce(optimizer))
         self.plan.warn()
@@ -117,19 +127,9 @@ class Pruner:
             self._hooks.remove()
         self._hooks = self._optimizer = None
 
-    def _lock(self) -> None:
-        """Make masks of the zeros that locked weights have."""
-        masks: dict[str, Tensor] = {}
-        for name in (name for group in self.plan.groups if group.pattern.locks for name in group.shapes):
-            mask = self.masks.get(name)
-            masks[name] = as_matrix(self.parameters[name].detach()) != 0 if mask is None else mask
-        if masks and all(bool(mask.all()) for mask in masks.values()):
-            raise PruningError(
-                f"Locked(): none of the {len(masks)} weights has a zero to keep (such as {next(iter(masks))}); "
-                "start from a sparse checkpoint"
-            )
-        for name, mask in masks.items():
-            self.masks.set(name, mask)
+    def _check_calibration(self) -> None:
+        if self.criterion.needs_calibration and self.calibration is None and self.plan.prunes:
+            raise PruningError(f"{type(self.criterion).__name__} reads calibration data: give the pruner a calibration")
 
     @torch.no_grad()
     def _before_step(self, gradient_scale: float) -> None:
@@ -137,7 +137,7 @@ class Pruner:
         if self._last_update < max(self.updates, default=-1):
             self.observe(1.0 / gradient_scale)
             if self._finite and type(self.regularizer) is not Regularizer:
-                self._regularize(gradient_scale)
+                add_penalty(self.plan, self.regularizer, gradient_scale)
         self.masks.clear_gradients()
 
     def _after_step(self) -> None:
@@ -159,12 +159,6 @@ class Pruner:
             self.skipped_observations += 1
             log.warning("step %d: gradients are not finite; this step does not count for the scores", self.steps_taken)
 
-    def _regularize(self, gradient_scale: float) -> None:
-        for _, pattern, p in self.plan.pruned():
-            pull = None if p.grad is None else self.regularizer.gradient(float_matrix(p), pattern)
-            if p.grad is not None and pull is not None:
-                p.grad.add_(from_matrix(pull, p.shape), alpha=gradient_scale)
-
     # --- mask updates ---------------------------------------------------------------------------------------
 
     def _due(self, steps_taken: int) -> int | None:
@@ -183,6 +177,13 @@ class Pruner:
             self._last_update = due
         return made
 
+    def update_now(self) -> None:
+        """Make the update that is due without an optimizer: pruning without training."""
+        self._check_calibration()
+        self.masks.lock(self.plan)
+        self.plan.warn()
+        self._update_if_due()
+
     @torch.no_grad()
     def prune(self, progress: float) -> bool:
         """Choose the units to prune at this progress of the schedule, those pruned already first, and zero them.
@@ -193,49 +194,57 @@ class Pruner:
             Whether there was anything to rank them by. If not, nothing is changed.
         """
         fractions = [(group, self._fraction(group, progress)) for group in self.plan.groups if group.pattern.prunes]
-        chosen = [self._choose(group, fraction) for group, fraction in fractions if fraction > 0]
+        survivors = self._calibrate() if any(fraction > 0 for _, fraction in fractions) else None
+        chosen = [self._choose(group, fraction, survivors) for group, fraction in fractions if fraction > 0]
         update = MaskUpdate(self.steps_taken, self.sparsity, {}, {})
         for masks in chosen:
             for name, mask in masks.items():
                 weights = self.parameters[name].numel() // mask.numel()  # behind each entry of the mask
                 update.count(name, self.masks.get(name), mask, weights, self.allocation.regrow)
                 self.masks.set(name, mask)
+        if survivors is not None:
+            survivors.write()
         self.masks.enforce(self._optimizer)
         if any(chosen):
             self.history.append(update)
         return not chosen or any(chosen)
+
+    def _calibrate(self) -> SurvivorUpdate | None:
+        """Let a criterion that reads calibration data do so."""
+        if isinstance(self.criterion, OBS):
+            assert self.calibration is not None
+            return SurvivorUpdate(self.calibration, self.plan, self.criterion, self.masks)
+        if isinstance(self.criterion, Calibrated):
+            assert self.calibration is not None
+            self.scores.calibrate(self.criterion.scores(self.calibration, self.plan))
+        return None
 
     def _fraction(self, group: Group, progress: float) -> float:
         """The fraction of a group's units to prune."""
         fraction = group.pattern.unit_fraction(self.schedule.sparsity(progress, group.pattern.target))
         return fraction if self.allocation.regrow else max(fraction, self._fractions[repr(group.pattern)])
 
-    def _choose(self, group: Group, fraction: float) -> dict[str, Tensor]:
+    def _choose(self, group: Group, fraction: float, survivors: SurvivorUpdate | None) -> dict[str, Tensor]:
         """The masks of one group. Layers without scores keep theirs, and their units are not in the budget."""
         pattern, allocation = group.pattern, self.allocation
-        costs: dict[str, Tensor] = {}
-        losers: dict[str, Tensor] = {}
-        for name in group.shapes:
-            score = self.scores.of(name, self.masks, self._optimizer, allocation.regrow)
-            if score is not None:
-                losers[name] = pattern.losers(score)
-                costs[name] = pattern.cost(score, losers[name])
-        if not costs:
+        key, losers, costs = repr(pattern), {}, {}
+        if survivors is not None:
+            known = survivors.choose(group, allocation, self._fractions[key], fraction)
+        else:
+            costs, losers = self.scores.costs(group, self.masks, self._optimizer, allocation.regrow)
+            known = costs
+        if not known:
             self._warn_once(f"no layer for pattern {pattern} has a gradient other than zero: its masks wait for one")
             return {}
-        if len(costs) < len(group.shapes):
-            silent = sorted(group.shapes.keys() - costs.keys())
+        if len(known) < len(group.shapes):
+            silent = sorted(group.shapes.keys() - known.keys())
             self._warn_once(f"{silent[0]} (and {len(silent) - 1} more) cannot be pruned: {_NO_EVIDENCE}")
-        quotas = group.quotas(allocation, fraction / pattern.unit_fraction(pattern.target))
-        self._fractions[repr(pattern)] = fraction
-        quotas = {name: quotas[name] for name in costs}
-        if not allocation.regrow:  # rounding, or a layer whose gradients became zero, may ask for less than is pruned
-            for name in costs:
-                if self.masks.get(name) is not None:
-                    quotas[name].gone = self.masks.pruned_units(name)
-            total = sum(quota.units * quota.zeros for quota in quotas.values())
-            fraction = max(fraction, sum(quota.gone * quota.zeros for quota in quotas.values()) / total)
-        chosen = allocation.select(costs, fraction, quotas)
+        self._fractions[key] = fraction
+        if survivors is not None:
+            return known
+        fixed = not allocation.regrow
+        gone = {n: self.masks.pruned_units(n) if fixed and self.masks.get(n) is not None else 0 for n in costs}
+        chosen = allocation.select(costs, *group.budget(allocation, fraction, gone))
         return {name: pattern.mask(losers[name], pruned) for name, pruned in chosen.items()}
 
     def _warn_once(self, message: str) -> None:
