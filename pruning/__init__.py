@@ -36,7 +36,7 @@ from pruning.errors import PruningError
 from pruning.nofm import NofM
 from pruning.patterns import Dense, Locked, Pattern, parse
 from pruning.plan import Plan, as_matrix, matrix_weights, misfit, other_matrices
-from pruning.prediction import IGNORED, Prediction, label_loss
+from pruning.prediction import IGNORED, Prediction, label_loss, sampled_loss
 from pruning.pruner import Pruner
 from pruning.regularizers import GroupLasso, Regularizer
 from pruning.report import LayerReport, MaskUpdate
@@ -97,4 +97,5 @@ __all__ = [
     "other_matrices",
     "parse",
     "projected",
+    "sampled_loss",
 ]

@@ -48,7 +48,8 @@ def show(experiment: Experiment, origin: Origin) -> None:
     inputs = resolve(experiment, origin, reuse=False)
     announce(inputs)
     lines = [*existing(inputs), *layers(inputs), *steps_and_sparsity(inputs)]
-    lines += cost(inputs, inputs.data) if inputs.data is not None else []
+    learns = experiment.train.takes_steps or not experiment.prune or not experiment.model.finetuned
+    lines += cost(inputs, inputs.data) if inputs.data is not None and learns else []
     for line in lines:
         log.info("%s", line)
     log.info("nothing was trained (dry_run=true)")
@@ -106,7 +107,7 @@ def steps_and_sparsity(inputs: Inputs) -> Iterator[str]:
 def cost(inputs: Inputs, data: TrainingData) -> Iterator[str]:
     """Memory and time, extrapolated from a few real steps."""
     experiment = inputs.experiment
-    trainings = [("pruning", experiment.train)] if experiment.prune else []
+    trainings = [("pruning", experiment.train)] if experiment.prune and experiment.train.takes_steps else []
     if experiment.model.finetuned is None and not files.is_intact(inputs.dense_folder):
         trainings.append(("fine-tuning", experiment.finetune))
     stats = timed(inputs, data)
@@ -130,7 +131,7 @@ def timed(inputs: Inputs, data: TrainingData) -> TrainingStats:
     from runner.training.loop import train
 
     experiment, sources = inputs.experiment, inputs.sources
-    training = experiment.train if experiment.prune else experiment.finetune
+    training = experiment.train if experiment.prune and experiment.train.takes_steps else experiment.finetune
     student = load_student(experiment, sources.sparse or sources.base)
     supervision = Supervision(NoDistillation())
     if has_teacher(experiment) and not caches_logits(experiment, data):

@@ -177,7 +177,7 @@ class _Sums:
             rows = hessian.new_tensor(self.rows[name], dtype=torch.float64)
             for tensor in (hessian, rows):
                 _sum_over_ranks(tensor)
-            hessian /= rows.clamp(min=1)
+            hessian.div_(rows.clamp(min=1))
         for name, values in self.fisher.items():
             _sum_over_ranks(values)
             if not bool(values.isfinite().all()) or not bool(self.hessians[self.leaders[name]].isfinite().all()):

@@ -1,6 +1,7 @@
 """Criteria that look at calibration data instead of training steps."""
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import ClassVar
 
 from torch import Tensor, nn
@@ -84,7 +85,7 @@ class OBS(Calibrated):
         if not self.damping > 0:
             raise PruningError(f"damping={self.damping} must be above 0: Hessians of few tokens are singular", self)
         rising = [0.0, *self.rounds]
-        if len(rising) < 2 or rising[-1] != 1 or any(a >= b for a, b in zip(rising, rising[1:], strict=False)):
+        if len(rising) < 2 or rising[-1] != 1 or any(a >= b for a, b in pairwise(rising)):
             raise PruningError(f"rounds={list(self.rounds)} must rise to 1, from above 0", self)
 
 

@@ -185,7 +185,7 @@ def _cheapest(weights: Tensor, inverses: Tensor, count: int) -> tuple[Tensor, Te
         inverses: [m, m], of the inverse Hessian.
 
     Returns:
-        bool [rows, m] and float64 [rows]. Beyond 128 possible sets the weights are ranked one by one, as SparseGPT does.
+        bool [rows, m] and float64 [rows]. Beyond 128 possible sets weights are ranked singly, as in SparseGPT.
     """
     m = weights.shape[1]
     if comb(m, count) > _SETS:

@@ -68,6 +68,9 @@ class Experiment:
         if not 0 <= self.seed < 2**32:
             raise UserError(f"seed={self.seed} must be a whole number from 0 to {2**32 - 1}")
 
+        if not self.finetune.takes_steps:
+            raise UserError("finetune.num_train_epochs=0 makes no dense model; name a fine-tuned one: model.finetuned")
+
     @property
     def trains(self) -> bool:
         """Whether anything is trained."""

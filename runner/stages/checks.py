@@ -29,6 +29,7 @@ def check(experiment: Experiment, sources: Sources) -> PreTrainedModel:
     model, architecture = experiment.model, experiment.dataset.architecture
     net = models.skeleton(architecture, sources.base.config)
     check_gradient(experiment, net)
+    check_untrained(experiment)
     networks = [(sources.base, net)]
     if sources.teacher is not None:
         networks.append((sources.teacher, models.skeleton(architecture, sources.teacher.config)))
@@ -100,10 +101,22 @@ def check_zeros(start: models.Checkpoint, architecture: str, locked: list[str]) 
         )
 
 
+def check_untrained(experiment: Experiment) -> None:
+    """Refuse to prune without training by a criterion that observes training steps."""
+    criterion = experiment.criterion
+    if not experiment.prune or experiment.train.takes_steps or not experiment.pattern.prunes:
+        return
+    if criterion.needs_gradient or criterion.needs_second_moment:
+        raise UserError(
+            f"train.num_train_epochs=0: {type(criterion).__name__} observes training steps, and there are none; choose "
+            "criterion=obs, wanda, calibrated_snip, calibrated_fisher or magnitude, or train"
+        )
+
+
 def check_gradient(experiment: Experiment, net: PreTrainedModel) -> None:
     """Refuse a student that starts as an exact copy of its teacher without dropout or labels: its gradient is zero."""
     alike = experiment.distill.needs_teacher and not experiment.distill.teacher and not experiment.distill.label_weight
-    alike = alike and not experiment.model.sparse
+    alike = alike and not experiment.model.sparse and experiment.train.takes_steps
     if not (experiment.prune and alike) or models.max_dropout(net) > 0:
         return
     what = None

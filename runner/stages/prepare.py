@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pruning import Plan, Pruner, TrainingLength
+from pruning import Calibration, Plan, Pruner, TrainingLength
 from runner import models, tracking
 from runner.config.experiment import Experiment, Origin
 from runner.data.task import Examples
@@ -197,10 +197,13 @@ def disk_needs(inputs: Inputs, units: int) -> list[DiskNeed]:
     return needs
 
 
-def new_pruner(experiment: Experiment, net: PreTrainedModel, length: TrainingLength) -> Pruner:
-    """The experiment's pruner for a model and a training."""
+def new_pruner(
+    experiment: Experiment, net: PreTrainedModel, length: TrainingLength, calibration: Calibration | None = None
+) -> Pruner:
+    """The experiment's pruner for a model and a training; `calibration` is for the updates of a criterion that reads
+    such data."""
     plan = Plan(models.prunable_parameters(net, experiment.model), experiment.pattern, experiment.allocation)
-    return Pruner(plan, experiment.schedule, length, experiment.criterion, experiment.regularizer)
+    return Pruner(plan, experiment.schedule, length, experiment.criterion, experiment.regularizer, calibration)
 
 
 def run_name(labels: Mapping[str, str], seed: int) -> str:
