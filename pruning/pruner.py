@@ -8,15 +8,15 @@ from dataclasses import asdict
 
 import torch
 from torch import Tensor
-from torch.optim import Adam, AdamW, NAdam, Optimizer, RAdam
+from torch.optim import Optimizer
 
 from pruning.criteria import Criterion, SnipMomentum
 from pruning.errors import PruningError
-from pruning.hooks import StepHooks
+from pruning.hooks import StepHooks, check_optimizer
 from pruning.masks import KEEPS_ZEROS, Masks
 from pruning.plan import Group, Plan
 from pruning.regularizers import Regularizer
-from pruning.report import LayerReport, MaskUpdate, check_targets, describe
+from pruning.report import LayerReport, MaskUpdate, by_layer, check_targets, describe
 from pruning.schedules import Schedule, TrainingLength
 from pruning.scores import Scores, add_penalty
 from pruning.second_order import OBS, Calibrated, Calibration
@@ -63,9 +63,7 @@ class Pruner:
         self.regularizer = regularizer if regularizer is not None else Regularizer()
         self.calibration = calibration
         if isinstance(self.criterion, OBS) and self.allocation.regrow:
-            raise PruningError(
-                "regrow=True: OBS updates the weights that stay, so that none can come back", plan.allocation
-            )
+            raise PruningError("regrow=True: OBS updates what stays, so that none can come back", plan.allocation)
         for name in plan.frozen:
             plan.candidates[name].requires_grad_(False)
         self.updates = schedule.steps(length) if plan.prunes else {}
@@ -103,15 +101,7 @@ class Pruner:
         """
         if self._optimizer is not None:
             raise PruningError("the pruner is attached to an optimizer already")
-        owned = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        foreign = [name for name, p in self.parameters.items() if id(p) not in owned]
-        if foreign:
-            raise PruningError(f"the optimizer does not train {foreign[0]} (and {len(foreign) - 1} more to be pruned)")
-        if self.criterion.needs_second_moment and not isinstance(optimizer, (Adam, AdamW, NAdam, RAdam)):
-            raise PruningError(
-                f"{type(self.criterion).__name__} reads the second moment of Adam, which {type(optimizer).__name__} "
-                "does not have; take another criterion or optimizer"
-            )
+        check_optimizer(optimizer, self.parameters, self.criterion)
         self._check_calibration()
         self.masks.lock(self.plan)
         self._optimizer = optimizer
@@ -207,6 +197,7 @@ class Pruner:
         self.masks.enforce(self._optimizer)
         if any(chosen):
             self.history.append(update)
+            log.info("step %d: sparsity %.4f; %s", self.steps_taken, self.sparsity, by_layer(self.plan, self.masks))
         return not chosen or any(chosen)
 
     def _calibrate(self) -> SurvivorUpdate | None:

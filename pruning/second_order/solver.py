@@ -49,8 +49,7 @@ class LayerSolver:
     """The weights of one layer while it is pruned.
 
     Args:
-        weight: [out, in].
-        bias: [out], which is refitted; None: there is none, or it must not change.
+        weights: [out, in], or [out, in + 1] with a bias that is refitted as the last column.
         hessian: [in + 1, in + 1], see `Statistics`.
         fisher: [out] factors of the rows' costs; None: 1.
         damping: see `damped`.
@@ -60,17 +59,17 @@ class LayerSolver:
 
     def __init__(
         self,
-        weight: Tensor,
-        bias: Tensor | None,
+        weights: Tensor,
         hessian: Tensor,
         fisher: Tensor | None,
         damping: float,
         block: tuple[int, int],
         kept: Tensor,
     ) -> None:
-        self.inputs = weight.shape[1]
-        self.original = weight.double() if bias is None else torch.cat([weight.double(), bias.double()[:, None]], 1)
-        self.hessian = hessian if bias is not None else hessian[:-1, :-1]  # float32, shared: one is damped at a time
+        self.inputs = kept.shape[1]
+        self.original = weights.double()
+        size = weights.shape[1]
+        self.hessian = hessian[:size, :size]  # float32, shared: one is damped at a time
         self.fisher, self.damping, (self.rows, self.cols) = fisher, damping, block
         self.weights = self.original
         self.kept = kept

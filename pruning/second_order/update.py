@@ -42,8 +42,7 @@ class SurvivorUpdate:
         kept = torch.ones(weight.shape, dtype=torch.bool, device=weight.device)
         kept = kept if mask is None else pattern.expand(mask, weight.shape)
         return LayerSolver(
-            weight,
-            None if bias is None else bias.detach(),
+            weight if bias is None else torch.cat([weight, bias.detach()[:, None]], 1),
             statistics.hessians[name],
             statistics.fisher[name],
             self.criterion.damping,

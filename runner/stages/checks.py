@@ -29,7 +29,6 @@ def check(experiment: Experiment, sources: Sources) -> PreTrainedModel:
     model, architecture = experiment.model, experiment.dataset.architecture
     net = models.skeleton(architecture, sources.base.config)
     check_gradient(experiment, net)
-    check_untrained(experiment)
     networks = [(sources.base, net)]
     if sources.teacher is not None:
         networks.append((sources.teacher, models.skeleton(architecture, sources.teacher.config)))
@@ -98,18 +97,6 @@ def check_zeros(start: models.Checkpoint, architecture: str, locked: list[str]) 
         raise UserError(
             f"{start.key}={start.path}: none of its {len(locked)} prunable weights has a zero, so pattern=locked has "
             "nothing to keep; name a sparse checkpoint with model.sparse"
-        )
-
-
-def check_untrained(experiment: Experiment) -> None:
-    """Refuse to prune without training by a criterion that observes training steps."""
-    criterion = experiment.criterion
-    if not experiment.prune or experiment.train.takes_steps or not experiment.pattern.prunes:
-        return
-    if criterion.needs_gradient or criterion.needs_second_moment:
-        raise UserError(
-            f"train.num_train_epochs=0: {type(criterion).__name__} observes training steps, and there are none; choose "
-            "criterion=obs, wanda, calibrated_snip, calibrated_fisher or magnitude, or train"
         )
 
 
