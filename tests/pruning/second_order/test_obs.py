@@ -2,7 +2,9 @@
 
 import copy
 import logging
+from datetime import timedelta
 from itertools import combinations
+from pathlib import Path
 
 import pytest
 import torch
@@ -284,3 +286,27 @@ def test_masks_never_grow_back_and_a_resume_is_bit_for_bit(pattern, caplog):
     lines = [r.getMessage() for r in caplog.records if "sparsity" in r.getMessage()]
     assert lines
     assert all("q.weight 0." in line and "out.weight 0." in line for line in lines)
+
+
+def prune_on_one_rank(rank: int, folder: str) -> None:
+    """Each rank runs its part of the batches."""
+    from torch import distributed
+
+    torch.set_num_threads(1)
+    distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2, timeout=timedelta(seconds=60)
+    )
+    torch.save([pruned(pattern).state_dict() for pattern in (PATTERNS[0], NofM(2, 4))], Path(folder) / f"{rank}.pt")
+    distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_processes_prune_as_one(tmp_path, monkeypatch):
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+    torch.multiprocessing.spawn(prune_on_one_rank, (str(tmp_path),), nprocs=2)  # type: ignore[attr-defined]
+    left, right = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    for one, other, pattern in zip(left, right, (PATTERNS[0], NofM(2, 4)), strict=True):
+        alone = pruned(pattern).state_dict()
+        assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+        for name, tensor in one.items():
+            torch.testing.assert_close(tensor, alone[name], rtol=1e-4, atol=1e-5)
