@@ -78,8 +78,8 @@ class Experiment:
             return
         if self.criterion.needs_gradient or self.criterion.needs_second_moment:
             raise UserError(
-                f"train.num_train_epochs=0: {type(self.criterion).__name__} observes training steps, and there are none; "
-                "choose criterion=obs, wanda, calibrated_snip, calibrated_fisher or magnitude, or a number above 0"
+                f"train.num_train_epochs=0: {type(self.criterion).__name__} observes training steps, and there are "
+                "none; choose criterion=obs, wanda, calibrated_snip, calibrated_fisher, magnitude, or a number above 0"
             )
         if not isinstance(self.schedule, OneShot):
             raise UserError("train.num_train_epochs=0 leaves room for one mask update: add schedule=one_shot")
