@@ -150,6 +150,10 @@ def test_one_unit_is_the_best_of_all_and_no_choice_beats_brute_force(seed):
 class Attention(nn.Module):
     """Two layers of one input, and a third behind them."""
 
+    q: nn.Linear
+    k: nn.Linear
+    out: nn.Linear
+
     def __init__(self, reverse: bool = False) -> None:
         super().__init__()
         torch.manual_seed(0)
