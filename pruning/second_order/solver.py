@@ -211,10 +211,10 @@ def _batches(kept: Tensor, itemsize: int) -> Iterator[tuple[Tensor, Tensor]]:
 
 def _factor(h: Tensor, columns: Tensor, dtype: torch.dtype) -> Tensor:
     """Cholesky factors [groups, k, k] of H_KK; in float64 where float32 does not do."""
-    square = h[columns[:, :, None], columns[:, None, :]]
+    at = columns[:, :, None], columns[:, None, :]
     if dtype is torch.float32:
-        factor, bad = torch.linalg.cholesky_ex(square.float())
+        factor, bad = torch.linalg.cholesky_ex(h.float()[at])
         if not bool(bad.any()):
             return factor
-        return cholesky(square).float()
-    return cholesky(square)
+        return cholesky(h[at]).float()
+    return cholesky(h[at])

@@ -1,7 +1,9 @@
 """Mask updates by OBS: which units go, in rounds over all layers, and what the others become."""
 
 import logging
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +20,13 @@ from pruning.second_order.solver import LayerSolver
 log = logging.getLogger(__name__)
 
 
+@contextmanager
+def _timed(what: str) -> Iterator[None]:
+    began = time.process_time()
+    yield
+    log.info("%s took %.1f s of CPU time", what, time.process_time() - began)
+
+
 class SurvivorUpdate:
     """One mask update by OBS: `choose` the masks of each group, then `write` the survivors.
 
@@ -29,7 +38,8 @@ class SurvivorUpdate:
     def __init__(self, calibration: Calibration, plan: Plan, criterion: OBS, masks: Masks) -> None:
         self.plan, self.criterion, self.masks = plan, criterion, masks
         pruned = {name: p for name, _, p in plan.pruned()}
-        statistics = collect(calibration, pruned, criterion.seed)
+        with _timed("calibration"):
+            statistics = collect(calibration, pruned, criterion.seed)
         owners = modules_of(calibration.model, pruned)
         self.biases = {name: _own_bias(owners[name]) for name in pruned}
         self.solvers = {name: self._solver(name, statistics) for name in pruned if _matters(name, statistics)}
@@ -50,6 +60,7 @@ class SurvivorUpdate:
             kept[:: block[0]],
         )
 
+    @_timed("choosing masks and solving for survivors")
     def choose(self, group: Group, allocation: Allocation, before: float, fraction: float) -> dict[str, Tensor]:
         """The masks of the group's layers that are known, with `fraction` of the units pruned, by way of the rounds.
 
