@@ -25,7 +25,6 @@ from pruning.criteria import (
 from pruning.distillation import (
     Distillation,
     EncoderShape,
-    HiddenStates,
     Logits,
     NoDistillation,
     Projector,
@@ -33,6 +32,7 @@ from pruning.distillation import (
     projected,
 )
 from pruning.errors import PruningError
+from pruning.hidden_states import HiddenStates, LogitsHidden
 from pruning.nofm import NofM
 from pruning.patterns import Dense, Locked, Pattern, parse
 from pruning.plan import Plan, as_matrix, matrix_weights, misfit, other_matrices
@@ -67,6 +67,7 @@ __all__ = [
     "LayerReport",
     "Locked",
     "Logits",
+    "LogitsHidden",
     "Magnitude",
     "MaskUpdate",
     "Movement",

@@ -1,8 +1,9 @@
 """Prints the table of results: `python -m results [--model bert-mini] [--pattern 2:4,4x1] [--format markdown]`.
 
 `python -m results report` writes an HTML page with the table, pictures and details of the runs; `python -m results
-picture` the picture of score against sparsity. Exit status: 0 (also for an empty table), 1 if the store cannot be read,
-the filters match nothing or there is nothing to write, 2 for a wrong option.
+picture` the picture of score against sparsity, or with `--against latency` of score against measured latency. Exit
+status: 0 (also for an empty table), 1 if the store cannot be read, the filters match nothing or there is nothing to
+write, 2 for a wrong option.
 """
 
 import argparse
@@ -30,7 +31,7 @@ from results.safe_text import printable, safe_streams
 from results.table import footnotes
 
 # Where commands write if --output is left out.
-OUTPUTS = {"report": Path("report.html"), "picture": Path("score-against-sparsity.png")}
+OUTPUTS = {"report": "report.html", "picture": "score-against-{against}.png"}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -57,9 +58,9 @@ def main(arguments: list[str] | None = None) -> int:
     if not any(row.runs for row in rows):
         verb = "draw" if options.command == "picture" else "report"
         return fail(f"there is nothing to {verb}: no pruned run is finished, verified and scored")
-    output = options.output or OUTPUTS[options.command]
+    output = options.output or Path(OUTPUTS[options.command].format(against=options.against))
     if options.command == "picture":
-        return write_picture(rows, output)
+        return write_picture(rows, output, options.against)
     return write_report(client, rows, notes, options.experiment or "What sparsity costs", output)
 
 
@@ -71,18 +72,22 @@ def write_report(client: MlflowClient, rows: list[Row], notes: list[str], title:
     return write(output, page, f"{len(rows)} rows, {len(page) / 1e6:.1f} MB, nothing in it needs a network")
 
 
-def write_picture(rows: list[Row], output: Path) -> int:
-    """Writes the picture of score against sparsity, in the format of the file's suffix, and returns the exit status."""
-    from results import tradeoff
+def write_picture(rows: list[Row], output: Path, against: str) -> int:
+    """Writes the picture of score against sparsity or latency, in the format of the file's suffix, and returns the exit
+    status."""
+    from results import latency, tradeoff
     from results.figures import rendered
 
-    compared = tradeoff.comparisons(rows)
+    if against == "latency" and not latency.timed(rows):
+        return fail("--against latency: no pruned run was timed in the sparse runtime; run with benchmark=cpu")
+    compared = latency.timed(rows) if against == "latency" else tradeoff.comparisons(rows)
     if len(compared) != 1:
         listed = ", ".join(" ".join(key) for key in compared) or "none with a pruned row"
         return fail(f"picture takes one model, dataset and metric: choose by --model, --dataset or --tag "
                     f"{columns.METRIC}=METRIC; there are: {listed}")  # fmt: skip
     (((model, dataset, _), group),) = compared.items()
-    figure = tradeoff.score_against_sparsity(group)
+    draw = latency.score_against_latency if against == "latency" else tradeoff.score_against_sparsity
+    figure = draw(group)
     try:
         content = rendered(figure, output.suffix.removeprefix(".") or "png")
     except ValueError as error:  # an unknown suffix
@@ -133,9 +138,13 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     what = (
         "table: print it; report: write one HTML page with table, pictures and details of the runs; picture: write the "
-        "picture of score against sparsity, of one model, dataset and metric (%(default)s)"
+        "picture of score against sparsity, or latency, of one model, dataset and metric (%(default)s)"
     )
     parser.add_argument("command", nargs="?", choices=["table", *OUTPUTS], default="table", help=what)
+    against = (
+        "what a picture has on its other axis: the zeros, or the latency that benchmark=cpu measured (%(default)s)"
+    )
+    parser.add_argument("--against", choices=["sparsity", "latency"], default="sparsity", help=against)
     output = "the file to write (report.html, or score-against-sparsity.png; a picture may be .svg or .pdf)"
     parser.add_argument("--output", metavar="FILE", type=Path, help=output)
     uri = os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"

@@ -10,6 +10,7 @@ from results import columns
 from results.controls import DENSE, Control
 from results.rows import Row
 from results.runs import natural
+from results.speed import conditions
 
 
 def add(rows: list[Row]) -> list[Row]:
@@ -102,6 +103,18 @@ def circumstances(row: Row) -> Iterator[str]:
         )
 
 
+def latency(row: Row) -> Iterator[str]:
+    """A time holds for one CPU, setting and precision, and perhaps not for all seeds."""
+    if (timed := row.latency) is None:
+        return
+    kind = "CPU time" if timed.threads == 1 else "time on the clock"
+    setting = conditions(timed.batch, timed.length, timed.threads)
+    yield f"latency: sparse runtime in {timed.precision}, {setting} ({kind}), on {timed.cpu}"
+    if timed.timed_seeds < len(row.seeds):
+        elsewhere = f"; {_count(timed.seeds_elsewhere, 'seed')} timed on another CPU" if timed.seeds_elsewhere else ""
+        yield f"latency: {timed.timed_seeds} of {_count(len(row.seeds), 'seed')}{elsewhere}"
+
+
 def controls(row: Row) -> Iterator[str]:
     """A same-budget control is missing, ambiguous, or has other seeds."""
     if row.pattern != DENSE and row.control is None:
@@ -135,7 +148,7 @@ SETTINGS: dict[str, Callable[[Row], str | None]] = {
     "dropout of attention weights": lambda row: row.attention_dropout,
     "precision": lambda row: row.precision,
 }
-OF_ROWS = (subsets, few_examples, no_width, circumstances, controls, dense_models, few_seeds, signs, drops)
+OF_ROWS = (subsets, few_examples, no_width, circumstances, latency, controls, dense_models, few_seeds, signs, drops)
 OF_COMPARISONS = (unequal_seeds, settings)
 
 

@@ -57,6 +57,12 @@ MACS_DENSE = "macs/dense"  # multiply-accumulates of the dense model for one exa
 MACS_SPARSE = "macs/sparse"  # multiply-accumulates without those with a pruned weight
 MEMORY = "peak_memory_bytes"  # of the process, or of the GPU that it used
 
+CPU = "prune_distill.cpu"  # a tag: the CPU on which the metrics below were measured
+LATENCY = "latency/"  # milliseconds of a call: CPU time with one thread, else time on the clock
+SPEEDUP = "speedup/"  # how many times faster than the best dense runtime of the same batch, length and threads
+SPARSE = "sparse"  # the name of the sparse runtime
+SPARSE_LINEARS = "sparse linears"  # its name where single layers are sparse, the rest runs in torch
+
 # A tag of the experiment: columns for its list of runs in MLflow's UI, at the address ...?viewStateShareKey=results.
 VIEW = "mlflow.sharedViewState.results"
 
@@ -123,6 +129,30 @@ def stage(name: str) -> str:
 def seconds(stage: str) -> str:
     """The metric's name for the wall-clock time of a stage: `seconds("train")` is "seconds/train"."""
     return f"seconds/{stage}"
+
+
+def latency(runtime: str, precision: str, batch: int, length: int, threads: int) -> str:
+    """The metric's name for the time of a call: "latency/onnx_runtime_int8_b1_l128_t1"."""
+    return f"{LATENCY}{_setting(runtime, precision, batch, length, threads)}"
+
+
+def speedup(runtime: str, precision: str, batch: int, length: int, threads: int) -> str:
+    """The metric's name for the ratio to the best dense runtime: "speedup/sparse_bfloat16_b1_l128_t1"."""
+    return f"{SPEEDUP}{_setting(runtime, precision, batch, length, threads)}"
+
+
+def setting(name: str) -> tuple[str, str, int, int, int] | None:
+    """Runtime ("onnx_runtime"), precision, batch, length and threads in a name by `latency` or `speedup`; None for any
+    other metric."""
+    pattern = rf"(?:{LATENCY}|{SPEEDUP})(.+)_([a-z0-9]+)_b(\d+)_l(\d+)_t(\d+)"
+    if (found := re.fullmatch(pattern, name)) is None:
+        return None
+    return found[1], found[2], int(found[3]), int(found[4]), int(found[5])
+
+
+def _setting(runtime: str, precision: str, batch: int, length: int, threads: int) -> str:
+    name = re.sub(r"[^a-z0-9.]+", "_", runtime.lower())
+    return f"{name}_{precision}_b{batch}_l{length}_t{threads}"
 
 
 def dense(metric: str) -> str:

@@ -17,6 +17,7 @@ from rich.table import Table
 from results import columns as names
 from results.controls import Control
 from results.rows import Published, Row
+from results.speed import Latency
 from results.table import Column, footnotes, layout, pairs
 
 LATEX = {character: f"\\{character}" for character in "&%$#_{}"}
@@ -174,7 +175,7 @@ def comma_separated(rows: list[Row]) -> str:
     return text.rstrip("\n")
 
 
-def flat(kind: type, value: Row | Control | Published | None, prefix: str = "") -> dict[str, object]:
+def flat(kind: type, value: Row | Control | Latency | Published | None, prefix: str = "") -> dict[str, object]:
     """The fields of a record as columns of CSV, without run ids. Those of nested records become "control_mean".
 
     Args:
@@ -190,12 +191,12 @@ def flat(kind: type, value: Row | Control | Published | None, prefix: str = "") 
             line[f"{name}_low"], line[f"{name}_high"] = item or (None, None)
         elif field.name in OTHERS:
             line |= {OTHERS[field.name](metric): score for metric, score in (item or {}).items()}
-        elif field.name not in ("runs", "scores"):
+        elif field.name not in ("runs", "scores", "latencies"):
             line[name] = LISTS[field.name](item or ()) if field.name in LISTS else item
     return line
 
 
-RECORDS = {"control": Control, "plain": Control, "published": Published}
+RECORDS = {"control": Control, "plain": Control, "latency": Latency, "published": Published}
 OTHERS = {"dense_others": names.dense, "sparse_others": names.sparse}
 LISTS: dict[str, Callable] = {
     "seeds": lambda numbers: " ".join(map(str, numbers)),

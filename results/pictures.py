@@ -1,5 +1,5 @@
 """Pictures that `runner` logs to MLflow when a run or a sweep ends: of a run the training curves, sparsity by layer and
-mask updates; of a sweep the scores against sparsity.
+mask updates; of a sweep the scores against sparsity and latency.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from matplotlib.ticker import MaxNLocator, NullFormatter, PercentFormatter
 
 from results import columns, intervals
 from results.figures import COLOURS, HATCHES, STYLE
+from results.latency import score_against_latency, timed
 from results.rows import pool
 from results.runs import artifact, fetch_children, natural, select
 from results.tradeoff import comparisons, score_against_sparsity
@@ -48,12 +49,15 @@ def of_run(client: MlflowClient, run_id: str) -> dict[str, Figure]:
 
 
 def of_sweep(client: MlflowClient, run_id: str) -> dict[str, Figure]:
-    """The pictures of a sweep's runs, by name: one for each comparison."""
+    """The pictures of a sweep's runs, by name: for each comparison the scores against sparsity, and against latency if
+    it was measured."""
     rows = intervals.add(client, pool(select(fetch_children(client, run_id))[0]))
-    return {
-        re.sub(r"[^\w.-]+", "_", "-".join(key)): score_against_sparsity(group)
-        for key, group in comparisons(rows).items()
-    }
+    drawn = {_name(*key): score_against_sparsity(group) for key, group in comparisons(rows).items()}
+    return drawn | {_name(*key, "latency"): score_against_latency(group) for key, group in timed(rows).items()}
+
+
+def _name(*parts: str) -> str:
+    return re.sub(r"[^\w.-]+", "_", "-".join(parts))
 
 
 def _steps(client: MlflowClient, run_id: str, key: str) -> list[tuple[int, float]]:

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from html import escape
 from typing import TYPE_CHECKING
 
-from results import columns, pictures, tradeoff
+from results import columns, latency, pictures, tradeoff
 from results.figures import rendered
 from results.formats import html_table
 from results.runs import Run, artifact, read
@@ -105,12 +105,19 @@ def page(client: MlflowClient, rows: list[Row], notes: Iterable[str], title: str
         )
         for (model, dataset, metric), group in tradeoff.comparisons(rows).items()
     ]
+    fast = [
+        _figure(
+            f"{model} on {dataset}: {columns.written(metric)} against latency", latency.score_against_latency(group)
+        )
+        for (model, dataset, metric), group in latency.timed(rows).items()
+    ]
     listed = html_table(rows, lambda row: f"#{anchor(row)}" if row.runs else None)
     parts = [
         f"<h1>{escape(title)}</h1>",
         f'<div class="wide">{listed}</div>',
         f'<ul class="notes">{"".join(f"<li>{escape(note)}</li>" for note in notes)}</ul>',
         f'<h2>Score against sparsity</h2><div class="pictures">{"".join(compared)}</div>' if compared else "",
+        f'<h2>Score against latency</h2><div class="pictures">{"".join(fast)}</div>' if fast else "",
         "<h2>What was run</h2>",
         _compute(by_id.values()),
         *(_row(row, [by_id[run_id] for run_id in row.runs]) for row in rows if row.runs),

@@ -10,10 +10,11 @@ from functools import partial
 from itertools import chain
 from statistics import fmean
 
-from results import columns
+from results import columns, speed
 from results.columns import relative_drop
 from results.controls import DENSE, Control, Group, control, undistilled_control
 from results.runs import Run, natural
+from results.speed import Latency
 
 DEFAULT = "(default)"  # stands for a param that a run did not log
 
@@ -93,6 +94,10 @@ class Row:
     """As logged; values that differ between seeds joined by "|", as in the next two."""
     attention_dropout: str | None = None
     precision: str | None = None
+    latency: Latency | None = None
+    """The one in the table: see `results.speed.shown`. None where the sparse runtime was not timed."""
+    latencies: list[Latency] = field(default_factory=list)
+    """Of every runtime and setting that was timed."""
     published: Published | None = None
     """Set by `results.published.compare`."""
     notes: list[str] = field(default_factory=list)
@@ -129,6 +134,7 @@ def row(dense_groups: list[Group], group: Group, differs: dict[str, str]) -> Row
     dense, sparse = [run.dense for run in group], [run.sparse for run in group]
     ratios = [run.ratio for run in group if run.ratio is not None]
     models = [run.tags.get(columns.DENSE_MODEL) for run in group]
+    latencies = speed.pool(group)
     measured = means(run.measures for run in group)
     return Row(
         model=group[0].model,
@@ -163,6 +169,8 @@ def row(dense_groups: list[Group], group: Group, differs: dict[str, str]) -> Row
         hidden_dropout=setting(group, "model.hidden_dropout"),
         attention_dropout=setting(group, "model.attention_dropout"),
         precision=setting(group, "train.precision"),
+        latency=speed.shown(latencies),
+        latencies=latencies,
         scores=list(zip(dense, sparse, strict=True)),
     )
 

@@ -55,6 +55,8 @@ class Run:
     """Scores of the sparse model by metrics other than the main one."""
     measures: Mapping[str, float]
     """Those of MEASURES that were logged."""
+    times: Mapping[str, float]
+    """Latencies in milliseconds and speedups, by their names in `columns`; empty unless the CPU is known."""
     tags: Mapping[str, str]
     """All tags of the MLflow run."""
 
@@ -156,6 +158,7 @@ def read(entry: LoggedRun) -> Run | str:
             dense_others=others(metrics, columns.dense(""), metric),
             sparse_others=others(metrics, columns.sparse(""), metric),
             measures={name: metrics[name] for name in MEASURES if math.isfinite(metrics.get(name, math.nan))},
+            times=times(metrics) if tags.get(columns.CPU) else {},
             tags=tags,
         )
     except (KeyError, ValueError):
@@ -169,6 +172,11 @@ def others(metrics: Mapping[str, float], prefix: str, main: str) -> dict[str, fl
     """The finite metrics under a prefix, by their names without it, but for the main one."""
     named = {key.removeprefix(prefix): value for key, value in metrics.items() if key.startswith(prefix)}
     return {name: value for name, value in sorted(named.items()) if name != main and math.isfinite(value)}
+
+
+def times(metrics: Mapping[str, float]) -> dict[str, float]:
+    """The finite latencies and speedups."""
+    return {name: value for name, value in metrics.items() if columns.setting(name) and math.isfinite(value)}
 
 
 def natural(text: str) -> tuple:

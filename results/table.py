@@ -49,6 +49,7 @@ def layout(rows: list[Row], wide: bool = True) -> list[Column]:
         *control(f"Same-budget dense {score}", "control", lambda row: row.control),
         *control(f"Same-budget dense {score} without distillation", "undistilled control", lambda row: row.plain),
         *others(rows),
+        *latency(),
         *footprint(),
         Column("Differs", lambda row: pairs(row.differs), wraps=True),
     ]
@@ -110,6 +111,16 @@ def others(rows: list[Row]) -> list[Column]:
     return [column(name) for name in sorted({name for row in rows for name in row.sparse_others})]
 
 
+def latency() -> list[Column]:
+    """Time of the sparse runtime and its ratio to the best dense one; empty in rows that were not timed. The notes name
+    CPU and setting."""
+    number = partial(Column, numeric=True)
+    return [
+        number("Latency ms", lambda row: f"{row.latency.ms:.2f}" if row.latency else ""),
+        number("Faster than best dense", lambda row: times(row.latency.ratio_to_best_dense if row.latency else None)),
+    ]
+
+
 def footprint() -> list[Column]:
     """Sizes and multiply-accumulates of the sparse model."""
     wide = partial(Column, numeric=True, wide=True)
@@ -155,6 +166,11 @@ def megabytes(count: float | None) -> str:
 def share(part: float | None, whole: float | None) -> str:
     """A part as percent of the whole, with 1 decimal."""
     return UNDEFINED if part is None or not whole else f"{part / whole:.1%}"
+
+
+def times(ratio: float | None) -> str:
+    """A ratio such as "2.61x"; empty where there is none."""
+    return "" if ratio is None else f"{ratio:.2f}x"
 
 
 def seeds(numbers: list[int]) -> str:

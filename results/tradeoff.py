@@ -44,26 +44,31 @@ def score_against_sparsity(rows: Sequence[Row]) -> Figure:
     Bars are the table's 95 % interval of the drop of means, applied to the row's dense mean; dotted, where there is no
     interval, the range over seeds. Horizontal lines are the dense models and the same-budget controls.
     """
-    dense = {(seed, score) for row in rows for seed, (score, _) in zip(row.seeds, row.scores, strict=True)}
     pruned = [row for row in rows if row.pattern != DENSE and row.ratio is not None]
     with mpl.rc_context({**STYLE, "font.size": 10}):
         figure = Figure(figsize=(7.2, 4.2), layout="constrained")
         axes = figure.subplots()
-        _level(axes, [score for _, score in sorted(dense)], "dense", "#000000", "-")
+        _level(axes, dense_scores(rows), "dense", "#000000", "-")
         for (label, scores), (colour, line) in zip(_controls(rows), cycle(CONTROL_STYLES), strict=False):
             _level(axes, scores, label, colour, line)
-        for (label, series), colour, marker in zip(_series(pruned).items(), cycle(COLOURS), cycle(MARKERS),
+        for (label, joined), colour, marker in zip(series(pruned).items(), cycle(COLOURS), cycle(MARKERS),
                                                    strict=False):  # fmt: skip
-            _points(axes, series, label, colour, marker)
+            _points(axes, joined, label, colour, marker)
         axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         axes.margins(x=0.15, y=0.1)
         axes.set_xlabel("zeros, % of all Linear and Conv weights")
         unit = "" if rows[0].metric in columns.CORRELATIONS else " (fraction)"
         axes.set_ylabel(f"{columns.title(rows[0].metric)}, mean over seeds{unit}")
-        axes.set_title(f"{rows[0].model} on {rows[0].dataset}, {_seed_counts(rows)}", fontsize=11)
+        axes.set_title(f"{rows[0].model} on {rows[0].dataset}, {seed_counts(rows)}", fontsize=11)
         axes.legend(fontsize=9, loc="center left", bbox_to_anchor=(1.0, 0.5))
         figure.supxlabel(_legend_of_bars(pruned), fontsize=8, color="#444444")
     return figure
+
+
+def dense_scores(rows: Iterable[Row]) -> list[float]:
+    """The scores of the dense models, each once: rows may share them."""
+    dense = {(seed, score) for row in rows for seed, (score, _) in zip(row.seeds, row.scores, strict=True)}
+    return [score for _, score in sorted(dense)]
 
 
 def _controls(rows: Sequence[Row]) -> list[tuple[str, list[float]]]:
@@ -81,20 +86,21 @@ def _controls(rows: Sequence[Row]) -> list[tuple[str, list[float]]]:
     return sorted(levels.values())
 
 
-def _series(rows: Iterable[Row]) -> dict[str, list[Row]]:
+def series(rows: Iterable[Row]) -> dict[str, list[Row]]:
     """The rows that a line joins, by label: those of a pattern that differ in their target sparsity only."""
-    series: defaultdict[str, list[Row]] = defaultdict(list)
+    joined: defaultdict[str, list[Row]] = defaultdict(list)
     for row in sorted(rows, key=lambda row: row.ratio or 0):
         differs = {key: value for key, value in row.differs.items() if key != TARGET_SPARSITY}
-        series[_with_params(row.pattern, differs)].append(row)
-    return dict(sorted(series.items(), key=lambda item: natural(item[0])))
+        joined[_with_params(row.pattern, differs)].append(row)
+    return dict(sorted(joined.items(), key=lambda item: natural(item[0])))
 
 
 def _with_params(label: str, differs: Mapping[str, str]) -> str:
     return f"{label} ({pairs(differs)})" if differs else label
 
 
-def _seed_counts(rows: Sequence[Row]) -> str:
+def seed_counts(rows: Sequence[Row]) -> str:
+    """How many seeds rows have: "3 seeds", "1 to 3 seeds"."""
     counts = sorted({len(row.seeds) for row in rows})
     number = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
     return f"{number} seed{'' if counts[-1] == 1 else 's'}"

@@ -1,34 +1,36 @@
-"""How fast a saved model is on this CPU, in the sparse runtime and in every dense one that is installed.
+"""How fast a saved model is on this CPU, in the sparse runtime and in every dense one that is installed, or on a GPU.
 
-python -m runner.benchmark FOLDER [--batch 1,8] [--length 128,384] [--threads 1] [--precision float32,bfloat16,int8]
-                                  [--compile] [--json]
+python -m runner.benchmark FOLDER_OR_RUN [--batch 1,8] [--length 128,384] [--threads 1]
+                                         [--precision float32,bfloat16,int8] [--compile] [--json] [--tracking-uri URI]
+                                         [--device cpu|cuda]
+
+FOLDER_OR_RUN is a model's folder, a run's folder, or a run's id in MLflow. With one thread the times are CPU times,
+with several they are times on the clock: see `runner.speed.timing`. On a GPU
+the model is timed dense and in the 2:4 forms of torch: see `runner.speed.cuda`.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import logging
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-
-from runner.models import heads
-from runner.models.configuration import quiet_loading, read_config
-from runner.speed.runtimes import TOLERANCE, available, default_precisions
-from runner.speed.timing import Timing, time_all
+from runner.models import positions
+from runner.records import runs
+from runner.speed.cuda import measure_cuda, require_cuda, verdicts
+from runner.speed.measure import Grid, batch_of, load, measure
+from runner.speed.runtimes import TOLERANCE, default_precisions
+from runner.speed.timing import Timing
 from runner.system.errors import UserError
-from runner.system.hub import explain
 from runner.system.process import command, set_up_process
+from runner.tracking import Tracking
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from runner.speed.runtimes import Inputs
-
-log = logging.getLogger(__name__)
+__all__ = ["batch_of", "default_precisions", "main"]
 
 
 def main(arguments: list[str]) -> None:
@@ -37,31 +39,43 @@ def main(arguments: list[str]) -> None:
     Raises:
         UserError: there is no model, or an argument makes no sense.
     """
-    parser = argparse.ArgumentParser("python -m runner.benchmark", description="Time a saved model on this CPU.")
-    parser.add_argument("folder", metavar="FOLDER", type=Path, help="folder of a saved model, or of a run")
-    parser.add_argument("--batch", default="1", help="batch sizes, such as 1,8")
+    parser = argparse.ArgumentParser("python -m runner.benchmark", description="Time a saved model on a CPU or GPU.")
+    where = "folder of a saved model or of a run, or a run's id in MLflow"
+    parser.add_argument("folder", metavar="FOLDER_OR_RUN", help=where)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="cuda: dense and 2:4 on a GPU")
+    parser.add_argument("--batch", help="batch sizes, such as 1,8; default: 1, on a GPU 1,8,32,64")
     parser.add_argument("--length", default="128", help="lengths in tokens, such as 128,384")
     parser.add_argument("--threads", default="1", help="numbers of threads, such as 1,2")
     parser.add_argument("--precision", help="of the sparse runtime, such as bfloat16,int8; default: all of this CPU")
     parser.add_argument("--compile", action="store_true", help="torch.compile too, which takes a minute")
     parser.add_argument("--seconds", type=float, default=8, help="to spend for each combination")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    store = "the MLflow store, for ids (MLFLOW_TRACKING_URI, or mlflow.db here)"
+    parser.add_argument("--tracking-uri", metavar="URI", help=store)
     given = parser.parse_args(arguments)
     set_up_process()
-    precisions = tuple(given.precision.split(",")) if given.precision else default_precisions()
+    on_gpu = given.device == "cuda"
+    if on_gpu:
+        if given.precision or given.threads != "1":
+            raise UserError("--device cuda: --precision and --threads are of the CPU; leave them out")
+        require_cuda()
+    given.batch = given.batch or ("1,8,32,64" if on_gpu else "1")
+    precisions = tuple(given.precision.split(",")) if given.precision else ()
     if unknown := set(precisions) - TOLERANCE.keys():
         raise UserError(f"--precision {', '.join(sorted(unknown))}: choose from {', '.join(TOLERANCE)}")
-    batches, lengths, threads = (numbers(getattr(given, name), name) for name in ("batch", "length", "threads"))
-    model = load(given.folder)
-    check_length(model, max(lengths))
-    timings: list[Timing] = []
-    for count in threads:
-        with available(model, batch_of(model, 2, 16), precisions, count, given.compile) as runtimes:
-            for batch in batches:
-                for length in lengths:
-                    inputs = batch_of(model, batch, length)
-                    timings += time_all(runtimes, inputs, count, given.seconds)
-    print(json.dumps([asdict(timing) for timing in timings], indent=1) if given.json else table(timings))
+    grid = Grid(*(numbers(getattr(given, name), name) for name in ("batch", "length", "threads")))
+    model = load(find(given.folder, Tracking(uri=given.tracking_uri)), "FOLDER_OR_RUN")
+    check_length(model, max(grid.lengths))
+    if on_gpu:
+        speed = measure_cuda(model, grid.batches, grid.lengths, given.seconds, compiled=given.compile)
+    else:
+        speed = measure(model, grid, precisions, given.seconds, compiled=given.compile)
+    if given.json:
+        print(json.dumps([asdict(timing) for timing in speed.timings], indent=1))
+    else:
+        print(f"{speed.machine}\n\n{table(speed.timings)}")
+        if on_gpu:
+            print("\n" + "\n".join(verdicts(speed.timings)))
 
 
 def numbers(text: str, name: str) -> list[int]:
@@ -72,30 +86,26 @@ def numbers(text: str, name: str) -> list[int]:
     return [int(part) for part in parts]
 
 
-def load(folder: Path) -> PreTrainedModel:
-    """The model of a folder, or of a run's folder."""
+def find(given: str, where: Tracking) -> Path:
+    """The folder of the model that is meant.
+
+    Raises:
+        UserError: there is none.
+    """
+    folder = Path(given).expanduser()
+    if not folder.is_dir() and runs.is_id(given):
+        folder = runs.find(given, where).folder
     place = folder / "model" if (folder / "model" / "config.json").is_file() else folder
     if not (place / "config.json").is_file():
-        raise UserError(f"{folder}: there is no config.json in this folder, nor in its folder model")
-    config = read_config(str(place), "FOLDER")
-    with explain("model", "FOLDER", str(place)), quiet_loading():
-        kind = heads.saved_class(config, place)
-        return kind.from_pretrained(place, dtype=torch.float32, trust_remote_code=False).eval()
+        raise UserError(f"{given}: there is no config.json in this folder, nor in its folder model")
+    return place
 
 
 def check_length(model: PreTrainedModel, length: int) -> None:
     """Refuse a length that the model has no positions for."""
-    most = getattr(model.config, "max_position_embeddings", None)
+    most = positions(model)
     if most is not None and length > most:
         raise UserError(f"--length {length}: the model has {most} positions")
-
-
-def batch_of(model: PreTrainedModel, batch: int, length: int) -> Inputs:
-    """Random tokens without padding; what they are does not change the time."""
-    generator = torch.Generator().manual_seed(0)
-    first = min(10, model.config.vocab_size - 1)
-    tokens = torch.randint(first, model.config.vocab_size, (batch, length), generator=generator)
-    return {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
 
 
 def table(timings: list[Timing]) -> str:
@@ -105,8 +115,9 @@ def table(timings: list[Timing]) -> str:
         "length",
         "threads",
         "runtime",
-        "CPU ms",
+        "ms",
         "10 to 90 %",
+        "CPU ms",
         "wall ms",
         "to best dense",
         "difference",
@@ -115,7 +126,8 @@ def table(timings: list[Timing]) -> str:
     rows = [
         (
             str(t.batch), str(t.length), str(t.threads), f"{t.runtime} {t.precision}", f"{t.ms:.2f}",
-            f"{t.ms_low:.2f} to {t.ms_high:.2f}", f"{t.wall_ms:.2f}", f"{t.ratio_to_best_dense:.2f}x",
+            f"{t.ms_low:.2f} to {t.ms_high:.2f}",
+            "" if t.cpu_ms is None else f"{t.cpu_ms:.2f}", f"{t.wall_ms:.2f}", f"{t.ratio_to_best_dense:.2f}x",
             f"{t.difference:.1e}", "" if t.memory_bytes is None else f"{t.memory_bytes / 2**20:.1f}",
         )
         for t in timings

@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING
 from pruning import NoDistillation, Plan, matrix_weights
 from runner import models
 from runner.config.experiment import Experiment, Origin
+from runner.speed.settings import CpuBenchmark
 from runner.stages.announce import announce
+from runner.stages.benchmark import seconds
 from runner.stages.prepare import Inputs, resolve
 from runner.stages.prune import load_student
 from runner.stages.teacher import caches_logits, has_teacher, supervision_of
@@ -50,6 +52,7 @@ def show(experiment: Experiment, origin: Origin) -> None:
     lines = [*existing(inputs), *layers(inputs), *steps_and_sparsity(inputs)]
     learns = experiment.train.takes_steps or not experiment.prune or not experiment.model.finetuned
     lines += cost(inputs, inputs.data) if inputs.data is not None and learns else []
+    lines += time_of_benchmark(experiment)
     for line in lines:
         log.info("%s", line)
     log.info("nothing was trained (dry_run=true)")
@@ -122,6 +125,17 @@ def cost(inputs: Inputs, data: TrainingData) -> Iterator[str]:
             f"time of the {name}: about {duration(tokens * per_token)}, at {stats.tokens / stats.seconds:,.0f} tokens "
             f"a second over {stats.steps} steps on this machine as busy as it is now; scoring and the teacher not "
             "included"
+        )
+
+
+def time_of_benchmark(experiment: Experiment) -> Iterator[str]:
+    """What benchmark=cpu adds."""
+    asked, longest = experiment.benchmark, experiment.dataset.max_seq_length
+    if isinstance(asked, CpuBenchmark):
+        lengths = ", ".join(map(str, asked.lengths(longest)))
+        yield (
+            f"time of the benchmark: about {duration(seconds(asked, longest))}, and the making of the runtimes "
+            f"(lengths {lengths}; {asked.combinations(longest)} combinations)"
         )
 
 

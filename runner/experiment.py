@@ -1,4 +1,4 @@
-"""One run, the page to read first: dense model, prune while distilling, verify the file, score both, record.
+"""One run, the page to read first: dense model, prune while distilling, verify the file, score both, time, record.
 
 Each line of `run` is a stage; `runner/stages/` has one file for each, in this order.
 """
@@ -9,6 +9,8 @@ import logging
 
 from runner.config.experiment import Experiment, Origin
 from runner.records.result import Result
+from runner.speed.settings import CpuBenchmark
+from runner.stages.benchmark import time_saved
 from runner.stages.context import RunContext
 from runner.stages.finetune import finetune, keep_dense
 from runner.stages.prepare import AlreadyFinished, resolve
@@ -41,8 +43,12 @@ def run(experiment: Experiment, origin: Origin) -> Result:
                 outcome.sparse = score_sparse(run)
             else:
                 keep_dense(run, dense)
+            outcome.speed = time_saved(run)
             result = record(run, outcome)
     except AlreadyFinished as stored:
+        if isinstance(experiment.benchmark, CpuBenchmark) and stored.result.speed is None:
+            log.warning("benchmark=cpu: this run is finished and was not timed; python -m runner.benchmark %s times it",
+                        stored.result.folder)  # fmt: skip
         return stored.result
     log.info("%s", result.summary)
     return result

@@ -24,6 +24,7 @@ from omegaconf import MISSING
 from runner.config.compose import N_OF_M, register
 from runner.config.experiment import GROUPS, Experiment
 from runner.config.recipe import FinetuneRecipe
+from runner.config.runtime import RuntimeSettings
 from runner.config.training import Training
 from runner.tracking import Tracking
 
@@ -126,6 +127,7 @@ def page() -> str:
     training = keys(Training)
     parts += ["## `train` and `finetune`\n", _sentence(Training), _table(training)]
     parts += ["## `tracking`\n", _sentence(Tracking), _table(keys(Tracking))]
+    parts += ["## `runner.evaluate`\n", _sentence(RuntimeSettings), _table(keys(RuntimeSettings))]
     return "\n".join(parts)
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from results.safe_text import without_secrets
 from runner import models
 from runner.inspect import inspect
-from runner.records import card, runs
+from runner.records import card, markdown, runs
 from runner.records.runs import Run
 from runner.system.errors import UserError
 from runner.system.files import integrity_error, manifest_names
@@ -185,7 +185,7 @@ def main(arguments: list[str]) -> None:
 def described(run: Run) -> str:
     """The run in one line."""
     result = run.result
-    return card.line(f"{result['model']} on {result['dataset']}, {result['pattern']}, seed {result['seed']}")
+    return markdown.line(f"{result['model']} on {result['dataset']}, {result['pattern']}, seed {result['seed']}")
 
 
 def given_token() -> str:

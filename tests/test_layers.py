@@ -26,10 +26,10 @@ DATASETS = "runner/data/"
 FLOORS = {
     8: ("runner.__main__",),
     7: ("runner.experiment", "runner.dry_run", "runner.evaluate", "runner.reproduce"),
-    6: ("runner.stages", "runner.sweeps", "runner.share", "runner.examples"),
-    5: ("runner.training", "runner.records", "runner.reference"),
-    4: ("runner.config", "runner.inspect", "runner.upload", "runner.benchmark"),
-    3: ("runner.data", "runner.models", "runner.tracking", "runner.cache", "runner.speed"),
+    6: ("runner.stages", "runner.sweeps", "runner.share", "runner.examples", "runner.export"),
+    5: ("runner.training", "runner.records", "runner.reference", "runner.benchmark"),
+    4: ("runner.config", "runner.inspect", "runner.upload"),
+    3: ("runner.data", "runner.models", "runner.tracking", "runner.cache", "runner.speed", "runner.exports"),
     2: ("runner.system",),
     1: ("pruning", "results", "runner.demo"),
 }

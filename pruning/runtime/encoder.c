@@ -9,28 +9,26 @@
      float32: 1 column x 4 rows; bfloat16: [4 rows][2 columns]; int8: [4 rows][4 columns]. Which columns stand in a
      group is free: the instructions that multiply pairs (vdpbf16ps) or fours (vpdpbusd) take any two or four rows of x.
      A group that is not full has columns of weight zero.
-   - bfloat16 and int8 rows of x are stored in the order in which `unpack` instructions give tokens back in order.
+   - A row of bfloat16 is 128 bytes, one of int8 64 bytes. Their tokens are stored in the order in which `unpack`
+     instructions give them back in order.
 
-   Precision: float32 everywhere; or bfloat16 products with float32 sums, if the CPU has vdpbf16ps; or int8 products with
-   int32 sums, if it has vpdpbusd: weights symmetric for each row, activations unsigned, asymmetric, for each token.
-   Softmax, layer norm and residuals are float32 always. */
+   Precision: float32 everywhere; or bfloat16 products with float32 sums, if the CPU has vdpbf16ps; or int8 products
+   with int32 sums, if it has vpdpbusd: weights symmetric for each row, activations unsigned and asymmetric for each
+   token. Softmax, layer norm and residuals are float32 always. */
 
 #include <math.h>
 #include <pthread.h>
 #include <sched.h>
 #include <stdatomic.h>
 #include <stdint.h>
-#include <stdlib.h>
 #include <string.h>
 
-#if defined(__AVX512F__) || defined(__AVX2__)
-#include <immintrin.h>
-#endif
-
 #if defined(__AVX512F__)
+#include <immintrin.h>
 #define LANES 16  /* floats in a register */
-#define VECTORS 4 /* registers of tokens that are summed at once */
+#define VECTORS 4 /* registers of tokens that are summed at once; even */
 #elif defined(__AVX2__)
+#include <immintrin.h>
 #define LANES 8
 #define VECTORS 2
 #else
@@ -39,6 +37,7 @@
 #endif
 
 #define TILE 64 /* tokens in a row of a tile */
+#define EACH(i, count) for (int i = 0; i < (count); i++)
 #define INLINE static inline __attribute__((always_inline))
 
 typedef float floats __attribute__((vector_size(4 * LANES)));
@@ -50,6 +49,7 @@ enum activation { NONE, RELU, GELU, GELU_TANH, QUICK_GELU, SILU };
 /* How a linear layer stores its output, a tile. */
 enum form {
     STORE,    /* float32 rows */
+    MEASURE,  /* float32 rows, and each token's range */
     ADD,      /* float32 rows, added to what is there */
     NARROW,   /* bfloat16 rows, as the next linear layer reads them */
     PAIRS,    /* bfloat16, two features of a token in 32 bits: queries and keys */
@@ -60,7 +60,7 @@ struct linear {
     int32_t precision, rows, columns; /* rows: a multiple of 4 */
     const int32_t *start;             /* [rows / 4 + 1] first group of a block row */
     const uint16_t *column;           /* [groups][1, 2 or 4], and 64 more that prefetching may read */
-    const void *value;                /* [groups][16 bytes] */
+    const char *value;                /* [groups][16 bytes] */
     const float *bias;                /* [rows] */
     const float *scale;               /* int8: [rows] weight = scale * stored value */
     const float *sum;                 /* int8: [rows] sum of the row's weights */
@@ -83,40 +83,111 @@ struct batch {
     const int32_t *tokens; /* [sequences] tokens to compute */
     const int32_t *keys;   /* [sequences] the first so many of them are attended to */
     const int32_t *source; /* [all tokens] row in `in` and `out` of each token, sequence by sequence */
-    const float *in;
-    float *out; /* [rows][hidden] */
+    float *in, *out;       /* [rows][hidden] */
 };
 
-/* ---- vectors ---- */
+/* ---- instruction sets ---- */
 
 INLINE floats all(float x) { return x - (floats){}; }
-INLINE floats load(const float *p) { return *(const floats *)p; }
-INLINE void store(float *p, floats x) { *(floats *)p = x; }
-INLINE ints bits(floats x) { return (ints)x; }
 
-/* The larger or smaller of two; the second if either is NaN. */
+/* larger, smaller: the second if either is NaN. reciprocal: of a finite x, relative error 2e-7.
+   rounded: to the nearest integer, if |x| < 2^22. scaled: 2^k * x for an integral k < 128; below -126 it may be
+   2^-126 * x. */
 #if defined(__AVX512F__)
 INLINE floats larger(floats a, floats b) { return (floats)_mm512_max_ps((__m512)a, (__m512)b); }
 INLINE floats smaller(floats a, floats b) { return (floats)_mm512_min_ps((__m512)a, (__m512)b); }
-#elif defined(__AVX2__)
+INLINE floats rounded(floats x) { return (floats)_mm512_roundscale_ps((__m512)x, 8); }
+INLINE floats scaled(floats x, floats k) { return (floats)_mm512_scalef_ps((__m512)x, (__m512)k); }
+INLINE floats reciprocal(floats x) {
+    floats r = (floats)_mm512_rcp14_ps((__m512)x);
+    return r * (2.f - x * r); /* a step of Newton's method doubles the 14 bits */
+}
+#else
+#if defined(__AVX2__)
 INLINE floats larger(floats a, floats b) { return (floats)_mm256_max_ps((__m256)a, (__m256)b); }
 INLINE floats smaller(floats a, floats b) { return (floats)_mm256_min_ps((__m256)a, (__m256)b); }
 #else
-INLINE floats choose(ints mask, floats a, floats b) { return (floats)((mask & bits(a)) | (~mask & bits(b))); }
-INLINE floats larger(floats a, floats b) { return choose(a > b, a, b); }
-INLINE floats smaller(floats a, floats b) { return choose(a < b, a, b); }
+INLINE floats larger(floats a, floats b) { return (floats)(((a > b) & (ints)a) | (~(a > b) & (ints)b)); }
+INLINE floats smaller(floats a, floats b) { return (floats)(((a < b) & (ints)a) | (~(a < b) & (ints)b)); }
+#endif
+INLINE floats rounded(floats x) { return (x + 12582912.f) - 12582912.f; }
+INLINE floats scaled(floats x, floats k) {
+    return (floats)((ints)x + (__builtin_convertvector(larger(all(-126.f), k), ints) << 23));
+}
+INLINE floats reciprocal(floats x) { return 1.f / x; }
 #endif
 
-INLINE floats magnitude(floats x) { return (floats)(bits(x) & 0x7fffffff); }
+/* bfloat16. in_order: 2 vectors of tokens as one row. narrow: in the order in which `unpack2` gives them back.
+   pair: a[i] in the lower half of 32 bits, b[i] in the upper. unpack2: pairs of two rows, 2 vectors.
+   dot2: adds the products of pairs. */
+#if defined(__AVX512BF16__)
+#define HAS_BFLOAT16 1
+INLINE ints in_order(floats a, floats b) { return (ints)_mm512_cvtne2ps_pbh((__m512)b, (__m512)a); }
+INLINE ints narrow(floats a, floats b) {
+    return (ints)_mm512_permutexvar_epi64(_mm512_set_epi64(7, 3, 6, 2, 5, 1, 4, 0), (__m512i)in_order(a, b));
+}
+INLINE ints pair(floats a, floats b) {
+    const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6,
+                                           21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+    return (ints)_mm512_permutexvar_epi16(order, (__m512i)in_order(a, b));
+}
+INLINE void unpack2(const char *a, const char *b, ints *v) {
+    __m512i x = _mm512_load_si512(a), y = _mm512_load_si512(b);
+    v[0] = (ints)_mm512_unpacklo_epi16(x, y);
+    v[1] = (ints)_mm512_unpackhi_epi16(x, y);
+}
+INLINE floats dot2(floats sum, ints x, int32_t w) {
+    return (floats)_mm512_dpbf16_ps((__m512)sum, (__m512bh)x, (__m512bh)_mm512_set1_epi32(w));
+}
+#else /* never executed */
+#define HAS_BFLOAT16 0
+#define in_order(a, b) ((ints)((a) + (b)))
+#define narrow(a, b) ((ints)((a) + (b)))
+#define pair(a, b) ((ints)((a) + (b)))
+#define unpack2(a, b, v) (*(v) = *(const ints *)(a))
+#define dot2(sum, x, w) (sum)
+#endif
 
-/* To the nearest integer, if |x| < 2^22. */
-INLINE floats rounded(floats x) { return (x + 12582912.f) - 12582912.f; }
+/* int8. to_bytes: 4 vectors of tokens as one row. unpack4: fours of four rows, 4 vectors.
+   dot4: adds the products of fours, x unsigned. */
+#if defined(__AVX512VNNI__)
+#define HAS_INT8 1
+INLINE ints to_bytes(const floats *x) {
+    __m512i v[4];
+    EACH(j, 4) v[j] = _mm512_cvtps_epi32((__m512)x[j]);
+    return (ints)_mm512_packus_epi16(_mm512_packus_epi32(v[0], v[1]), _mm512_packus_epi32(v[2], v[3]));
+}
+INLINE void unpack4(const char *x, const uint16_t *column, ints *v) {
+    __m512i a = _mm512_load_si512(x + TILE * column[0]), b = _mm512_load_si512(x + TILE * column[1]);
+    __m512i c = _mm512_load_si512(x + TILE * column[2]), d = _mm512_load_si512(x + TILE * column[3]);
+    __m512i ab = _mm512_unpacklo_epi8(a, b), AB = _mm512_unpackhi_epi8(a, b);
+    __m512i cd = _mm512_unpacklo_epi8(c, d), CD = _mm512_unpackhi_epi8(c, d);
+    v[0] = (ints)_mm512_unpacklo_epi16(ab, cd), v[1] = (ints)_mm512_unpackhi_epi16(ab, cd);
+    v[2] = (ints)_mm512_unpacklo_epi16(AB, CD), v[3] = (ints)_mm512_unpackhi_epi16(AB, CD);
+}
+INLINE ints dot4(ints sum, ints x, int32_t w) {
+    return (ints)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)x, _mm512_set1_epi32(w));
+}
+#else /* never executed */
+#define HAS_INT8 0
+#define to_bytes(x) ((ints)*(x))
+#define unpack4(x, column, v) (*(v) = *(const ints *)((x) + *(column)))
+#define dot4(sum, x, w) (sum)
+#endif
 
-/* 2^k * x for an integral k that does not overflow. */
-INLINE floats scaled(floats x, floats k) { return (floats)(bits(x) + (__builtin_convertvector(k, ints) << 23)); }
+/* ---- functions of a vector ---- */
+
+/* A polynomial of n coefficients, that of the highest power first. */
+INLINE floats polynomial(floats x, const float *c, const int n) {
+    floats p = all(c[0]);
+    for (int i = 1; i < n; i++) p = p * x + c[i];
+    return p;
+}
+
+INLINE floats magnitude(floats x) { return (floats)((ints)x & 0x7fffffff); }
 
 INLINE floats root(floats x) {
-    for (int i = 0; i < LANES; i++) x[i] = sqrtf(x[i]);
+    EACH(i, LANES) x[i] = sqrtf(x[i]);
     return x;
 }
 
@@ -125,44 +196,34 @@ INLINE floats exponential(floats x) {
     x = smaller(all(88.f), larger(all(-87.f), x));
     floats k = rounded(x * 1.44269504f);
     floats r = x - k * 0.693359375f + k * 2.12194440e-4f;
-    floats p = 1.9875691e-4f * r + 1.3981999e-3f;
-    p = p * r + 8.3334519e-3f;
-    p = p * r + 4.1665795e-2f;
-    p = p * r + 1.6666665e-1f;
-    p = p * r + 0.5f;
+    const float c[] = {1.9875691e-4f, 1.3981999e-3f, 8.3334519e-3f, 4.1665795e-2f, 1.6666665e-1f, 0.5f};
+    floats p = polynomial(r, c, 6);
     return scaled(p * (r * r) + (r + 1.f), k);
 }
 
-/* 2^x; relative error 4e-5, below the resolution of bfloat16. Below -126 it is 2^-126. */
+/* 2^x for a finite x < 128; relative error 4e-5, below the resolution of bfloat16. Below -126 it is at most 2^-126. */
 INLINE floats power_of_2(floats x) {
-    x = smaller(all(126.f), larger(all(-126.f), x));
     floats k = rounded(x), r = x - k;
-    floats p = 0.0096181f * r + 0.0555041f;
-    p = p * r + 0.2402265f;
-    p = p * r + 0.6931472f;
-    return scaled(p * r + 1.f, k);
+    const float c[] = {0.0096181f, 0.0555041f, 0.2402265f, 0.6931472f, 1.f};
+    return scaled(polynomial(r, c, 5), k);
 }
-
-INLINE floats sigmoid_times(floats x, floats z) { return x / (1.f + exponential(-z)); }
 
 /* x * Phi(x), with erfc after Abramowitz and Stegun 7.1.26; absolute error 2e-7. */
 INLINE floats gelu(floats x) {
-    floats z = magnitude(x) * 0.70710678f, t = 1.f / (z * 0.3275911f + 1.f);
-    floats p = 1.061405429f * t - 1.453152027f;
-    p = p * t + 1.421413741f;
-    p = p * t - 0.284496736f;
-    p = p * t + 0.254829592f;
-    floats tail = 0.5f * x * (p * t * exponential(-(z * z))); /* x / 2 * erfc(|x| / sqrt 2) */
+    floats z = magnitude(x) * 0.70710678f, t = reciprocal(z * 0.3275911f + 1.f);
+    const float c[] = {1.061405429f, -1.453152027f, 1.421413741f, -0.284496736f, 0.254829592f};
+    floats tail = 0.5f * x * (polynomial(t, c, 5) * t * exponential(-(z * z))); /* x / 2 * erfc(|x| / sqrt 2) */
     return larger(all(0.f), x) - magnitude(tail);
 }
 
 /* x * Phi(x) as x / (1 + 2^u(x)) with a fitted u; absolute error 3e-5, below the resolution of bfloat16 and int8. */
 INLINE floats gelu_fast(floats x) {
     floats c = smaller(all(5.f), larger(all(-5.f), x)), q = c * c;
-    floats u = 1.0279589e-3f * q - 0.10685993f;
-    u = u * q - 2.3010292f;
-    return x / (1.f + power_of_2(u * c));
+    const float u[] = {1.0279589e-3f, -0.10685993f, -2.3010292f};
+    return x * reciprocal(1.f + power_of_2(polynomial(q, u, 3) * c));
 }
+
+INLINE floats sigmoid_times(floats x, floats z) { return x / (1.f + exponential(-z)); }
 
 INLINE floats activate(floats x, enum activation kind, int exact) {
     switch (kind) {
@@ -175,210 +236,156 @@ INLINE floats activate(floats x, enum activation kind, int exact) {
     }
 }
 
-/* ---- bfloat16 and int8 ---- */
+/* ---- tiles ---- */
 
-#if defined(__AVX512BF16__)
-/* 32 tokens as bfloat16 in order. */
-INLINE __m512i in_order(floats a, floats b) { return (__m512i)_mm512_cvtne2ps_pbh((__m512)b, (__m512)a); }
+/* The vectors of row k. `x` may begin at any vector of a tile. */
+INLINE floats *row(const float *x, int64_t k) { return (floats *)(x + k * TILE); }
 
-/* 32 tokens as bfloat16: `unpacklo` gives the first 16 back, `unpackhi` the others. */
-INLINE __m512i narrow(floats a, floats b) {
-    return _mm512_permutexvar_epi64(_mm512_set_epi64(7, 3, 6, 2, 5, 1, 4, 0), in_order(a, b));
+/* Copy rows[source[token]] into a tile, whose other tokens are zero, or out of it; 16 features at a time, because these
+   stay in the L1 cache. */
+INLINE void transpose(float *rows, const int32_t *source, int tokens, int features, float *x, const int out) {
+    if (!out) memset(x, 0, sizeof(float) * TILE * features);
+    for (int k = 0; k < features; k += 16)
+        EACH(t, tokens) {
+            float *token = rows + (int64_t)(source ? source[t] : t) * features;
+            for (int i = k; i < k + 16 && i < features; i++)
+                if (out)
+                    token[i] = x[i * TILE + t];
+                else
+                    x[i * TILE + t] = token[i];
+        }
 }
 
-/* a[i] and b[i] as bfloat16 in 32 bits: a in the lower half. */
-INLINE __m512i pair(floats a, floats b) {
-    __m512i x = narrow(a, b), swapped = _mm512_shuffle_epi32(x, _MM_PERM_BADC);
-    return _mm512_unpacklo_epi16(x, swapped);
-}
-
-INLINE floats dot2(floats sum, __m512i x, int32_t w) {
-    return (floats)_mm512_dpbf16_ps((__m512)sum, (__m512bh)x, (__m512bh)_mm512_set1_epi32(w));
-}
-#endif
-
+/* How the tokens of a tile are stored as unsigned bytes: x = scale * byte + zero. */
 struct quantized {
-    _Alignas(64) float scale[TILE], zero[TILE]; /* of each token: x = scale * stored + zero */
+    floats scale[TILE / LANES], zero[TILE / LANES];
+    floats low[TILE / LANES], high[TILE / LANES]; /* range of the rows that are quantized next */
 };
 
-#if defined(__AVX512VNNI__)
-/* Store rows of a tile as unsigned bytes; a NaN makes its token's scale NaN. */
-static void quantize(const float *x, int rows, struct quantized *q, uint8_t *out) {
-    floats scale[4], zero[4];
-    for (int j = 0; j < 4; j++) {
-        floats low = all(INFINITY), high = all(-INFINITY), nan = all(0.f);
-        for (int k = 0; k < rows; k++) {
-            floats v = load(x + k * TILE + 16 * j);
-            low = smaller(v, low), high = larger(v, high), nan += v * 0.f;
-        }
-        zero[j] = low + nan;
-        scale[j] = larger(all(1e-12f), (high - low) * (1.f / 255)) + nan;
-        store(q->scale + 16 * j, scale[j]), store(q->zero + 16 * j, zero[j]);
-        scale[j] = 1.f / scale[j];
-    }
-    for (int k = 0; k < rows; k++) {
-        __m512i v[4];
-        for (int j = 0; j < 4; j++)
-            v[j] = _mm512_cvtps_epi32((__m512)((load(x + k * TILE + 16 * j) - zero[j]) * scale[j]));
-        __m512i low = _mm512_packus_epi32(v[0], v[1]), high = _mm512_packus_epi32(v[2], v[3]);
-        _mm512_store_si512(out + k * TILE, _mm512_packus_epi16(low, high));
-    }
+/* Begin the range of the tokens. */
+static void forget(struct quantized *q) {
+    EACH(j, TILE / LANES) q->low[j] = all(INFINITY), q->high[j] = all(-INFINITY);
 }
-#endif
 
-/* Bring rows of a float32 tile into the form that a linear layer of this precision reads. */
-static const void *prepare(enum precision precision, const float *x, int rows, struct quantized *q, void *buffer) {
-    (void)precision, (void)rows, (void)q, (void)buffer;
-#if defined(__AVX512BF16__)
-    if (precision == BFLOAT16) {
-        __m512i *out = buffer;
-        for (int k = 0; k < rows; k++, x += TILE, out += 2)
-            for (int j = 0; j < 2; j++) out[j] = narrow(load(x + 32 * j), load(x + 32 * j + 16));
+/* Widen a range. A NaN makes `low` NaN for good. */
+INLINE void widen(floats v, floats *low, floats *high) {
+    *low = smaller(v, *low) + v * 0.f;
+    *high = larger(v, *high);
+}
+
+/* Store float32 rows, whose range is known, as bytes. A NaN makes its token's scale NaN. */
+static const void *quantize(const float *x, int rows, struct quantized *q, void *buffer) {
+    floats zero[VECTORS], factor[VECTORS], v[VECTORS];
+    EACH(j, VECTORS) {
+        zero[j] = q->zero[j] = q->low[j];
+        q->scale[j] = larger(all(1e-12f), (q->high[j] - zero[j]) * (1.f / 255)) + (zero[j] - zero[j]);
+        factor[j] = 1.f / q->scale[j];
+    }
+    EACH(k, rows) {
+        EACH(j, VECTORS) v[j] = (row(x, k)[j] - zero[j]) * factor[j];
+        ((ints *)buffer)[k] = to_bytes(v);
+    }
+    return buffer;
+}
+
+/* Bring float32 rows into the form that the layer reads. */
+static const void *prepare(const struct linear *w, const float *x, struct quantized *q, void *buffer) {
+    int rows = w->columns;
+    if (HAS_INT8 && w->precision == INT8) {
+        struct quantized range; /* no store can change a copy, so it stays in registers */
+        forget(&range);
+        EACH(k, rows) EACH(j, TILE / LANES) widen(row(x, k)[j], &range.low[j], &range.high[j]);
+        *q = range;
+        return quantize(x, rows, q, buffer);
+    }
+    if (HAS_BFLOAT16 && w->precision == BFLOAT16) {
+        EACH(k, rows) EACH(j, 2) ((ints *)buffer)[2 * k + j] = narrow(row(x, k)[2 * j], row(x, k)[2 * j + 1]);
         return buffer;
     }
-#endif
-#if defined(__AVX512VNNI__)
-    if (precision == INT8) {
-        quantize(x, rows, q, buffer);
-        return buffer;
-    }
-#endif
     return x;
 }
 
 /* ---- sparse linear layer ---- */
 
-struct sums {
-    floats v[4][VECTORS]; /* of 4 rows and n <= VECTORS vectors of tokens */
-};
+typedef floats sums[4][VECTORS]; /* of 4 rows and n <= VECTORS vectors of tokens */
 
-INLINE void fetch(const void *p, int bytes) {
-    for (int i = 0; i < bytes; i += 64) __builtin_prefetch((const char *)p + i);
+/* sum + x * w, for the 1, 2 or 4 features of each token that 32 bits hold. Sums of int8 products are integers. */
+INLINE floats dot(floats sum, ints x, const void *w, const enum precision precision) {
+    if (precision == INT8) return (floats)dot4((ints)sum, x, *(const int32_t *)w);
+    if (precision == BFLOAT16) return dot2(sum, x, *(const int32_t *)w);
+    return sum + *(const float *)w * (floats)x;
 }
 
-INLINE void multiply_float32(const struct linear *w, int block, const float *x, const int n, struct sums *s) {
-    const float *value = (const float *)w->value + 4 * (int64_t)w->start[block];
-    const uint16_t *column = w->column + w->start[block], *end = w->column + w->start[block + 1];
-    for (; column < end; column++, value += 4) {
-        const float *row = x + TILE * column[0];
-        fetch(x + TILE * column[4], 4 * LANES * n);
-        fetch(value + 64, 1);
-        for (int j = 0; j < n; j++) {
-            floats v = load(row + LANES * j);
-            for (int r = 0; r < 4; r++) s->v[r][j] += value[r] * v;
-        }
+/* Add the products of a block row. `x` begins at the first of n vectors. */
+INLINE void multiply(const struct linear *w, int block, const char *x, const enum precision precision, const int n,
+                     sums s) {
+    const int size = precision == INT8 ? 4 : precision == BFLOAT16 ? 2 : 1, bytes = 4 * TILE / size; /* of a row */
+    const char *value = w->value + 16 * (int64_t)w->start[block];
+    const uint16_t *column = w->column + size * w->start[block], *end = w->column + size * w->start[block + 1];
+    for (; column < end; column += size, value += 16) {
+        __builtin_prefetch(value + 256);
+        EACH(i, size)
+            for (int b = 0; b < 4 * LANES * n / size; b += 64) __builtin_prefetch(x + bytes * column[4 * size + i] + b);
+        ints v[VECTORS];
+        if (precision == INT8) unpack4(x, column, v);
+        for (int j = 0; precision == BFLOAT16 && j < n; j += 2)
+            unpack2(x + bytes * column[0] + 2 * LANES * j, x + bytes * column[1] + 2 * LANES * j, v + j);
+        for (int j = 0; precision == FLOAT32 && j < n; j++) v[j] = ((const ints *)(x + bytes * column[0]))[j];
+        EACH(j, n) EACH(r, 4) s[r][j] = dot(s[r][j], v[j], value + 4 * r, precision);
     }
 }
 
-#if defined(__AVX512BF16__)
-INLINE void multiply_bfloat16(const struct linear *w, int block, const char *x, const int n, struct sums *s) {
-    const int32_t *value = (const int32_t *)w->value + 4 * (int64_t)w->start[block];
-    const uint16_t *column = w->column + 2 * w->start[block], *end = w->column + 2 * w->start[block + 1];
-    for (; column < end; column += 2, value += 4) {
-        fetch(x + 2 * TILE * column[8], 32 * n);
-        fetch(x + 2 * TILE * column[9], 32 * n);
-        for (int j = 0; j < n; j += 2) {
-            __m512i a = _mm512_load_si512(x + 2 * TILE * column[0] + 32 * j);
-            __m512i b = _mm512_load_si512(x + 2 * TILE * column[1] + 32 * j);
-            __m512i low = _mm512_unpacklo_epi16(a, b), high = _mm512_unpackhi_epi16(a, b);
-            for (int r = 0; r < 4; r++) s->v[r][j] = dot2(s->v[r][j], low, value[r]);
-            if (j + 1 < n)
-                for (int r = 0; r < 4; r++) s->v[r][j + 1] = dot2(s->v[r][j + 1], high, value[r]);
-        }
-    }
-}
-#endif
-
-#if defined(__AVX512VNNI__)
-INLINE void multiply_int8(const struct linear *w, int block, const char *x, const int n, struct sums *s) {
-    __m512i sum[4][4];
-    for (int r = 0; r < 4; r++)
-        for (int j = 0; j < n; j++) sum[r][j] = _mm512_setzero_si512();
-    const int32_t *value = (const int32_t *)w->value + 4 * (int64_t)w->start[block];
-    const uint16_t *column = w->column + 4 * w->start[block], *end = w->column + 4 * w->start[block + 1];
-    for (; column < end; column += 4, value += 4) {
-        __m512i a = _mm512_load_si512(x + TILE * column[0]), b = _mm512_load_si512(x + TILE * column[1]);
-        __m512i c = _mm512_load_si512(x + TILE * column[2]), d = _mm512_load_si512(x + TILE * column[3]);
-        __m512i ab = _mm512_unpacklo_epi8(a, b), cd = _mm512_unpacklo_epi8(c, d);
-        __m512i AB = _mm512_unpackhi_epi8(a, b), CD = _mm512_unpackhi_epi8(c, d);
-        __m512i four[4] = {_mm512_unpacklo_epi16(ab, cd), _mm512_unpackhi_epi16(ab, cd),
-                           _mm512_unpacklo_epi16(AB, CD), _mm512_unpackhi_epi16(AB, CD)};
-        for (int r = 0; r < 4; r++)
-            for (int j = 0; j < n; j++) sum[r][j] = _mm512_dpbusd_epi32(sum[r][j], four[j], _mm512_set1_epi32(value[r]));
-    }
-    for (int r = 0; r < 4; r++)
-        for (int j = 0; j < n; j++) s->v[r][j] = (floats)_mm512_cvtepi32_ps(sum[r][j]);
-}
-#endif
-
-INLINE void multiply(const struct linear *w, int block, const void *x, int strip, const int n, struct sums *s) {
-    for (int r = 0; r < 4; r++)
-        for (int j = 0; j < n; j++) s->v[r][j] = all(0.f);
-#if defined(__AVX512BF16__)
-    if (w->precision == BFLOAT16) return multiply_bfloat16(w, block, x, n, s);
-#endif
-#if defined(__AVX512VNNI__)
-    if (w->precision == INT8) return multiply_int8(w, block, x, n, s);
-#endif
-    multiply_float32(w, block, (const float *)x + strip, n, s);
-}
-
-/* Store 4 rows of sums. `y` is the whole output tile. */
-INLINE void put(struct sums *s, enum form form, int block, int strip, const int n, void *y) {
-    float *row = (float *)y + 4 * block * TILE + strip;
-    if (form == STORE || form == ADD)
-        for (int r = 0; r < 4; r++)
-            for (int j = 0; j < n; j++) {
-                float *place = row + r * TILE + LANES * j;
-                store(place, form == ADD ? s->v[r][j] + load(place) : s->v[r][j]);
-            }
-#if defined(__AVX512BF16__)
-    if (form == PAIRS)
+/* Store 4 rows of sums. `y` begins at the first of the rows and of the vectors; `half` is the place of the rows in a
+   tile of bfloat16. */
+INLINE void put(sums s, enum form form, const int n, float *y, char *half) {
+    if (form <= ADD)
+        EACH(r, 4) EACH(j, n) row(y, r)[j] = form == ADD ? s[r][j] + row(y, r)[j] : s[r][j];
+    else if (HAS_BFLOAT16 && form == PAIRS)
         for (int r = 0; r < 4; r += 2)
-            for (int j = 0; j < n; j++)
-                _mm512_store_si512((uint32_t *)y + (2 * block + r / 2) * TILE + 16 * j, pair(s->v[r][j], s->v[r + 1][j]));
-    if (form == NARROW || form == IN_ORDER)
-        for (int r = 0; r < 4; r++)
-            for (int j = 0; j < n; j += 2) {
-                floats a = s->v[r][j], b = j + 1 < n ? s->v[r][j + 1] : all(0.f);
-                __m512i both = form == NARROW ? narrow(a, b) : in_order(a, b);
-                _mm512_store_si512((uint16_t *)y + (4 * block + r) * TILE + 16 * j, both);
-            }
-#endif
+            EACH(j, n) ((ints *)(half + 2 * TILE * r))[j] = pair(s[r][j], s[r + 1][j]);
+    else if (HAS_BFLOAT16)
+        EACH(r, 4) EACH(j, (n + 1) / 2) {
+            floats a = s[r][2 * j], b = 2 * j + 1 < n ? s[r][2 * j + 1] : all(0.f);
+            ((ints *)(half + 2 * TILE * r))[j] = form == NARROW ? narrow(a, b) : in_order(a, b);
+        }
 }
 
-INLINE void linear_vectors(const struct linear *layer, const void *x, const struct quantized *q, int strip,
-                           const int n, enum activation activation, enum form form, void *y) {
+/* The layer for n vectors of tokens, the first of which is number `first` of the tile. */
+INLINE void linear_vectors(const struct linear *layer, const char *x, struct quantized *q, int first, const int n,
+                           enum activation activation, enum form form, float *y) {
     const struct linear copy = *layer, *w = &copy; /* a copy that no store can change stays in registers */
-    for (int block = 0; block < w->rows / 4; block++) {
-        struct sums s;
-        multiply(w, block, x, strip, n, &s);
-        for (int r = 0; r < 4; r++) {
-            int row = 4 * block + r;
-            for (int j = 0; j < n; j++) {
-                floats v = s.v[r][j];
-                if (w->precision == INT8) {
-                    floats scale = load(q->scale + strip + LANES * j), zero = load(q->zero + strip + LANES * j);
-                    v = v * w->scale[row] * scale + zero * w->sum[row];
-                }
-                s.v[r][j] = activate(v + w->bias[row], activation, w->precision == FLOAT32);
-            }
+    EACH(block, w->rows / 4) {
+        sums s = {};
+        if (HAS_INT8 && w->precision == INT8)
+            multiply(w, block, x, INT8, n, s);
+        else if (HAS_BFLOAT16 && w->precision == BFLOAT16)
+            multiply(w, block, x, BFLOAT16, n, s);
+        else
+            multiply(w, block, x + 4 * LANES * first, FLOAT32, n, s);
+        EACH(r, 4) EACH(j, n) {
+            floats v = s[r][j];
+            int i = 4 * block + r;
+            if (HAS_INT8 && w->precision == INT8)
+                v = __builtin_convertvector((ints)v, floats) * w->scale[i] * q->scale[j] + q->zero[j] * w->sum[i];
+            s[r][j] = activate(v + w->bias[i], activation, w->precision == FLOAT32);
         }
-        put(&s, form, block, strip, n, y);
+        if (HAS_INT8 && form == MEASURE)
+            EACH(r, 4) EACH(j, n) widen(s[r][j], &q->low[j], &q->high[j]);
+        put(s, form, n, y + 4 * block * TILE + LANES * first, (char *)y + 8 * block * TILE);
     }
 }
 
 /* y = activation(W x + bias) for the first `tokens` of a tile. */
-static void linear(const struct linear *w, const void *x, const struct quantized *q, int tokens,
-                   enum activation activation, enum form form, void *y) {
-    for (int strip = 0; strip < tokens; strip += LANES * VECTORS)
-        switch ((tokens - strip + LANES - 1) / LANES) {
-        case 1: linear_vectors(w, x, q, strip, 1, activation, form, y); break;
-#if VECTORS == 4
-        case 2: linear_vectors(w, x, q, strip, 2, activation, form, y); break;
-        case 3: linear_vectors(w, x, q, strip, 3, activation, form, y); break;
-#endif
-        default: linear_vectors(w, x, q, strip, VECTORS, activation, form, y);
+static void linear(const struct linear *w, const void *x, struct quantized *q, int tokens, enum activation activation,
+                   enum form form, void *y) {
+#define VECTORS_OF(n) linear_vectors(w, x, q, first, n < VECTORS ? n : VECTORS, activation, form, y)
+    if (form == MEASURE) forget(q);
+    for (int first = 0; LANES * first < tokens; first += VECTORS)
+        switch ((tokens - 1) / LANES - first) {
+        case 0: VECTORS_OF(1); break;
+        case 1: VECTORS_OF(2); break;
+        case 2: VECTORS_OF(3); break;
+        default: VECTORS_OF(VECTORS);
         }
 }
 
@@ -387,216 +394,146 @@ static void linear(const struct linear *w, const void *x, const struct quantized
 /* Normalise the rows of each token of a tile, in place. */
 static void layer_norm(float *x, int rows, const float *weight, const float *bias, float epsilon, int tokens) {
     for (float *end = x + tokens; x < end; x += LANES * VECTORS) {
-        floats mean[VECTORS], scale[VECTORS];
-        for (int j = 0; j < VECTORS; j++) mean[j] = scale[j] = all(0.f);
-        for (int k = 0; k < rows; k++)
-            for (int j = 0; j < VECTORS; j++) mean[j] += load(x + k * TILE + LANES * j);
-        for (int j = 0; j < VECTORS; j++) mean[j] /= (float)rows;
-        for (int k = 0; k < rows; k++)
-            for (int j = 0; j < VECTORS; j++) {
-                floats v = load(x + k * TILE + LANES * j) - mean[j];
-                scale[j] += v * v;
-            }
-        for (int j = 0; j < VECTORS; j++) scale[j] = 1.f / root(scale[j] / (float)rows + epsilon);
-        for (int k = 0; k < rows; k++)
-            for (int j = 0; j < VECTORS; j++) {
-                float *place = x + k * TILE + LANES * j;
-                store(place, (load(place) - mean[j]) * scale[j] * weight[k] + bias[k]);
-            }
+        floats mean[VECTORS] = {}, scale[VECTORS] = {};
+        EACH(k, rows) EACH(j, VECTORS) mean[j] += row(x, k)[j];
+        EACH(j, VECTORS) mean[j] /= (float)rows;
+        EACH(k, rows) EACH(j, VECTORS) {
+            floats v = row(x, k)[j] - mean[j];
+            scale[j] += v * v;
+        }
+        EACH(j, VECTORS) scale[j] = 1.f / root(scale[j] / (float)rows + epsilon);
+        EACH(k, rows) EACH(j, VECTORS)
+            row(x, k)[j] = (row(x, k)[j] - mean[j]) * scale[j] * weight[k] + bias[k];
     }
 }
 
 /* The tokens of one text, in tiles of `width` tokens. */
 struct sequence {
-    float *x; /* [tiles][hidden, rounded up to a multiple of 4][64] */
-    int tokens, keys, width, tiles;
+    float *x;              /* [tiles][hidden, rounded up to a multiple of 4][64] */
+    size_t tile;           /* floats that a tile takes */
     const int32_t *source; /* [tokens] rows of the batch */
+    int tokens, keys, width, tiles;
 };
 
-/* Queries, keys and values of a sequence; tiles as the form PAIRS (queries, keys) and IN_ORDER (values) store them if
-   narrow, else as STORE does. All heads of a tile are consecutive. */
+/* Queries, keys and values of a sequence. All heads of a tile are consecutive. */
 struct heads {
     float *query, *key, *value;
     size_t tile; /* floats of memory that a tile takes */
-    int narrow;
+    int pack;    /* 1: float32, form STORE; 2: bfloat16 in 32 bits, forms PAIRS (queries, keys) and IN_ORDER (values) */
 };
 
-/* s += w x over so many steps: rows x[step][64] by weights w[row * by_row + step * by_step]. If narrow, an element
-   is a pair of bfloat16. */
-INLINE void outer(const float *x, const float *w, int by_row, int by_step, int steps, int narrow, const int n,
-                  struct sums *s) {
-    for (int i = 0; i < steps; i++, x += TILE, w += by_step)
-        for (int j = 0; j < n; j++) {
-            floats v = load(x + LANES * j);
-            for (int r = 0; r < 4; r++)
-#if defined(__AVX512BF16__)
-                if (narrow) {
-                    int32_t both;
-                    memcpy(&both, w + r * by_row, 4);
-                    s->v[r][j] = dot2(s->v[r][j], (__m512i)v, both);
-                } else
-#endif
-                    s->v[r][j] += w[r * by_row] * v;
-        }
-    (void)narrow;
-}
-
-INLINE void clear(struct sums *s) {
-    for (int r = 0; r < 4; r++)
-        for (int j = 0; j < VECTORS; j++) s->v[r][j] = all(0.f);
-}
-
-INLINE int keys_in(const struct sequence *q, int tile) {
-    int left = q->keys - tile * q->width;
+/* Of so many tokens of a sequence, those in a tile. */
+INLINE int part(const struct sequence *q, int tokens, int tile) {
+    int left = tokens - tile * q->width;
     return left < 0 ? 0 : left < q->width ? left : q->width;
 }
 
-/* Attention of one head: n vectors of queries to all keys. `query`, `key`, `value` begin at the head, `query` and `out`
-   at the tile and the vectors too. `p` [keys + 3][64] is for probabilities. */
-INLINE void attend(const struct sequence *sequence, const struct heads *heads, const float *query, const float *key,
-                   const float *value, int size, float scale, const int narrow, const int n, float *p, float *out) {
-    const struct sequence own = *sequence, *q = &own; /* copies that no store can change stay in registers */
-    const struct heads copy = *heads, *h = &copy;
-    const int steps = narrow ? 2 : 1; /* features or keys that one step takes */
-    floats highest[VECTORS], total[VECTORS];
-    for (int j = 0; j < n; j++) highest[j] = all(-1e30f), total[j] = all(0.f);
-    for (int tile = 0; tile < q->tiles; tile++)
-        for (int i = 0, count = keys_in(q, tile); i < count; i += 4) {
-            struct sums s;
-            clear(&s);
-            outer(query, key + tile * h->tile + i, 1, TILE, size / steps, narrow, n, &s);
-            for (int r = 0; r < 4; r++)
-                for (int j = 0; j < n; j++) {
-                    floats v = i + r < count ? s.v[r][j] * scale : all(-1e30f);
-                    highest[j] = larger(v, highest[j]);
-                    store(p + (tile * q->width + i + r) * TILE + LANES * j, v);
-                }
-        }
-    int rows = (q->keys + 3) & ~3;
-    for (int k = 0; k < rows; k += steps)
-        for (int j = 0; j < n; j++) {
-            float *place = p + k * TILE + LANES * j;
-            floats a = load(place) - highest[j];
-#if defined(__AVX512BF16__)
-            if (narrow) {
-                a = power_of_2(a);
-                floats b = power_of_2(load(place + TILE) - highest[j]);
-                total[j] += a + b;
-                _mm512_store_si512(p + k / 2 * TILE + 16 * j, pair(a, b));
-                continue;
-            }
-#endif
-            a = exponential(a);
-            total[j] += a;
-            store(place, a);
-        }
-    for (int j = 0; j < n; j++) total[j] = 1.f / total[j];
-    for (int d = 0; d < size; d += 4) {
-        struct sums s;
-        clear(&s);
-        for (int tile = 0; tile < q->tiles; tile++)
-            outer(p + tile * q->width / steps * TILE, value + tile * h->tile + d * TILE / steps, TILE / steps, 1,
-                  ((keys_in(q, tile) + 3) & ~3) / steps, narrow, n, &s);
-        for (int r = 0; r < 4; r++)
-            for (int j = 0; j < n; j++) store(out + (d + r) * TILE + LANES * j, s.v[r][j] * total[j]);
-    }
+/* s += w x over so many steps: rows x[step][64] by weights w[row * by_row + step * by_step], `pack` in 32 bits. */
+INLINE void outer(const float *x, const float *w, int by_row, int by_step, int steps, const int pack, const int n,
+                  sums s) {
+    for (int i = 0; i < steps; i++, w += by_step)
+        EACH(j, n) EACH(r, 4)
+            s[r][j] = dot(s[r][j], (ints)row(x, i)[j], w + r * by_row, pack == 2 ? BFLOAT16 : FLOAT32);
 }
 
-/* ---- encoder ---- */
-
-struct scratch {
+/* A thread and its memory. */
+struct worker {
+    struct call *call;
+    const struct encoder *encoder;
+    pthread_t thread;
+    int number;
+    struct heads own, *heads; /* heads: own, or those that all threads share */
     float *context, *ffn, *probabilities; /* a tile of features each; [keys + 3][64] */
     void *packed;                         /* a tile in the form of `prepare` */
     struct quantized q;
 };
 
-/* Hidden states of a tile. */
-static float *tile_of(const struct encoder *e, const struct sequence *q, int tile) {
-    return q->x + (size_t)tile * ((e->hidden + 3) & ~3) * TILE;
+/* Attention of one head: n vectors of queries, from token `first` of a tile on, to all keys. */
+INLINE void attend(struct worker *w, const struct sequence *sequence, int tile, int head, int first, const int pack,
+                   const int n) {
+    const struct encoder *e = w->encoder;
+    const struct heads *h = w->heads;
+    const struct sequence own = *sequence, *q = &own; /* no store can change a copy, so it stays in registers */
+    const size_t stride = h->tile, at = (size_t)head * e->head_size * TILE / pack;
+    const float *query = h->query + tile * stride + at + first, *key = h->key + at, *value = h->value + at;
+    const int size = e->head_size;
+    const float scale = e->scale * (pack == 2 ? 1.44269504f /* log2 e */ : 1.f);
+    float *p = w->probabilities, *out = w->context + head * size * TILE + first;
+    floats highest[VECTORS], total[VECTORS];
+    EACH(j, n) highest[j] = all(-1e30f), total[j] = all(0.f);
+    EACH(t, q->tiles)
+        for (int i = 0, count = part(q, q->keys, t); i < count; i += 4) {
+            sums s = {};
+            outer(query, key + t * stride + i, 1, TILE, size / pack, pack, n, s);
+            EACH(r, 4) EACH(j, n) {
+                floats v = i + r < count ? s[r][j] : all(-1e30f);
+                highest[j] = larger(v, highest[j]);
+                row(p, t * q->width + i + r)[j] = v;
+            }
+        }
+    EACH(j, n) highest[j] *= scale; /* scale > 0, so it is the highest scaled score */
+    for (int k = 0; k < ((q->keys + 3) & ~3); k += pack) EACH(j, n) {
+        floats a = row(p, k)[j] * scale - highest[j];
+        if (pack == 2) {
+            floats b = power_of_2(row(p, k + 1)[j] * scale - highest[j]);
+            a = power_of_2(a);
+            row(p, k / 2)[j] = (floats)pair(a, b);
+            total[j] += a + b;
+        } else
+            total[j] += row(p, k)[j] = exponential(a);
+    }
+    EACH(j, n) total[j] = 1.f / larger(all(1e-30f), total[j]); /* without keys: 0 */
+    for (int d = 0; d < size; d += 4) {
+        sums s = {};
+        EACH(t, q->tiles)
+            outer(p + t * q->width / pack * TILE, value + t * stride + d * TILE / pack, TILE / pack, 1,
+                  ((part(q, q->keys, t) + 3) & ~3) / pack, pack, n, s);
+        EACH(r, 4) EACH(j, n) row(out, d + r)[j] = s[r][j] * total[j];
+    }
 }
 
-static int tokens_in(const struct sequence *q, int tile) {
-    int left = q->tokens - tile * q->width;
-    return left < q->width ? left : q->width;
+/* Attention of all heads of one tile. */
+static void attention(struct worker *w, const struct sequence *q, int tile) {
+#define ATTEND(pack, n) attend(w, q, tile, head, first, pack, n)
+    int tokens = part(q, q->tokens, tile);
+    EACH(head, w->encoder->heads)
+        for (int first = 0; first < tokens; first += LANES * VECTORS) {
+            int few = tokens - first <= LANES * VECTORS / 2;
+            if (HAS_BFLOAT16 && w->heads->pack == 2)
+                few ? ATTEND(2, VECTORS / 2) : ATTEND(2, VECTORS);
+            else
+                few ? ATTEND(1, VECTORS / 2) : ATTEND(1, VECTORS);
+        }
 }
+
+/* ---- encoder ---- */
 
 /* Queries, keys and values of one tile. */
-static void project(const struct encoder *e, const struct layer *l, const struct sequence *q, const struct heads *h,
-                    struct scratch *s, int tile) {
-    int tokens = tokens_in(q, tile);
+static void project(struct worker *w, const struct layer *l, const struct sequence *q, int tile) {
+    const struct heads *h = w->heads;
+    int tokens = part(q, q->tokens, tile);
     size_t at = tile * h->tile;
-    const float *hidden = tile_of(e, q, tile);
-    const void *x = prepare(l->query.precision, hidden, e->hidden, &s->q, s->packed);
-    linear(&l->query, x, &s->q, tokens, NONE, h->narrow ? PAIRS : STORE, h->query + at);
-    linear(&l->key, x, &s->q, tokens, NONE, h->narrow ? PAIRS : STORE, h->key + at);
-    linear(&l->value, x, &s->q, tokens, NONE, h->narrow ? IN_ORDER : STORE, h->value + at);
-}
-
-static void attention(const struct encoder *e, const struct sequence *q, const struct heads *h, struct scratch *s,
-                      int tile) {
-    int tokens = tokens_in(q, tile), size = e->head_size;
-    if (q->keys == 0) {
-        memset(s->context, 0, sizeof(float) * TILE * e->heads * size);
-        return;
-    }
-    for (int head = 0; head < e->heads; head++) {
-        size_t at = (size_t)head * size * TILE / (h->narrow ? 2 : 1);
-        const float *key = h->key + at, *value = h->value + at;
-        for (int strip = 0; strip < tokens; strip += LANES * VECTORS) {
-            const float *query = h->query + tile * h->tile + at + strip;
-            float *out = s->context + head * size * TILE + strip, scale = e->scale * 1.44269504f;
-            int full = tokens - strip > LANES * VECTORS / 2;
-#if defined(__AVX512BF16__)
-            if (h->narrow && full)
-                attend(q, h, query, key, value, size, scale, 1, VECTORS, s->probabilities, out);
-            else if (h->narrow)
-                attend(q, h, query, key, value, size, scale, 1, VECTORS / 2, s->probabilities, out);
-            else
-#endif
-            if (full)
-                attend(q, h, query, key, value, size, e->scale, 0, VECTORS, s->probabilities, out);
-            else
-                attend(q, h, query, key, value, size, e->scale, 0, VECTORS / 2, s->probabilities, out);
-            (void)scale;
-        }
-    }
+    const void *x = prepare(&l->query, q->x + tile * q->tile, &w->q, w->packed);
+    linear(&l->query, x, &w->q, tokens, NONE, h->pack == 2 ? PAIRS : STORE, h->query + at);
+    linear(&l->key, x, &w->q, tokens, NONE, h->pack == 2 ? PAIRS : STORE, h->key + at);
+    linear(&l->value, x, &w->q, tokens, NONE, h->pack == 2 ? IN_ORDER : STORE, h->value + at);
 }
 
 /* What follows the projections of all tiles, for one tile. */
-static void finish(const struct encoder *e, const struct layer *l, const struct sequence *q, const struct heads *h,
-                   struct scratch *s, int tile) {
-    int tokens = tokens_in(q, tile);
-    float *hidden = tile_of(e, q, tile);
-    attention(e, q, h, s, tile);
-    const void *x = prepare(l->output.precision, s->context, e->heads * e->head_size, &s->q, s->packed);
-    linear(&l->output, x, &s->q, tokens, NONE, ADD, hidden);
+static void finish(struct worker *w, const struct layer *l, const struct sequence *q, int tile) {
+    const struct encoder *e = w->encoder;
+    static const enum form forms[] = {[FLOAT32] = STORE, [BFLOAT16] = NARROW, [INT8] = MEASURE};
+    int tokens = part(q, q->tokens, tile), next = l->down.precision;
+    float *hidden = q->x + tile * q->tile;
+    attention(w, q, tile);
+    const void *x = prepare(&l->output, w->context, &w->q, w->packed);
+    linear(&l->output, x, &w->q, tokens, NONE, ADD, hidden);
     layer_norm(hidden, e->hidden, l->attention_weight, l->attention_bias, e->epsilon, tokens);
-    x = prepare(l->up.precision, hidden, e->hidden, &s->q, s->packed);
-    int narrow = l->down.precision == BFLOAT16;
-    linear(&l->up, x, &s->q, tokens, e->activation, narrow ? NARROW : STORE, s->ffn);
-    x = narrow ? s->ffn : prepare(l->down.precision, s->ffn, e->ffn, &s->q, s->packed);
-    linear(&l->down, x, &s->q, tokens, NONE, ADD, hidden);
+    x = prepare(&l->up, hidden, &w->q, w->packed);
+    linear(&l->up, x, &w->q, tokens, e->activation, forms[next], w->ffn);
+    x = HAS_INT8 && next == INT8 ? quantize(w->ffn, e->ffn, &w->q, w->packed) : w->ffn;
+    linear(&l->down, x, &w->q, tokens, NONE, ADD, hidden);
     layer_norm(hidden, e->hidden, l->ffn_weight, l->ffn_bias, e->epsilon, tokens);
-}
-
-/* Copy the tokens of one tile in; the rest of the tile is zero. */
-static void gather(const struct encoder *e, const struct batch *b, const struct sequence *q, int tile) {
-    float *x = tile_of(e, q, tile);
-    int tokens = tokens_in(q, tile), hidden = e->hidden;
-    memset(x, 0, sizeof(float) * hidden * TILE);
-    for (int t = 0; t < tokens; t++) {
-        const float *row = b->in + (int64_t)q->source[tile * q->width + t] * hidden;
-        for (int k = 0; k < hidden; k++) x[k * TILE + t] = row[k];
-    }
-}
-
-static void scatter(const struct encoder *e, const struct batch *b, const struct sequence *q, int tile) {
-    const float *x = tile_of(e, q, tile);
-    int hidden = e->hidden;
-    for (int t = 0; t < tokens_in(q, tile); t++) {
-        float *row = b->out + (int64_t)q->source[tile * q->width + t] * hidden;
-        for (int k = 0; k < hidden; k++) row[k] = x[k * TILE + t];
-    }
 }
 
 /* ---- threads ---- */
@@ -607,19 +544,13 @@ struct call {
     const struct encoder *encoder;
     const struct batch *batch;
     struct sequence *sequence;
+    struct worker *worker;
     atomic_int team, arrived, phase; /* team: threads that take part; 0 until all are started */
-};
-
-struct worker {
-    struct call *call;
-    int number;
-    struct heads own, *shared;
-    struct scratch scratch;
-    pthread_t thread;
 };
 
 static void barrier(struct call *c, int team) {
     int phase = atomic_load(&c->phase);
+    if (team == 1) return;
     if (atomic_fetch_add(&c->arrived, 1) == team - 1) {
         atomic_store(&c->arrived, 0);
         atomic_fetch_add(&c->phase, 1);
@@ -628,44 +559,34 @@ static void barrier(struct call *c, int team) {
             if (i > 2000) sched_yield();
 }
 
-static void compute_together(struct worker *w, int team, int number) {
-    struct call *c = w->call;
-    const struct encoder *e = c->encoder;
-    const struct sequence *q = &c->sequence[number];
-    int first = w->number;
-    for (int t = first; t < q->tiles; t += team) gather(e, c->batch, q, t);
-    for (int l = 0; l < e->layers; l++) {
-        for (int t = first; t < q->tiles; t += team) project(e, &e->layer[l], q, w->shared, &w->scratch, t);
-        barrier(c, team);
-        for (int t = first; t < q->tiles; t += team) finish(e, &e->layer[l], q, w->shared, &w->scratch, t);
-        barrier(c, team);
-    }
-    for (int t = first; t < q->tiles; t += team) scatter(e, c->batch, q, t);
-}
-
-static void compute_alone(struct worker *w, int team, int first) {
-    struct call *c = w->call;
-    const struct encoder *e = c->encoder;
-    int end = c->batch->sequences;
-    for (int i = first + w->number; i < end; i += team)
-        for (int t = 0; t < c->sequence[i].tiles; t++) gather(e, c->batch, &c->sequence[i], t);
-    for (int l = 0; l < e->layers; l++)
-        for (int i = first + w->number; i < end; i += team) {
-            struct sequence *q = &c->sequence[i];
-            for (int t = 0; t < q->tiles; t++) project(e, &e->layer[l], q, &w->own, &w->scratch, t);
-            for (int t = 0; t < q->tiles; t++) finish(e, &e->layer[l], q, &w->own, &w->scratch, t);
+/* Compute every `step`-th sequence before `end`. Threads that share them, `team` of them, take a tile each in turn. */
+static void compute(struct worker *w, struct sequence *first, int step, struct sequence *end, int team) {
+    const struct encoder *e = w->encoder;
+    const struct batch *b = w->call->batch;
+    w->heads = team == 1 ? &w->own : &w->call->worker[0].own;
+    int start = team == 1 ? 0 : w->number;
+    for (struct sequence *q = first; q < end; q += step)
+        for (int t = start; t < q->tiles; t += team)
+            transpose(b->in, q->source + t * q->width, part(q, q->tokens, t), e->hidden, q->x + t * q->tile, 0);
+    EACH(l, e->layers)
+        for (struct sequence *q = first; q < end; q += step) {
+            for (int t = start; t < q->tiles; t += team) project(w, &e->layer[l], q, t);
+            barrier(w->call, team);
+            for (int t = start; t < q->tiles; t += team) finish(w, &e->layer[l], q, t);
+            barrier(w->call, team);
         }
-    for (int i = first + w->number; i < end; i += team)
-        for (int t = 0; t < c->sequence[i].tiles; t++) scatter(e, c->batch, &c->sequence[i], t);
+    for (struct sequence *q = first; q < end; q += step)
+        for (int t = start; t < q->tiles; t += team)
+            transpose(b->out, q->source + t * q->width, part(q, q->tokens, t), e->hidden, q->x + t * q->tile, 1);
 }
 
 static void *work(void *argument) {
     struct worker *w = argument;
+    struct sequence *q = w->call->sequence, *end = q + w->call->batch->sequences;
     int team;
     while ((team = atomic_load(&w->call->team)) == 0) sched_yield();
-    int together = team > 1 ? w->call->batch->sequences % team : 0;
-    for (int i = 0; i < together; i++) compute_together(w, team, i);
-    compute_alone(w, team, together);
+    for (; team > 1 && (end - q) % team; q++) compute(w, q, 1, q + 1, team);
+    compute(w, q + w->number, team, end, 1);
     return NULL;
 }
 
@@ -678,26 +599,6 @@ static void *take(char *arena, size_t *used, size_t bytes) {
     return place;
 }
 
-static void place_heads(struct heads *h, const struct encoder *e, int tiles, char *arena, size_t *used) {
-#if defined(__AVX512BF16__)
-    h->narrow = e->layer[0].query.precision != FLOAT32;
-#else
-    h->narrow = 0;
-#endif
-    h->tile = (size_t)e->heads * e->head_size * TILE / (h->narrow ? 2 : 1);
-    h->query = take(arena, used, sizeof(float) * h->tile * tiles);
-    h->key = take(arena, used, sizeof(float) * h->tile * tiles);
-    h->value = take(arena, used, sizeof(float) * h->tile * tiles);
-}
-
-static void place_scratch(struct scratch *s, const struct encoder *e, int keys, char *arena, size_t *used) {
-    int context = e->heads * e->head_size, widest = e->ffn > e->hidden ? e->ffn : e->hidden;
-    s->context = take(arena, used, sizeof(float) * TILE * context);
-    s->ffn = take(arena, used, sizeof(float) * TILE * e->ffn);
-    s->probabilities = take(arena, used, sizeof(float) * TILE * (keys + 3));
-    s->packed = take(arena, used, 2 * TILE * (size_t)(widest > context ? widest : context));
-}
-
 /* Divide the tokens of a sequence into tiles: a multiple of `threads`, if that is possible. */
 static void divide(struct sequence *q, int threads) {
     int tiles = (q->tokens + TILE - 1) / TILE;
@@ -707,27 +608,35 @@ static void divide(struct sequence *q, int threads) {
 }
 
 /* Everything that a call needs, at its place in the arena. Returns the bytes that it takes. */
-static size_t place_call(struct call *c, struct worker **workers, struct heads *shared, char *arena) {
+static size_t place(struct call *c, char *arena) {
     const struct encoder *e = c->encoder;
     const struct batch *b = c->batch;
     int together = b->threads > 1 ? b->sequences % b->threads : 0, tiles = 0, keys = 0;
-    size_t used = 0;
+    size_t used = 0, bytes = sizeof(float) * TILE; /* of a row */
     c->sequence = take(arena, &used, b->sequences * sizeof(struct sequence));
     for (int i = 0, first = 0; i < b->sequences; first += b->tokens[i++]) {
-        struct sequence q = {NULL, b->tokens[i], b->keys[i], 0, 0, b->source + first};
+        struct sequence q = {NULL, ((e->hidden + 3) & ~3) * TILE, b->source + first, b->tokens[i], b->keys[i], 0, 0};
         divide(&q, i < together ? b->threads : 1);
-        q.x = take(arena, &used, sizeof(float) * TILE * ((e->hidden + 3) & ~3) * q.tiles);
+        q.x = take(arena, &used, sizeof(float) * q.tile * q.tiles);
         tiles = q.tiles > tiles ? q.tiles : tiles;
         keys = q.keys > keys ? q.keys : keys;
         if (arena) c->sequence[i] = q;
     }
-    place_heads(shared, e, tiles, arena, &used);
-    *workers = take(arena, &used, b->threads * sizeof(struct worker));
-    for (int i = 0; i < b->threads; i++) {
-        struct worker w = {.call = c, .number = i, .shared = shared};
-        place_scratch(&w.scratch, e, keys, arena, &used);
-        place_heads(&w.own, e, tiles, arena, &used);
-        if (arena) (*workers)[i] = w;
+    c->worker = take(arena, &used, b->threads * sizeof(struct worker));
+    EACH(i, b->threads) {
+        struct worker w = {.call = c, .encoder = e, .number = i};
+        struct heads *h = &w.own;
+        size_t context = (size_t)e->heads * e->head_size, widest = e->ffn > e->hidden ? e->ffn : e->hidden;
+        h->pack = HAS_BFLOAT16 && e->layer[0].query.precision != FLOAT32 ? 2 : 1;
+        h->tile = context * TILE / h->pack;
+        h->query = take(arena, &used, sizeof(float) * h->tile * tiles);
+        h->key = take(arena, &used, sizeof(float) * h->tile * tiles);
+        h->value = take(arena, &used, sizeof(float) * h->tile * tiles);
+        w.context = take(arena, &used, bytes * context);
+        w.ffn = take(arena, &used, bytes * e->ffn);
+        w.probabilities = take(arena, &used, bytes * (keys + 3));
+        w.packed = take(arena, &used, bytes / 2 * (widest > context ? widest : context));
+        if (arena) c->worker[i] = w;
     }
     return used;
 }
@@ -735,37 +644,26 @@ static size_t place_call(struct call *c, struct worker **workers, struct heads *
 /* Run the encoder. Returns the bytes of memory that it needs; if they are more than `bytes`, nothing else was done.
    `arena` begins at a multiple of 64. */
 int64_t encode(const struct encoder *e, const struct batch *b, char *arena, int64_t bytes) {
-    struct call call = {e, b, NULL, 0, 0, 0};
-    struct worker *worker;
-    struct heads shared;
-    int64_t needed = (int64_t)place_call(&call, &worker, &shared, NULL);
+    struct call call = {e, b, NULL, NULL, 0, 0, 0};
+    int64_t needed = (int64_t)place(&call, NULL);
     if (needed > bytes) return needed;
-    place_call(&call, &worker, &shared, arena);
+    place(&call, arena);
     int team = 1;
-    while (team < b->threads && !pthread_create(&worker[team].thread, NULL, work, &worker[team])) team++;
+    while (team < b->threads && !pthread_create(&call.worker[team].thread, NULL, work, &call.worker[team])) team++;
     atomic_store(&call.team, team); /* fewer than asked for, if the system has no more */
-    work(&worker[0]);
-    for (int i = 1; i < team; i++) pthread_join(worker[i].thread, NULL);
+    work(&call.worker[0]);
+    for (int i = 1; i < team; i++) pthread_join(call.worker[i].thread, NULL);
     return needed;
 }
 
-/* out[tokens][rows] = activation(W in[tokens][columns] + bias) */
-int linear_rows(const struct linear *w, const float *in, float *out, int tokens, int activation) {
-    int widest = w->rows > w->columns ? w->rows : w->columns; /* of rows, a multiple of 4 */
-    char *arena = aligned_alloc(4096, ((size_t)10 * TILE * widest + 8191) & ~(size_t)4095);
-    if (!arena) return -1;
-    float *x = (float *)arena, *y = x + (size_t)TILE * widest;
+/* out[tokens][rows] = activation(W in[tokens][columns] + bias). `x`, `buffer`: tiles of the columns; `y`: of the rows. */
+void linear_rows(const struct linear *w, int tokens, int activation, float *in, float *out, float *x, void *buffer,
+                 float *y) {
     struct quantized q;
-    for (int first = 0; first < tokens; first += TILE) {
-        int count = tokens - first < TILE ? tokens - first : TILE;
-        memset(x, 0, sizeof(float) * TILE * w->columns);
-        for (int t = 0; t < count; t++)
-            for (int k = 0; k < w->columns; k++) x[k * TILE + t] = in[(int64_t)(first + t) * w->columns + k];
-        const void *ready = prepare(w->precision, x, w->columns, &q, y + (size_t)TILE * widest);
-        linear(w, ready, &q, count, activation, STORE, y);
-        for (int t = 0; t < count; t++)
-            for (int n = 0; n < w->rows; n++) out[(int64_t)(first + t) * w->rows + n] = y[n * TILE + t];
+    for (int64_t t = 0; t < tokens; t += TILE) {
+        int taken = tokens - t < TILE ? (int)(tokens - t) : TILE;
+        transpose(in + t * w->columns, NULL, taken, w->columns, x, 0);
+        linear(w, prepare(w, x, &q, buffer), &q, taken, activation, STORE, y);
+        transpose(out + t * w->rows, NULL, taken, w->rows, y, 1);
     }
-    free(arena);
-    return 0;
 }

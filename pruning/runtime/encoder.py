@@ -13,6 +13,9 @@ from pruning.runtime.compiler import Library
 from pruning.runtime.families import LINEARS, NORMS, Structure
 from pruning.runtime.packing import Blocks, Linear, PackedLinear
 
+_TILE = 64
+"""Tokens of a tile of encoder.c."""
+
 
 class _Layer(ctypes.Structure):
     """`struct layer` of encoder.c."""
@@ -197,9 +200,8 @@ def linear(packed: PackedLinear, x: Tensor, library: Library, activation: int = 
     """
     x = x.detach().float().contiguous()
     out = torch.empty(len(x), packed.struct.rows)
-    status = library.code.linear_rows(
-        ctypes.byref(packed.struct), ctypes.c_void_p(x.data_ptr()), ctypes.c_void_p(out.data_ptr()), len(x), activation
-    )
-    if status:
-        raise MemoryError("no memory for a tile")
+    tile = torch.empty(x.shape[1], _TILE)
+    memory = (x, out, tile, torch.empty_like(tile), torch.empty(packed.struct.rows, _TILE))
+    addresses = (ctypes.c_void_p(tensor.data_ptr()) for tensor in memory)
+    library.code.linear_rows(ctypes.byref(packed.struct), len(x), activation, *addresses)
     return out

@@ -37,6 +37,11 @@ class HiddenStates(pruning.HiddenStates, DistillationSettings):
 
 
 @dataclass
+class LogitsHidden(pruning.LogitsHidden, DistillationSettings):
+    __doc__ = pruning.LogitsHidden.__doc__
+
+
+@dataclass
 class SimKD(pruning.SimKD, DistillationSettings):
     __doc__ = pruning.SimKD.__doc__
 

@@ -14,6 +14,7 @@ from runner.config.recipe import Recipe
 from runner.config.training import Training
 from runner.data.task import Dataset
 from runner.models import Model
+from runner.speed.settings import Benchmark
 from runner.system.errors import UserError
 from runner.tracking import Tracking
 
@@ -27,6 +28,7 @@ GROUPS: dict[str, type] = {
     "regularizer": Regularizer,
     "distill": DistillationSettings,
     "recipe": Recipe,
+    "benchmark": Benchmark,
 }
 
 PLACES = ("model.path", "model.finetuned", "model.sparse", "distill.teacher", "dataset.path")
@@ -46,6 +48,7 @@ class Experiment:
     regularizer: Regularizer = field(default_factory=Regularizer)
     distill: DistillationSettings = MISSING
     recipe: Recipe = field(default_factory=Recipe)
+    benchmark: Benchmark = field(default_factory=Benchmark)
     train: Training = field(default_factory=Training)
     """Pruning while distilling."""
     finetune: Training = field(default_factory=Training)
@@ -71,6 +74,10 @@ class Experiment:
             raise UserError("finetune.num_train_epochs=0 makes no dense model; name a fine-tuned one: model.finetuned")
         if self.prune and not self.train.takes_steps:
             self._check_untrained()
+        if self.finetune.lr_rewind is not None:
+            raise UserError(
+                f"finetune.lr_rewind={self.finetune.lr_rewind}: fine-tuning has no mask updates; set train.lr_rewind"
+            )
 
     def _check_untrained(self) -> None:
         """Refuse to prune without training by a criterion that observes training steps, or more than once."""

@@ -9,6 +9,8 @@ from runner.system.device import Precision, best_precision, why_not
 from runner.system.errors import UserError
 from runner.system.ranks import world_size
 
+_LATER = ("average_weights", "lr_rewind")  # options that came after the first runs, None where they change nothing
+
 
 class Sampling(Enum):
     """Order of the training features."""
@@ -36,6 +38,10 @@ class Training:
     """Course of the learning rate after the warm-up: linear, cosine, constant, constant_with_warmup."""
     warmup_steps: float = 0.1
     """Linear warm-up in optimizer steps, or a fraction of the training if below 1."""
+    lr_rewind: float | None = None
+    """Begin the course of the learning rate anew at each mask update: until the next one it falls from the highest rate
+    to this fraction of it, and after the last update to 0 at the end of the training. For linear and cosine. If not
+    given: one course over the training."""
     per_device_train_batch_size: int = 16
     """Examples in a batch, in all: under several ranks each takes its share."""
     gradient_accumulation_steps: int = 1
@@ -54,6 +60,10 @@ class Training:
     """Added to AdamW's denominator."""
     max_grad_norm: float = 0.0
     """Gradients are clipped to this norm; 0 does not clip."""
+    average_weights: float | None = None
+    """Save and score an average of the weights after each optimizer step since the last mask update (in a fine-tuning,
+    since the first step) instead of the last ones: their plain mean over the first 1 / (1 - average_weights) steps,
+    then an exponential average with this decay. Such as 0.999; 1 is the plain mean of all. If not given: none."""
     batch_tokens: int | None = None
     """Instead of a number of examples: tokens in a batch at most, in all, padding included."""
     train_sampling_strategy: Sampling = Sampling.group_by_length
@@ -87,6 +97,17 @@ class Training:
                 raise UserError(f"{key}={getattr(self, key)} is out of range in train or finetune: from 0 to below 1")
         if self.warmup_steps > 1 and not float(self.warmup_steps).is_integer():
             raise UserError(f"warmup_steps={self.warmup_steps}: whole steps, or a fraction of the training below 1")
+        if self.lr_rewind is not None and not 0 <= self.lr_rewind <= 1:
+            raise UserError(f"lr_rewind={self.lr_rewind} is out of range in train: a fraction from 0 to 1")
+        if self.lr_rewind is not None and self.lr_scheduler_type.value.startswith("constant"):
+            raise UserError(
+                f"lr_rewind={self.lr_rewind}: lr_scheduler_type={self.lr_scheduler_type.value} has nothing to rewind; "
+                "choose linear or cosine, or leave lr_rewind out"
+            )
+        if self.average_weights is not None and not 0 < self.average_weights <= 1:
+            raise UserError(
+                f"average_weights={self.average_weights} is out of range in train or finetune: above 0, and 1 at most"
+            )
         if self.batch_tokens is not None and self.batch_tokens < 1:
             raise UserError(f"batch_tokens={self.batch_tokens} is out of range in train or finetune: at least 1")
 
@@ -121,7 +142,7 @@ class Training:
     def options(self) -> dict[str, Any]:
         """As keyword arguments of TrainingArguments."""
         values = self.plain()
-        for ours in ("batch_tokens", "precision", "train_sampling_strategy"):
+        for ours in ("average_weights", "lr_rewind", "batch_tokens", "precision", "train_sampling_strategy"):
             del values[ours]
         return values | {"bf16": self.precision is Precision.bf16, "fp16": self.precision is Precision.fp16}
 
@@ -132,4 +153,8 @@ class Training:
     def determinants(self) -> dict[str, Any]:
         """What of it determines the result."""
         without = ("dataloader_num_workers", "logging_steps", "save_steps", "save_total_limit")
-        return {key: value for key, value in self.plain().items() if key not in without}
+        values = {key: value for key, value in self.plain().items() if key not in without}
+        for later in _LATER:  # so that runs from before this option still have their identity
+            if values[later] is None:
+                del values[later]
+        return values

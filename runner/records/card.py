@@ -18,12 +18,14 @@ from runner.config.experiment import Experiment, Origin
 from runner.data.task import Examples
 from runner.models import describe_left_out
 from runner.records.card_facts import NAME, Counted, Facts, collect
+from runner.records.markdown import block, code, line, plain
 from runner.system import files
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult, ModelCardData
 
     from runner.records.result import Result
+    from runner.speed.measure import Speed
 
 HERE = "path/to/this/folder"
 """Placeholder in the card for the place to load the model from; `runner.share` replaces it by the hub's id."""
@@ -133,6 +135,7 @@ def variables(facts: Facts) -> dict[str, Any]:
         "making": making(facts),
         "command": block(f"python -m runner {shlex.join(repeatable(facts.overrides))}".strip(), "bash"),
         "licences": licences(facts),
+        "speed": speed_table(facts.result.speed),
     }
     return values | (pruning_variables(facts, facts.pruning) if facts.pruning is not None else {})
 
@@ -158,6 +161,28 @@ def pruning_variables(facts: Facts, pruning: Mapping[str, Any]) -> dict[str, Any
         "pattern_settings": settings(pruning["pattern"]),
         "layer_patterns": ", ".join(map(code, patterns)) if len(patterns) > 1 else None,
         "dense_layers": ", ".join(code(layer["name"]) for layer in pruning["layers"] if layer["skipped"]),
+    }
+
+
+def speed_table(speed: Speed | None) -> dict[str, Any] | None:
+    """The times, where they were measured, and the command that repeats them; None leaves the section out."""
+    if speed is None or not speed.timings:
+        return None
+    rows = [
+        (f"{t.runtime} {t.precision}", f"{t.batch}", f"{t.length}", f"{t.threads}", f"{t.ms:.2f}",
+         f"{t.ratio_to_best_dense:.2f}x")
+        for t in speed.timings
+    ]  # fmt: skip
+    batches, lengths, threads = (
+        ",".join(map(str, dict.fromkeys(getattr(t, name) for t in speed.timings)))
+        for name in ("batch", "length", "threads")
+    )
+    again = f"python -m runner.benchmark FOLDER --batch {batches} --length {lengths} --threads {threads}"
+    return {
+        "rows": [[line(cell) for cell in row] for row in rows],
+        "machine": plain(f"{speed.machine.cpu} ({', '.join(speed.machine.features)})"),
+        "versions": plain(", ".join(f"{name} {number}" for name, number in speed.machine.versions.items())),
+        "command": block(again, "bash"),
     }
 
 
@@ -250,30 +275,3 @@ def settings(values: Mapping[str, Any]) -> str:
     named = code(values["name"]) + " " if "name" in values else ""
     pairs = [f"{key}={value}" for key, value in values.items() if key != "name" and value not in (None, {})]
     return (named + ", ".join(map(code, pairs))).strip()
-
-
-def line(text: object) -> str:
-    """The text as one line without unprintable characters."""
-    return " ".join("".join(c if c.isprintable() else " " for c in str(text)).split())
-
-
-def plain(text: object) -> str:
-    """The text as Markdown without any markup of its own."""
-    return re.sub(r"([\\`*_{}\[\]<>#|&~$!])", r"\\\1", line(text))
-
-
-def code(text: object) -> str:
-    """The text as inline code of Markdown, which it cannot break out of."""
-    inside = line(text) or " "
-    fence = "`" * (_longest_run(inside) + 1)
-    return f"{fence} {inside} {fence}" if "`" in inside else f"{fence}{inside}{fence}"
-
-
-def block(text: str, language: str) -> str:
-    """Lines as a fenced code block of Markdown, which they cannot break out of."""
-    fence = "`" * max(3, _longest_run(text) + 1)
-    return f"{fence}{language}\n{text}\n{fence}"
-
-
-def _longest_run(text: str) -> int:
-    return max((len(run) for run in re.findall("`+", text)), default=0)

@@ -11,6 +11,7 @@ from results import columns
 from runner.models.footprint import Footprint
 from runner.models.structure import describe_left_out
 from runner.models.verify import Verification
+from runner.speed.measure import Speed
 from runner.system import files
 
 FILE = "result.json"
@@ -48,6 +49,8 @@ class Result:
     """What so few evaluation examples cannot show."""
     made_by: dict[str, Any] = field(default_factory=dict)
     """What a reproduction needs: see `runner.records.runs.MadeBy`."""
+    speed: Speed | None = None
+    """Times of the saved model on a CPU; None unless benchmark=cpu."""
 
     def save(self) -> None:
         """Write it to its folder."""
@@ -62,6 +65,8 @@ class Result:
         try:
             verification, footprint = values["verification"], values["footprint"]
             values["verification"] = Verification(**verification) if verification else None
+            speed = values.get("speed")
+            values["speed"] = Speed.from_plain(speed) if speed else None
             return cls(**{**values, "footprint": Footprint(**footprint) if footprint else None})
         except (KeyError, TypeError):
             return None
@@ -80,6 +85,8 @@ class Result:
             }
             if (left_out := describe_left_out(self.verification.left_out)) is not None:
                 lines["left out"] = left_out
+        if self.speed is not None:
+            lines |= {f"time, {setting}": text for setting, text in self.speed.summary.items()}
         lines |= {"model": f"{self.folder}/model", "MLflow run": self.mlflow_run or "not uploaded yet"}
         width = max(16, *map(len, lines))
         title = f"{self.model} on {self.dataset}, {self.pattern}, seed {self.seed}"

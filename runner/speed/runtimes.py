@@ -3,31 +3,29 @@
 from __future__ import annotations
 
 import copy
-import importlib
-import io
 import logging
-import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from pruning import runtime
 from pruning.runtime import compiler
+from pruning.runtime.cut import cut
+from results.columns import SPARSE, SPARSE_LINEARS
+from runner.exports.libraries import Missing, installed, quiet
+from runner.exports.onnx import Inputs, Run, export_onnx, session
+from runner.exports.openvino import compiled as compiled_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 log = logging.getLogger(__name__)
-
-Inputs = dict[str, Tensor]
-Run = Callable[[Inputs], list[Tensor]]
-"""Runs a model: from its inputs to its outputs."""
 
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1, "int8": 0.35}
 """Mean difference to torch in float32, relative to the outputs' mean size, above which a runtime is not timed: it
@@ -49,21 +47,6 @@ class Runtime:
         return f"{self.name} {self.precision}"
 
 
-class Missing(Exception):
-    """A runtime that is not installed, or does not run this model; its text is the reason."""
-
-
-class _Outputs(nn.Module):
-    """A model with its outputs as a tuple, as exporters need it."""
-
-    def __init__(self, model: nn.Module, names: tuple[str, ...]) -> None:
-        super().__init__()
-        self.model, self.names = model, names
-
-    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        return tuple(v for v in self.model(**dict(zip(self.names, inputs, strict=True))).values() if v is not None)
-
-
 def parameters_bytes(model: nn.Module) -> int:
     """Memory of a model's parameters."""
     return sum(parameter.nbytes for parameter in model.parameters())
@@ -75,88 +58,48 @@ def torch_dense(model: PreTrainedModel, precision: str, compiled: bool) -> Runti
     size = parameters_bytes(net)
     if compiled:
         net = torch.compile(net)
+    return Runtime("torch.compile" if compiled else "torch", precision, calling(net), bytes=size)
 
-    def run(inputs: Inputs) -> list[Tensor]:
-        return [value.float() for value in net(**inputs).values() if value is not None]
 
-    return Runtime("torch.compile" if compiled else "torch", precision, run, bytes=size)
+def calling(net: Any) -> Run:
+    """Run a torch model: its outputs in float32, those that are None left out."""
+    return lambda inputs: [value.float() for value in net(**inputs).values() if value is not None]
 
 
 def sparse(model: PreTrainedModel, precision: str, threads: int) -> Runtime:
-    """The sparse runtime. Raises Missing with its reason if it would run dense."""
+    """The sparse runtime, of the whole encoder or of single layers. Raises Missing with its reason if it would run
+    dense.
+    """
     fast = runtime.accelerate(copy.deepcopy(model), precision, threads)
-    if fast.report.runtime != "sparse":
+    if fast.report.runtime not in (SPARSE, SPARSE_LINEARS):
         raise Missing(fast.report.reason)
     rest = parameters_bytes(fast.model)
     return Runtime(
-        "sparse", precision, lambda inputs: [v for v in fast(**inputs).values() if v is not None], True,
+        fast.report.runtime, precision, lambda inputs: [v for v in fast(**inputs).values() if v is not None], True,
         fast.report.packed_bytes + rest,
     )  # fmt: skip
 
 
-def installed(module: str) -> Any:
-    """Import an optional module. Raises Missing if it is not installed."""
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise Missing(f"{module} is not installed: .venv/bin/pip install -e '.[bench]'") from error
-
-
-def export_onnx(model: PreTrainedModel, inputs: Inputs, file: Path) -> Path:
-    """Write the model as ONNX, with any batch and length."""
-    installed("onnx")
-    names = tuple(inputs)
-    net = _Outputs(model, names)
-    with torch.inference_mode():
-        outputs = [f"output_{i}" for i in range(len(net(*inputs.values())))]
-    axes = {name: {0: "batch", 1: "length"} for name in names} | {name: {0: "batch"} for name in outputs}
-    torch.onnx.export(
-        net, tuple(inputs.values()), file, input_names=list(names), output_names=outputs, dynamic_axes=axes,
-        opset_version=17, dynamo=False,
-    )  # fmt: skip
-    return file
-
-
 def onnx_runtime(file: Path, precision: str, threads: int) -> Runtime:
     """ONNX Runtime, float32 or dynamically quantised to int8."""
-    onnxruntime = installed("onnxruntime")
+    installed("onnxruntime")
     if precision == "int8":
         quantization = installed("onnxruntime.quantization")
         quantized = file.with_name("int8.onnx")
         quantization.quantize_dynamic(file, quantized, per_channel=True, weight_type=quantization.QuantType.QInt8)
         file = quantized
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads, options.log_severity_level = threads, 1, 3
-    session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
-
-    def run(inputs: Inputs) -> list[Tensor]:
-        outputs = session.run(None, {name: value.numpy() for name, value in inputs.items()})
-        return [torch.from_numpy(value) for value in outputs]
-
-    return Runtime("ONNX Runtime", precision, run, bytes=file.stat().st_size)
+    return Runtime("ONNX Runtime", precision, session(file, threads), bytes=file.stat().st_size)
 
 
 def openvino(file: Path, precision: str, threads: int, inputs: Inputs) -> Runtime:
     """OpenVINO; int8 is quantised by nncf on random inputs, which is enough to time it."""
-    core = installed("openvino").Core()
-    model = core.read_model(file)
+    model = installed("openvino").Core().read_model(file)
     if precision == "int8":
         nncf = installed("nncf")
         nncf.set_log_level(logging.ERROR)
         data = [{name: value.numpy() for name, value in inputs.items()}] * 4
         model = nncf.quantize(model, nncf.Dataset(data), model_type=nncf.ModelType.TRANSFORMER, subset_size=4)
-    has_bfloat16 = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-    if precision == "bfloat16" and not has_bfloat16:
-        raise Missing("this CPU has no bfloat16 for OpenVINO")
-    hint = "f32" if precision == "float32" or not has_bfloat16 else "bf16"
-    settings = {"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1, "INFERENCE_PRECISION_HINT": hint}
-    request = core.compile_model(model, "CPU", settings | {"PERFORMANCE_HINT": "LATENCY"}).create_infer_request()
-
-    def run(inputs: Inputs) -> list[Tensor]:
-        outputs = request.infer({name: value.numpy() for name, value in inputs.items()})
-        return [torch.from_numpy(value.copy()).float() for value in outputs.values()]
-
-    return Runtime("OpenVINO", precision, run)
+    return Runtime("OpenVINO", precision, compiled_model(model, precision, threads))
 
 
 @contextmanager
@@ -173,8 +116,10 @@ def available(
         exported: list[Path] = []
 
         def onnx() -> Path:
-            if not exported:
-                exported.append(export_onnx(model, inputs, Path(folder) / "model.onnx"))
+            if not exported:  # as runner.export writes it: without the parts that compute nothing
+                smaller = copy.deepcopy(model)
+                cut(smaller)
+                exported.append(export_onnx(smaller, inputs, Path(folder) / "model.onnx"))
             return exported[0]
 
         wanted: list[tuple[str, Callable[[], Runtime]]] = []
@@ -191,24 +136,13 @@ def available(
         made = []
         for name, make in wanted:
             try:
-                with _quiet():
+                with quiet():
                     made.append(make())
             except Missing as reason:
                 log.info("%s: %s", name, reason)
+            except Exception as error:  # whatever exporters and quantisers raise: the rest can be timed
+                log.warning("%s is not timed: %s: %s", name, type(error).__name__, " ".join(str(error).split())[:300])
         yield made
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the warnings, hints and progress bars of exporters and quantisers."""
-    level = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(level)
 
 
 def default_precisions() -> tuple[str, ...]:

@@ -1,4 +1,9 @@
-"""Time runtimes side by side: all take turns in one process, and what counts is the ratio within a turn."""
+"""Time runtimes side by side: all take turns in one process, and what counts is the ratio within a turn.
+
+With one thread the time is CPU time: that of the model alone, even if other processes take turns on the core. With
+several threads it is the time on the clock, for which users wait: the CPU time of all threads together also counts the
+threads that spin while they wait for another, and so says little about it.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +17,7 @@ import torch
 from torch import Tensor
 
 from runner.speed.runtimes import TOLERANCE, Inputs, Runtime
+from runner.system.errors import UserError
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +35,8 @@ class Timing:
     length: int
     threads: int
     ms: float
-    """CPU time of a call, of all threads together: median, in milliseconds."""
+    """Time of a call, median, in milliseconds: CPU time with one thread, time on the clock with several
+    and on a GPU."""
     ms_low: float
     """10th percentile."""
     ms_high: float
@@ -42,10 +49,18 @@ class Timing:
     """Mean difference of the outputs to torch in float32, relative to their mean size."""
     memory_bytes: int | None
     """Memory of the weights, where known."""
+    cpu_ms: float | None = None
+    """CPU time of all threads together, median."""
 
 
 def time_all(
-    runtimes: Sequence[Runtime], inputs: Inputs, threads: int, seconds: float = 8, turns: int = 200
+    runtimes: Sequence[Runtime],
+    inputs: Inputs,
+    threads: int,
+    seconds: float = 8,
+    turns: int = 200,
+    *,
+    wall: bool = False,
 ) -> list[Timing]:
     """Time runtimes, the fastest first.
 
@@ -54,27 +69,29 @@ def time_all(
         threads: of torch; the other runtimes were made for so many.
         seconds: to spend, at least five turns.
         turns: at most.
+        wall: with one thread too the time on the clock counts, as for a GPU.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
         with torch.inference_mode():
             checked = _agreeing(runtimes, inputs)
-            cpu, wall = _turns([runtime for runtime, _ in checked], inputs, seconds, turns)
+            cpu, clock = _turns([runtime for runtime, _ in checked], inputs, seconds, turns)
+            spent = cpu if threads == 1 and not wall else clock
     finally:
         torch.set_num_threads(before)
-    medians = [median(times) for times in cpu]
+    medians = [median(times) for times in spent]
     dense = [i for i, (runtime, _) in enumerate(checked) if not runtime.sparse]
     best = min(dense, key=lambda i: medians[i]) if dense else None
     batch, length = next(iter(inputs.values())).shape
     timings = []
     for i, (runtime, difference) in enumerate(checked):
-        low, high = _spread(cpu[i])
-        ratio = median(b / a for a, b in zip(cpu[i], cpu[best], strict=True)) if best is not None else float("nan")
+        low, high = _spread(spent[i])
+        ratio = median(b / a for a, b in zip(spent[i], spent[best], strict=True)) if best is not None else float("nan")
         timings.append(
             Timing(
-                runtime.name, runtime.precision, batch, length, threads, medians[i], low, high, median(wall[i]), ratio,
-                difference, runtime.bytes,
+                runtime.name, runtime.precision, batch, length, threads, medians[i], low, high, median(clock[i]), ratio,
+                difference, runtime.bytes, median(cpu[i]),
             )
         )  # fmt: skip
     spread = median((t.ms_high - t.ms_low) / t.ms for t in timings) if timings else 0
@@ -110,11 +127,18 @@ def _turns(
 
 def _agreeing(runtimes: Sequence[Runtime], inputs: Inputs) -> list[tuple[Runtime, float]]:
     """Runtimes whose outputs are those of torch in float32, with the difference; the others are logged."""
-    reference = next(r for r in runtimes if (r.name, r.precision) == ("torch", "float32")).run(inputs)
+    torch_float32 = [runtime for runtime in runtimes if (runtime.name, runtime.precision) == ("torch", "float32")]
+    if not torch_float32:
+        raise UserError("torch in float32 does not run this model here, and every runtime is compared with it")
+    reference = torch_float32[0].run(inputs)
     agreeing = []
     for runtime in runtimes:
-        difference = max(_difference(a, b) for a, b in zip(reference, runtime.run(inputs), strict=True))
-        runtime.run(inputs)  # warm
+        try:
+            difference = max(_difference(a, b) for a, b in zip(reference, runtime.run(inputs), strict=True))
+            runtime.run(inputs)  # warm
+        except Exception as error:  # whatever a runtime of others raises: the rest can be timed
+            log.warning("%s is not timed: it fails: %s: %s", runtime, type(error).__name__, error)
+            continue
         if difference <= TOLERANCE[runtime.precision]:
             agreeing.append((runtime, difference))
         else:

@@ -98,7 +98,8 @@ def params(experiment: Experiment, origin: Origin, base: models.Checkpoint) -> d
     out["model.attention_dropout"] = models.attention_dropout(base.config)
     for key in ("max_train_samples", "max_eval_samples", "holdout"):
         out[f"dataset.{key}"] = getattr(experiment.dataset, key)
-    return out | {k: v for k, v in origin.changed.items() if k not in out}
+    # How a model is timed is nothing to compare its score by.
+    return out | {k: v for k, v in origin.changed.items() if k not in out and not k.startswith("benchmark.")}
 
 
 def announce(inputs: Inputs) -> None:

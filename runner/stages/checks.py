@@ -9,6 +9,7 @@ from runner import models
 from runner.config.experiment import Experiment
 from runner.models.tokenizer import check_vocabulary
 from runner.models.vocabulary import check_embeddings
+from runner.stages.benchmark import check_benchmark
 from runner.stages.inputs import Sources
 from runner.system.errors import UserError
 from runner.training import projections
@@ -29,6 +30,7 @@ def check(experiment: Experiment, sources: Sources) -> PreTrainedModel:
     model, architecture = experiment.model, experiment.dataset.architecture
     net = models.skeleton(architecture, sources.base.config)
     check_gradient(experiment, net)
+    check_benchmark(experiment, net)
     networks = [(sources.base, net)]
     if sources.teacher is not None:
         networks.append((sources.teacher, models.skeleton(architecture, sources.teacher.config)))

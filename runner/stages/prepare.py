@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from pruning import Calibration, Plan, Pruner, TrainingLength
 from runner import models, tracking
 from runner.config.experiment import Experiment, Origin
+from runner.config.training import Training
 from runner.data.task import Examples
 from runner.models.tokenizer import check_texts, with_inputs
 from runner.models.vocabulary import check_reading
@@ -184,10 +185,13 @@ def disk_needs(inputs: Inputs, units: int) -> list[DiskNeed]:
         needs.append(DiskNeed(dense, "the dense model", disk.model_bytes(parameters)))
         if not dense.is_dir():
             work = dense.with_name(f"{dense.name}.work")
-            size = disk.training_bytes(parameters, experiment.finetune.save_total_limit)
+            size = disk.training_bytes(
+                parameters, experiment.finetune.save_total_limit, average_bytes(experiment.finetune, parameters)
+            )
             needs.append(DiskNeed(work, "checkpoints of the fine-tuning", size))
     if experiment.prune:
-        size = disk.training_bytes(parameters, experiment.train.save_total_limit, 10 * units)
+        state = 10 * units + average_bytes(experiment.train, parameters)
+        size = disk.training_bytes(parameters, experiment.train.save_total_limit, state)
         needs.append(DiskNeed(inputs.folder / "checkpoints", "checkpoints", size))
         if caches_logits(experiment, data):
             from runner.training.teacher_logits import max_bytes
@@ -195,6 +199,11 @@ def disk_needs(inputs: Inputs, units: int) -> list[DiskNeed]:
             size = max_bytes(experiment.dataset, data.features, inputs.sources.base)
             needs.append(DiskNeed(Path(experiment.cache_dir) / "teacher", "the teacher's logits", size))
     return needs
+
+
+def average_bytes(training: Training, parameters: int) -> int:
+    """Bytes of the weights' average in a checkpoint, float32."""
+    return 0 if training.average_weights is None else 4 * parameters
 
 
 def new_pruner(

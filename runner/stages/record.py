@@ -1,4 +1,4 @@
-"""Stage 8: the result, written to the run's folder and to MLflow."""
+"""Stage 9: the result, written to the run's folder and to MLflow."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from runner.stages.prune import Pruned
 from runner.system import files
 
 if TYPE_CHECKING:
+    from runner.speed.measure import Speed
     from runner.stages.context import RunContext
 
 log = logging.getLogger(__name__)
@@ -33,6 +34,8 @@ class Outcome:
     """None with prune=false, as the fields below."""
     pruned: Pruned | None = None
     verification: Verification | None = None
+    speed: Speed | None = None
+    """None unless benchmark=cpu."""
 
 
 def record(run: RunContext, outcome: Outcome) -> Result:
@@ -47,6 +50,8 @@ def record(run: RunContext, outcome: Outcome) -> Result:
     run.tracker.tags({columns.stage(stage): made for stage, made in result.stages.items()})
     if run.other_circumstances:
         run.tracker.tags({columns.OTHER_CIRCUMSTANCES: "\n".join(run.other_circumstances)})
+    if result.speed is not None:
+        run.tracker.tags({columns.CPU: result.speed.machine.cpu})
     run.tracker.metrics(_metrics(result, run.experiment.pattern.target))
     run.tracker.tags({"mlflow.note.content": f"```\n{result.summary}\n```"})
     for note in result.notes:
@@ -81,6 +86,7 @@ def _result(run: RunContext, outcome: Outcome) -> Result:
         stages=run.stages,
         notes=list(notes(run, outcome)),
         made_by=asdict(replace(made_by, others=run.other_circumstances)),
+        speed=outcome.speed,
     )
 
 
@@ -114,7 +120,17 @@ def _metrics(result: Result, target: float) -> dict[str, float]:
         }
         if result.relative_drop is not None:
             values[columns.RELATIVE_DROP] = result.relative_drop
-    return values | _costs(result.cost)
+    return values | _costs(result.cost) | (_times(result.speed) if result.speed is not None else {})
+
+
+def _times(speed: Speed) -> dict[str, float]:
+    """Times of the saved model, and how many times faster than the best dense runtime each is, as metrics."""
+    values = {}
+    for timing in speed.timings:
+        made_of = (timing.runtime, timing.precision, timing.batch, timing.length, timing.threads)
+        values[columns.latency(*made_of)] = timing.ms
+        values[columns.speedup(*made_of)] = timing.ratio_to_best_dense
+    return values
 
 
 def _costs(cost: Mapping[str, Any]) -> dict[str, float]:

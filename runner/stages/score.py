@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from results import columns
 from runner import models
 from runner.data.task import Scores
-from runner.stages.prepare import Inputs
 from runner.system import files
 from runner.system.circumstances import circumstances
 from runner.system.fingerprint import SHORT, hash_json
@@ -17,7 +16,19 @@ from runner.system.versions import VERSIONS
 from runner.training.inference import score
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from runner.config.experiment import Experiment
+    from runner.data.task import Examples
     from runner.stages.context import RunContext
+
+
+class ToScore(Protocol):
+    """What a model is scored on: `Inputs` of a run, or of `runner.evaluate`."""
+
+    experiment: Experiment
+    examples: Examples
+    tokenizer: PreTrainedTokenizerBase
 
 
 def score_dense(run: RunContext, dense: models.Checkpoint) -> Scores:
@@ -42,7 +53,7 @@ def score_sparse(run: RunContext) -> Scores:
     return scores
 
 
-def score_once(inputs: Inputs, checkpoint: models.Checkpoint) -> Scores:
+def score_once(inputs: ToScore, checkpoint: models.Checkpoint) -> Scores:
     """Scores of a checkpoint, from the cache if it was scored on these examples before; of several processes that ask
     at once, one scores and the others wait."""
     task, examples, cache = inputs.experiment.dataset, inputs.examples, Path(inputs.experiment.cache_dir)

@@ -95,7 +95,7 @@ def keep_bf16_speedup(folder: Path) -> None:
 
 
 def _bf16_file(folder: Path) -> Path:
-    return folder / f"bf16-{hash_text(f'{_cpu()}, torch {torch.__version__}', SHORT)}.txt"
+    return folder / f"bf16-{hash_text(f'{cpu()}, torch {torch.__version__}', SHORT)}.txt"
 
 
 def _measured_bf16_speedup(rounds: int = 10) -> float:
@@ -169,7 +169,7 @@ def describe() -> str:
 
 def hardware() -> str:
     """The name of the GPU or CPU that computes."""
-    return torch.cuda.get_device_name() if device().type == "cuda" else _cpu()
+    return torch.cuda.get_device_name() if device().type == "cuda" else cpu()
 
 
 def instructions() -> str:
@@ -177,7 +177,8 @@ def instructions() -> str:
     return torch.backends.cpu.get_cpu_capability()
 
 
-def _cpu() -> str:
+def cpu() -> str:
+    """The name of the CPU."""
     with suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as lines:
         return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "CPU")
     return platform.processor() or "CPU"  # not Linux

@@ -30,7 +30,7 @@ def training_bytes(parameters: int, checkpoints: int, engine: int = 0) -> int:
     Args:
         parameters: number of parameters of the model.
         checkpoints: number of checkpoints that stay; there is one more while it is written.
-        engine: bytes of masks and scores.
+        engine: bytes of masks and scores, and of an average of the weights.
     """
     return (checkpoints + 1) * (12 * parameters + engine)
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from pruning import Prediction
+from pruning.runtime import FastModel
 from runner.data.task import Dataset, Scores
 from runner.system.device import Precision, computing, device
 
@@ -22,20 +23,24 @@ BATCH_TOKENS = {"cpu": 4096, "cuda": 65536, "mps": 8192}
 
 
 def score(
-    model: PreTrainedModel,
+    model: PreTrainedModel | FastModel,
     tokenizer: PreTrainedTokenizerBase,
     task: Dataset,
     examples: datasets.Dataset,
     cache: Path | None,
     title: str,
 ) -> Scores:
-    """Metrics (fractions) and predictions of a model on the examples, computed in float32."""
+    """Metrics (fractions) and predictions of a model on the examples, computed in float32, or as a FastModel does."""
     features = task.features(examples, tokenizer, cache, labels=False)
     return task.score(examples, features, logits(model, tokenizer, task, features, title))
 
 
 def logits(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: Dataset, features: datasets.Dataset, title: str
+    model: PreTrainedModel | FastModel,
+    tokenizer: PreTrainedTokenizerBase,
+    task: Dataset,
+    features: datasets.Dataset,
+    title: str,
 ) -> list[np.ndarray]:
     """Logits of all features, computed in float32.
 
@@ -56,7 +61,7 @@ def logits(
 
 
 def predictions(
-    model: PreTrainedModel,
+    model: PreTrainedModel | FastModel,
     tokenizer: PreTrainedTokenizerBase,
     task: Dataset,
     features: datasets.Dataset,
@@ -71,9 +76,7 @@ def predictions(
     import numpy as np
     from tqdm.auto import tqdm
 
-    where = device()
-    model.to(where)  # type: ignore[arg-type]  # transformers' decorator hides the signature
-    model.eval()
+    where = _placed(model)
     names = [name for name in tokenizer.model_input_names if name in features.column_names]
     inputs = features.select_columns(names)
     lengths = np.asarray(features["length"])
@@ -88,3 +91,13 @@ def predictions(
             yield rows, prediction
             at += len(rows)
             bar.update(len(rows))
+
+
+def _placed(model: PreTrainedModel | FastModel) -> torch.device:
+    """Put a model on the device, without dropout; the runtime of a FastModel is on the CPU."""
+    if isinstance(model, FastModel):
+        return torch.device("cpu")
+    where = device()
+    model.to(where)  # type: ignore[arg-type]  # transformers' decorator hides the signature
+    model.eval()
+    return where

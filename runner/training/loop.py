@@ -18,6 +18,7 @@ from runner.system.errors import disk_error, disk_reason, writing
 from runner.system.interrupts import Interrupted, postponed
 from runner.tracking.logger import NullLogger, TrainingLogger
 from runner.training import checkpoints, projections
+from runner.training.average import WeightAverage
 from runner.training.callbacks import Epochs, Progress, PruningCallback, Resume, StopWhenAsked
 from runner.training.cost import TrainingStats
 from runner.training.job import TrainingJob
@@ -57,6 +58,8 @@ def train(job: TrainingJob, logger: TrainingLogger | None = None) -> TrainingSta
             progress.training_bar.close()  # else the next message continues its line
         if job.pruner is not None:
             job.pruner.detach()  # else optimizer and pruner hold each other, and a sweep's next run has less memory
+    if trainer.average is not None:
+        trainer.average.apply()
     projections.finish(job.student)
     return _stats(trainer, last, time.perf_counter() - begin)
 
@@ -84,6 +87,9 @@ def _trainer(job: TrainingJob, logger: TrainingLogger, last: Path | None) -> Dis
     trainer.add_callback(Progress(trainer, logger))
     if job.pruner is not None:
         trainer.add_callback(PruningCallback(job.pruner, last))
+    if job.settings.average_weights is not None:
+        trainer.average = WeightAverage(job, last)  # after the pruner, whose restored state it reads
+        trainer.add_callback(trainer.average)
     return trainer
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments
 
@@ -21,7 +22,9 @@ from runner.system.device import computing
 from runner.system.errors import UserError
 from runner.tracking.logger import TrainingLogger
 from runner.training import checkpoints
+from runner.training.average import WeightAverage
 from runner.training.job import TrainingJob
+from runner.training.rewind import rewound
 from runner.training.teacher_logits import LOGITS, WithTeacherLogits, unpack
 from runner.training.training_data import collate
 
@@ -62,6 +65,7 @@ class DistillTrainer(Trainer):
         assert job.settings.precision is not None
         self.precision = job.settings.precision
         self.staging = job.folder / "saving"
+        self.average: WeightAverage | None = None
         self._saving = False
         self.loss_sum, self.losses = torch.zeros((), dtype=torch.float64, device=self.args.device), 0
         self.tokens = 0
@@ -77,6 +81,16 @@ class DistillTrainer(Trainer):
             pin_memory=self.args.dataloader_pin_memory,
         )
         return self.accelerator.prepare(loader)
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """Trainer's scheduler, or one that begins anew at each mask update."""
+        settings, pruner = self.job.settings, self.job.pruner
+        if settings.lr_rewind is None or pruner is None:
+            return super().create_scheduler(num_training_steps, optimizer)
+        warmup = self.args.get_warmup_steps(num_training_steps)
+        rate = rewound(settings.lr_scheduler_type, settings.lr_rewind, warmup, pruner.updates, num_training_steps)
+        self.lr_scheduler = LambdaLR(optimizer or self.optimizer, rate)  # type: ignore[arg-type]  # no DummyOptim here
+        return self.lr_scheduler
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         """Return the norm only where gradients are clipped: Trainer would compute it at each step just to log it."""
@@ -147,6 +161,8 @@ class DistillTrainer(Trainer):
                 # Trainer saves such states as JSON, which cannot hold masks.
                 tensors, values = self.job.pruner.state_dict()
                 save_file(tensors, self.staging / name / PRUNER_FILE, values)
+            if self.average is not None:
+                self.average.save(self.staging / name)
             meter = {"loss_sum": loss_sum, "losses": losses}
             (self.staging / name / METER_FILE).write_text(json.dumps(meter), encoding="utf-8")
             files.publish(self.staging / name, self.job.folder / name)

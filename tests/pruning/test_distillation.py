@@ -1,6 +1,7 @@
 """Distillation losses against loops over single examples and tokens."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from pruning import (
     EncoderShape,
     HiddenStates,
     Logits,
+    LogitsHidden,
     NoDistillation,
     Prediction,
     Projector,
@@ -331,12 +333,61 @@ def test_hidden_states_and_attention_are_compared_layer_by_layer(batch, layers):
     assert loss.item() == pytest.approx(expected, rel=1e-4)
 
 
+def variance_of_states(states, lengths):
+    """Variance of all numbers at the real tokens, by lists."""
+    numbers = [
+        value for row, length in enumerate(lengths) for at in range(length) for value in states[row, at].tolist()
+    ]
+    mean = sum(numbers) / len(numbers)
+    return sum((value - mean) ** 2 for value in numbers) / len(numbers)
+
+
 @PROPERTY
-@given(batch=layered_batches())
-def test_layers_are_compared_at_the_real_tokens_only(batch):
-    student, teacher, _ = batch
-    how = HiddenStates(attention_weight=1.0)
+@given(batch=layered_batches(), layers=st.sampled_from([{}, {1: 2, 2: 3}, {0: 0, 2: 1}, {2: 3}]),
+       weights=st.sampled_from([(1.0, 20.0), (4.5, 20.0), (0.5, 3.0)]))  # fmt: skip
+def test_logits_and_hidden_states_in_one_loss_with_each_layer_divided_by_the_teachers_variance(batch, layers, weights):
+    student, teacher, lengths = batch
+    how = LogitsHidden(weight=weights[0], hidden_weight=weights[1], temperature=3.0, layers=layers)
+    torch.manual_seed(0)
     projections = how.projections(STUDENT, TEACHER)
+    mapped = layers or {1: 2, 2: 3}  # without the embeddings unless they are named
+    assert projections.keys() == mapped.keys()
+    each = []
+    for s, t in mapped.items():
+        errors = list(errors_of_states(student.hidden[s], teacher.hidden[t], lengths, projections[s]))
+        each.append(sum(errors) / len(errors) / variance_of_states(teacher.hidden[t], lengths))
+    expected = weights[0] * Logits(temperature=3.0).loss(student, teacher).item() + weights[1] * sum(each) / len(each)
+    loss = how.weight * how.loss(projected(student, projections), teacher)
+    assert loss.item() == pytest.approx(expected, rel=1e-4)
+
+
+@PROPERTY
+@given(batch=layered_batches(), scale=st.sampled_from([1e-3, 7.0, 1e3]))
+def test_the_size_of_a_layers_states_and_their_padding_do_not_change_its_share(batch, scale):
+    student, teacher, _ = batch
+    student = replace(student, hidden=tuple(states.double() for states in teacher.hidden))
+    hidden = tuple(states.double() + 0.1 * torch.randn(states.shape).double() for states in teacher.hidden)
+    teacher, how = replace(teacher, hidden=hidden), LogitsHidden()
+    garbage = (~student.tokens[..., None]).double() * 1e6
+    larger = [replace(of, hidden=tuple(scale * (each + garbage) for each in of.hidden)) for of in (student, teacher)]
+    assert how.loss(*larger).item() == pytest.approx(how.loss(student, teacher).item(), rel=1e-4)
+
+
+def test_a_layer_that_repeats_its_teacher_has_no_error_and_one_without_variance_no_infinite_one():
+    tokens = torch.ones(1, 3, dtype=torch.bool)
+    same, still = torch.randn(1, 3, 4), torch.ones(1, 3, 4)
+    student = Prediction((torch.zeros(1, 3),), None, tokens, (same, same, still))
+    assert LogitsHidden().loss(student, student).item() == 0.0
+
+
+@PROPERTY
+@given(batch=layered_batches(), attention=st.booleans())
+def test_layers_are_compared_at_the_real_tokens_only(batch, attention):
+    student, teacher, _ = batch
+    how = HiddenStates(attention_weight=1.0) if attention else LogitsHidden(layers={0: 0, 1: 2, 2: 3})
+    projections = how.projections(STUDENT, TEACHER)
+    if not attention:
+        student = replace(student, attentions=())
     leaves = (*student.hidden, *student.attentions)
     for leaf in leaves:
         leaf.requires_grad_()
@@ -381,12 +432,15 @@ def test_a_model_that_does_not_tell_its_attention_is_refused():
 ])  # fmt: skip
 def test_layers_are_spread_evenly(student, teacher, expected):
     assert HiddenStates().mapped(student, teacher) == expected
+    assert LogitsHidden().mapped(student, teacher) == {s: t for s, t in expected.items() if s}
+    assert LogitsHidden(layers={1: 2, 0: 0}).mapped(student, teacher) == {0: 0, 1: 2}
 
 
 @pytest.mark.parametrize(("how", "student", "teacher", "words"), [
     (HiddenStates(layers={3: 1}), STUDENT, TEACHER, "the student has no layer 3; it has 1 to 2"),
     (HiddenStates(layers={-1: 1}), STUDENT, TEACHER, "the student has no layer -1"),
     (HiddenStates(layers={1: 4}), STUDENT, TEACHER, "the teacher has no layer 4; it has 1 to 3"),
+    (LogitsHidden(layers={1: 4}), STUDENT, TEACHER, "the teacher has no layer 4; it has 1 to 3"),
     (HiddenStates(attention_weight=1.0), STUDENT, EncoderShape(2, 4, 3),
      "the student has 2 attention heads in a layer and the teacher 3, .*set attention_weight=0"),
 ])  # fmt: skip
@@ -398,6 +452,7 @@ def test_a_teacher_that_cannot_be_compared_is_refused(how, student, teacher, wor
 def test_a_projection_is_made_only_where_the_widths_differ():
     same = EncoderShape(layers=5, width=4, heads=7)
     assert HiddenStates().projections(STUDENT, same) == {}
+    assert LogitsHidden().projections(STUDENT, same) == {}
     assert SimKD().projections(STUDENT, same) == {}
     student = Prediction((torch.zeros(1, 3),), None, torch.ones(1, 3, dtype=torch.bool))
     assert projected(student, {}) is student
@@ -416,6 +471,9 @@ def test_a_projection_is_made_only_where_the_widths_differ():
         lambda: HiddenStates(logits_weight=0.0),  # the head would learn nothing
         lambda: HiddenStates(temperature=0.0),
         lambda: HiddenStates(attention_weight=1.0, layers={0: 0}),
+        lambda: LogitsHidden(hidden_weight=0.0),
+        lambda: LogitsHidden(weight=0.0, label_weight=1.0),  # the logits train the head
+        lambda: LogitsHidden(temperature=0.0),
         lambda: Distillation(weight=-1.0),
         lambda: Logits(weight=0.0, label_weight=0.0),
         lambda: Logits(label_weight=-0.1),
@@ -439,5 +497,6 @@ def test_what_each_distillation_needs():
     assert needs["SimKD"] == (True, True, True)
     assert needs["HiddenStates"] == (True, True, False)
     assert needs["NoDistillation"] == (False, False, False)
+    assert (LogitsHidden.needs_teacher, LogitsHidden.needs_hidden, LogitsHidden.shares_head) == (True, True, False)
     assert [each.needs_attention for each in (HiddenStates(), HiddenStates(attention_weight=0.1))] == [False, True]
     assert (NoDistillation().weight, NoDistillation().label_weight) == (0.0, 1.0)

@@ -25,9 +25,11 @@ from transformers import (
 
 from pruning import PruningError, runtime
 from pruning.runtime import compiler
-from pruning.runtime.encoder import linear, selection
+from pruning.runtime.encoder import SparseEncoder, linear, selection
 from pruning.runtime.families import ACTIVATIONS, LINEARS
+from pruning.runtime.model import layer_precisions
 from pruning.runtime.packing import Blocks, PackedLinear
+from pruning.runtime.self_check import TOLERANCE
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.skipif(
@@ -254,6 +256,65 @@ def test_mixed_precision_is_between_its_parts() -> None:
     assert difference(dense, exact, *batch) < difference(dense, fast, *batch) < 2e-2
 
 
+@pytest.mark.parametrize("kind", SIZES)
+@pytest.mark.parametrize(("instructions", "precision"), KERNELS)
+def test_the_self_check_passes_what_is_right_and_reports_the_difference(
+    kind: str, instructions: str, precision: str
+) -> None:
+    model = sparse_model(kind)
+    generator = torch.get_rng_state()
+    fast = runtime.accelerate(model, precision, instructions=instructions)
+    assert torch.equal(torch.get_rng_state(), generator)
+    assert fast.report.difference is not None
+    assert 0 < fast.report.difference < TOLERANCE[precision] / 2
+    assert runtime.accelerate(sparse_model(kind), precision, check=False).report.difference is None
+    again = runtime.accelerate(sparse_model(kind).train(), precision, instructions=instructions)  # without dropout
+    assert again.report == fast.report
+
+
+@pytest.mark.parametrize("wrong", ["a row of a weight", "not finite", "the mask"])
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_wrong_kernel_runs_dense_and_says_so(
+    wrong: str, packed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    dense = sparse_model("bert")
+    runtime.pack(dense, tmp_path / "packed")
+    right = SparseEncoder.forward
+
+    def broken(self: SparseEncoder, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
+        out = right(self, hidden, None if wrong == "the mask" else mask)
+        if wrong == "a row of a weight":
+            out[..., 5] = 0
+        elif wrong == "not finite":
+            out[0, 1, 2] = torch.nan
+        return out
+
+    monkeypatch.setattr(SparseEncoder, "forward", broken)
+    load = (lambda: runtime.load(tmp_path / "packed")) if packed else lambda: runtime.accelerate(copy.deepcopy(dense))
+    fast = load()
+    assert fast.report.runtime == "dense torch"
+    assert "failed its self-check: it differs from torch by" in fast.report.reason
+    assert "the model runs dense in torch" in caplog.text
+    assert difference(dense, fast, *batch_of(5, 20)) < 1e-6
+
+
+def test_a_model_that_is_not_finite_in_torch_either_passes_the_self_check() -> None:
+    model = sparse_model("bert")
+    with torch.no_grad():
+        model.base_model.get_parameter("encoder.layer.1.output.dense.bias")[3] = torch.nan
+    assert runtime.accelerate(model).report.runtime == "sparse"
+
+
+def test_a_mapping_of_precisions_may_name_some_layers() -> None:
+    name = compiler.supported()[0]
+    best, *rest = compiler.precisions(name)
+    other = rest[-1] if rest else best
+    each = dict.fromkeys(LINEARS, best)
+    assert layer_precisions("auto", name) == layer_precisions({}, name) == each
+    assert layer_precisions({"down": other}, name) == each | {"down": other}
+    assert layer_precisions({"others": other, "up": "auto"}, name) == dict.fromkeys(LINEARS, other) | {"up": best}
+
+
 # --- what it cannot do --------------------------------------------------------------------------------------
 
 
@@ -293,6 +354,7 @@ def test_a_compiler_that_fails_is_named(monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.mark.parametrize(("precision", "words"), [
     ("float16", "precision='float16' is not one of auto, float32, bfloat16, int8"),
+    ({"queries": "float32"}, "must name query, key, value, output, up, down"),
     ({"query": "float32"}, "must name query, key, value, output, up, down"),
     ({**dict.fromkeys(LINEARS, "float32"), "key": "int8"}, "the same"),
 ])  # fmt: skip
@@ -301,6 +363,13 @@ def test_a_precision_that_makes_no_sense_is_refused(precision: str, words: str) 
         pytest.skip("this CPU has float32 only")
     with pytest.raises(PruningError, match=words):
         runtime.accelerate(sparse_model("bert"), precision)
+
+
+def test_a_number_of_threads_or_a_device_that_makes_no_sense_is_refused() -> None:
+    with pytest.raises(PruningError, match="threads=0 must be at least 1"):
+        runtime.accelerate(sparse_model("bert"), threads=0)
+    with pytest.raises(PruningError, match="the model is on meta; move it to the CPU"):
+        runtime.accelerate(sparse_model("bert").to("meta"))  # pyright: ignore[reportArgumentType]
 
 
 def test_what_a_sparse_encoder_cannot_serve_is_refused() -> None:

@@ -227,7 +227,7 @@ def test_without_arguments_it_is_bert_mini_on_squad_4x1() -> None:
     assert origin.choices == {
         **{"model": "bert-mini", "dataset": "squad", "pattern": "4x1", "criterion": "snip_momentum"},
         **{"allocation": "global", "schedule": "recipe", "regularizer": "none", "distill": "logits"},
-        "recipe": "squad-bert-mini",
+        **{"recipe": "squad-bert-mini", "benchmark": "none"},
     }
     assert origin.changed == {}
     assert experiment == both("model=bert-mini", "pattern=4x1")[0]
@@ -344,7 +344,8 @@ CHOICES = {
     "schedule": {"recipe", "short", "one_shot", "large_first"},
     "regularizer": {"none", "group_lasso"},
     "allocation": {"global", "uniform"},
-    "distill": {"logits", "hidden", "simkd", "none"},
+    "distill": {"logits", "logits_hidden", "hidden", "simkd", "none"},
+    "benchmark": {"none", "cpu"},
 }
 
 
@@ -353,9 +354,9 @@ def test_options_were_found() -> None:
     assert by_group.keys() == {*CHOICES, "model", "dataset", "recipe", "experiment"}
     assert {group: names - by_group[group] for group, names in CHOICES.items() if not names <= by_group[group]} == {}
     least = {"model": 16, "dataset": 16, "pattern": 16 + 9, "criterion": 8, "allocation": 2, "schedule": 4,
-             "regularizer": 2, "distill": 4, "recipe": 8, "experiment": 14}  # fmt: skip
+             "regularizer": 2, "distill": 4, "recipe": 8, "experiment": 14, "benchmark": 2}  # fmt: skip
     assert {group: len(names) for group, names in by_group.items() if len(names) < least[group]} == {}
-    assert len(options()) == len(set(options())) >= sum(least.values()) == 99
+    assert len(options()) == len(set(options())) >= sum(least.values()) == 101
 
 
 def schema(group: str, option: str) -> str:
@@ -732,15 +733,16 @@ def test_values_set_without_a_composition_are_as_with_one() -> None:
 # fmt: off
 DETERMINING = [
     "train.learning_rate=1e-3", "train.num_train_epochs=1", "train.max_steps=7", "train.precision=bf16",
-    "train.gradient_accumulation_steps=2", "train.warmup_steps=5",
+    "train.gradient_accumulation_steps=2", "train.warmup_steps=5", "train.average_weights=0.99",
+    "train.lr_rewind=0.5",
     "pattern=2:4", "pattern=1x4", "pattern.target_sparsity=0.7", "pattern=rows", "pattern=3:4", "pattern=locked",
     "criterion=magnitude", "criterion=movement", "criterion.momentum=0.5", "criterion.reduce=max",
     "allocation=uniform", "allocation.max_per_layer=0.9", "allocation.min_per_layer=0.1", "allocation.regrow=true",
     LAYERS, LAYERS.replace("0.3", "0.4"), "+allocation.layers={*.query:{pattern:2:4}}",
     "schedule=short", "schedule=one_shot", "schedule.decay=cubic", "schedule.end=9000", "schedule.initial=50%",
     "regularizer=group_lasso",
-    "distill=none", "distill=simkd", "distill=hidden", "distill.weight=1", "distill.label_weight=1",
-    "distill.temperature=1",
+    "distill=none", "distill=simkd", "distill=hidden", "distill=logits_hidden",
+    "distill.weight=1", "distill.label_weight=1", "distill.temperature=1",
     "dataset.max_seq_length=256", "dataset.doc_stride=64", "dataset.n_best=5", "dataset.max_answer_length=9",
     "model.excluded=[*query]", "model.prunable=[*query]", "model.hidden_dropout=0.2", "prune=false",
     "finetune.num_train_epochs=1", "finetune.learning_rate=1e-5",

@@ -15,7 +15,7 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
-from pruning import HiddenStates, LayerReport, Logits, Projector, SimKD, matrix_weights
+from pruning import HiddenStates, LayerReport, Logits, LogitsHidden, Projector, SimKD, matrix_weights
 from runner import evaluate, inspect, models
 from runner.config.compose import compose_experiment
 from runner.config.training import Training
@@ -225,6 +225,7 @@ def test_dropout_in_attention_weights_is_refused() -> None:
 WAYS = {
     "hidden": HiddenStates(label_weight=0.5),
     "attention": HiddenStates(attention_weight=1.0),
+    "logits and hidden": LogitsHidden(),
     "simkd linear": SimKD(),
     "simkd mlp with labels": SimKD(projector=Projector.mlp, label_weight=0.5),
 }
