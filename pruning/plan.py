@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pruning.allocation import Allocation, Global, LayerOverride, Quota
+from pruning.criteria import Criterion
 from pruning.errors import PruningError
 from pruning.patterns import Pattern, parse
 from pruning.regularizers import Regularizer
@@ -167,8 +168,15 @@ class Plan:
             fraction = group.pattern.unit_fraction(group.pattern.target)
             self.allocation.check(group.quotas(self.allocation), fraction, group.pattern.max_sparsity)
 
-    def check(self, schedule: Schedule, regularizer: Regularizer) -> None:
-        """Raise PruningError if the schedule or the regularizer does not fit a pattern or target."""
+    def check(self, schedule: Schedule, regularizer: Regularizer, criterion: Criterion) -> None:
+        """Raise PruningError if the schedule or the regularizer does not fit a pattern or target, or the criterion the
+        allocation."""
+        if criterion.updates_survivors and self.allocation.regrow:
+            raise PruningError(
+                f"regrow=True: {type(criterion).__name__} adapts the other weights to those that are pruned, so that "
+                "none can come back; leave regrow out",
+                self.allocation,
+            )
         for group in self.groups:
             if group.pattern.prunes:
                 schedule.sparsity(0.0, group.pattern.target)

@@ -25,8 +25,6 @@ from pruning.state import check, identity, pack, unpack
 
 log = logging.getLogger(__name__)
 
-_NO_EVIDENCE = "its gradients were missing or zero, so that its weights could not be ranked"
-
 
 class Pruner:
     """Prunes the parameters of a plan while an optimizer trains them, in any training loop.
@@ -62,13 +60,11 @@ class Pruner:
         self.criterion = criterion if criterion is not None else SnipMomentum()
         self.regularizer = regularizer if regularizer is not None else Regularizer()
         self.calibration = calibration
-        if isinstance(self.criterion, OBS) and self.allocation.regrow:
-            raise PruningError("regrow=True: OBS updates what stays, so that none can come back", plan.allocation)
         for name in plan.frozen:
             plan.candidates[name].requires_grad_(False)
         self.updates = schedule.steps(length) if plan.prunes else {}
         """Optimizer steps taken before an update -> progress of the schedule."""
-        plan.check(schedule, self.regularizer)
+        plan.check(schedule, self.regularizer, self.criterion)
         self.masks = Masks(self.parameters, plan.patterns)
         self.scores = Scores(self.criterion, plan)
         self.steps_taken = 0
@@ -89,6 +85,10 @@ class Pruner:
     def sparsity(self) -> float:
         """Sparsity after the last update, over the layers that have the main pattern."""
         return self._fractions.get(repr(self.pattern), 0.0) * self.pattern.max_sparsity
+
+    @property
+    def _no_evidence(self) -> str:
+        return f"its {self.criterion.evidence}s were missing or zero, so that its weights could not be ranked"
 
     # --- in the training loop -------------------------------------------------------------------------------
 
@@ -218,18 +218,18 @@ class Pruner:
     def _choose(self, group: Group, fraction: float, survivors: SurvivorUpdate | None) -> dict[str, Tensor]:
         """The masks of one group. Layers without scores keep theirs, and their units are not in the budget."""
         pattern, allocation = group.pattern, self.allocation
-        key, losers, costs = repr(pattern), {}, {}
+        key, losers, costs, what = repr(pattern), {}, {}, self.criterion.evidence
         if survivors is not None:
             known = survivors.choose(group, allocation, self._fractions[key], fraction)
         else:
             costs, losers = self.scores.costs(group, self.masks, self._optimizer, allocation.regrow)
             known = costs
         if not known:
-            self._warn_once(f"no layer for pattern {pattern} has a gradient other than zero: its masks wait for one")
+            self._warn_once(f"no layer for pattern {pattern} has a {what} other than zero: its masks wait")
             return {}
         if len(known) < len(group.shapes):
             silent = sorted(group.shapes.keys() - known.keys())
-            self._warn_once(f"{silent[0]} (and {len(silent) - 1} more) cannot be pruned: {_NO_EVIDENCE}")
+            self._warn_once(f"{silent[0]} (and {len(silent) - 1} more) cannot be pruned: {self._no_evidence}")
         self._fractions[key] = fraction
         if survivors is not None:
             return known
@@ -254,7 +254,7 @@ class Pruner:
             why = (
                 f"before the last mask update at step {last}"
                 if self.steps_taken < last
-                else "without a gradient to rank weights by for the last mask update"
+                else f"without a {self.criterion.evidence} to rank weights by for the last mask update"
             )
             raise PruningError(
                 f"the training ended after {self.steps_taken} optimizer steps, {why}: sparsity is {self.sparsity:g}, "
@@ -270,7 +270,7 @@ class Pruner:
             for name, pattern, _ in self.plan.pruned()
             if due is not None and self.masks.get(name) is None and self.schedule.sparsity(due, pattern.target) > 0
         ]
-        return describe(self.plan, self.masks, dict.fromkeys(unranked, _NO_EVIDENCE))
+        return describe(self.plan, self.masks, dict.fromkeys(unranked, self._no_evidence))
 
     def _identity(self) -> dict[str, str]:
         return identity(self.plan, self.criterion, self.schedule, self.length, self.regularizer)

@@ -22,6 +22,7 @@ class Calibrated(Criterion):
     """Seed of the windows and of the labels that are drawn from the model's output."""
 
     needs_calibration: ClassVar[bool] = True
+    evidence: ClassVar[str] = "calibration gradient"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -39,6 +40,8 @@ class Calibrated(Criterion):
 @dataclass
 class Wanda(Calibrated):
     """|w_rj| * ||x_j||_2 (Sun et al. 2023, arXiv 2306.11695). The paper ranks within rows; here the allocation does."""
+
+    evidence: ClassVar[str] = "calibration input"
 
     def scores(self, calibration: Calibration, plan: Plan) -> dict[str, Tensor]:
         hessians = collect(calibration, _pruned(plan), self.seed, fisher=False).hessians
@@ -72,7 +75,7 @@ class OBS(Calibrated):
     Hessian of the layer's inputs and the Fisher information of its outputs; survivors are updated by least squares.
 
     Hassibi and Stork 1993; Frantar and Alistarh 2022, arXiv 2208.11580 (layer-wise, blocks), 2023, arXiv 2301.00774
-    (N:M columns in order); Kurtic et al. 2022, arXiv 2203.07259 (blocks of encoders). `reduce` has no meaning here.
+    (N:M columns in order); Kurtic et al. 2022, arXiv 2203.07259 (blocks of encoders).
     """
 
     damping: float = 0.01
@@ -80,8 +83,12 @@ class OBS(Calibrated):
     rounds: list[float] = field(default_factory=lambda: [0.25, 0.5, 0.6875, 0.8125, 0.9125, 1.0])
     """Parts of a block pattern's update after which survivors are solved for and costs computed again."""
 
+    updates_survivors: ClassVar[bool] = True
+
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.reduce != Criterion.reduce:
+            raise PruningError(f"reduce={self.reduce}: OBS adds the costs of a block's rows; leave reduce out", self)
         if not self.damping > 0:
             raise PruningError(f"damping={self.damping} must be above 0: Hessians of few tokens are singular", self)
         rising = [0.0, *self.rounds]

@@ -40,7 +40,7 @@ def check(experiment: Experiment, sources: Sources) -> PreTrainedModel:
     locked: list[str] = []
     if experiment.prune:
         plan = Plan(models.prunable_parameters(net, model), experiment.pattern, experiment.allocation)
-        plan.check(experiment.schedule, experiment.regularizer)
+        plan.check(experiment.schedule, experiment.regularizer, experiment.criterion)
         locked = [name for group in plan.groups if group.pattern.locks for name in group.shapes]
     check_sparse(model, sources.sparse, net, architecture, locked)
     for checkpoint in (sources.base, *sources.others):

@@ -51,6 +51,7 @@ WRONG = [
     (["train.num_train_epochs=0", "criterion=obs"], ["num_train_epochs=0", "one mask update", "schedule=one_shot"]),
     (["finetune.num_train_epochs=0"], ["finetune.num_train_epochs=0", "model.finetuned"]),
     (["criterion=obs", "criterion.damping=0"], ["criterion.damping=0", "above 0"]),
+    (["criterion=obs", "criterion.reduce=max"], ["criterion.reduce=max", "leave reduce out"]),
     (["criterion=obs", "criterion.rounds=[0.5,0.4,1]"], ["rounds=[0.5, 0.4, 1.0]", "rise to 1"]),
     (["criterion=wanda", "criterion.samples=0"], ["samples=0", "at least 1"]),
     (["train.weight_decay=-1"], ["weight_decay=-1", "not negative"]),

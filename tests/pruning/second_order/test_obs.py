@@ -15,14 +15,17 @@ from torch import Tensor, nn
 from pruning import (
     OBS,
     Block,
+    CalibratedSnip,
     Calibration,
     Global,
     Gradual,
     NofM,
+    OneShot,
     Plan,
     Pruner,
     PruningError,
     TrainingLength,
+    Wanda,
     matrix_weights,
     obs,
 )
@@ -314,3 +317,35 @@ def test_two_processes_prune_as_one(tmp_path, monkeypatch):
         assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
         for name, tensor in one.items():
             torch.testing.assert_close(tensor, alone[name], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("criterion", "why"),
+    [
+        (OBS(), "its calibration gradients were missing or zero"),
+        (CalibratedSnip(), "its calibration gradients were missing or zero"),
+        (Wanda(), "its calibration inputs were missing or zero"),
+    ],
+)
+def test_a_layer_that_the_data_do_not_reach_is_named_with_the_reason(criterion, why, caplog):
+    class WithIdle(Attention):
+        def __init__(self) -> None:
+            super().__init__()
+            self.idle = nn.Linear(8, 8)
+
+    model = WithIdle()
+    calibration = Calibration(model, data(), loss_of(model))
+    plan = Plan(matrix_weights(model), PATTERNS[0])
+    pruner = Pruner(plan, OneShot("0"), TrainingLength(0), criterion, calibration=calibration)
+    before = model.idle.weight.detach().clone()
+    pruner.update_now()
+    assert torch.equal(model.idle.weight, before)
+    (idle,) = [layer for layer in pruner.report() if layer.name == "idle.weight"]
+    assert why in (idle.skipped or "")
+    assert f"idle.weight (and 0 more) cannot be pruned: {why}" in caplog.text
+
+
+def test_weights_that_come_back_are_refused():
+    plan = Plan(matrix_weights(Attention()), PATTERNS[0], Global(regrow=True))
+    with pytest.raises(PruningError, match=r"regrow=True: OBS adapts .* leave regrow out"):
+        Pruner(plan, OneShot("0"), TrainingLength(0), OBS())
