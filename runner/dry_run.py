@@ -12,7 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from pruning import NoDistillation, Plan, matrix_weights
+from pruning import Calibrated, NoDistillation, Plan, matrix_weights
 from runner import models
 from runner.config.experiment import Experiment, Origin
 from runner.speed.settings import CpuBenchmark
@@ -49,7 +49,7 @@ def show(experiment: Experiment, origin: Origin) -> None:
     set_up_process()
     inputs = resolve(experiment, origin, reuse=False)
     announce(inputs)
-    lines = [*existing(inputs), *layers(inputs), *steps_and_sparsity(inputs)]
+    lines = [*existing(inputs), *layers(inputs), *steps_and_sparsity(inputs), *calibration(inputs)]
     learns = experiment.train.takes_steps or not experiment.prune or not experiment.model.finetuned
     lines += cost(inputs, inputs.data) if inputs.data is not None and learns else []
     lines += time_of_benchmark(experiment)
@@ -105,6 +105,19 @@ def steps_and_sparsity(inputs: Inputs) -> Iterator[str]:
         updates[4:-3] = ["..."]
     if updates:
         yield f"sparsity by step: {', '.join(updates)}"
+
+
+def calibration(inputs: Inputs) -> Iterator[str]:
+    """Data and memory of mask updates that read training windows."""
+    experiment, criterion = inputs.experiment, inputs.experiment.criterion
+    if not (inputs.updates and isinstance(criterion, Calibrated)) or inputs.data is None:
+        return
+    plan = Plan(models.prunable_parameters(inputs.net, experiment.model), experiment.pattern, experiment.allocation)
+    windows = min(criterion.samples, len(inputs.data.features))
+    yield (
+        f"calibration of each mask update: {windows} training windows; up to {human_bytes(criterion.memory(plan))} of "
+        "memory, forward and backward passes not included"
+    )
 
 
 def cost(inputs: Inputs, data: TrainingData) -> Iterator[str]:

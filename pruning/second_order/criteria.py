@@ -10,6 +10,7 @@ from pruning.criteria import Criterion, Layer
 from pruning.errors import PruningError
 from pruning.plan import Plan, as_matrix
 from pruning.second_order.calibration import Calibration, collect, weight_gradients
+from pruning.second_order.solver import CHUNK
 
 
 @dataclass
@@ -36,6 +37,10 @@ class Calibrated(Criterion):
     def saliency(self, layer: Layer) -> Tensor | None:
         return layer.state.get("score")
 
+    def memory(self, plan: Plan) -> int:
+        """Bytes that a mask update takes at most, without the forward and backward passes of the calibration."""
+        return sum(8 * p.numel() for p in _pruned(plan).values())  # sums and one batch's gradients, or scores
+
 
 @dataclass
 class Wanda(Calibrated):
@@ -49,6 +54,9 @@ class Wanda(Calibrated):
             name: as_matrix(plan.parameters[name].detach()).to(h.dtype).abs() * h.diagonal()[:-1].sqrt()
             for name, h in hessians.items()
         }
+
+    def memory(self, plan: Plan) -> int:
+        return super().memory(plan) + _hessian_bytes(plan)
 
 
 @dataclass
@@ -95,6 +103,17 @@ class OBS(Calibrated):
         if len(rising) < 2 or rising[-1] != 1 or any(a >= b for a, b in pairwise(rising)):
             raise PruningError(f"rounds={list(self.rounds)} must rise to 1, from above 0", self)
 
+    def memory(self, plan: Plan) -> int:
+        weights = [as_matrix(p).shape for p in _pruned(plan).values()]
+        # float64: the damped Hessian and its copies, old and new weights, a part's matrices, factors and their copies
+        one = max(24 * (w[1] + 1) ** 2 + 24 * w.numel() + 4 * max(CHUNK, 8 * (w[1] + 1) ** 2) for w in weights)
+        return super().memory(plan) + _hessian_bytes(plan) + one
+
 
 def _pruned(plan: Plan) -> dict[str, nn.Parameter]:
     return {name: p for name, _, p in plan.pruned()}
+
+
+def _hessian_bytes(plan: Plan) -> int:
+    """At most: layers that share their input share a Hessian too."""
+    return sum(4 * (p[0].numel() + 1) ** 2 for p in _pruned(plan).values())

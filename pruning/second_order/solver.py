@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pruning.errors import PruningError
 
-_CHUNK = 256 << 20  # bytes of the matrices that are factorised together
+CHUNK = 64 << 20  # bytes of the matrices that are factorised together
 _EXACT = 512  # beyond so many inputs, intermediate rounds are ranked in float32; the last solution never is
 _SETS = 128  # sets of losers per group that are compared; beyond, single weights are
 
@@ -67,7 +67,7 @@ class LayerSolver:
         kept: Tensor,
     ) -> None:
         self.inputs = kept.shape[1]
-        self.original = weights.double()
+        self.original = weights
         size = weights.shape[1]
         self.hessian = hessian[:size, :size]  # float32, shared: one is damped at a time
         self.fisher, self.damping, (self.rows, self.cols) = fisher, damping, block
@@ -84,10 +84,11 @@ class LayerSolver:
             float64 [out / rows, in / cols]; +inf for units that are pruned, or everywhere without `costs`.
         """
         h = damped(self.hessian, self.damping)
-        target = self.original @ h
+        original = self.original.double()
+        target = original @ h
         groups, size = len(self.kept), len(h)
         kept = torch.cat([self.kept, self.kept.new_ones(groups, size - self.inputs)], 1)
-        of_rows = self.original.view(groups, self.rows, size)
+        of_rows = original.view(groups, self.rows, size)
         solved = torch.zeros_like(of_rows)
         out = torch.full((groups, self.inputs // self.cols), torch.inf, dtype=torch.float64, device=h.device)
         dtype = torch.float32 if costs and size > _EXACT else torch.float64
@@ -106,7 +107,7 @@ class LayerSolver:
             if costs and k > size - self.inputs:
                 units = columns[:, : k - (size - self.inputs) : self.cols] // self.cols
                 out[part] = out[part].scatter(1, units, self._costs(found, torch.cholesky_inverse(factor), part))
-        self.weights = solved.view(self.original.shape)
+        self.weights = solved.view(original.shape).to(self.original.dtype)
         return out
 
     def _costs(self, weights: Tensor, inverses: Tensor, part: Tensor) -> Tensor:
@@ -132,7 +133,7 @@ class LayerSolver:
 
     def error(self) -> Tensor:
         """float64 [out]: f_r times the mean square error of each output, damping included."""
-        difference = self.weights - self.original
+        difference = self.weights.double() - self.original.double()
         error = ((difference @ damped(self.hessian, self.damping)) * difference).sum(1)
         return error if self.fisher is None else error * self.fisher.double()
 
@@ -144,7 +145,7 @@ class LayerSolver:
         costs = []
         for start in range(0, self.inputs, m):
             span = slice(start, start + m)
-            costs.append(_cheapest(self.original[:, span], inv[span, span], m - n)[1])
+            costs.append(_cheapest(self.original[:, span].double(), inv[span, span], m - n)[1])
         costs = torch.stack(costs, 1)
         return (costs if self.fisher is None else costs * self.fisher.double()[:, None]).flatten()
 
@@ -158,7 +159,7 @@ class LayerSolver:
         Returns:
             bool [out, in].
         """
-        weights = self.original.clone()
+        weights = self.original.to(torch.float64, copy=True)
         upper = cholesky(inverse(damped(self.hessian, self.damping))).T
         losers = torch.zeros(weights.shape[0], self.inputs, dtype=torch.bool, device=weights.device)
         for group, start in enumerate(range(0, self.inputs, m)):
@@ -204,7 +205,7 @@ def _batches(kept: Tensor, itemsize: int) -> Iterator[tuple[Tensor, Tensor]]:
     counts = kept.sum(1)
     for k in counts.unique().tolist():
         groups = torch.nonzero(counts == k)[:, 0]
-        at_once = len(groups) if k in (0, kept.shape[1]) else max(1, _CHUNK // (k * k * itemsize))
+        at_once = len(groups) if k in (0, kept.shape[1]) else max(1, CHUNK // (k * k * itemsize))
         for part in groups.split(at_once):
             yield part, kept[part].nonzero()[:, 1].view(len(part), k)
 

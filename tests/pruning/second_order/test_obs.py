@@ -349,3 +349,10 @@ def test_weights_that_come_back_are_refused():
     plan = Plan(matrix_weights(Attention()), PATTERNS[0], Global(regrow=True))
     with pytest.raises(PruningError, match=r"regrow=True: OBS adapts .* leave regrow out"):
         Pruner(plan, OneShot("0"), TrainingLength(0), OBS())
+
+
+@pytest.mark.parametrize(("criterion", "hessian"), [(OBS(), 4 * 9 * 9), (Wanda(), 4 * 9 * 9), (CalibratedSnip(), 0)])
+def test_memory_grows_with_the_layers(criterion, hessian):
+    weights = matrix_weights(Attention())
+    one, two, three = (criterion.memory(Plan(dict(list(weights.items())[:count]), PATTERNS[0])) for count in (1, 2, 3))
+    assert two - one == three - two == 8 * 64 + hessian

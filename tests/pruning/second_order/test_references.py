@@ -207,7 +207,7 @@ def test_a_hessian_that_float32_cannot_factorise_is_factorised_in_float64(monkey
 def test_many_groups_are_solved_in_parts(monkeypatch):
     layer, parts = wide(24), wide(24)
     layer.solve(costs=True)
-    monkeypatch.setattr(solver, "_CHUNK", 1)
+    monkeypatch.setattr(solver, "CHUNK", 1)
     parts.solve(costs=True)
     torch.testing.assert_close(layer.weights, parts.weights)
 
