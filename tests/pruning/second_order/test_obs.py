@@ -295,6 +295,27 @@ def test_masks_never_grow_back_and_a_resume_is_bit_for_bit(pattern, caplog):
     assert all("q.weight 0." in line and "out.weight 0." in line for line in lines)
 
 
+def test_moments_of_what_goes_are_zeroed_and_those_of_survivors_stay():
+    model = Attention()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    pruner = gradual(model, PATTERNS[0])
+    before: dict[str, dict[str, Tensor]] = {}
+    optimizer.register_step_post_hook(  # runs before that of the pruner
+        lambda *_: before.update(
+            {n: {k: t.clone() for k, t in optimizer.state[p].items()} for n, p in matrix_weights(model).items()}
+        )
+    )
+    pruner.attach(optimizer)
+    steps(model, optimizer, range(4))
+    assert 0 < pruner.sparsity < PATTERNS[0].target
+    assert pruner.history[-1].step == 4
+    for name, p in matrix_weights(model).items():
+        gone = p == 0
+        assert bool(gone.any())
+        for key in ("exp_avg", "exp_avg_sq"):
+            assert torch.equal(optimizer.state[p][key], before[name][key].masked_fill(gone, 0.0))
+
+
 def prune_on_one_rank(rank: int, folder: str) -> None:
     """Each rank runs its part of the batches."""
     from torch import distributed
