@@ -19,6 +19,7 @@ from pruning import (
     Calibration,
     Global,
     Gradual,
+    LayerOverride,
     NofM,
     OneShot,
     Plan,
@@ -377,3 +378,23 @@ def test_memory_grows_with_the_layers(criterion, hessian):
     weights = matrix_weights(Attention())
     one, two, three = (criterion.memory(Plan(dict(list(weights.items())[:count]), PATTERNS[0])) for count in (1, 2, 3))
     assert two - one == three - two == 8 * 64 + hessian
+
+
+def test_a_mix_of_groups_has_exactly_the_target():
+    weights = matrix_weights(pruned(NofM(2, 4, mix=True, target_sparsity=0.3)))
+    groups = torch.cat([(p.detach() != 0).view(-1, 4).sum(1) for p in weights.values()])
+    assert set(groups.tolist()) == {2, 4}
+    assert int((groups == 2).sum()) == round(0.6 * len(groups))
+
+
+def test_layers_with_patterns_of_their_own_and_locked_ones():
+    model = Attention()
+    with torch.no_grad():
+        model.out.weight[:3] = 0.0
+    layers = {"q.weight": LayerOverride(pattern="2:4"), "out.weight": LayerOverride(pattern="locked")}
+    plan = Plan(matrix_weights(model), Block(4, 1, target_sparsity=0.5), Global(layers=layers))
+    locked = model.out.weight.detach().clone()
+    obs(model, plan, data(), loss_of(model))
+    assert bool(((model.q.weight != 0).view(-1, 4).sum(1) == 2).all())
+    assert int((model.k.weight == 0).sum()) == 32
+    assert torch.equal(model.out.weight, locked)
