@@ -44,12 +44,16 @@ class SparseBase(nn.Module):
         unknown = more.keys() - self._names.keys() - {"return_dict"}
         if unknown:
             raise PruningError(f"a sparse encoder cannot serve {', '.join(sorted(unknown))}; use the dense model")
-        if attention_mask is not None and attention_mask.dim() != 2:
-            raise PruningError(f"attention_mask has {attention_mask.dim()} dimensions, not 2: (batch, length)")
         given = {"input_ids": input_ids, **more}
         hidden = self.embeddings(**{self._names[name]: given[name] for name in given.keys() & self._names.keys()})
         if self.project is not None:
             hidden = self.project(hidden)
-        last = self.encoder(hidden, attention_mask)
+        batch, length, _ = hidden.shape
+        if attention_mask is not None and tuple(attention_mask.shape) not in ((batch, length), (1, length)):
+            raise PruningError(
+                f"attention_mask is {tuple(attention_mask.shape)}, not (batch, length): {(batch, length)}"
+            )
+        mask = None if attention_mask is None else attention_mask.expand(batch, length)
+        last = self.encoder(hidden, mask)
         pooled = None if self.pooler is None else self.pooler(last)
         return BaseModelOutputWithPooling(last_hidden_state=last, pooler_output=pooled)

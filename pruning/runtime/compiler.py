@@ -19,7 +19,8 @@ from pathlib import Path
 import torch
 from filelock import FileLock
 
-SOURCE = Path(__file__).with_name("encoder.c")
+SOURCES = Path(__file__).with_name("encoder.c"), Path(__file__).with_name("vectors.h")
+"""What is compiled, and what it includes."""
 
 _AVX512 = ("avx512_f", "avx512_bw", "avx512_vl", "avx512_dq")
 INSTRUCTION_SETS = {
@@ -118,7 +119,14 @@ def _compiled(instructions: str, command: tuple[str, ...]) -> Library:
     """Compile with one compiler, unless the cache has it; safe for many processes at once."""
     version = _run(*command, "--version").splitlines()[0]
     flags = [_FLAGS.get(need, f"-m{need.replace('_', '')}") for need in INSTRUCTION_SETS[instructions]]
-    made_of = [SOURCE.read_text(encoding="utf-8"), version, platform.machine(), *command, *_BASE, *flags]
+    made_of = [
+        *(source.read_text(encoding="utf-8") for source in SOURCES),
+        version,
+        platform.machine(),
+        *command,
+        *_BASE,
+        *flags,
+    ]
     folder = cache_folder()
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     if folder.stat().st_uid != os.getuid():
@@ -129,7 +137,7 @@ def _compiled(instructions: str, command: tuple[str, ...]) -> Library:
         if not place.exists():
             with tempfile.TemporaryDirectory(dir=folder) as temporary:
                 made = Path(temporary) / place.name
-                _run(*command, *_BASE, *flags, "-o", str(made), str(SOURCE), "-lm")
+                _run(*command, *_BASE, *flags, "-o", str(made), str(SOURCES[0]), "-lm")
                 made.replace(place)
     code = ctypes.CDLL(str(place))
     code.encode.restype = ctypes.c_int64

@@ -1,22 +1,27 @@
 """Cut the parts of a model that compute nothing: feed-forward channels and attention heads whose weights are zero.
 
 What remains is an ordinary dense model with smaller matrices, which every runtime computes faster. Its layers may have
-different sizes, so config.json cannot describe it: it is for exporters, not for save_pretrained.
+different sizes, so config.json cannot describe it: it is for exporters and for encoder.c, not for save_pretrained.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from pruning.errors import PruningError
 from pruning.runtime.families import LINEARS, check_layers, structure_of
+from pruning.runtime.packing import ROWS, Blocks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+Layer = dict[str, tuple[Tensor | Blocks, Tensor | None]]
+"""Weight and bias of each linear module of a layer, by the names of LINEARS."""
 
 
 @dataclass(frozen=True)
@@ -29,23 +34,26 @@ class CutReport:
     heads: int = 0
     """Attention heads that were cut, of all layers."""
     all_heads: int = 0
+    features: int = 0
+    """Features of heads that were cut, if single ones were: those of scores (query and key) and of values."""
+    all_features: int = 0
     reason: str = ""
     """Why nothing could be cut: the architecture is not known; empty if it is."""
+
+    def __add__(self, other: CutReport) -> CutReport:
+        counts = (getattr(self, f.name) + getattr(other, f.name) for f in fields(self))
+        return CutReport(*counts)
 
     def __str__(self) -> str:
         if self.reason:
             return f"nothing ({self.reason})"
-        return f"{self.channels} of {self.all_channels} channels, {self.heads} of {self.all_heads} heads"
+        features = f", {self.features} of {self.all_features} features of heads" if self.features else ""
+        return f"{self.channels} of {self.all_channels} channels, {self.heads} of {self.all_heads} heads{features}"
 
 
 @torch.no_grad()
 def cut(model: PreTrainedModel) -> CutReport:
-    """Cut dead channels and heads out of a model's encoder, in place. The outputs stay what they are but for rounding.
-
-    A feed-forward channel is dead if its column in `down` is zero, or its row in `up`: then its output is one number,
-    activation(bias), which moves into the bias of `down`. A head is dead if its columns in `output` are zero, or its
-    rows and biases in `value`. Each layer keeps at least one of both. A layer with weights that
-    are not finite stays whole.
+    """Cut dead channels and heads out of a model's encoder, in place, as `cut_layer` does.
 
     Returns:
         The counts; of an architecture that `pruning.runtime.families` does not know, the reason, and nothing is cut.
@@ -55,74 +63,136 @@ def cut(model: PreTrainedModel) -> CutReport:
         check_layers(model, structure.family)
     except PruningError as reason:
         return CutReport(reason=str(reason))
-    activation = _activation(model)
-    channels = all_channels = heads = all_heads = 0
+    report = CutReport()
     for number in range(structure.layers):
-        names = (structure.family.parameter(number, name, "weight").removesuffix(".weight") for name in LINEARS)
-        linears = [_linear(model, name) for name in names]
-        query, key, value, output, up, down = linears
-        all_channels, all_heads = all_channels + up.out_features, all_heads + structure.heads
-        if not all(bool(p.isfinite().all()) for linear in linears for p in linear.parameters()):
-            continue  # 0 times infinity is not 0
-        dead = _dead_channels(up, down, activation)
-        channels += _remove(dead, rows=(up,), columns=(down,))
-        dead = _dead_heads(value, output, structure.head_size).repeat_interleave(structure.head_size)
-        heads += _remove(dead, rows=(query, key, value), columns=(output,)) // structure.head_size
-    return CutReport(channels, all_channels, heads, all_heads)
+        modules = {name: _linear(model, structure.family.parameter(number, name, "weight")) for name in LINEARS}
+        layer: Layer = {name: (module.weight, module.bias) for name, module in modules.items()}
+        done = cut_layer(layer, structure.head_size, structure.function)
+        if done.channels or done.heads:
+            for name, module in modules.items():
+                _fill(module, *layer[name])
+        report += done
+    return report
 
 
-def _linear(model: PreTrainedModel, name: str) -> nn.Linear:
-    module = model.base_model.get_submodule(name)
+def cut_layer(layer: Layer, head_size: int, activation: Callable[[Tensor], Tensor]) -> CutReport:
+    """Cut dead channels and heads out of a layer, a mapping that is changed. The outputs stay what they are but for
+    rounding.
+
+    A feed-forward channel is dead if its column in `down` is zero, or its row in `up`: then its output is one number,
+    activation(bias), which moves into the bias of `down`. A head is dead if the same is true of each of its features,
+    with `output` for `down` and `value` for `up`: attention weights sum to 1, so the output of a feature without
+    weights is its bias. One of each remains, because few runtimes multiply matrices without rows. A layer with weights
+    that are not finite stays whole: 0 times infinity is not 0.
+    """
+    report = _whole(layer, head_size)
+    if not _finite(layer):
+        return report
+    channels = _cut(layer, "up", "down", 1, activation)
+    heads = _cut(layer, "value", "output", head_size, lambda bias: bias)
+    for name in ("query", "key"):
+        layer[name] = _without(layer[name], heads)
+    return replace(report, channels=int(channels.sum()), heads=int(heads.sum()) // head_size)
+
+
+@dataclass(frozen=True)
+class Heads:
+    """Features of the heads that a layer has."""
+
+    scores: list[int]
+    """Of each head, the features in `query` and `key`."""
+    values: list[int]
+    """Of each head, the features in `value` and `output`; at least 4."""
+
+
+def cut_blocks(layer: Layer, head_size: int, activation: Callable[[Tensor], Tensor]) -> tuple[CutReport, Heads]:
+    """Cut what `cut_layer` does out of a layer of blocks, in groups of 4 so that blocks stay whole, and also single
+    features of heads: in `value` and `output` as whole heads, in `query` and `key` where `key` has no weights: then
+    the feature adds the same to the scores of all keys, which softmax does not see.
+
+    Returns:
+        What was cut, and the heads that remain.
+    """
+    report = _whole(layer, head_size)
+    if not _finite(layer):
+        return report, Heads([head_size] * report.all_heads, [head_size] * report.all_heads)
+    channels = _cut(layer, "up", "down", ROWS, activation)
+    dead_values = _cut(layer, "value", "output", ROWS, lambda bias: bias).view(-1, head_size)
+    silent = dead_values.all(dim=1)
+    dead_scores = ~_used(layer["key"][0], 1).view(-1, head_size) | silent[:, None]
+    for name in ("query", "key"):
+        layer[name] = _without(layer[name], dead_scores.flatten())
+    features = int(dead_scores.sum() + dead_values.sum())
+    report = replace(report, channels=int(channels.sum()), heads=int(silent.sum()), features=features)
+    return report, Heads(*((~dead[~silent]).sum(dim=1).tolist() for dead in (dead_scores, dead_values)))
+
+
+def _whole(layer: Layer, head_size: int) -> CutReport:
+    """The report of a layer of which nothing is cut."""
+    channels, features = (len(_used(layer[name][0], 1)) for name in ("up", "value"))
+    return CutReport(all_channels=channels, all_heads=features // head_size, all_features=2 * features)
+
+
+def _cut(layer: Layer, writer: str, reader: str, step: int, activation: Callable[[Tensor], Tensor]) -> Tensor:
+    """Cut the dead features between two modules, in groups of `step`.
+
+    Args:
+        writer: the module that computes the features.
+        reader: the module that reads activation(features).
+
+    Returns:
+        (features,) bool: those that were cut.
+    """
+    weight, bias = layer[writer]
+    read, read_bias = layer[reader]
+    constant, unread = ~_used(weight, 1), ~_used(read, 0)
+    groups = (constant | unread).view(-1, step).all(dim=1)
+    groups[0] &= not bool(groups.all())
+    dead = groups.repeat_interleave(step)
+    outputs = torch.zeros(len(dead), dtype=torch.float64)
+    if bias is not None:
+        outputs[: len(bias)] = activation(bias.float()).double()
+    outputs[~(dead & constant)] = 0
+    if bool(outputs.any()):
+        matrix = read.dense() if isinstance(read, Blocks) else read
+        moved = matrix.double() @ outputs + (0 if read_bias is None else read_bias.double())
+        read_bias = moved.to(matrix.dtype)
+    layer[reader] = read.select(None, ~dead) if isinstance(read, Blocks) else read[:, ~dead], read_bias
+    layer[writer] = _without(layer[writer], dead)
+    return dead
+
+
+def _without(parameters: tuple[Tensor | Blocks, Tensor | None], dead: Tensor) -> tuple[Tensor | Blocks, Tensor | None]:
+    """Weight and bias without some rows."""
+    weight, bias = parameters
+    weight = weight.select(~dead) if isinstance(weight, Blocks) else weight[~dead]
+    return weight, None if bias is None else bias[~dead[: len(bias)]]
+
+
+def _used(weight: Tensor | Blocks, dim: int) -> Tensor:
+    """Rows (dim=1) or columns (dim=0) that have a weight other than zero, bool. The rows of blocks are padded to a
+    multiple of 4.
+    """
+    return weight.used(dim) if isinstance(weight, Blocks) else (weight != 0).any(dim=dim)
+
+
+def _finite(layer: Layer) -> bool:
+    """True if all weights and biases are finite."""
+    tensors: list[Tensor | None] = []
+    for weight, bias in layer.values():
+        tensors += [weight.value.float(), weight.scale, bias] if isinstance(weight, Blocks) else [weight, bias]
+    return all(bool(tensor.isfinite().all()) for tensor in tensors if tensor is not None)
+
+
+def _linear(model: PreTrainedModel, parameter: str) -> nn.Linear:
+    module = model.base_model.get_submodule(parameter.removesuffix(".weight"))
     assert isinstance(module, nn.Linear)
     return module
 
 
-def _activation(model: PreTrainedModel) -> Any:
-    from transformers.activations import ACT2FN
-
-    config: Any = model.config
-    return ACT2FN[getattr(config, "hidden_act", None) or config.activation]
-
-
-def _dead_channels(up: nn.Linear, down: nn.Linear, activation: Any) -> Tensor:
-    """(channels,) bool: channels to cut. The constant outputs of some of them move into the bias of `down`."""
-    constant, unread = (up.weight == 0).all(dim=1), (down.weight == 0).all(dim=0)
-    moved = constant & ~unread
-    if bool(moved.any()):
-        bias = torch.zeros(up.out_features) if up.bias is None else up.bias
-        added = down.weight.double() @ activation(bias).masked_fill(~moved, 0).double()
-        old = 0 if down.bias is None else down.bias.double()
-        down.bias = nn.Parameter((old + added).to(down.weight.dtype), requires_grad=False)
-        down.weight[:, moved] = 0
-    return _all_but_one(constant | unread)
-
-
-def _dead_heads(value: nn.Linear, output: nn.Linear, size: int) -> Tensor:
-    """(heads,) bool: heads to cut."""
-    silent, unread = (value.weight == 0).all(dim=1), (output.weight == 0).all(dim=0)
-    if value.bias is not None:
-        silent &= value.bias == 0
-    return _all_but_one(silent.view(-1, size).all(dim=1) | unread.view(-1, size).all(dim=1))
-
-
-def _all_but_one(dead: Tensor) -> Tensor:
-    """Spare one part if all are dead: few runtimes multiply matrices without rows."""
-    if bool(dead.all()):
-        dead[0] = False
-    return dead
-
-
-def _remove(dead: Tensor, rows: tuple[nn.Linear, ...], columns: tuple[nn.Linear, ...]) -> int:
-    """Remove features: rows of some layers, columns of those that read them. Returns their number."""
-    alive = ~dead
-    if not bool(dead.any()):
-        return 0
-    for layer in rows:
-        layer.weight = nn.Parameter(layer.weight[alive], requires_grad=False)
-        layer.out_features = len(layer.weight)
-        if layer.bias is not None:
-            layer.bias = nn.Parameter(layer.bias[alive], requires_grad=False)
-    for layer in columns:
-        layer.weight = nn.Parameter(layer.weight[:, alive], requires_grad=False)
-        layer.in_features = layer.weight.shape[1]
-    return int(dead.sum())
+def _fill(module: nn.Linear, weight: Tensor | Blocks, bias: Tensor | None) -> None:
+    """Give a module other parameters."""
+    assert isinstance(weight, Tensor)
+    module.out_features, module.in_features = weight.shape
+    module.weight = nn.Parameter(weight, requires_grad=False)
+    module.register_parameter("bias", None if bias is None else nn.Parameter(bias, requires_grad=False))

@@ -14,37 +14,17 @@
 
    Precision: float32 everywhere; or bfloat16 products with float32 sums, if the CPU has vdpbf16ps; or int8 products
    with int32 sums, if it has vpdpbusd: weights symmetric for each row, activations unsigned and asymmetric for each
-   token. Softmax, layer norm and residuals are float32 always. */
+   token. Layer norm, residuals and the sums of softmax are float32 always. With bfloat16 or int8, attention multiplies
+   bfloat16: queries, keys, values and the weights that softmax gives. */
 
-#include <math.h>
 #include <pthread.h>
 #include <sched.h>
 #include <stdatomic.h>
-#include <stdint.h>
 #include <string.h>
 
-#if defined(__AVX512F__)
-#include <immintrin.h>
-#define LANES 16  /* floats in a register */
-#define VECTORS 4 /* registers of tokens that are summed at once; even */
-#elif defined(__AVX2__)
-#include <immintrin.h>
-#define LANES 8
-#define VECTORS 2
-#else
-#define LANES 4
-#define VECTORS 4
-#endif
-
-#define TILE 64 /* tokens in a row of a tile */
-#define EACH(i, count) for (int i = 0; i < (count); i++)
-#define INLINE static inline __attribute__((always_inline))
-
-typedef float floats __attribute__((vector_size(4 * LANES)));
-typedef int32_t ints __attribute__((vector_size(4 * LANES)));
+#include "vectors.h"
 
 enum precision { FLOAT32, BFLOAT16, INT8 };
-enum activation { NONE, RELU, GELU, GELU_TANH, QUICK_GELU, SILU };
 
 /* How a linear layer stores its output, a tile. */
 enum form {
@@ -70,11 +50,16 @@ struct layer {
     struct linear query, key, value, output, up, down;
     const float *attention_weight, *attention_bias; /* layer norm after attention */
     const float *ffn_weight, *ffn_bias;             /* layer norm after the feed-forward network */
+    int32_t heads;
+    const int32_t *score_start; /* [heads + 1] first feature of a head in query and key */
+    const int32_t *value_start; /* [heads + 1] first feature of a head in value and output */
 };
 
 struct encoder {
-    int32_t layers, hidden, ffn, heads, head_size, activation; /* head_size: a multiple of 4 */
-    float epsilon, scale;                                      /* of layer norms; of attention scores */
+    int32_t layers, hidden;
+    int32_t query, value, up; /* most rows of these in any layer */
+    int32_t activation;
+    float epsilon, scale; /* of layer norms; of attention scores */
     const struct layer *layer;
 };
 
@@ -85,156 +70,6 @@ struct batch {
     const int32_t *source; /* [all tokens] row in `in` and `out` of each token, sequence by sequence */
     float *in, *out;       /* [rows][hidden] */
 };
-
-/* ---- instruction sets ---- */
-
-INLINE floats all(float x) { return x - (floats){}; }
-
-/* larger, smaller: the second if either is NaN. reciprocal: of a finite x, relative error 2e-7.
-   rounded: to the nearest integer, if |x| < 2^22. scaled: 2^k * x for an integral k < 128; below -126 it may be
-   2^-126 * x. */
-#if defined(__AVX512F__)
-INLINE floats larger(floats a, floats b) { return (floats)_mm512_max_ps((__m512)a, (__m512)b); }
-INLINE floats smaller(floats a, floats b) { return (floats)_mm512_min_ps((__m512)a, (__m512)b); }
-INLINE floats rounded(floats x) { return (floats)_mm512_roundscale_ps((__m512)x, 8); }
-INLINE floats scaled(floats x, floats k) { return (floats)_mm512_scalef_ps((__m512)x, (__m512)k); }
-INLINE floats reciprocal(floats x) {
-    floats r = (floats)_mm512_rcp14_ps((__m512)x);
-    return r * (2.f - x * r); /* a step of Newton's method doubles the 14 bits */
-}
-#else
-#if defined(__AVX2__)
-INLINE floats larger(floats a, floats b) { return (floats)_mm256_max_ps((__m256)a, (__m256)b); }
-INLINE floats smaller(floats a, floats b) { return (floats)_mm256_min_ps((__m256)a, (__m256)b); }
-#else
-INLINE floats larger(floats a, floats b) { return (floats)(((a > b) & (ints)a) | (~(a > b) & (ints)b)); }
-INLINE floats smaller(floats a, floats b) { return (floats)(((a < b) & (ints)a) | (~(a < b) & (ints)b)); }
-#endif
-INLINE floats rounded(floats x) { return (x + 12582912.f) - 12582912.f; }
-INLINE floats scaled(floats x, floats k) {
-    return (floats)((ints)x + (__builtin_convertvector(larger(all(-126.f), k), ints) << 23));
-}
-INLINE floats reciprocal(floats x) { return 1.f / x; }
-#endif
-
-/* bfloat16. in_order: 2 vectors of tokens as one row. narrow: in the order in which `unpack2` gives them back.
-   pair: a[i] in the lower half of 32 bits, b[i] in the upper. unpack2: pairs of two rows, 2 vectors.
-   dot2: adds the products of pairs. */
-#if defined(__AVX512BF16__)
-#define HAS_BFLOAT16 1
-INLINE ints in_order(floats a, floats b) { return (ints)_mm512_cvtne2ps_pbh((__m512)b, (__m512)a); }
-INLINE ints narrow(floats a, floats b) {
-    return (ints)_mm512_permutexvar_epi64(_mm512_set_epi64(7, 3, 6, 2, 5, 1, 4, 0), (__m512i)in_order(a, b));
-}
-INLINE ints pair(floats a, floats b) {
-    const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6,
-                                           21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
-    return (ints)_mm512_permutexvar_epi16(order, (__m512i)in_order(a, b));
-}
-INLINE void unpack2(const char *a, const char *b, ints *v) {
-    __m512i x = _mm512_load_si512(a), y = _mm512_load_si512(b);
-    v[0] = (ints)_mm512_unpacklo_epi16(x, y);
-    v[1] = (ints)_mm512_unpackhi_epi16(x, y);
-}
-INLINE floats dot2(floats sum, ints x, int32_t w) {
-    return (floats)_mm512_dpbf16_ps((__m512)sum, (__m512bh)x, (__m512bh)_mm512_set1_epi32(w));
-}
-#else /* never executed */
-#define HAS_BFLOAT16 0
-#define in_order(a, b) ((ints)((a) + (b)))
-#define narrow(a, b) ((ints)((a) + (b)))
-#define pair(a, b) ((ints)((a) + (b)))
-#define unpack2(a, b, v) (*(v) = *(const ints *)(a))
-#define dot2(sum, x, w) (sum)
-#endif
-
-/* int8. to_bytes: 4 vectors of tokens as one row. unpack4: fours of four rows, 4 vectors.
-   dot4: adds the products of fours, x unsigned. */
-#if defined(__AVX512VNNI__)
-#define HAS_INT8 1
-INLINE ints to_bytes(const floats *x) {
-    __m512i v[4];
-    EACH(j, 4) v[j] = _mm512_cvtps_epi32((__m512)x[j]);
-    return (ints)_mm512_packus_epi16(_mm512_packus_epi32(v[0], v[1]), _mm512_packus_epi32(v[2], v[3]));
-}
-INLINE void unpack4(const char *x, const uint16_t *column, ints *v) {
-    __m512i a = _mm512_load_si512(x + TILE * column[0]), b = _mm512_load_si512(x + TILE * column[1]);
-    __m512i c = _mm512_load_si512(x + TILE * column[2]), d = _mm512_load_si512(x + TILE * column[3]);
-    __m512i ab = _mm512_unpacklo_epi8(a, b), AB = _mm512_unpackhi_epi8(a, b);
-    __m512i cd = _mm512_unpacklo_epi8(c, d), CD = _mm512_unpackhi_epi8(c, d);
-    v[0] = (ints)_mm512_unpacklo_epi16(ab, cd), v[1] = (ints)_mm512_unpackhi_epi16(ab, cd);
-    v[2] = (ints)_mm512_unpacklo_epi16(AB, CD), v[3] = (ints)_mm512_unpackhi_epi16(AB, CD);
-}
-INLINE ints dot4(ints sum, ints x, int32_t w) {
-    return (ints)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)x, _mm512_set1_epi32(w));
-}
-#else /* never executed */
-#define HAS_INT8 0
-#define to_bytes(x) ((ints)*(x))
-#define unpack4(x, column, v) (*(v) = *(const ints *)((x) + *(column)))
-#define dot4(sum, x, w) (sum)
-#endif
-
-/* ---- functions of a vector ---- */
-
-/* A polynomial of n coefficients, that of the highest power first. */
-INLINE floats polynomial(floats x, const float *c, const int n) {
-    floats p = all(c[0]);
-    for (int i = 1; i < n; i++) p = p * x + c[i];
-    return p;
-}
-
-INLINE floats magnitude(floats x) { return (floats)((ints)x & 0x7fffffff); }
-
-INLINE floats root(floats x) {
-    EACH(i, LANES) x[i] = sqrtf(x[i]);
-    return x;
-}
-
-/* e^x; relative error 1e-7. Below -87 it is e^-87. Coefficients: Cephes expf. */
-INLINE floats exponential(floats x) {
-    x = smaller(all(88.f), larger(all(-87.f), x));
-    floats k = rounded(x * 1.44269504f);
-    floats r = x - k * 0.693359375f + k * 2.12194440e-4f;
-    const float c[] = {1.9875691e-4f, 1.3981999e-3f, 8.3334519e-3f, 4.1665795e-2f, 1.6666665e-1f, 0.5f};
-    floats p = polynomial(r, c, 6);
-    return scaled(p * (r * r) + (r + 1.f), k);
-}
-
-/* 2^x for a finite x < 128; relative error 4e-5, below the resolution of bfloat16. Below -126 it is at most 2^-126. */
-INLINE floats power_of_2(floats x) {
-    floats k = rounded(x), r = x - k;
-    const float c[] = {0.0096181f, 0.0555041f, 0.2402265f, 0.6931472f, 1.f};
-    return scaled(polynomial(r, c, 5), k);
-}
-
-/* x * Phi(x), with erfc after Abramowitz and Stegun 7.1.26; absolute error 2e-7. */
-INLINE floats gelu(floats x) {
-    floats z = magnitude(x) * 0.70710678f, t = reciprocal(z * 0.3275911f + 1.f);
-    const float c[] = {1.061405429f, -1.453152027f, 1.421413741f, -0.284496736f, 0.254829592f};
-    floats tail = 0.5f * x * (polynomial(t, c, 5) * t * exponential(-(z * z))); /* x / 2 * erfc(|x| / sqrt 2) */
-    return larger(all(0.f), x) - magnitude(tail);
-}
-
-/* x * Phi(x) as x / (1 + 2^u(x)) with a fitted u; absolute error 3e-5, below the resolution of bfloat16 and int8. */
-INLINE floats gelu_fast(floats x) {
-    floats c = smaller(all(5.f), larger(all(-5.f), x)), q = c * c;
-    const float u[] = {1.0279589e-3f, -0.10685993f, -2.3010292f};
-    return x * reciprocal(1.f + power_of_2(polynomial(q, u, 3) * c));
-}
-
-INLINE floats sigmoid_times(floats x, floats z) { return x / (1.f + exponential(-z)); }
-
-INLINE floats activate(floats x, enum activation kind, int exact) {
-    switch (kind) {
-    case RELU: return larger(all(0.f), x);
-    case GELU: return exact ? gelu(x) : gelu_fast(x);
-    case GELU_TANH: return sigmoid_times(x, x * (x * x * 0.0713548163f + 1.5957691216f));
-    case QUICK_GELU: return sigmoid_times(x, x * 1.702f);
-    case SILU: return sigmoid_times(x, x);
-    default: return x;
-    }
-}
 
 /* ---- tiles ---- */
 
@@ -267,7 +102,7 @@ static void forget(struct quantized *q) {
     EACH(j, TILE / LANES) q->low[j] = all(INFINITY), q->high[j] = all(-INFINITY);
 }
 
-/* Widen a range. A NaN makes `low` NaN for good. */
+/* Widen a range. What is not finite makes `low` NaN for good. */
 INLINE void widen(floats v, floats *low, floats *high) {
     *low = smaller(v, *low) + v * 0.f;
     *high = larger(v, *high);
@@ -278,7 +113,7 @@ static const void *quantize(const float *x, int rows, struct quantized *q, void 
     floats zero[VECTORS], factor[VECTORS], v[VECTORS];
     EACH(j, VECTORS) {
         zero[j] = q->zero[j] = q->low[j];
-        q->scale[j] = larger(all(1e-12f), (q->high[j] - zero[j]) * (1.f / 255)) + (zero[j] - zero[j]);
+        q->scale[j] = larger(all(1e-12f), (q->high[j] - zero[j]) * (1.f / 255)) + (zero[j] - zero[j]); /* 0, or NaN */
         factor[j] = 1.f / q->scale[j];
     }
     EACH(k, rows) {
@@ -419,7 +254,8 @@ struct sequence {
 struct heads {
     float *query, *key, *value;
     size_t tile; /* floats of memory that a tile takes */
-    int pack;    /* 1: float32, form STORE; 2: bfloat16 in 32 bits, forms PAIRS (queries, keys) and IN_ORDER (values) */
+    int pack;    /* in 32 bits: 1 float32, form STORE; or 2 bfloat16: features (PAIRS) of queries and keys, tokens
+                    (IN_ORDER) of values */
 };
 
 /* Of so many tokens of a sequence, those in a tile. */
@@ -448,17 +284,20 @@ struct worker {
     struct quantized q;
 };
 
-/* Attention of one head: n vectors of queries, from token `first` of a tile on, to all keys. */
-INLINE void attend(struct worker *w, const struct sequence *sequence, int tile, int head, int first, const int pack,
-                   const int n) {
+/* Attention of one head: n vectors of queries, from token `first` of a tile on, to all keys. Keys are taken in fours;
+   one after the last has the score -1e30, so its value, which is finite, does not count. */
+INLINE void attend(struct worker *w, const struct layer *l, const struct sequence *sequence, int tile, int head,
+                   int first, const int pack, const int n) {
     const struct encoder *e = w->encoder;
     const struct heads *h = w->heads;
     const struct sequence own = *sequence, *q = &own; /* no store can change a copy, so it stays in registers */
-    const size_t stride = h->tile, at = (size_t)head * e->head_size * TILE / pack;
-    const float *query = h->query + tile * stride + at + first, *key = h->key + at, *value = h->value + at;
-    const int size = e->head_size;
+    const int score = l->score_start[head], value_at = l->value_start[head]; /* its first features */
+    const int size = l->score_start[head + 1] - score, value_size = l->value_start[head + 1] - value_at;
+    const size_t stride = h->tile, at = (size_t)score * TILE / pack;
+    const float *query = h->query + tile * stride + at + first, *key = h->key + at;
+    const float *value = h->value + (size_t)value_at * TILE / pack;
     const float scale = e->scale * (pack == 2 ? 1.44269504f /* log2 e */ : 1.f);
-    float *p = w->probabilities, *out = w->context + head * size * TILE + first;
+    float *p = w->probabilities, *out = w->context + value_at * TILE + first;
     floats highest[VECTORS], total[VECTORS];
     EACH(j, n) highest[j] = all(-1e30f), total[j] = all(0.f);
     EACH(t, q->tiles)
@@ -483,7 +322,7 @@ INLINE void attend(struct worker *w, const struct sequence *sequence, int tile, 
             total[j] += row(p, k)[j] = exponential(a);
     }
     EACH(j, n) total[j] = 1.f / larger(all(1e-30f), total[j]); /* without keys: 0 */
-    for (int d = 0; d < size; d += 4) {
+    for (int d = 0; d < value_size; d += 4) {
         sums s = {};
         EACH(t, q->tiles)
             outer(p + t * q->width / pack * TILE, value + t * stride + d * TILE / pack, TILE / pack, 1,
@@ -493,10 +332,10 @@ INLINE void attend(struct worker *w, const struct sequence *sequence, int tile, 
 }
 
 /* Attention of all heads of one tile. */
-static void attention(struct worker *w, const struct sequence *q, int tile) {
-#define ATTEND(pack, n) attend(w, q, tile, head, first, pack, n)
+static void attention(struct worker *w, const struct layer *l, const struct sequence *q, int tile) {
+#define ATTEND(pack, n) attend(w, l, q, tile, head, first, pack, n)
     int tokens = part(q, q->tokens, tile);
-    EACH(head, w->encoder->heads)
+    EACH(head, l->heads)
         for (int first = 0; first < tokens; first += LANES * VECTORS) {
             int few = tokens - first <= LANES * VECTORS / 2;
             if (HAS_BFLOAT16 && w->heads->pack == 2)
@@ -525,13 +364,13 @@ static void finish(struct worker *w, const struct layer *l, const struct sequenc
     static const enum form forms[] = {[FLOAT32] = STORE, [BFLOAT16] = NARROW, [INT8] = MEASURE};
     int tokens = part(q, q->tokens, tile), next = l->down.precision;
     float *hidden = q->x + tile * q->tile;
-    attention(w, q, tile);
+    attention(w, l, q, tile);
     const void *x = prepare(&l->output, w->context, &w->q, w->packed);
     linear(&l->output, x, &w->q, tokens, NONE, ADD, hidden);
     layer_norm(hidden, e->hidden, l->attention_weight, l->attention_bias, e->epsilon, tokens);
     x = prepare(&l->up, hidden, &w->q, w->packed);
     linear(&l->up, x, &w->q, tokens, e->activation, forms[next], w->ffn);
-    x = HAS_INT8 && next == INT8 ? quantize(w->ffn, e->ffn, &w->q, w->packed) : w->ffn;
+    x = HAS_INT8 && next == INT8 ? quantize(w->ffn, l->up.rows, &w->q, w->packed) : w->ffn;
     linear(&l->down, x, &w->q, tokens, NONE, ADD, hidden);
     layer_norm(hidden, e->hidden, l->ffn_weight, l->ffn_bias, e->epsilon, tokens);
 }
@@ -626,16 +465,17 @@ static size_t place(struct call *c, char *arena) {
     EACH(i, b->threads) {
         struct worker w = {.call = c, .encoder = e, .number = i};
         struct heads *h = &w.own;
-        size_t context = (size_t)e->heads * e->head_size, widest = e->ffn > e->hidden ? e->ffn : e->hidden;
-        h->pack = HAS_BFLOAT16 && e->layer[0].query.precision != FLOAT32 ? 2 : 1;
-        h->tile = context * TILE / h->pack;
+        int widest = e->up > e->hidden ? e->up : e->hidden, features = e->query > e->value ? e->query : e->value;
+        h->pack = HAS_BFLOAT16 && e->layers && e->layer[0].query.precision != FLOAT32 ? 2 : 1;
+        h->tile = (size_t)features * TILE / h->pack;
         h->query = take(arena, &used, sizeof(float) * h->tile * tiles);
         h->key = take(arena, &used, sizeof(float) * h->tile * tiles);
         h->value = take(arena, &used, sizeof(float) * h->tile * tiles);
-        w.context = take(arena, &used, bytes * context);
-        w.ffn = take(arena, &used, bytes * e->ffn);
+        w.context = take(arena, &used, bytes * e->value);
+        w.ffn = take(arena, &used, bytes * e->up);
         w.probabilities = take(arena, &used, bytes * (keys + 3));
-        w.packed = take(arena, &used, bytes / 2 * (widest > context ? widest : context));
+        w.packed = take(arena, &used, bytes / 2 * /* bfloat16, the larger form */
+                                          (widest > features ? widest : features));
         if (arena) c->worker[i] = w;
     }
     return used;

@@ -10,11 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from pruning.runtime.compiler import Library
-from pruning.runtime.families import LINEARS, NORMS, Structure
-from pruning.runtime.packing import Blocks, Linear, PackedLinear
+from pruning.runtime.cut import CutReport, Layer, cut_blocks
+from pruning.runtime.families import ACTIVATIONS, LINEARS, NORMS, Structure
+from pruning.runtime.packing import ROWS, Blocks, Linear, PackedLinear
 
 _TILE = 64
 """Tokens of a tile of encoder.c."""
+
+
+_WIDTHS = ("query", "value", "up")
+"""Modules whose rows differ from layer to layer: dead ones are cut."""
 
 
 class _Layer(ctypes.Structure):
@@ -23,14 +28,16 @@ class _Layer(ctypes.Structure):
     _fields_ = [
         *((name, Linear) for name in LINEARS),
         *((f"{norm}_{what}", ctypes.c_void_p) for norm in NORMS for what in ("weight", "bias")),
+        ("heads", ctypes.c_int32),
+        *((name, ctypes.c_void_p) for name in ("score_start", "value_start")),
     ]
 
 
 class _Encoder(ctypes.Structure):
-    """`struct encoder` of encoder.c."""
+    """`struct encoder` of encoder.c; widths: the most rows of these modules, of all layers."""
 
     _fields_ = [
-        *((name, ctypes.c_int32) for name in ("layers", "hidden", "ffn", "heads", "head_size", "activation")),
+        *((name, ctypes.c_int32) for name in ("layers", "hidden", *_WIDTHS, "activation")),
         *((name, ctypes.c_float) for name in ("epsilon", "scale")),
         ("layer", ctypes.c_void_p),
     ]
@@ -47,6 +54,8 @@ class _Batch(ctypes.Structure):
 
 class SparseEncoder(nn.Module):
     """Computes all layers of an encoder by encoder.c.
+
+    Dead channels, heads and features of heads are cut; `cut` counts them.
 
     Tokens that the attention mask leaves out are not computed: their hidden states are zero. The first token of each
     text always is, because classification heads read it.
@@ -71,23 +80,34 @@ class SparseEncoder(nn.Module):
         self.structure, self.library, self.precision, self.threads = structure, library, dict(precision), threads
         self._tensors: list[Tensor] = []
         self._local = threading.local()
-        self._present, self._possible = 0, 0
+        self._present, self._possible, self.cut = 0, 0, CutReport()
         heads, size = structure.heads, structure.head_size
         self._layers = (_Layer * structure.layers)()
         for number, layer in enumerate(self._layers):
+            parts: Layer = {}
             for name in LINEARS:
                 weight = tensors[structure.family.parameter(number, name, "weight")]
                 bias = tensors.get(structure.family.parameter(number, name, "bias"))
                 assert not isinstance(bias, Blocks)
-                setattr(layer, name, self._pack(*padded(name, weight, bias, heads, size), precision[name]))
+                weight, bias = padded(name, weight, bias, heads, size)
+                parts[name] = self._blocks(weight, precision[name]), bias
+            cut, kept = cut_blocks(parts, -(-size // ROWS) * ROWS, structure.function)
+            self.cut += cut
+            for name, (blocks, bias) in parts.items():
+                assert isinstance(blocks, Blocks)
+                packed = PackedLinear.of(blocks, bias, precision[name])
+                self._tensors += packed.tensors
+                setattr(layer, name, packed.struct)
             for name in NORMS:
                 for what in ("weight", "bias"):
                     address = self._own(tensors[structure.family.parameter(number, name, what)])
                     setattr(layer, f"{name}_{what}", address)
-        ffn = self._layers[0].up.rows if len(self._layers) else 0
+            layer.heads = len(kept.values)
+            layer.score_start, layer.value_start = self._starts(kept.scores), self._starts(kept.values)
+        most = (max((getattr(layer, name).rows for layer in self._layers), default=0) for name in _WIDTHS)
         self._encoder = _Encoder(
-            len(self._layers), structure.hidden, ffn, heads, -(-size // 4) * 4, structure.activation,
-            structure.epsilon, size**-0.5, ctypes.addressof(self._layers),
+            len(self._layers), structure.hidden, *most, ACTIVATIONS[structure.activation], structure.epsilon,
+            size**-0.5, ctypes.addressof(self._layers),
         )  # fmt: skip
 
     def _own(self, tensor: Tensor | Blocks) -> int:
@@ -96,17 +116,20 @@ class SparseEncoder(nn.Module):
         self._tensors.append(tensor.detach().float().clone())
         return self._tensors[-1].data_ptr()
 
-    def _pack(self, weight: Tensor | Blocks, bias: Tensor | None, precision: str) -> Linear:
+    def _starts(self, sizes: list[int]) -> int:
+        """Address of the place where each of these parts begins, and where the last ends, int32."""
+        self._tensors.append(torch.tensor([0, *sizes]).cumsum(0).int())
+        return self._tensors[-1].data_ptr()
+
+    def _blocks(self, weight: Tensor | Blocks, precision: str) -> Blocks:
         blocks = Blocks.of(weight, precision) if isinstance(weight, Tensor) else weight.to(precision)
         self._possible += (len(blocks.start) - 1) * blocks.shape[1]
         self._present += len(blocks.value)
-        packed = PackedLinear.of(blocks, bias, precision)
-        self._tensors += packed.tensors
-        return packed.struct
+        return blocks
 
     @property
     def density(self) -> float:
-        """Share of the 4x1 blocks that are not zero."""
+        """Share of the 4x1 blocks that are not zero, before anything is cut."""
         return self._present / max(self._possible, 1)
 
     @property

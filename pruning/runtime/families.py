@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from torch import nn
 
 from pruning.errors import PruningError
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PretrainedConfig, PreTrainedModel
 
 ACTIVATIONS = {
@@ -32,6 +36,10 @@ class Family:
     """The encoder in the base model; its layers are in `layer`."""
     modules: tuple[str, ...]
     """Modules of a layer, in the order of LINEARS and NORMS."""
+    activation: str = "hidden_act"
+    """Name of the activation in the configuration."""
+    epsilon: str = "layer_norm_eps"
+    """Name of the epsilon of layer norms in the configuration; 1e-12 if it has none."""
 
     def parameter(self, layer: int, module: str, what: str) -> str:
         """Name of a parameter in the base model.
@@ -53,7 +61,7 @@ FAMILIES = {
     "xlm-roberta": Family("XLMRobertaLayer", "encoder", _BERT),
     "camembert": Family("CamembertLayer", "encoder", _BERT),
     "electra": Family("ElectraLayer", "encoder", _BERT),
-    "distilbert": Family("TransformerBlock", "transformer", _DISTILBERT),
+    "distilbert": Family("TransformerBlock", "transformer", _DISTILBERT, "activation", ""),
 }
 """Families by `model_type`."""
 
@@ -66,10 +74,17 @@ class Structure:
     layers: int
     hidden: int
     heads: int
-    activation: int
-    """A value of ACTIVATIONS."""
+    activation: str
+    """A key of ACTIVATIONS."""
     epsilon: float
     """Epsilon of the layer norms."""
+
+    @property
+    def function(self) -> Callable[[Tensor], Tensor]:
+        """The activation, in torch."""
+        from transformers.activations import ACT2FN
+
+        return ACT2FN[self.activation]
 
     @property
     def head_size(self) -> int:
@@ -82,20 +97,33 @@ def structure_of(config: PretrainedConfig) -> Structure:
     family = FAMILIES.get(config.model_type)
     if family is None:
         raise PruningError(f"no kernels for the architecture {config.model_type!r}, only for {', '.join(FAMILIES)}")
-    activation = getattr(config, "hidden_act", None) or getattr(config, "activation", None)
+    activation = getattr(config, family.activation, None)
     if activation not in ACTIVATIONS:
         raise PruningError(f"no kernel for the activation {activation!r}, only for {', '.join(ACTIVATIONS)}")
     if getattr(config, "is_decoder", False):
         raise PruningError("no kernels for decoders (is_decoder=true)")
+    for more in ("output_hidden_states", "output_attentions"):
+        if getattr(config, more, False):
+            raise PruningError(f"the configuration asks for {more}, which the kernels do not keep")
     return Structure(
-        family, config.num_hidden_layers, config.hidden_size, config.num_attention_heads, ACTIVATIONS[activation],
-        getattr(config, "layer_norm_eps", 1e-12),
+        family, config.num_hidden_layers, config.hidden_size, config.num_attention_heads, activation,
+        getattr(config, family.epsilon, 1e-12) if family.epsilon else 1e-12,
     )  # fmt: skip
 
 
 def check_layers(model: PreTrainedModel, family: Family) -> None:
-    """Raises PruningError if a layer of the model is not of the family's class."""
+    """Raises PruningError if a layer of the model is not of the family's class, or a module in it is not a plain one
+    whose weight is a parameter: an adapter or a parametrization computes something else.
+    """
     layers = model.base_model.get_submodule(f"{family.encoder}.layer")
     other = {type(layer).__name__ for layer in layers.children()} - {family.layer}
     if other:
         raise PruningError(f"no kernels for layers of class {', '.join(sorted(other))}, only for {family.layer}")
+    for number, layer in enumerate(layers.children()):
+        for name in family.modules:
+            module = layer.get_submodule(name)
+            if type(module) not in (nn.Linear, nn.LayerNorm) or "weight" not in dict(module.named_parameters()):
+                raise PruningError(
+                    f"no kernels for layer {number}'s {name}, a {type(module).__name__} with the parameters "
+                    f"{', '.join(name for name, _ in module.named_parameters()) or 'none'}: merge what was added to it"
+                )

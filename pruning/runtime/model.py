@@ -198,7 +198,7 @@ def _with_linears(model: PreTrainedModel, reason: str, options: _Options) -> Fas
         return _dense(model, f"{reason}; its sparse linear layers ({library}) differ from torch by {difference:.2g}")
     report = Report(
         "sparse linears", reason, precision, library.instructions, library.compiler, done.density, done.packed_bytes,
-        done.dense_bytes, difference, len(done.sparse), done.dense,
+        done.dense_bytes, difference, None, len(done.sparse), done.dense,
     )  # fmt: skip
     log.warning("the model runs in torch with sparse linear layers: %s", reason)
     return FastModel(model, report)
@@ -228,7 +228,7 @@ def _with(model: PreTrainedModel, base: SparseBase, dense_bytes: int, difference
     kinds, library = set(encoder.precision.values()), encoder.library
     report = Report(
         "sparse", "", kinds.pop() if len(kinds) == 1 else "mixed", library.instructions, library.compiler,
-        encoder.density, encoder.bytes, dense_bytes, difference,
+        encoder.density, encoder.bytes, dense_bytes, difference, encoder.cut,
     )  # fmt: skip
     if model.base_model is model:
         return FastModel(base, report)

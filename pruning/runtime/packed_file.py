@@ -57,22 +57,46 @@ class Packed:
             raise PruningError(f"{file} is no packed model: {error}") from error
         if described.get("packed") != "4x1" or not {"class", "config", "precision"} <= described.keys():
             raise PruningError(f"{file} is no packed model; pruning.runtime.pack writes one")
-        values = json.loads(described["config"])
-        config = AutoConfig.for_model(values.pop("model_type"), **values)
+        try:
+            values = json.loads(described["config"])
+            config = AutoConfig.for_model(values.pop("model_type"), **values)
+        except (ValueError, KeyError, AttributeError) as error:
+            raise PruningError(f"{file}: its configuration is damaged ({error}); pack the model again") from error
         try:
             sample = Sample(*(tensors.pop(f"{_SAMPLE}{part}") for part in Sample.__dataclass_fields__))
         except KeyError as error:
             raise PruningError(f"{file} lacks {error}, its self-check; pack the model again") from error
         loader: Any = kind or model_class(described["class"])
-        return cls(file, loader, config, _with_blocks(tensors), described["precision"], sample)
+        packed = cls(file, loader, config, _with_blocks(tensors, file), described["precision"], sample)
+        packed._check()
+        return packed
+
+    def _check(self) -> None:
+        """Raises PruningError if a tensor has not the shape that the configuration gives it, or blocks are not well
+        formed: the kernels read and write without a check.
+        """
+        with torch.device("meta"):
+            expected = {name: tuple(t.shape) for name, t in self.kind(self.config).state_dict().items()}
+        found = {name: tuple(tensor.shape) for name, tensor in self.tensors.items()}
+        wrong = [name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name)]
+        if wrong:
+            name = min(wrong)
+            raise PruningError(
+                f"{self.file}: {len(wrong)} of its tensors do not fit {self.kind.__name__}, such as {name}: "
+                f"{found.get(name, 'missing')} instead of {expected.get(name, 'none')}; give kind=, the class of the "
+                "model that was packed"
+            )
+        for name, tensor in self.tensors.items():
+            if isinstance(tensor, Blocks) and not tensor.valid:
+                raise _damaged(self.file, name)
 
     def dense(self) -> PreTrainedModel:
-        """The model, expanded. Raises PruningError if the tensors do not fit its class."""
+        """The model, expanded."""
         tensors = {name: t.dense() if isinstance(t, Blocks) else t for name, t in self.tensors.items()}
         return self._filled(self.config, tensors)
 
     def without_layers(self) -> PreTrainedModel:
-        """Embeddings and head. Raises PruningError if their tensors do not fit the class."""
+        """Embeddings and head."""
         family, at_base = structure_of(self.config).family, self.kind.base_model_prefix
         layers = tuple(f"{prefix}{family.encoder}.layer." for prefix in ("", f"{at_base}."))
         shallow = type(self.config).from_dict(self.config.to_dict() | {"num_hidden_layers": 0})
@@ -81,14 +105,7 @@ class Packed:
 
     def _filled(self, config: PretrainedConfig, tensors: dict[str, Tensor]) -> PreTrainedModel:
         model = self.kind(config)
-        try:
-            model.load_state_dict(tensors)
-        except RuntimeError as error:
-            reason = " ".join(str(error).split()).partition(": ")[2]
-            raise PruningError(
-                f"{self.file}: its tensors do not fit {self.kind.__name__} ({reason}); give kind=, the class of the "
-                "model that was packed"
-            ) from error
+        model.load_state_dict(tensors)
         return model.eval()
 
 
@@ -97,7 +114,7 @@ def pack(model: PreTrainedModel, file: Path | str, precision: str = "float32") -
     and a self-check for `load`.
 
     Args:
-        precision: of the blocks; from float32 the model can be restored bit for bit.
+        precision: of the blocks; from float32 the model can be restored bit for bit, but that -0 becomes 0.
 
     Raises:
         PruningError: the runtime does not know the architecture.
@@ -137,11 +154,17 @@ def unpack(file: Path | str) -> tuple[type[PreTrainedModel], PretrainedConfig, d
     return packed.kind, packed.config, packed.tensors, packed.precision
 
 
-def _with_blocks(tensors: dict[str, Tensor]) -> dict[str, Tensor | Blocks]:
+def _damaged(file: Path, name: str) -> PruningError:
+    return PruningError(f"{file}: the blocks of {name} are damaged; pack the model again")
+
+
+def _with_blocks(tensors: dict[str, Tensor], file: Path) -> dict[str, Tensor | Blocks]:
     names = {name.removesuffix(".start") for name in tensors if name.endswith(".weight.start")}
     blocks: dict[str, Tensor | Blocks] = {}
     for name in names:
         parts: Any = {part: tensors.pop(f"{name}.{part}", None) for part in Blocks.__dataclass_fields__}
+        if any(parts[part] is None for part in ("shape", "column", "value")) or parts["shape"].shape != (2,):
+            raise _damaged(file, name)
         rows, columns = parts["shape"].tolist()
         blocks[name] = Blocks(**{**parts, "shape": (rows, columns)})
     return blocks | tensors

@@ -65,9 +65,54 @@ class Blocks:
         return replace(self, value=(value / scale[row]).round().to(torch.int8), scale=scale.flatten())
 
     @property
+    def valid(self) -> bool:
+        """True if the numbers of blocks and columns are within the matrix, and the tensors fit each other."""
+        (rows, columns), blocks = self.shape, len(self.value)
+        counts = self.start.diff()
+        return (
+            self.start.dtype == torch.int32
+            and len(self.start) == -(-rows // ROWS) + 1
+            and int(self.start[0]) == 0
+            and int(self.start[-1]) == blocks
+            and bool((counts >= 0).all() and (counts <= columns).all())
+            and self.column.shape == (blocks,)
+            and self.column.dtype == torch.uint16
+            and (blocks == 0 or int(self.column.long().max()) < columns)
+            and self.value.shape == (blocks, ROWS)
+            and str(self.value.dtype).removeprefix("torch.") in GROUP
+            and (self.scale is None) == (self.value.dtype != torch.int8)
+            and (self.scale is None or self.scale.shape == (ROWS * (len(self.start) - 1),))
+        )
+
+    @property
     def row(self) -> Tensor:
         """(blocks,) int64: the block row of each block."""
         return torch.repeat_interleave(torch.arange(len(self.start) - 1), self.start.diff().long())
+
+    def used(self, dim: int) -> Tensor:
+        """Rows (dim=1; a multiple of 4 of them) or columns (dim=0) that have a block, bool."""
+        if dim == 1:
+            return (self.start.diff() > 0).repeat_interleave(ROWS)
+        return torch.zeros(self.shape[1], dtype=torch.bool).index_fill(0, self.column.long(), True)
+
+    def select(self, rows: Tensor | None = None, columns: Tensor | None = None) -> Blocks:
+        """Some rows and columns, with the values that they have.
+
+        Args:
+            rows: (4 ceil(rows / 4),) bool, alike in the 4 rows of a block; None: all.
+            columns: (columns,) bool; None: all.
+        """
+        all_rows, all_columns = len(self.start) - 1, self.shape[1]
+        rows = torch.ones(all_rows, dtype=torch.bool) if rows is None else rows.view(-1, ROWS)[:, 0]
+        columns = torch.ones(all_columns, dtype=torch.bool) if columns is None else columns
+        row, column = self.row, self.column.long()
+        kept = rows[row] & columns[column]
+        start = torch.zeros(int(rows.sum()) + 1, dtype=torch.int32)
+        start[1:] = row[kept].bincount(minlength=all_rows)[rows].cumsum(0)
+        column = (columns.cumsum(0) - 1)[column[kept]].to(torch.uint16)
+        scale = None if self.scale is None else self.scale.view(-1, ROWS)[rows].flatten()
+        shape = self.shape[0] if bool(rows.all()) else ROWS * int(rows.sum()), int(columns.sum())
+        return Blocks(shape, start, column, self.value[kept], scale)
 
     @property
     def density(self) -> float:
@@ -75,11 +120,11 @@ class Blocks:
         return len(self.value) / max((len(self.start) - 1) * self.shape[1], 1)
 
     def dense(self) -> Tensor:
-        """(rows, columns) float32: the matrix again; bit for bit the original if the values are float32."""
+        """(rows, columns) float32: the matrix again; that of float32 values bit for bit, but that -0 is 0."""
         rows, columns = self.shape
         blocks = torch.zeros(len(self.start) - 1, ROWS, columns)
         blocks[self.row, :, self.column.long()] = self.to("float32").value
-        return blocks.view(-1, columns)[:rows]
+        return blocks.flatten(0, 1)[:rows]
 
 
 class Linear(ctypes.Structure):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pruning.runtime.cut import CutReport
+
 
 @dataclass(frozen=True)
 class Report:
@@ -26,6 +28,8 @@ class Report:
     """Memory that these weights had in torch, which is freed."""
     difference: float | None = None
     """Difference from torch in the self-check (`Sample.difference`); None: it was not made."""
+    cut: CutReport | None = None
+    """Dead heads and channels that were cut, of "sparse"."""
     swapped: int = 0
     """Linear layers that are sparse, of "sparse linears"."""
     dense: int = 0
@@ -38,6 +42,7 @@ class Report:
         return (
             f"{self.runtime} {self.precision} ({self.instructions}; {self.compiler}): {self.density:.1%} of the 4x1 "
             f"blocks{layers}, {self.packed_bytes / 2**20:.1f} MiB of weights instead of {self.dense_bytes / 2**20:.1f}"
+            + (f"; cut: {self.cut}" if self.cut and (self.cut.channels or self.cut.heads) else "")
             + ("" if self.difference is None else f"; differs from torch by {self.difference:.1e} in its self-check")
             + (f"; {self.reason}" if self.reason else "")
         )

@@ -92,10 +92,28 @@ def test_all_parts_of_a_layer_but_one_are_cut() -> None:
     torch.testing.assert_close(outputs(smaller), outputs(whole), atol=2e-4, rtol=1e-4)
 
 
-def test_a_head_with_a_bias_and_a_model_without_zeros_stay_whole() -> None:
-    model = network("bert")
+def test_the_bias_of_a_head_without_weights_moves() -> None:
+    whole = network("bert")
     with torch.no_grad():
-        linear(model, 0, "value").weight[:8] = 0  # its bias still reaches the output
+        linear(whole, 0, "value").weight[:8] = 0  # its bias reaches the output
+    smaller = copy.deepcopy(whole)
+    assert str(cut(smaller)) == "0 of 48 channels, 1 of 8 heads"
+    assert not torch.equal(linear(smaller, 0, "output").bias, linear(whole, 0, "output").bias)
+    torch.testing.assert_close(outputs(smaller), outputs(whole), atol=2e-4, rtol=1e-4)
+
+
+def test_a_head_whose_features_are_dead_in_different_ways_is_cut() -> None:
+    whole = network("bert")
+    with torch.no_grad():
+        linear(whole, 0, "value").weight[:5] = 0
+        linear(whole, 0, "output").weight[:, 5:8] = 0
+    smaller = copy.deepcopy(whole)
+    assert cut(smaller).heads == 1
+    torch.testing.assert_close(outputs(smaller), outputs(whole), atol=2e-4, rtol=1e-4)
+
+
+def test_a_model_without_zeros_stays_whole() -> None:
+    model = network("bert")
     before = {name: value.clone() for name, value in model.state_dict().items()}
     report = cut(model)
     assert (report.channels, report.heads) == (0, 0)

@@ -7,13 +7,17 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.nn.utils import prune
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -26,7 +30,7 @@ from transformers import (
 from pruning import PruningError, runtime
 from pruning.runtime import compiler
 from pruning.runtime.encoder import SparseEncoder, linear, selection
-from pruning.runtime.families import ACTIVATIONS, LINEARS
+from pruning.runtime.families import ACTIVATIONS, LINEARS, structure_of
 from pruning.runtime.model import layer_precisions
 from pruning.runtime.packing import Blocks, PackedLinear
 from pruning.runtime.self_check import TOLERANCE
@@ -35,9 +39,16 @@ from tests.conftest import ROOT
 pytestmark = pytest.mark.skipif(
     not compiler.supported() or not compiler.compilers(), reason="no C compiler, or no kernels for this CPU"
 )
-KERNELS = [(name, precision) for name in compiler.supported() for precision in compiler.precisions(name)]
+SUPPORTED = compiler.supported() if "neon" in compiler.supported() else [*compiler.supported(), "neon"]
+KERNELS = [(name, precision) for name in SUPPORTED for precision in compiler.precisions(name)]
 FINE = {"float32": 2e-6, "bfloat16": 2e-2, "int8": 6e-2}
 """Mean difference of a model's outputs relative to their mean size that each precision may cause."""
+
+
+@pytest.fixture(autouse=True)
+def instructions_without_flags(monkeypatch: pytest.MonkeyPatch) -> None:
+    """ "neon" is plain C with vector types: every compiler takes it, so an x86 CPU tests it, too."""
+    monkeypatch.setattr(compiler, "supported", lambda: SUPPORTED)
 
 
 def rounding(x: Tensor, weight: Tensor, precision: str) -> Tensor:
@@ -76,6 +87,26 @@ def test_int8_blocks_are_within_half_a_step_of_each_row(rows: int, columns: int,
     weight = sparse_matrix(rows, columns, 0.5, seed)
     error = (Blocks.of(weight, "int8").dense() - weight).abs()
     assert bool((error <= weight.abs().amax(dim=1, keepdim=True) / 127 * 0.501).all())
+
+
+@pytest.mark.parametrize("precision", ["float32", "int8"])
+@given(
+    st.integers(1, 6), st.integers(1, 9), st.sampled_from([0, 0.3, 1]), st.integers(0, 99),
+    st.lists(st.booleans(), min_size=9, max_size=9), st.lists(st.booleans(), min_size=6, max_size=6),
+)  # fmt: skip
+def test_selected_blocks_are_those_of_the_smaller_matrix(
+    precision: str, block_rows: int, columns: int, density: float, seed: int, of_columns: list, of_rows: list
+) -> None:
+    weight = sparse_matrix(4 * block_rows, columns, density, seed)
+    blocks = Blocks.of(weight, precision)
+    rows = torch.tensor(of_rows[:block_rows]).repeat_interleave(4)
+    kept = torch.tensor(of_columns[:columns])
+    part = blocks.select(rows, kept)
+    assert part.shape == (int(rows.sum()), int(kept.sum()))
+    assert torch.equal(part.dense(), blocks.dense()[rows][:, kept])
+    assert torch.equal(blocks.select().dense(), blocks.dense())
+    assert torch.equal(blocks.used(1), (weight != 0).any(dim=1).view(-1, 4).any(dim=1).repeat_interleave(4))
+    assert torch.equal(blocks.used(0), (weight != 0).any(dim=0))
 
 
 @pytest.mark.parametrize(("instructions", "precision"), KERNELS)
@@ -202,6 +233,44 @@ def test_every_head_works(kind: str, head: type) -> None:
     dense = sparse_model(kind, head)
     fast = runtime.accelerate(copy.deepcopy(dense), "float32")
     assert difference(dense, fast, *batch_of(5, 20)) < 2e-6
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta", "distilbert"])
+@pytest.mark.parametrize(("instructions", "precision"), KERNELS)
+def test_dead_parts_are_cut(kind: str, instructions: str, precision: str, tmp_path: Path) -> None:
+    dense = sparse_model(kind, AutoModel)
+    structure = structure_of(dense.config)
+    size, padded = structure.head_size, -(-structure.head_size // 4) * 4
+    weights = [
+        {name: dense.base_model.get_parameter(structure.family.parameter(layer, name, "weight")) for name in LINEARS}
+        for layer in (0, 1)
+    ]
+    with torch.no_grad():
+        for weight in (*weights[0].values(), *weights[1].values()):
+            weight.uniform_(-0.3, 0.3)
+        weights[0]["value"][:size] = 0  # the first head; its bias remains
+        weights[0]["output"][:, size : 2 * size] = 0  # the second
+        weights[0]["key"][2 * size : 2 * size + 8] = 0  # features of the third, and others of it
+        weights[0]["value"][2 * size + 4 : 2 * size + 8] = 0
+        weights[0]["up"][:8] = 0
+        weights[0]["down"][:, 8:18] = 0  # two channels of a block live
+        weights[1]["down"].zero_()
+        weights[1]["key"].zero_()  # attends to all tokens alike
+    fast = runtime.accelerate(copy.deepcopy(dense), precision, instructions=instructions)
+    assert fast.report.cut is not None
+    channels, heads = -(-len(weights[0]["up"]) // 4) * 4, structure.heads
+    assert (fast.report.cut.channels, fast.report.cut.all_channels) == (16 + channels - 4, 2 * channels)
+    assert (fast.report.cut.heads, fast.report.cut.all_heads) == (2, 2 * heads)
+    features = 4 * padded + 8 + 4 + heads * padded
+    assert (fast.report.cut.features, fast.report.cut.all_features) == (features, 4 * heads * padded)
+    assert f"cut: {fast.report.cut}" in str(fast.report)
+    runtime.pack(dense, tmp_path / "packed", precision)
+    packed = runtime.load(tmp_path / "packed", precision, instructions=instructions)
+    assert packed.report.cut == fast.report.cut
+    for batch, length in ((1, 1), (5, 17), (3, 70)):
+        ids, mask = batch_of(batch, length)
+        assert difference(dense, fast, ids, mask) < FINE[precision]
+        assert difference(dense, packed, ids, mask) < FINE[precision]
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 5])
@@ -377,7 +446,7 @@ def test_what_a_sparse_encoder_cannot_serve_is_refused() -> None:
     ids, mask = batch_of(2, 8)
     with pytest.raises(PruningError, match="output_hidden_states"):
         fast(input_ids=ids, output_hidden_states=True)
-    with pytest.raises(PruningError, match="attention_mask has 3 dimensions"):
+    with pytest.raises(PruningError, match=r"attention_mask is \(2, 8, 8\), not"):
         fast(input_ids=ids, attention_mask=mask[:, None].expand(2, 8, 8))
 
 
@@ -422,6 +491,65 @@ def test_a_packed_file_without_a_compiler_is_expanded(tmp_path: Path, monkeypatc
     compiler.library.cache_clear()
     assert fast.report.runtime == "dense torch"
     assert difference(dense, fast, *batch_of(5, 30)) < 1e-6
+
+
+@pytest.mark.parametrize(("part", "change"), [
+    ("column", lambda t: t + 48), ("start", lambda t: t.flip(0)), ("start", lambda t: t[:-1]),
+    ("value", lambda t: t[:-1]), ("shape", lambda t: t * 2), ("shape", lambda t: t[:1]), ("value", None),
+])  # fmt: skip
+def test_a_packed_file_with_damaged_blocks_is_refused(
+    part: str, change: Callable[[Tensor], Tensor] | None, tmp_path: Path
+) -> None:
+    file = tmp_path / "packed"
+    runtime.pack(sparse_model("bert"), file)
+    with safe_open(file, "pt") as stored:
+        described, tensors = stored.metadata(), {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+    name = f"bert.encoder.layer.0.attention.self.query.weight.{part}"
+    old = tensors.pop(name)
+    if change is not None:
+        tensors[name] = change(old.int() if part == "column" else old).to(old.dtype).contiguous()
+    save_file(tensors, file, metadata=described)
+    with pytest.raises(PruningError, match=r"query\.weight"):
+        runtime.load(file)
+
+
+def test_a_packed_file_of_another_size_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "packed"
+    runtime.pack(sparse_model("bert"), file)
+    with safe_open(file, "pt") as stored:
+        described, tensors = stored.metadata(), {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+    save_file(tensors, file, metadata=described | {"config": described["config"].replace(": 70", ": 64")})
+    with pytest.raises(PruningError, match="do not fit BertForQuestionAnswering, such as"):
+        runtime.load(file)
+    save_file(tensors, file, metadata=described | {"config": "{"})
+    with pytest.raises(PruningError, match="its configuration is damaged"):
+        runtime.load(file)
+
+
+def test_a_mask_for_all_texts_is_that_of_each() -> None:
+    dense = sparse_model("bert")
+    fast = runtime.accelerate(copy.deepcopy(dense), "float32")
+    ids, mask = torch.randint(5, 100, (4, 9)), torch.tensor([[1] * 6 + [0] * 3])
+    expected = fast(input_ids=ids, attention_mask=mask.expand(4, 9))["start_logits"]
+    assert torch.equal(fast(input_ids=ids, attention_mask=mask)["start_logits"], expected)
+    with pytest.raises(PruningError, match=r"attention_mask is \(2, 9\), not \(batch, length\): \(4, 9\)"):
+        fast(input_ids=ids, attention_mask=mask.expand(2, 9))
+
+
+def test_a_layer_with_something_added_runs_dense_and_says_so() -> None:
+    model = sparse_model("bert")
+    prune.random_unstructured(model.get_submodule("bert.encoder.layer.1.intermediate.dense"), "weight", 0.5)
+    report = runtime.accelerate(model).report
+    assert report.runtime == "dense torch"
+    assert "layer 1's intermediate.dense, a Linear with the parameters bias, weight_orig: merge" in report.reason
+
+
+def test_a_configuration_that_asks_for_more_outputs_runs_dense_and_says_so() -> None:
+    model = sparse_model("bert")
+    model.config.output_hidden_states = True
+    fast = runtime.accelerate(model)
+    assert "asks for output_hidden_states" in fast.report.reason
+    assert len(fast(input_ids=torch.tensor([[5, 6]]))["hidden_states"]) == 3
 
 
 def test_a_file_that_is_not_packed_is_refused(tmp_path: Path) -> None:
