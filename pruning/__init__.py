@@ -36,17 +36,24 @@ from pruning.hidden_states import HiddenStates, LogitsHidden
 from pruning.nofm import NofM
 from pruning.patterns import Dense, Locked, Pattern, parse
 from pruning.plan import Plan, as_matrix, matrix_weights, misfit, other_matrices
-from pruning.prediction import IGNORED, Prediction, label_loss
+from pruning.prediction import IGNORED, Prediction, label_loss, sampled_loss
 from pruning.pruner import Pruner
 from pruning.regularizers import GroupLasso, Regularizer
 from pruning.report import LayerReport, MaskUpdate
 from pruning.schedules import Gradual, OneShot, Schedule, TrainingLength
+from pruning.second_order import OBS, Calibrated, CalibratedFisher, CalibratedSnip, Calibration, Wanda
+from pruning.second_order.one_shot import obs
 from pruning.zeros import check_zeros
 
 __all__ = [
     "IGNORED",
+    "OBS",
     "Allocation",
     "Block",
+    "Calibrated",
+    "CalibratedFisher",
+    "CalibratedSnip",
+    "Calibration",
     "Criterion",
     "Dense",
     "DiagonalFisher",
@@ -83,12 +90,15 @@ __all__ = [
     "SnipMomentum",
     "TrainingLength",
     "Uniform",
+    "Wanda",
     "as_matrix",
     "check_zeros",
     "label_loss",
     "matrix_weights",
     "misfit",
+    "obs",
     "other_matrices",
     "parse",
     "projected",
+    "sampled_loss",
 ]

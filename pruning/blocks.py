@@ -52,23 +52,24 @@ class Block(Pattern):
         rows, cols = (0 if size == "all" else int(size) for size in match.groups())
         return cls(rows, cols) if target_sparsity is None else cls(rows, cols, target_sparsity=target_sparsity)
 
-    def _block(self, shape: torch.Size) -> tuple[int, int]:
+    def block(self, shape: torch.Size) -> tuple[int, int]:
+        """Rows and columns of a block in a matrix of this shape."""
         return self.rows or max(1, shape[0]), self.cols or max(1, shape[1])
 
     def unit_size(self, shape: torch.Size) -> int:
-        rows, cols = self._block(shape)
+        rows, cols = self.block(shape)
         return rows * cols
 
     def misfit(self, shape: torch.Size) -> str | None:
         if len(shape) != 2:
             return not_a_matrix(self, shape)
-        rows, cols = self._block(shape)
+        rows, cols = self.block(shape)
         if shape[0] % rows or shape[1] % cols:
             return f"[{shape[0]}, {shape[1]}] does not divide into blocks of {rows} rows by {cols} columns"
         return None
 
     def pool(self, values: Tensor, reduction: Reduction = torch.mean) -> Tensor:
-        rows, cols = self._block(values.shape)
+        rows, cols = self.block(values.shape)
         if rows * cols == 1:
             return values
         values = values.contiguous()  # sums do not depend on how a weight is laid out
@@ -80,7 +81,7 @@ class Block(Pattern):
         return reduction(values.reshape(values.shape[0] // rows, rows, -1, cols), dim=(1, 3))
 
     def tile(self, matrix: Tensor, pooled: Tensor) -> tuple[Tensor, Tensor]:
-        rows, cols = self._block(matrix.shape)
+        rows, cols = self.block(matrix.shape)
         if cols == 1:
             return matrix.view(-1, rows, matrix.shape[1]), pooled[:, None, :]
         view = matrix.view(matrix.shape[0] // rows, rows, matrix.shape[1] // cols, cols)
@@ -89,5 +90,5 @@ class Block(Pattern):
     def violations(self, weight: Tensor) -> int:
         """Blocks that hold both zeros and other values."""
         zero = (weight == 0).float()[None, None]
-        share = torch.nn.functional.avg_pool2d(zero, self._block(weight.shape))  # fraction of zeros per block
+        share = torch.nn.functional.avg_pool2d(zero, self.block(weight.shape))  # fraction of zeros per block
         return int(((share > 0) & (share < 1)).sum())

@@ -45,6 +45,12 @@ class Criterion:
     """Whether `observation` and `accumulate` are called at every optimizer step."""
     needs_second_moment: ClassVar[bool] = False
     """Whether the optimizer must have Adam's second moment."""
+    needs_calibration: ClassVar[bool] = False
+    """Whether calibration data are read at each mask update."""
+    updates_survivors: ClassVar[bool] = False
+    """Whether a mask update also changes the weights that stay."""
+    evidence: ClassVar[str] = "gradient"
+    """What must be other than zero for a layer's weights to be ranked."""
 
     def __post_init__(self) -> None:
         if self.reduce not in REDUCTIONS:

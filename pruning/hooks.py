@@ -1,10 +1,14 @@
 """Hooks around the steps of an optimizer, for any training loop: closures, gradient scalers and subclasses included."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from torch.optim import Optimizer
+from torch import nn
+from torch.optim import Adam, AdamW, NAdam, Optimizer, RAdam
+
+from pruning.criteria import Criterion
+from pruning.errors import PruningError
 
 
 class StepHooks:
@@ -86,3 +90,16 @@ class StepHooks:
         self._step_frame = None
         if not self._skips:
             self._after()
+
+
+def check_optimizer(optimizer: Optimizer, parameters: Mapping[str, nn.Parameter], criterion: Criterion) -> None:
+    """Raise PruningError if an optimizer does not train all parameters, or lacks what the criterion reads."""
+    owned = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    foreign = [name for name, p in parameters.items() if id(p) not in owned]
+    if foreign:
+        raise PruningError(f"the optimizer does not train {foreign[0]} (and {len(foreign) - 1} more to be pruned)")
+    if criterion.needs_second_moment and not isinstance(optimizer, (Adam, AdamW, NAdam, RAdam)):
+        raise PruningError(
+            f"{type(criterion).__name__} reads the second moment of Adam, which {type(optimizer).__name__} "
+            "does not have; take another criterion or optimizer"
+        )

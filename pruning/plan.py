@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pruning.allocation import Allocation, Global, LayerOverride, Quota
+from pruning.criteria import Criterion
 from pruning.errors import PruningError
 from pruning.patterns import Locked, Pattern, parse
 from pruning.regularizers import Regularizer
@@ -89,6 +90,24 @@ class Group:
         zeros = {name: self.pattern.unit_zeros(shape) for name, shape in self.shapes.items()}
         return allocation.quotas(self.units, zeros, self.pattern.max_sparsity, progress)
 
+    def budget(
+        self, allocation: Allocation, fraction: float, gone: Mapping[str, int], due: float | None = None
+    ) -> tuple[float, dict[str, Quota]]:
+        """The fraction of units to prune and the quotas of some layers: rounding, or a layer that can no longer be
+        ranked, may ask for less than is pruned already.
+
+        Args:
+            gone: layer -> units that are pruned and stay so.
+            due: the fraction on the way to `fraction`; None: that itself.
+        """
+        quotas = self.quotas(allocation, fraction / self.pattern.unit_fraction(self.pattern.target))
+        quotas = {name: quotas[name] for name in gone}
+        for name, quota in quotas.items():
+            quota.gone = gone[name]
+        total = sum(quota.units * quota.zeros for quota in quotas.values())
+        pruned = sum(quota.gone * quota.zeros for quota in quotas.values()) / total
+        return max(fraction if due is None else due, pruned), quotas
+
 
 class Plan:
     """What will be pruned, by which pattern and to which target, decided from names and shapes alone.
@@ -164,8 +183,21 @@ class Plan:
             fraction = group.pattern.unit_fraction(group.pattern.target)
             self.allocation.check(group.quotas(self.allocation), fraction, group.pattern.max_sparsity)
 
-    def check(self, schedule: Schedule, regularizer: Regularizer) -> None:
-        """Raise PruningError if the schedule or the regularizer does not fit a pattern or target."""
+    def check(self, schedule: Schedule, regularizer: Regularizer, criterion: Criterion) -> None:
+        """Raise PruningError if the schedule or the regularizer does not fit a pattern or target, or the criterion the
+        allocation."""
+        if criterion.updates_survivors and self.allocation.regrow:
+            raise PruningError(
+                f"regrow=True: {type(criterion).__name__} adapts the other weights to those that are pruned, so that "
+                "none can come back; leave regrow out",
+                self.allocation,
+            )
+        if criterion.updates_survivors and self.keeps_zeros:
+            raise PruningError(
+                f"{type(criterion).__name__} adapts the other weights to those that are pruned, and cannot hold zeros "
+                "that the weights have before; take another criterion",
+                criterion,
+            )
         for group in self.groups:
             if group.pattern.prunes:
                 schedule.sparsity(0.0, group.pattern.target)

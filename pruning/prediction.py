@@ -68,3 +68,24 @@ def _label_loss(answers: Tensor, label: Tensor, student: Prediction) -> Tensor:
     label = label[student.tokens]
     total = F.cross_entropy(answers, label, ignore_index=IGNORED, reduction="sum")
     return total / (label != IGNORED).sum().clamp(min=1)  # a batch may have no label at all
+
+
+def sampled_loss(prediction: Prediction, chance: torch.Generator) -> Tensor:
+    """The loss on labels drawn from the prediction itself, a sum over answers and heads.
+
+    Its squared gradients have the Fisher information as their mean (Kunstner et al. 2019, arXiv 1905.12558). Numbers
+    are drawn around the prediction with variance 1.
+
+    Args:
+        chance: a source on the CPU.
+    """
+    losses = []
+    for answers in prediction.answers():
+        if prediction.numbers:
+            noise = torch.randn(answers.shape, generator=chance).to(answers.device)
+            losses.append((answers - (answers.detach() + noise)).square().sum() / 2)
+        else:
+            odds = answers.detach().softmax(-1).cpu()
+            labels = torch.multinomial(odds, 1, generator=chance)[:, 0].to(answers.device)
+            losses.append(F.cross_entropy(answers, labels, reduction="sum"))
+    return torch.stack(losses).sum()

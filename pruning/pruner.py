@@ -8,23 +8,23 @@ from dataclasses import asdict
 
 import torch
 from torch import Tensor
-from torch.optim import Adam, AdamW, NAdam, Optimizer, RAdam
+from torch.optim import Optimizer
 
 from pruning.criteria import Criterion, SnipMomentum
 from pruning.errors import PruningError
-from pruning.hooks import StepHooks
+from pruning.hooks import StepHooks, check_optimizer
 from pruning.masks import KEEPS_ZEROS, Masks
-from pruning.plan import Group, Plan, from_matrix
+from pruning.plan import Group, Plan
 from pruning.regularizers import Regularizer
-from pruning.report import LayerReport, MaskUpdate, check_targets, describe
+from pruning.report import LayerReport, MaskUpdate, by_layer, check_targets, describe
 from pruning.schedules import Schedule, TrainingLength
-from pruning.scores import Scores, float_matrix
+from pruning.scores import Scores, add_penalty
+from pruning.second_order import OBS, Calibrated, Calibration
+from pruning.second_order.update import SurvivorUpdate
 from pruning.state import check, identity, pack, unpack
-from pruning.zeros import hold, require, unit_costs
+from pruning.zeros import budget, hold
 
 log = logging.getLogger(__name__)
-
-_NO_EVIDENCE = "its gradients were missing or zero, so that its weights could not be ranked"
 
 
 class Pruner:
@@ -41,6 +41,7 @@ class Pruner:
         length: of the training, which the schedule divides.
         criterion: ranks the units; if not given: `SnipMomentum`.
         regularizer: pulls weights towards the pattern; if not given: none.
+        calibration: model and data for a criterion that reads them; not needed before the first update.
 
     Raises:
         PruningError: the schedule does not fit into the training, or does not go with a target.
@@ -53,16 +54,18 @@ class Pruner:
         length: TrainingLength,
         criterion: Criterion | None = None,
         regularizer: Regularizer | None = None,
+        calibration: Calibration | None = None,
     ) -> None:
         self.plan, self.schedule, self.length = plan, schedule, length
         self.pattern, self.allocation, self.parameters = plan.pattern, plan.allocation, plan.parameters
         self.criterion = criterion if criterion is not None else SnipMomentum()
         self.regularizer = regularizer if regularizer is not None else Regularizer()
+        self.calibration = calibration
         for name in plan.frozen:
             plan.candidates[name].requires_grad_(False)
         self.updates = schedule.steps(length) if plan.prunes else {}
         """Optimizer steps taken before an update -> progress of the schedule."""
-        plan.check(schedule, self.regularizer)
+        plan.check(schedule, self.regularizer, self.criterion)
         self.masks = Masks(self.parameters, plan.patterns, plan.keeps_zeros)
         self.scores = Scores(self.criterion, plan)
         self.steps_taken = 0
@@ -87,6 +90,10 @@ class Pruner:
             return sum(map(self.masks.zeros, mine)) / max(1, sum(self.parameters[name].numel() for name in mine))
         return self._fractions.get(repr(self.pattern), 0.0) * self.pattern.max_sparsity
 
+    @property
+    def _no_evidence(self) -> str:
+        return f"its {self.criterion.evidence}s were missing or zero, so that its weights could not be ranked"
+
     # --- in the training loop -------------------------------------------------------------------------------
 
     def attach(self, optimizer: Optimizer) -> None:
@@ -98,15 +105,8 @@ class Pruner:
         """
         if self._optimizer is not None:
             raise PruningError("the pruner is attached to an optimizer already")
-        owned = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        foreign = [name for name, p in self.parameters.items() if id(p) not in owned]
-        if foreign:
-            raise PruningError(f"the optimizer does not train {foreign[0]} (and {len(foreign) - 1} more to be pruned)")
-        if self.criterion.needs_second_moment and not isinstance(optimizer, (Adam, AdamW, NAdam, RAdam)):
-            raise PruningError(
-                f"{type(self.criterion).__name__} reads the second moment of Adam, which {type(optimizer).__name__} "
-                "does not have; take another criterion or optimizer"
-            )
+        check_optimizer(optimizer, self.parameters, self.criterion)
+        self._check_calibration()
         hold(self.plan, self.masks)
         self._optimizer = optimizer
         self._hooks = StepHooks(optimizer, self._before_step, self._after_step, lambda: self.masks.enforce(optimizer))
@@ -121,13 +121,17 @@ class Pruner:
             self._hooks.remove()
         self._hooks = self._optimizer = None
 
+    def _check_calibration(self) -> None:
+        if self.criterion.needs_calibration and self.calibration is None and self.plan.prunes:
+            raise PruningError(f"{type(self.criterion).__name__} reads calibration data: give the pruner a calibration")
+
     @torch.no_grad()
     def _before_step(self, gradient_scale: float) -> None:
         self._finite = True
         if self._last_update < max(self.updates, default=-1):
             self.observe(1.0 / gradient_scale)
             if self._finite and type(self.regularizer) is not Regularizer:
-                self._regularize(gradient_scale)
+                add_penalty(self.plan, self.regularizer, gradient_scale)
         self.masks.clear_gradients()
 
     def _after_step(self) -> None:
@@ -149,12 +153,6 @@ class Pruner:
             self.skipped_observations += 1
             log.warning("step %d: gradients are not finite; this step does not count for the scores", self.steps_taken)
 
-    def _regularize(self, gradient_scale: float) -> None:
-        for _, pattern, p in self.plan.pruned():
-            pull = None if p.grad is None else self.regularizer.gradient(float_matrix(p), pattern)
-            if p.grad is not None and pull is not None:
-                p.grad.add_(from_matrix(pull, p.shape), alpha=gradient_scale)
-
     # --- mask updates ---------------------------------------------------------------------------------------
 
     def _due(self, steps_taken: int) -> int | None:
@@ -163,8 +161,7 @@ class Pruner:
 
     def _update_if_due(self) -> bool:
         """Make the update that is due, if any. Returns whether it was made."""
-        due = self._due(self.steps_taken)
-        if due is None or not self._finite:
+        if (due := self._due(self.steps_taken)) is None or not self._finite:
             return False
         begin = time.perf_counter()
         made = self.prune(self.updates[due])
@@ -173,17 +170,24 @@ class Pruner:
             self._last_update = due
         return made
 
+    def update_now(self) -> None:
+        """Make the update that is due without an optimizer: pruning without training."""
+        self._check_calibration()
+        hold(self.plan, self.masks)
+        self.plan.warn()
+        self._update_if_due()
+
     @torch.no_grad()
     def prune(self, progress: float) -> bool:
-        """Choose the units to prune at this progress of the schedule, those pruned already first, and zero them.
-
-        The optimizer's step calls it when an update is due.
+        """Choose the units to prune at this progress of the schedule, those pruned already first, and zero them. The
+        optimizer's step calls it when an update is due.
 
         Returns:
             Whether there was anything to rank them by. If not, nothing is changed.
         """
         fractions = [(group, self._fraction(group, progress)) for group in self.plan.groups if group.pattern.prunes]
-        chosen = [self._choose(group, fraction) for group, fraction in fractions if fraction > 0]
+        survivors = self._calibrate() if any(fraction > 0 for _, fraction in fractions) else None
+        chosen = [self._choose(group, fraction, survivors) for group, fraction in fractions if fraction > 0]
         update = MaskUpdate(self.steps_taken, 0.0, {}, {})
         for masks in chosen:
             for name, mask in masks.items():
@@ -194,45 +198,45 @@ class Pruner:
                 if name in update.removed and self.plan.keeps_zeros:  # a unit may have had zeros
                     update.removed[name] = self.masks.zeros(name) - before
         update.sparsity = self.sparsity
+        if survivors is not None:
+            survivors.write()
         self.masks.enforce(self._optimizer)
         if any(chosen):
             self.history.append(update)
+            log.info("step %d: sparsity %.4f; %s", self.steps_taken, self.sparsity, by_layer(self.plan, self.masks))
         return not chosen or any(chosen)
+
+    def _calibrate(self) -> SurvivorUpdate | None:
+        """Let a criterion that reads calibration data do so."""
+        if self.calibration is not None and isinstance(self.criterion, OBS):
+            return SurvivorUpdate(self.calibration, self.plan, self.criterion, self.masks)
+        if self.calibration is not None and isinstance(self.criterion, Calibrated):
+            self.scores.calibrate(self.criterion.scores(self.calibration, self.plan))
+        return None
 
     def _fraction(self, group: Group, progress: float) -> float:
         """The fraction of a group's units to prune."""
         fraction = group.pattern.unit_fraction(self.schedule.sparsity(progress, group.pattern.target))
         return fraction if self.allocation.regrow else max(fraction, self._fractions[repr(group.pattern)])
 
-    def _choose(self, group: Group, fraction: float) -> dict[str, Tensor]:
+    def _choose(self, group: Group, fraction: float, survivors: SurvivorUpdate | None) -> dict[str, Tensor]:
         """The masks of one group. Layers without scores keep theirs, and their units are not in the budget."""
         pattern, allocation = group.pattern, self.allocation
-        costs: dict[str, Tensor] = {}
-        losers: dict[str, Tensor] = {}
-        for name in group.shapes:
-            score = self.scores.of(name, self.masks, self._optimizer, allocation.regrow)
-            if score is not None:
-                losers[name] = pattern.losers(score)
-                costs[name] = unit_costs(self.plan, self.masks, name, score, losers[name])
-        if not costs:
-            self._warn_once(f"no layer for pattern {pattern} has a gradient other than zero: its masks wait for one")
+        key, losers, what = repr(pattern), {}, self.criterion.evidence
+        if survivors is not None:
+            known = survivors.choose(group, allocation, self._fractions[key], fraction)
+        else:
+            known, losers = self.scores.costs(group, self.masks, self._optimizer, allocation.regrow)
+        if not known:
+            self._warn_once(f"no layer for pattern {pattern} has a {what} other than zero: its masks wait")
             return {}
-        if len(costs) < len(group.shapes):
-            silent = sorted(group.shapes.keys() - costs.keys())
-            self._warn_once(f"{silent[0]} (and {len(silent) - 1} more) cannot be pruned: {_NO_EVIDENCE}")
-        progress = fraction / pattern.unit_fraction(pattern.target)
-        quotas = group.quotas(allocation, progress)
-        self._fractions[repr(pattern)] = fraction
-        quotas = {name: quotas[name] for name in costs}
-        if not allocation.regrow:  # rounding, or a layer whose gradients became zero, may ask for less than is pruned
-            for name in costs:
-                if self.masks.get(name) is not None:
-                    quotas[name].gone = self.masks.pruned_units(name)
-                if self.plan.keeps_zeros:
-                    require(quotas[name], self.masks.broken(name), progress)
-            total = sum(quota.units * quota.zeros for quota in quotas.values())
-            fraction = max(fraction, sum(quota.gone * quota.zeros for quota in quotas.values()) / total)
-        chosen = allocation.select(costs, fraction, quotas)
+        if len(known) < len(group.shapes):
+            silent = sorted(group.shapes.keys() - known.keys())
+            self._warn_once(f"{silent[0]} (and {len(silent) - 1} more) cannot be pruned: {self._no_evidence}")
+        self._fractions[key] = fraction
+        if survivors is not None:
+            return known
+        chosen = allocation.select(known, *budget(self.plan, self.masks, group, fraction, known))
         return {name: pattern.mask(losers[name], pruned) for name, pruned in chosen.items()}
 
     def _warn_once(self, message: str) -> None:
@@ -246,12 +250,11 @@ class Pruner:
         """Raise PruningError if the training ended before the last update, or short of a target."""
         if not self.updates:
             return
-        last = max(self.updates)
-        if self._last_update < last:
+        if self._last_update < (last := max(self.updates)):
             why = (
                 f"before the last mask update at step {last}"
                 if self.steps_taken < last
-                else "without a gradient to rank weights by for the last mask update"
+                else f"without a {self.criterion.evidence} to rank weights by for the last mask update"
             )
             raise PruningError(
                 f"the training ended after {self.steps_taken} optimizer steps, {why}: sparsity is {self.sparsity:g}, "
@@ -267,7 +270,7 @@ class Pruner:
             for name, pattern, _ in self.plan.pruned()
             if due is not None and self.masks.get(name) is None and self.schedule.sparsity(due, pattern.target) > 0
         ]
-        return describe(self.plan, self.masks, dict.fromkeys(unranked, _NO_EVIDENCE))
+        return describe(self.plan, self.masks, dict.fromkeys(unranked, self._no_evidence))
 
     def _identity(self) -> dict[str, str]:
         return identity(self.plan, self.criterion, self.schedule, self.length, self.regularizer)

@@ -1,5 +1,6 @@
 """Scores: the criterion's state of each parameter, one number or a few per unit, and the ranking that it gives."""
 
+from collections.abc import Mapping
 from functools import partial
 
 import torch
@@ -8,7 +9,9 @@ from torch.optim import Optimizer
 
 from pruning.criteria import Criterion, Layer
 from pruning.masks import Masks
-from pruning.plan import Plan, as_matrix
+from pruning.plan import Group, Plan, as_matrix, from_matrix
+from pruning.regularizers import Regularizer
+from pruning.zeros import unit_costs
 
 
 class Scores:
@@ -43,6 +46,26 @@ class Scores:
                 self.criterion.accumulate(self.state[name], pattern.pool(values, self.criterion.reduction))
         return True
 
+    def costs(
+        self, group: Group, masks: Masks, optimizer: Optimizer | None, regrow: bool
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Costs of units and, in each unit, the losers; of the group's layers that something is known of."""
+        known = ((name, self.of(name, masks, optimizer, regrow)) for name in group.shapes)
+        scores = {name: score for name, score in known if score is not None}
+        losers = {name: group.pattern.losers(score) for name, score in scores.items()}
+        return {
+            name: unit_costs(self._plan, masks, name, score, losers[name]) for name, score in scores.items()
+        }, losers
+
+    def calibrate(self, scores: Mapping[str, Tensor]) -> None:
+        """Replace the scores of a criterion that reads calibration data.
+
+        Args:
+            scores: [out, in] by parameter name.
+        """
+        for name, values in scores.items():
+            self.state[name] = {"score": self._plan.patterns[name].pool(values, self.criterion.reduction)}
+
     def of(self, name: str, masks: Masks, optimizer: Optimizer | None, regrow: bool) -> Tensor | None:
         """The pooled scores of a parameter; None if nothing is known of it.
 
@@ -60,7 +83,8 @@ class Scores:
             partial(pattern.pool, reduction=self.criterion.reduction),
         )
         score = self.criterion.saliency(layer)
-        learns = self.criterion.needs_gradient or self.criterion.needs_second_moment
+        criterion = self.criterion
+        learns = criterion.needs_gradient or criterion.needs_second_moment or criterion.needs_calibration
         mask = masks.get(name)
         if score is None or (learns and not _any(score) and (mask is None or bool(mask.any()))):
             return None  # except for a layer that is wholly pruned, whose w * g are all zero
@@ -83,3 +107,11 @@ def _all_finite(tensors: list[Tensor]) -> bool:
     if not tensors or bool(torch.stack([t.sum().float() for t in tensors]).isfinite().all()):
         return True
     return all(bool(t.isfinite().all()) for t in tensors)
+
+
+def add_penalty(plan: Plan, regularizer: Regularizer, gradient_scale: float) -> None:
+    """Add the gradient of the regularizer to those of the loss."""
+    for _, pattern, p in plan.pruned():
+        pull = None if p.grad is None else regularizer.gradient(float_matrix(p), pattern)
+        if p.grad is not None and pull is not None:
+            p.grad.add_(from_matrix(pull, p.shape), alpha=gradient_scale)

@@ -4,6 +4,8 @@ Each zero is behind one of two masks: that of the pattern where a whole unit is 
 A unit of a block pattern that has both zeros and other values breaks the pattern, so such units are pruned first.
 """
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
@@ -65,16 +67,22 @@ def unit_costs(plan: Plan, masks: Masks, name: str, score: Tensor, losers: Tenso
     return cost
 
 
-def require(quota: Quota, broken: Tensor | None, progress: float) -> None:
-    """Let a layer be pruned as far as its zeros demand, whatever its cap.
-
-    Args:
-        broken: bool [units], those with both zeros and other values.
-        progress: the part of the final sparsity that is due.
+def budget(
+    plan: Plan, masks: Masks, group: Group, fraction: float, names: Iterable[str]
+) -> tuple[float, dict[str, Quota]]:
+    """`Group.budget` of some layers, of which what is pruned stays so, unless `allocation.regrow`. Where zeros stay, a
+    layer is pruned as far as these demand, whatever its cap.
     """
-    count = 0 if broken is None else count_true(broken)
-    quota.floor = max(quota.floor, quota.gone + int(count * progress + 1e-9))
-    quota.cap = max(quota.most, quota.gone + count)
+    fixed = not plan.allocation.regrow
+    gone = {name: masks.pruned_units(name) if fixed and masks.get(name) is not None else 0 for name in names}
+    due, quotas = group.budget(plan.allocation, fraction, gone)
+    progress = fraction / group.pattern.unit_fraction(group.pattern.target)
+    for name, quota in quotas.items() if plan.keeps_zeros else ():
+        broken = masks.broken(name)
+        count = 0 if broken is None else count_true(broken)
+        quota.floor = max(quota.floor, quota.gone + int(count * progress + 1e-9))
+        quota.cap = max(quota.most, quota.gone + count)
+    return due, quotas
 
 
 def _some(pattern: Pattern, alive: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from pruning import NoDistillation, matrix_weights
+from pruning import Calibrated, NoDistillation, matrix_weights
 from runner import models
 from runner.config.experiment import Experiment, Origin
 from runner.config.training import Training
@@ -51,8 +51,9 @@ def show(experiment: Experiment, origin: Origin) -> None:
     set_up_process()
     inputs = resolve(experiment, origin, reuse=False)
     announce(inputs)
-    lines = [*existing(inputs), *layers(inputs), *steps_and_sparsity(inputs)]
-    lines += cost(inputs, inputs.data) if inputs.data is not None else []
+    lines = [*existing(inputs), *layers(inputs), *steps_and_sparsity(inputs), *calibration(inputs)]
+    learns = experiment.train.takes_steps or not experiment.prune or not experiment.model.finetuned
+    lines += cost(inputs, inputs.data) if inputs.data is not None and learns else []
     lines += time_of_benchmark(experiment)
     for line in lines:
         log.info("%s", line)
@@ -109,10 +110,23 @@ def steps_and_sparsity(inputs: Inputs) -> Iterator[str]:
         yield f"sparsity by step: {', '.join(updates)}"
 
 
+def calibration(inputs: Inputs) -> Iterator[str]:
+    """Data and memory of mask updates that read training windows."""
+    experiment, criterion = inputs.experiment, inputs.experiment.criterion
+    if not (inputs.updates and isinstance(criterion, Calibrated)) or inputs.data is None:
+        return
+    plan = plan_of(experiment, inputs.net)
+    windows = min(criterion.samples, len(inputs.data.features))
+    yield (
+        f"calibration of each mask update: {windows} training windows; up to {human_bytes(criterion.memory(plan))} of "
+        "memory, forward and backward passes not included"
+    )
+
+
 def cost(inputs: Inputs, data: TrainingData) -> Iterator[str]:
     """Memory and time, extrapolated from a few real steps."""
     experiment = inputs.experiment
-    trainings = [("pruning", experiment.train)] if experiment.prune else []
+    trainings = [("pruning", experiment.train)] if experiment.prune and experiment.train.takes_steps else []
     if experiment.model.finetuned is None and not files.is_intact(inputs.dense_folder):
         trainings.append(("fine-tuning", experiment.finetune))
     stats = timed(inputs, data)
@@ -163,7 +177,7 @@ def timed(inputs: Inputs, data: TrainingData) -> TrainingStats:
     from runner.training.loop import train
 
     experiment, sources = inputs.experiment, inputs.sources
-    training = experiment.train if experiment.prune else experiment.finetune
+    training = experiment.train if experiment.prune and experiment.train.takes_steps else experiment.finetune
     student = load_student(experiment, sources.sparse or sources.base)
     supervision = Supervision(NoDistillation())
     if has_teacher(experiment) and not caches_logits(experiment, data):

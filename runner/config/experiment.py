@@ -8,7 +8,7 @@ from pathlib import Path
 
 from omegaconf import MISSING
 
-from pruning import Allocation, Criterion, Pattern, Regularizer, Schedule
+from pruning import Allocation, Criterion, OneShot, Pattern, Regularizer, Schedule
 from runner.config.distillation import DistillationSettings
 from runner.config.recipe import Recipe
 from runner.config.training import Training
@@ -70,6 +70,10 @@ class Experiment:
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**32:
             raise UserError(f"seed={self.seed} must be a whole number from 0 to {2**32 - 1}")
+        if not (self.finetune.takes_steps or self.model.finetuned):
+            raise UserError("finetune.num_train_epochs=0 makes no dense model; name a fine-tuned one: model.finetuned")
+        if self.prune and not self.train.takes_steps:
+            self._check_untrained()
         if self.finetune.lr_rewind is not None:
             raise UserError(
                 f"finetune.lr_rewind={self.finetune.lr_rewind}: fine-tuning has no mask updates; set train.lr_rewind"
@@ -95,6 +99,23 @@ class Experiment:
         """Whether the zeros of `model.sparse` stay while more are pruned."""
         prunes = self.pattern.prunes or any(layer.pattern for layer in self.allocation.layers.values())
         return self.prune and bool(self.model.sparse) and prunes
+
+    def _check_untrained(self) -> None:
+        """Refuse to prune without training by a criterion that observes training steps, or more than once."""
+        if not isinstance(self.pattern, Pattern) or not self.pattern.prunes:
+            return
+        if self.criterion.needs_gradient or self.criterion.needs_second_moment:
+            raise UserError(
+                f"train.num_train_epochs=0: {type(self.criterion).__name__} observes training steps, and there are "
+                "none; choose criterion=obs, wanda, calibrated_snip, calibrated_fisher, magnitude, or a number above 0"
+            )
+        if not isinstance(self.schedule, OneShot):
+            raise UserError("train.num_train_epochs=0 leaves room for one mask update: add schedule=one_shot")
+        if self.train.evaluate is not None:
+            raise UserError(
+                f"train.evaluate={self.train.evaluate.value} scores while the student trains, and with "
+                "train.num_train_epochs=0 it does not; leave it out"
+            )
 
     @property
     def trains(self) -> bool:

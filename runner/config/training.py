@@ -55,7 +55,7 @@ class Training:
     gradient_accumulation_steps: int = 1
     """Batches in an optimizer step."""
     num_train_epochs: float = 3
-    """Passes over the training features."""
+    """Passes over the training features. train.num_train_epochs=0 prunes without training."""
     max_steps: int = -1
     """Optimizer steps in all, if above 0: overrides num_train_epochs."""
     weight_decay: float = 0.0
@@ -99,10 +99,12 @@ class Training:
     """Checkpoints to keep."""
 
     def __post_init__(self) -> None:
-        for key in ("learning_rate", "per_device_train_batch_size", "gradient_accumulation_steps", "num_train_epochs",
+        for key in ("learning_rate", "per_device_train_batch_size", "gradient_accumulation_steps",
                     "save_steps", "save_total_limit"):  # fmt: skip
             if getattr(self, key) <= 0:
                 raise UserError(f"{key}={getattr(self, key)} is out of range in train or finetune: above 0")
+        if self.num_train_epochs < 0:
+            raise UserError(f"num_train_epochs={self.num_train_epochs} is out of range in train or finetune: above 0")
         for key in ("warmup_steps", "weight_decay", "max_grad_norm", "dataloader_num_workers"):
             if getattr(self, key) < 0:
                 raise UserError(f"{key}={getattr(self, key)} is out of range in train or finetune: not negative")
@@ -164,6 +166,11 @@ class Training:
     def chooses(self) -> bool:
         """Whether scores decide when the training ends, or which weights are saved."""
         return self.patience is not None or self.best_checkpoint
+
+    @property
+    def takes_steps(self) -> bool:
+        """Whether there is any optimizer step."""
+        return self.max_steps > 0 or self.num_train_epochs > 0
 
     def options(self) -> dict[str, Any]:
         """As keyword arguments of TrainingArguments."""

@@ -44,7 +44,7 @@ def check(experiment: Experiment, sources: Sources) -> PreTrainedModel:
     locks = False
     if experiment.prune:
         plan = plan_of(experiment, net)
-        plan.check(experiment.schedule, experiment.regularizer)
+        plan.check(experiment.schedule, experiment.regularizer, experiment.criterion)
         locks = any(group.pattern.locks for group in plan.groups)
     check_sparse(experiment, sources.sparse, net, locks)
     for checkpoint in (sources.base, *sources.others):
@@ -122,7 +122,7 @@ def check_start(experiment: Experiment, start: models.Checkpoint) -> None:
 def check_gradient(experiment: Experiment, net: PreTrainedModel) -> None:
     """Refuse a student that starts as an exact copy of its teacher without dropout or labels: its gradient is zero."""
     alike = experiment.distill.needs_teacher and not experiment.distill.teacher and not experiment.distill.label_weight
-    alike = alike and not experiment.model.sparse
+    alike = alike and not experiment.model.sparse and experiment.train.takes_steps
     if not (experiment.prune and alike) or models.max_dropout(net) > 0:
         return
     what = None

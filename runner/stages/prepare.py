@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pruning import Pruner, TrainingLength
+from pruning import Calibration, Pruner, TrainingLength
 from runner import models, tracking
 from runner.config.experiment import Experiment, Origin
 from runner.config.training import Training
@@ -210,9 +210,13 @@ def average_bytes(training: Training, parameters: int) -> int:
     return 4 * parameters if training.best_checkpoint or training.average_weights is not None else 0
 
 
-def new_pruner(experiment: Experiment, net: PreTrainedModel, length: TrainingLength) -> Pruner:
-    """The experiment's pruner for a model and a training."""
-    return Pruner(plan_of(experiment, net), experiment.schedule, length, experiment.criterion, experiment.regularizer)
+def new_pruner(
+    experiment: Experiment, net: PreTrainedModel, length: TrainingLength, calibration: Calibration | None = None
+) -> Pruner:
+    """The experiment's pruner for a model and a training; `calibration` is for the updates of a criterion that reads
+    such data."""
+    plan = plan_of(experiment, net)
+    return Pruner(plan, experiment.schedule, length, experiment.criterion, experiment.regularizer, calibration)
 
 
 def run_name(labels: Mapping[str, str], seed: int) -> str:

@@ -73,6 +73,7 @@ def train_student(
     """
     from transformers import set_seed
 
+    from runner.training.calibration import calibration, prune_only
     from runner.training.job import TrainingJob
     from runner.training.loop import train
 
@@ -80,7 +81,10 @@ def train_student(
     supervision = supervision or supervision_of(experiment, data, task.teacher)
     set_seed(experiment.seed)
     student = load_student(experiment, task.start)
-    pruner = new_pruner(experiment, student, data.length(experiment.train))
+    data_for_updates = calibration(experiment.criterion, student, data, experiment.train.precision)
+    pruner = new_pruner(experiment, student, data.length(experiment.train), data_for_updates)
+    if not experiment.train.takes_steps:
+        return student, pruner, prune_only(student, pruner)
     title = "Training the control" if isinstance(experiment.pattern, Dense) else f"Pruning to {experiment.pattern}"
     job = TrainingJob(student, data, experiment.train, supervision, pruner, experiment.seed, task.checkpoints, title)
     return student, pruner, train(job, logger)

@@ -44,7 +44,8 @@ def supervision_of(experiment: Experiment, data: TrainingData, teacher: models.C
 
 def has_teacher(experiment: Experiment) -> bool:
     """Whether the student learns from a teacher."""
-    return experiment.prune and experiment.distill.needs_teacher and bool(experiment.distill.weight)
+    learns = experiment.prune and experiment.train.takes_steps
+    return learns and experiment.distill.needs_teacher and bool(experiment.distill.weight)
 
 
 def caches_logits(experiment: Experiment, data: TrainingData) -> bool:

@@ -10,18 +10,26 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pruning import (
+    OBS,
     Block,
+    Calibrated,
+    CalibratedFisher,
+    CalibratedSnip,
+    Calibration,
     Criterion,
     DiagonalFisher,
     Gradient,
     Magnitude,
     Movement,
     NofM,
+    Plan,
     Platon,
     PruningError,
     Random,
     Snip,
     SnipMomentum,
+    Wanda,
+    matrix_weights,
 )
 from pruning.criteria import REDUCTIONS, Layer
 
@@ -33,7 +41,7 @@ def concrete(base: type) -> list[type]:
     found = []
     for cls in base.__subclasses__():
         found += concrete(cls)
-        if not cls.__name__.startswith("_") and cls.__module__.startswith("pruning"):
+        if cls is not Calibrated and not cls.__name__.startswith("_") and cls.__module__.startswith("pruning"):
             found.append(cls)
     return found
 
@@ -95,6 +103,12 @@ EQUATIONS = {
     Platon: platon,
     DiagonalFisher: diagonal_fisher,
 }
+# (|w|, norm of the weight's input, g of each batch) -> score, on calibration data
+CALIBRATED = {
+    Wanda: lambda w, norm, gs: w * norm,
+    CalibratedSnip: lambda w, norm, gs: sum(abs(w * g) for g in gs),
+    CalibratedFisher: lambda w, norm, gs: w * w * sum(g * g for g in gs),
+}
 MEMORY = {  # numbers per block, or per weight under N:M
     Magnitude: 0,
     Gradient: 1,
@@ -109,9 +123,10 @@ REDUCE = {"mean": lambda values: sum(values) / len(values), "sum": sum, "max": m
 
 
 def test_all_criteria_are_found_and_have_their_equation_here():
-    """A new criterion has to be added to both tables; Random has no equation."""
-    assert len(CONCRETE) == len(set(CONCRETE)) == 8
-    assert set(CONCRETE) == EQUATIONS.keys() | {Random} == MEMORY.keys()
+    """A new criterion has to be added to the tables; Random has no equation, that of OBS is in second_order/."""
+    assert len(CONCRETE) == len(set(CONCRETE)) == 12
+    assert {cls for cls in CONCRETE if not cls.needs_calibration} == EQUATIONS.keys() | {Random} == MEMORY.keys()
+    assert {cls for cls in CONCRETE if cls.needs_calibration} == CALIBRATED.keys() | {OBS}
     assert REDUCE.keys() == REDUCTIONS.keys()
 
 
@@ -183,6 +198,21 @@ def test_a_criterion_is_its_equation(cls, data, pattern, count, seed):
     assert score is not None
     assert score.dtype == torch.float32
     torch.testing.assert_close(score, transcribed(criterion, pattern, seen, moment), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("cls", CALIBRATED)
+def test_a_calibrated_criterion_is_its_equation(cls):
+    torch.manual_seed(0)
+    model, batches = torch.nn.Linear(3, 2), [torch.randn(4, 3) for _ in range(3)]
+    calibration = Calibration(model, batches, lambda batch, chance: model(batch).square().sum())
+    (scores,) = cls().scores(calibration, Plan(matrix_weights(model), Block(1, 1, target_sparsity=0.5))).values()
+    gradients = [torch.autograd.grad(model(x).square().sum(), model.weight)[0].tolist() for x in batches]
+    norms = (torch.cat(batches).square().sum(0) / 12).sqrt().tolist()  # the mean: one factor for all weights
+    expected = [
+        [CALIBRATED[cls](abs(w), norms[j], [g[i][j] for g in gradients]) for j, w in enumerate(row)]
+        for i, row in enumerate(model.weight.tolist())
+    ]
+    torch.testing.assert_close(scores, torch.tensor(expected), rtol=1e-4, atol=1e-5)
 
 
 @PROPERTY

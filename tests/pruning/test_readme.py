@@ -10,7 +10,7 @@ TEXT = (Path(pruning.__file__).parent / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_example_prunes_as_it_says(capsys):
-    (code,) = re.findall(r"^```python\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
+    code, without_training = re.findall(r"^```python\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
     found: dict = {}
     exec(compile(code, "README.md", "exec"), found)
     pruner = found["pruner"]
@@ -21,6 +21,10 @@ def test_the_example_prunes_as_it_says(capsys):
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(":")[0] for line in lines] == ["0.weight", "2.weight"]
     assert all(line.endswith("zero, 0 broken 4x1 blocks") for line in lines)
+    exec(compile(without_training, "README.md", "exec"), found)
+    assert len(capsys.readouterr().out.splitlines()) == 2
+    weights = pruning.matrix_weights(found["trained"]).values()
+    assert sum(int((weight == 0).sum()) for weight in weights) == 0.5 * sum(weight.numel() for weight in weights)
 
 
 def test_everything_that_can_be_chosen_is_named():

@@ -101,3 +101,24 @@ def test_kinds_of_matrices() -> None:
     assert kind_of("bert.encoder.layer.11.attention.self.query.weight") == "attention.self.query"
     assert kind_of("albert.encoder.albert_layer_groups.0.albert_layers.0.ffn.weight") == "ffn"
     assert kind_of("projector.weight") == "projector"
+
+
+def test_pruning_without_training_says_what_its_calibration_takes(cli: Cli, small_model: Path, tmp_path: Path) -> None:
+    given = ("-m", "runner", "model=hub", f"model.path={small_model}", f"model.finetuned={small_model}", "pattern=4x1",
+             *SHORT, "schedule=one_shot", "train.max_steps=-1", "train.num_train_epochs=0", "dry_run=true")  # fmt: skip
+    said = cli(*given, "criterion=obs", "criterion.samples=24")
+    assert said.returncode == 0, said.stderr
+    assert "sparsity by step: 0: 0.800\n" in said.stderr
+    assert re.search(r"calibration of each mask update: 24 training windows; up to 2\d\d MB of memory", said.stderr)
+    assert "time of" not in said.stderr
+    assert "calibration of each mask update: 24 " not in cli(*given, "criterion=magnitude").stderr
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_more_calibration_windows_than_there_are(cli: Cli, small_model: Path) -> None:
+    given = ("-m", "runner", "model=hub", f"model.path={small_model}", "pattern=4x1", *SHORT, "criterion=wanda")
+    said = cli(*given, "dry_run=true")
+    assert said.returncode == 0, said.stderr
+    windows = re.search(r"calibration of each mask update: (\d+) training windows", said.stderr)
+    assert windows is not None
+    assert 64 <= int(windows[1]) < 256  # the default

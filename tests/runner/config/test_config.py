@@ -3,7 +3,7 @@
 import importlib.util
 import itertools
 import re
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -737,6 +737,7 @@ DETERMINING = [
     "train.lr_rewind=0.5",
     "pattern=2:4", "pattern=1x4", "pattern.target_sparsity=0.7", "pattern=rows", "pattern=3:4", "pattern=locked",
     "criterion=magnitude", "criterion=movement", "criterion.momentum=0.5", "criterion.reduce=max",
+    "criterion=obs", "criterion=wanda", "criterion=calibrated_snip", "criterion=calibrated_fisher",
     "allocation=uniform", "allocation.max_per_layer=0.9", "allocation.min_per_layer=0.1", "allocation.regrow=true",
     LAYERS, LAYERS.replace("0.3", "0.4"), "+allocation.layers={*.query:{pattern:2:4}}",
     "schedule=short", "schedule=one_shot", "schedule.decay=cubic", "schedule.end=9000", "schedule.initial=50%",
@@ -789,6 +790,38 @@ def test_the_order_of_the_layers_determines_the_result() -> None:
 
 def test_every_two_of_the_determining_settings_differ() -> None:
     assert len({identity(override).run for override in DETERMINING}) == len(DETERMINING) >= 44
+
+
+@pytest.mark.parametrize("value", ["samples=64", "seed=1", "damping=0.1", "rounds=[0.5,1]"])
+def test_calibration_is_part_of_the_identity(value: str) -> None:
+    assert identity("criterion=obs", f"criterion.{value}").run != identity("criterion=obs").run
+
+
+ESTABLISHED = {
+    (): ("076c4656f08b03cb", "68bb01c643ec26f1", "268571482b6baba8", "f0656c36e9098294", "784d4457252335e6"),
+    ("pattern=2:4", "schedule=short", "model.finetuned=x"): (
+        "32d5eb7081ce6426",
+        "a02d6fe2a4c766b2",
+        "46169d4b32e7eab8",
+        "4ff8b1ac20b730d4",
+        "7eae8432d75f2cf4",
+    ),
+    ("pattern=dense", "distill=logits_hidden", "train.max_steps=7", "seed=3"): (
+        "1e8c10565569c5da",
+        "2ce65c3285c871f0",
+        "e2cb06331376e7f1",
+        "11cd631ac64bf707",
+        "08dd9928fb63a615",
+    ),
+}
+"""Overrides -> identity, as of finished runs. A new option must leave these as they are."""
+
+
+@pytest.mark.parametrize("overrides", ESTABLISHED)
+def test_finished_runs_are_found_again(overrides: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    stages = {"prepare": 2, "finetune": 2, "teacher": 1, "prune": 4, "evaluate": 1}
+    monkeypatch.setattr("runner.records.identity.VERSIONS", stages)
+    assert astuple(identity(*overrides)) == ESTABLISHED[overrides]
 
 
 def test_contents_determine_the_result() -> None:

@@ -367,7 +367,7 @@ def pruned_once(experiment: Experiment, folder: Path) -> Verification:
     assert examples is not None
     lesson = TrainingData(task, task.features(examples, tokenizer, None, labels=True), tokenizer)
     student, pruner, work = train_student(PruningTask(experiment, lesson, base, base, folder / "checkpoints"))
-    assert work.steps == 6
+    assert work.steps == (6 if experiment.train.takes_steps else 0)
     finetune.save_model(student, tokenizer, folder / "model")
     return verify(folder / "model", QA, pruner.report())
 
@@ -384,6 +384,23 @@ def test_two_of_four_is_held_in_the_file_of_every_family(name: str, hub: Path, t
         matrix = tensors[f"{layer}.weight"]
         assert set(np.unique(zeros_of_units(matrix.numpy(), "2:4"))) == {2}
         assert not torch.equal(matrix, before.get_parameter(f"{layer}.weight") * (matrix != 0))  # it was trained
+
+
+@pytest.mark.slow
+@NAMES
+def test_every_family_is_pruned_without_training(name: str, hub: Path, tmp_path: Path) -> None:
+    untrained = ("criterion=obs", "criterion.samples=16", "schedule=one_shot", "train.max_steps=-1",
+                 "train.num_train_epochs=0")  # fmt: skip
+    experiment = experiment_of(name, hub, "pattern=4x1", *SHORT, *untrained).resolved()
+    verification = pruned_once(experiment, tmp_path)
+    assert (verification.sparsity, verification.violations) == (pytest.approx(0.8, abs=1e-3), 0)
+    tensors = load_file(tmp_path / "model" / "model.safetensors")
+    before = models.load(QA, find_sources(experiment).base)
+    for layer in FAMILIES[name].pruned:
+        matrix = tensors[f"{layer}.weight"]
+        assert bool(matrix.any())
+        if bool((matrix == 0).any()):  # a layer may be too dear to prune
+            assert not torch.equal(matrix, before.get_parameter(f"{layer}.weight") * (matrix != 0))  # survivors moved
 
 
 def test_training_starts_from_the_weights_of_the_repository(hub: Path) -> None:

@@ -1,0 +1,42 @@
+"""Pruning without training: one call of OBS."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pruning.plan import Plan
+from pruning.pruner import Pruner
+from pruning.report import LayerReport
+from pruning.schedules import OneShot, TrainingLength
+from pruning.second_order.calibration import Calibration
+from pruning.second_order.criteria import OBS
+
+
+def obs(
+    model: nn.Module,
+    plan: Plan,
+    batches: Iterable[Any],
+    loss: Callable[[Any, torch.Generator], Tensor],
+    *,
+    tokens: Callable[[Any], Tensor | None] | None = None,
+    criterion: OBS | None = None,
+) -> list[LayerReport]:
+    """Prune a trained model to the plan's target without training, and update the weights that stay, in place.
+
+    Args:
+        batches: calibration data, from the training split; iterated once.
+        loss: (batch, source of chance) -> the sum over the batch's examples of the loss on labels drawn from the
+            model's own output.
+        tokens: batch -> bool [batch, tokens], False at padding; if not given: everything counts.
+        criterion: damping, rounds and the seed of the labels.
+
+    Raises:
+        PruningError: the target cannot be reached, or the calibration is not finite.
+    """
+    calibration = Calibration(model, batches, loss) if tokens is None else Calibration(model, batches, loss, tokens)
+    pruner = Pruner(plan, OneShot("0"), TrainingLength(0), criterion or OBS(), calibration=calibration)
+    pruner.update_now()
+    pruner.check_reached()
+    return pruner.report()

@@ -1,0 +1,221 @@
+"""One layer of layer-wise OBS: the cost of each unit, and least squares for the weights that stay.
+
+With H the damped Hessian of the inputs, W0 the weights before (the bias is their last column, and stays) and K the
+columns that a row still has:
+
+* costs (Hassibi and Stork 1993; blocks: Frantar and Alistarh 2022, Kurtic et al. 2022): the columns C of the rows S
+  cost sum over r in S of f_r w_rC ([(H_KK)^-1]_CC)^-1 w_rC^T, the rise of the expected loss when all else in K adapts;
+* survivors: w_K = (W0 H)_K (H_KK)^-1, the exact minimum of ||(w - w0) X||^2 + damping on K.
+"""
+
+from collections.abc import Iterator
+from itertools import combinations
+from math import comb
+
+import torch
+from torch import Tensor
+
+from pruning.errors import PruningError
+
+CHUNK = 64 << 20  # bytes of the matrices that are factorised together
+_EXACT = 512  # beyond so many inputs, intermediate rounds are ranked in float32; the last solution never is
+_SETS = 128  # sets of losers per group that are compared; beyond, single weights are
+
+
+def damped(hessian: Tensor, damping: float) -> Tensor:
+    """float64, with `damping` times the inputs' mean square on the diagonal; an input that is always 0 counts as 1."""
+    h = hessian.double().clone()
+    diagonal = h.diagonal()
+    mean = diagonal.mean()
+    diagonal[diagonal == 0] = 1.0
+    diagonal += damping * mean
+    return h
+
+
+def cholesky(matrix: Tensor) -> Tensor:
+    """The lower factor of symmetric matrices. Raises PruningError if one is not positive definite."""
+    factor, bad = torch.linalg.cholesky_ex(matrix)
+    if bool(bad.any()):
+        raise PruningError("a Hessian is not positive definite: use more damping, or more calibration samples")
+    return factor
+
+
+def inverse(matrix: Tensor) -> Tensor:
+    """The inverse of a positive definite matrix."""
+    return torch.cholesky_inverse(cholesky(matrix))
+
+
+class LayerSolver:
+    """The weights of one layer while it is pruned.
+
+    Args:
+        weights: [out, in], or [out, in + 1] with a bias that is refitted as the last column.
+        hessian: [in + 1, in + 1], see `Statistics`.
+        fisher: [out] factors of the rows' costs; None: 1.
+        damping: see `damped`.
+        block: its rows, which share their mask, and its columns.
+        kept: bool [out / rows, in], False where weights are pruned already.
+    """
+
+    def __init__(
+        self,
+        weights: Tensor,
+        hessian: Tensor,
+        fisher: Tensor | None,
+        damping: float,
+        block: tuple[int, int],
+        kept: Tensor,
+    ) -> None:
+        self.inputs = kept.shape[1]
+        self.original = weights
+        size = weights.shape[1]
+        self.hessian = hessian[:size, :size]  # float32, shared: one is damped at a time
+        self.fisher, self.damping, (self.rows, self.cols) = fisher, damping, block
+        self.weights = self.original
+        self.kept = kept
+
+    def solve(self, costs: bool = False) -> Tensor:
+        """Solve for the survivors of each group of rows.
+
+        Args:
+            costs: also compute what each unit costs next; intermediate solutions of wide layers are float32 then.
+
+        Returns:
+            float64 [out / rows, in / cols]; +inf for units that are pruned, or everywhere without `costs`.
+        """
+        h = damped(self.hessian, self.damping)
+        original = self.original.double()
+        target = original @ h
+        groups, size = len(self.kept), len(h)
+        kept = torch.cat([self.kept, self.kept.new_ones(groups, size - self.inputs)], 1)
+        of_rows = original.view(groups, self.rows, size)
+        solved = torch.zeros_like(of_rows)
+        out = torch.full((groups, self.inputs // self.cols), torch.inf, dtype=torch.float64, device=h.device)
+        dtype = torch.float32 if costs and size > _EXACT else torch.float64
+        for part, columns in _batches(kept, dtype.itemsize):
+            k = columns.shape[1]
+            if k == size:  # nothing is pruned: the solution is what there was
+                solved[part] = of_rows[part]
+                if costs:
+                    out[part] = self._costs(of_rows[part], inverse(h)[None], part)
+                continue
+            factor = _factor(h, columns, dtype)
+            wanted = columns[:, None].expand(-1, self.rows, -1)
+            right = target.view(groups, self.rows, size)[part].gather(2, wanted).to(dtype)
+            found = torch.cholesky_solve(right.transpose(1, 2), factor).transpose(1, 2).double()
+            solved[part] = torch.zeros_like(solved[part]).scatter_(2, wanted, found)
+            if costs and k > size - self.inputs:
+                units = columns[:, : k - (size - self.inputs) : self.cols] // self.cols
+                out[part] = out[part].scatter(1, units, self._costs(found, torch.cholesky_inverse(factor), part))
+        self.weights = solved.view(original.shape).to(self.original.dtype)
+        return out
+
+    def _costs(self, weights: Tensor, inverses: Tensor, part: Tensor) -> Tensor:
+        """[groups, rows, k] and [groups or 1, k, k] -> [groups, blocks], the bias left out."""
+        count = (weights.shape[2] - (self.original.shape[1] - self.inputs)) // self.cols
+        blocks = weights[..., : count * self.cols].unflatten(2, (count, self.cols))
+        if self.cols == 1:
+            each = blocks.squeeze(3).square() / inverses.diagonal(dim1=1, dim2=2)[:, None, :count].double()
+        else:
+            end = count * self.cols
+            square = inverses[:, :end, :end].unflatten(1, (count, self.cols)).unflatten(3, (count, self.cols))
+            square = square.diagonal(dim1=1, dim2=3).permute(0, 3, 1, 2).double()  # [groups or 1, blocks, cols, cols]
+            square = inverse(square)
+            product = (
+                blocks.transpose(1, 2) @ square
+                if len(square) > 1
+                else torch.einsum("grkc,kcd->gkrd", blocks, square[0])
+            )
+            each = (product.transpose(1, 2) * blocks).sum(3)
+        if self.fisher is not None:
+            each = each * self.fisher.double().view(-1, self.rows)[part][:, :, None]
+        return each.sum(1)
+
+    def error(self) -> Tensor:
+        """float64 [out]: f_r times the mean square error of each output, damping included."""
+        difference = self.weights.double() - self.original.double()
+        error = ((difference @ damped(self.hessian, self.damping)) * difference).sum(1)
+        return error if self.fisher is None else error * self.fisher.double()
+
+    # --- N:M ------------------------------------------------------------------------------------------------
+
+    def group_costs(self, n: int, m: int) -> Tensor:
+        """float64 [out * in / m]: the cost of each N:M group, its cheapest m - n weights pruned and all else free."""
+        inv = inverse(damped(self.hessian, self.damping))
+        costs = []
+        for start in range(0, self.inputs, m):
+            span = slice(start, start + m)
+            costs.append(_cheapest(self.original[:, span].double(), inv[span, span], m - n)[1])
+        costs = torch.stack(costs, 1)
+        return (costs if self.fisher is None else costs * self.fisher.double()[:, None]).flatten()
+
+    def columns_in_order(self, n: int, m: int, chosen: Tensor) -> Tensor:
+        """The losers of the chosen groups, column after column, each time updating the columns to the right
+        (SparseGPT, with the best of all sets of a group where they are few).
+
+        Args:
+            chosen: bool [out, in / m]: groups to prune.
+
+        Returns:
+            bool [out, in].
+        """
+        weights = self.original.to(torch.float64, copy=True)
+        upper = cholesky(inverse(damped(self.hessian, self.damping))).T
+        losers = torch.zeros(weights.shape[0], self.inputs, dtype=torch.bool, device=weights.device)
+        for group, start in enumerate(range(0, self.inputs, m)):
+            rows = torch.nonzero(chosen[:, group] & self.kept[:, start : start + m].all(1))[:, 0]
+            if not len(rows):
+                continue
+            trailing = upper[start : start + m, start : start + m].T @ upper[start : start + m, start:]
+            lost, _ = _cheapest(weights[rows, start : start + m], trailing[:, :m], m - n)
+            losers[rows, start : start + m] = lost
+            sets = lost.nonzero()[:, 1].view(len(rows), m - n)
+            inside = trailing[sets[:, :, None], sets[:, None, :]]  # [rows, m - n, m - n]
+            gone = weights[rows, start : start + m].gather(1, sets)
+            factors = torch.cholesky_solve(gone[:, :, None], cholesky(inside))[:, :, 0]
+            weights[rows, start:] -= torch.einsum("rs,rsk->rk", factors, trailing[sets])
+        return losers
+
+
+def _cheapest(weights: Tensor, inverses: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The `count` of each row's weights whose removal costs least, and that cost.
+
+    Args:
+        weights: [rows, m].
+        inverses: [m, m], of the inverse Hessian.
+
+    Returns:
+        bool [rows, m] and float64 [rows]. Beyond 128 possible sets weights are ranked singly, as in SparseGPT.
+    """
+    m = weights.shape[1]
+    if comb(m, count) > _SETS:
+        single = weights.square() / inverses.diagonal()
+        places = single.sort(dim=1, stable=True).indices[:, :count]
+        lost = torch.zeros_like(weights, dtype=torch.bool).scatter_(1, places, True)
+        return lost, single.where(lost, 0.0).sum(1)
+    sets = torch.tensor(list(combinations(range(m), count)), device=weights.device)
+    inside = inverse(inverses[sets[:, :, None], sets[:, None, :]])  # [sets, count, count]
+    of_sets = weights[:, sets]  # [rows, sets, count]
+    best = ((torch.einsum("rsc,scd->rsd", of_sets, inside)) * of_sets).sum(2).min(1)
+    return torch.zeros_like(weights, dtype=torch.bool).scatter_(1, sets[best.indices], True), best.values
+
+
+def _batches(kept: Tensor, itemsize: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Groups with equally many columns, few enough to factorise together: (groups, their columns [groups, k])."""
+    counts = kept.sum(1)
+    for k in counts.unique().tolist():
+        groups = torch.nonzero(counts == k)[:, 0]
+        at_once = len(groups) if k in (0, kept.shape[1]) else max(1, CHUNK // (k * k * itemsize))
+        for part in groups.split(at_once):
+            yield part, kept[part].nonzero()[:, 1].view(len(part), k)
+
+
+def _factor(h: Tensor, columns: Tensor, dtype: torch.dtype) -> Tensor:
+    """Cholesky factors [groups, k, k] of H_KK; in float64 where float32 does not do."""
+    at = columns[:, :, None], columns[:, None, :]
+    if dtype is torch.float32:
+        factor, bad = torch.linalg.cholesky_ex(h.float()[at])
+        if not bool(bad.any()):
+            return factor
+        return cholesky(h[at]).float()
+    return cholesky(h[at])

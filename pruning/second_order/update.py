@@ -1,0 +1,139 @@
+"""Mask updates by OBS: which units go, in rounds over all layers, and what the others become."""
+
+import logging
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from pruning.allocation import Allocation
+from pruning.blocks import Block
+from pruning.masks import Masks
+from pruning.nofm import NofM
+from pruning.plan import Group, Plan, as_matrix, from_matrix
+from pruning.second_order.calibration import Calibration, Statistics, collect, modules_of
+from pruning.second_order.criteria import OBS
+from pruning.second_order.solver import LayerSolver
+
+log = logging.getLogger(__name__)
+
+
+@contextmanager
+def _timed(what: str) -> Iterator[None]:
+    began = time.process_time()
+    yield
+    log.info("%s took %.1f s of CPU time", what, time.process_time() - began)
+
+
+class SurvivorUpdate:
+    """One mask update by OBS: `choose` the masks of each group, then `write` the survivors.
+
+    Args:
+        calibration: the model and its data; the model is run once.
+        masks: those so far. What they prune stays pruned.
+    """
+
+    def __init__(self, calibration: Calibration, plan: Plan, criterion: OBS, masks: Masks) -> None:
+        self.plan, self.criterion, self.masks = plan, criterion, masks
+        pruned = {name: p for name, _, p in plan.pruned()}
+        with _timed("calibration"):
+            statistics = collect(calibration, pruned, criterion.seed)
+        owners = modules_of(calibration.model, pruned)
+        self.biases = {name: _own_bias(owners[name]) for name in pruned}
+        self.solvers = {name: self._solver(name, statistics) for name in pruned if _matters(name, statistics)}
+        """By parameter name, where something is known of the layer."""
+
+    def _solver(self, name: str, statistics: Statistics) -> LayerSolver:
+        pattern, weight = self.plan.patterns[name], as_matrix(self.plan.parameters[name].detach())
+        mask, bias = self.masks.get(name), self.biases[name]
+        block = pattern.block(weight.shape) if isinstance(pattern, Block) else (1, 1)
+        kept = torch.ones(weight.shape, dtype=torch.bool, device=weight.device)
+        kept = kept if mask is None else pattern.expand(mask, weight.shape)
+        return LayerSolver(
+            weight if bias is None else torch.cat([weight, bias.detach()[:, None]], 1),
+            statistics.hessians[name],
+            statistics.fisher[name],
+            self.criterion.damping,
+            block,
+            kept[:: block[0]],
+        )
+
+    @_timed("choosing masks and solving for survivors")
+    def choose(self, group: Group, allocation: Allocation, before: float, fraction: float) -> dict[str, Tensor]:
+        """The masks of the group's layers that are known, with `fraction` of the units pruned, by way of the rounds.
+
+        Args:
+            before: the fraction that is pruned already.
+        """
+        layers = {name: self.solvers[name] for name in group.shapes if name in self.solvers}
+        if not layers:
+            return {}
+        if isinstance(group.pattern, NofM):
+            return self._choose_groups(group, group.pattern, layers, allocation, fraction)
+        costs = {name: layer.solve(costs=True) for name, layer in layers.items()}
+        masks: dict[str, Tensor] = {}
+        for i, part in enumerate(self.criterion.rounds):
+            due = before + (fraction - before) * part
+            gone = {name: self._units_kept(layer).logical_not_() for name, layer in layers.items()}
+            chosen = self._select(group, allocation, costs, gone, due, fraction)
+            last = i + 1 == len(self.criterion.rounds)
+            for name, layer in layers.items():
+                masks[name] = chosen[name].logical_not().view(costs[name].shape)
+                kept = masks[name].repeat_interleave(layer.cols, 1)
+                if last or not torch.equal(kept, layer.kept):
+                    layer.kept = kept
+                    costs[name] = layer.solve(costs=not last)
+            log.info("round %d of %d: %.4f of the units are pruned", i + 1, len(self.criterion.rounds), due)
+        return masks
+
+    def _units_kept(self, layer: LayerSolver) -> Tensor:
+        return layer.kept[:, :: layer.cols].flatten()
+
+    def _select(
+        self,
+        group: Group,
+        allocation: Allocation,
+        costs: Mapping[str, Tensor],
+        gone: Mapping[str, Tensor],
+        due: float,
+        fraction: float,
+    ) -> dict[str, Tensor]:
+        """Bool [units] by layer: what to prune so that the fraction `due` is pruned on the way to `fraction`."""
+        counts = {name: int(units.count_nonzero()) for name, units in gone.items()}
+        due, quotas = group.budget(allocation, fraction, counts, due)
+        ranked = {name: cost.flatten().masked_fill(gone[name], -torch.inf) for name, cost in costs.items()}
+        return allocation.select(ranked, due, quotas)
+
+    def _choose_groups(
+        self, group: Group, pattern: NofM, layers: dict[str, LayerSolver], allocation: Allocation, fraction: float
+    ) -> dict[str, Tensor]:
+        costs = {name: layer.group_costs(pattern.n, pattern.m) for name, layer in layers.items()}
+        gone = {name: ~layer.kept.view(-1, pattern.m).all(1) for name, layer in layers.items()}
+        chosen = self._select(group, allocation, costs, gone, fraction, fraction)
+        for name, layer in layers.items():
+            new = chosen[name].view(len(layer.kept), -1)
+            layer.kept = layer.kept & ~layer.columns_in_order(pattern.n, pattern.m, new)
+            layer.solve()
+        return {name: layer.kept for name, layer in layers.items()}
+
+    @torch.no_grad()
+    def write(self) -> None:
+        """Set the survivors, and the biases that were refitted with them."""
+        for name, layer in self.solvers.items():
+            p, bias = self.plan.parameters[name], self.biases[name]
+            p.copy_(from_matrix(layer.weights[:, : layer.inputs].contiguous(), p.shape))
+            if bias is not None:
+                bias.copy_(layer.weights[:, -1])
+
+
+def _matters(name: str, statistics: Statistics) -> bool:
+    """Whether the layer was used, and its outputs count for anything."""
+    return name in statistics.hessians and bool(statistics.fisher[name].any())
+
+
+def _own_bias(modules: list[nn.Module]) -> nn.Parameter | None:
+    """The bias that may be refitted: that of a weight's only module, if it is trained."""
+    bias = modules[0].bias if len(modules) == 1 else None
+    return bias if isinstance(bias, nn.Parameter) and bias.requires_grad else None
