@@ -100,9 +100,9 @@ class Heads:
     """Features of the heads that a layer has."""
 
     scores: list[int]
-    """Of each head, the features in `query` and `key`."""
+    """Features in `query` and `key`, of each head."""
     values: list[int]
-    """Of each head, the features in `value` and `output`; at least 4."""
+    """Features in `value` and `output`, of each head; at least 4."""
 
 
 def cut_blocks(layer: Layer, head_size: int, activation: Callable[[Tensor], Tensor]) -> tuple[CutReport, Heads]:

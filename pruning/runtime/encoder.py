@@ -91,7 +91,7 @@ class SparseEncoder(nn.Module):
                 assert not isinstance(bias, Blocks)
                 weight, bias = padded(name, weight, bias, heads, size)
                 parts[name] = self._blocks(weight, precision[name]), bias
-            cut, kept = cut_blocks(parts, -(-size // ROWS) * ROWS, structure.function)
+            cut, remaining = cut_blocks(parts, -(-size // ROWS) * ROWS, structure.function)
             self.cut += cut
             for name, (blocks, bias) in parts.items():
                 assert isinstance(blocks, Blocks)
@@ -102,8 +102,8 @@ class SparseEncoder(nn.Module):
                 for what in ("weight", "bias"):
                     address = self._own(tensors[structure.family.parameter(number, name, what)])
                     setattr(layer, f"{name}_{what}", address)
-            layer.heads = len(kept.values)
-            layer.score_start, layer.value_start = self._starts(kept.scores), self._starts(kept.values)
+            layer.heads = len(remaining.values)
+            layer.score_start, layer.value_start = self._starts(remaining.scores), self._starts(remaining.values)
         most = (max((getattr(layer, name).rows for layer in self._layers), default=0) for name in _WIDTHS)
         self._encoder = _Encoder(
             len(self._layers), structure.hidden, *most, ACTIVATIONS[structure.activation], structure.epsilon,

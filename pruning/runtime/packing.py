@@ -106,13 +106,13 @@ class Blocks:
         rows = torch.ones(all_rows, dtype=torch.bool) if rows is None else rows.view(-1, ROWS)[:, 0]
         columns = torch.ones(all_columns, dtype=torch.bool) if columns is None else columns
         row, column = self.row, self.column.long()
-        kept = rows[row] & columns[column]
+        alive = rows[row] & columns[column]
         start = torch.zeros(int(rows.sum()) + 1, dtype=torch.int32)
-        start[1:] = row[kept].bincount(minlength=all_rows)[rows].cumsum(0)
-        column = (columns.cumsum(0) - 1)[column[kept]].to(torch.uint16)
+        start[1:] = row[alive].bincount(minlength=all_rows)[rows].cumsum(0)
+        column = (columns.cumsum(0) - 1)[column[alive]].to(torch.uint16)
         scale = None if self.scale is None else self.scale.view(-1, ROWS)[rows].flatten()
         shape = self.shape[0] if bool(rows.all()) else ROWS * int(rows.sum()), int(columns.sum())
-        return Blocks(shape, start, column, self.value[kept], scale)
+        return Blocks(shape, start, column, self.value[alive], scale)
 
     @property
     def density(self) -> float:

@@ -28,7 +28,7 @@ class Calibration:
 
     model: nn.Module
     batches: Iterable[Any]
-    """The same batches at each iteration."""
+    """Batches, alike at each iteration."""
     loss: Callable[[Any, torch.Generator], Tensor]
     """(batch, source of chance) -> the loss of `model`, a sum over the batch's examples, on labels that are drawn from
     the model's own output: then the mean of squared gradients is the Fisher information."""

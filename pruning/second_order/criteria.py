@@ -31,7 +31,7 @@ class Calibrated(Criterion):
             raise PruningError(f"samples={self.samples} must be at least 1, seed={self.seed} from 0 to 2^31 - 1", self)
 
     def scores(self, calibration: Calibration, plan: Plan) -> dict[str, Tensor]:
-        """By parameter name: [out, in] saliencies, not pooled."""
+        """[out, in] saliencies by parameter name, not pooled."""
         raise NotImplementedError
 
     def saliency(self, layer: Layer) -> Tensor | None:

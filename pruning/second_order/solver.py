@@ -54,7 +54,7 @@ class LayerSolver:
         fisher: [out] factors of the rows' costs; None: 1.
         damping: see `damped`.
         block: its rows, which share their mask, and its columns.
-        kept: bool [out / rows, in], False where weights are pruned already.
+        alive: bool [out / rows, in], False where weights are pruned already.
     """
 
     def __init__(
@@ -64,15 +64,15 @@ class LayerSolver:
         fisher: Tensor | None,
         damping: float,
         block: tuple[int, int],
-        kept: Tensor,
+        alive: Tensor,
     ) -> None:
-        self.inputs = kept.shape[1]
+        self.inputs = alive.shape[1]
         self.original = weights
         size = weights.shape[1]
         self.hessian = hessian[:size, :size]  # float32, shared: one is damped at a time
         self.fisher, self.damping, (self.rows, self.cols) = fisher, damping, block
         self.weights = self.original
-        self.kept = kept
+        self.alive = alive
 
     def solve(self, costs: bool = False) -> Tensor:
         """Solve for the survivors of each group of rows.
@@ -86,13 +86,13 @@ class LayerSolver:
         h = damped(self.hessian, self.damping)
         original = self.original.double()
         target = original @ h
-        groups, size = len(self.kept), len(h)
-        kept = torch.cat([self.kept, self.kept.new_ones(groups, size - self.inputs)], 1)
+        groups, size = len(self.alive), len(h)
+        alive = torch.cat([self.alive, self.alive.new_ones(groups, size - self.inputs)], 1)
         of_rows = original.view(groups, self.rows, size)
         solved = torch.zeros_like(of_rows)
         out = torch.full((groups, self.inputs // self.cols), torch.inf, dtype=torch.float64, device=h.device)
         dtype = torch.float32 if costs and size > _EXACT else torch.float64
-        for part, columns in _batches(kept, dtype.itemsize):
+        for part, columns in _batches(alive, dtype.itemsize):
             k = columns.shape[1]
             if k == size:  # nothing is pruned: the solution is what there was
                 solved[part] = of_rows[part]
@@ -163,7 +163,7 @@ class LayerSolver:
         upper = cholesky(inverse(damped(self.hessian, self.damping))).T
         losers = torch.zeros(weights.shape[0], self.inputs, dtype=torch.bool, device=weights.device)
         for group, start in enumerate(range(0, self.inputs, m)):
-            rows = torch.nonzero(chosen[:, group] & self.kept[:, start : start + m].all(1))[:, 0]
+            rows = torch.nonzero(chosen[:, group] & self.alive[:, start : start + m].all(1))[:, 0]
             if not len(rows):
                 continue
             trailing = upper[start : start + m, start : start + m].T @ upper[start : start + m, start:]
@@ -200,14 +200,14 @@ def _cheapest(weights: Tensor, inverses: Tensor, count: int) -> tuple[Tensor, Te
     return torch.zeros_like(weights, dtype=torch.bool).scatter_(1, sets[best.indices], True), best.values
 
 
-def _batches(kept: Tensor, itemsize: int) -> Iterator[tuple[Tensor, Tensor]]:
+def _batches(alive: Tensor, itemsize: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Groups with equally many columns, few enough to factorise together: (groups, their columns [groups, k])."""
-    counts = kept.sum(1)
+    counts = alive.sum(1)
     for k in counts.unique().tolist():
         groups = torch.nonzero(counts == k)[:, 0]
-        at_once = len(groups) if k in (0, kept.shape[1]) else max(1, CHUNK // (k * k * itemsize))
+        at_once = len(groups) if k in (0, alive.shape[1]) else max(1, CHUNK // (k * k * itemsize))
         for part in groups.split(at_once):
-            yield part, kept[part].nonzero()[:, 1].view(len(part), k)
+            yield part, alive[part].nonzero()[:, 1].view(len(part), k)
 
 
 def _factor(h: Tensor, columns: Tensor, dtype: torch.dtype) -> Tensor:

@@ -43,21 +43,21 @@ class SurvivorUpdate:
         owners = modules_of(calibration.model, pruned)
         self.biases = {name: _own_bias(owners[name]) for name in pruned}
         self.solvers = {name: self._solver(name, statistics) for name in pruned if _matters(name, statistics)}
-        """By parameter name, where something is known of the layer."""
+        """Layers by parameter name, where something is known of the layer."""
 
     def _solver(self, name: str, statistics: Statistics) -> LayerSolver:
         pattern, weight = self.plan.patterns[name], as_matrix(self.plan.parameters[name].detach())
         mask, bias = self.masks.get(name), self.biases[name]
         block = pattern.block(weight.shape) if isinstance(pattern, Block) else (1, 1)
-        kept = torch.ones(weight.shape, dtype=torch.bool, device=weight.device)
-        kept = kept if mask is None else pattern.expand(mask, weight.shape)
+        alive = torch.ones(weight.shape, dtype=torch.bool, device=weight.device)
+        alive = alive if mask is None else pattern.expand(mask, weight.shape)
         return LayerSolver(
             weight if bias is None else torch.cat([weight, bias.detach()[:, None]], 1),
             statistics.hessians[name],
             statistics.fisher[name],
             self.criterion.damping,
             block,
-            kept[:: block[0]],
+            alive[:: block[0]],
         )
 
     @_timed("choosing masks and solving for survivors")
@@ -81,15 +81,15 @@ class SurvivorUpdate:
             last = i + 1 == len(self.criterion.rounds)
             for name, layer in layers.items():
                 masks[name] = chosen[name].logical_not().view(costs[name].shape)
-                kept = masks[name].repeat_interleave(layer.cols, 1)
-                if last or not torch.equal(kept, layer.kept):
-                    layer.kept = kept
+                alive = masks[name].repeat_interleave(layer.cols, 1)
+                if last or not torch.equal(alive, layer.alive):
+                    layer.alive = alive
                     costs[name] = layer.solve(costs=not last)
             log.info("round %d of %d: %.4f of the units are pruned", i + 1, len(self.criterion.rounds), due)
         return masks
 
     def _units_kept(self, layer: LayerSolver) -> Tensor:
-        return layer.kept[:, :: layer.cols].flatten()
+        return layer.alive[:, :: layer.cols].flatten()
 
     def _select(
         self,
@@ -110,13 +110,13 @@ class SurvivorUpdate:
         self, group: Group, pattern: NofM, layers: dict[str, LayerSolver], allocation: Allocation, fraction: float
     ) -> dict[str, Tensor]:
         costs = {name: layer.group_costs(pattern.n, pattern.m) for name, layer in layers.items()}
-        gone = {name: ~layer.kept.view(-1, pattern.m).all(1) for name, layer in layers.items()}
+        gone = {name: ~layer.alive.view(-1, pattern.m).all(1) for name, layer in layers.items()}
         chosen = self._select(group, allocation, costs, gone, fraction, fraction)
         for name, layer in layers.items():
-            new = chosen[name].view(len(layer.kept), -1)
-            layer.kept = layer.kept & ~layer.columns_in_order(pattern.n, pattern.m, new)
+            new = chosen[name].view(len(layer.alive), -1)
+            layer.alive = layer.alive & ~layer.columns_in_order(pattern.n, pattern.m, new)
             layer.solve()
-        return {name: layer.kept for name, layer in layers.items()}
+        return {name: layer.alive for name, layer in layers.items()}
 
     @torch.no_grad()
     def write(self) -> None:

@@ -119,8 +119,8 @@ def test_costs_and_updates_are_those_of_explicit_inverses_one_unit_at_a_time(see
             current[row, columns] -= gone @ factor
             current[row, [columns[p] for p in places]] = 0.0
         left[group] = [j for p, j in enumerate(columns) if p not in places]
-        layer.kept = layer.kept.clone()
-        layer.kept[group, unit * cols : unit * cols + cols] = False
+        layer.alive = layer.alive.clone()
+        layer.alive[group, unit * cols : unit * cols + cols] = False
 
 
 @PROPERTY
@@ -138,7 +138,7 @@ def test_one_unit_is_the_best_of_all_and_no_choice_beats_brute_force(seed):
     layer = solver(seed, 1, 5, (1, 1), torch.ones(1, 5, dtype=torch.bool))
     for count in (1, 2, 3):
         costs = layer.solve(costs=True)
-        layer.kept = layer.kept & (torch.arange(5) != int(costs.argmin()))
+        layer.alive = layer.alive & (torch.arange(5) != int(costs.argmin()))
         layer.solve()
         best = min(error(pruned) for pruned in combinations(range(5), count))
         found = float(layer.error()[0])

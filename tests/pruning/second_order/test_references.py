@@ -52,7 +52,7 @@ def test_columns_in_order_are_those_of_explicit_inverses(seed, size):
     lost = layer.columns_in_order(n, m, torch.ones(3, 2, dtype=torch.bool))
     h = damped(hessian, DAMPING)
     assert torch.equal(lost, in_order(weights, h, n, m))
-    layer.kept = ~lost
+    layer.alive = ~lost
     layer.solve()
     kept = torch.cat([~lost, torch.ones(3, 1, dtype=torch.bool)], 1)
     torch.testing.assert_close(layer.weights, least_squares(weights, h, kept), rtol=1e-6, atol=1e-8)
@@ -183,12 +183,12 @@ def test_wide_layers_are_ranked_in_float32_and_solved_in_float64(monkeypatch):
     wanted = exact.solve(costs=True)
     assert not torch.equal(costs, wanted)  # it was the other path
     torch.testing.assert_close(costs, wanted, rtol=1e-3, atol=0.0)
-    assert bool((costs.isinf() == ~layer.kept).all())
+    assert bool((costs.isinf() == ~layer.alive).all())
     monkeypatch.undo()
     layer.solve()
     exact.solve()
     assert torch.equal(layer.weights, exact.weights)
-    columns = torch.cat([layer.kept.repeat_interleave(2, 0), torch.ones(4, 1, dtype=torch.bool)], 1)
+    columns = torch.cat([layer.alive.repeat_interleave(2, 0), torch.ones(4, 1, dtype=torch.bool)], 1)
     expected = least_squares(layer.original, damped(layer.hessian, DAMPING), columns)
     torch.testing.assert_close(layer.weights, expected, rtol=1e-5, atol=1e-6)
 
@@ -200,7 +200,7 @@ def test_a_hessian_that_float32_cannot_factorise_is_factorised_in_float64(monkey
     with pytest.raises(RuntimeError):
         torch.linalg.cholesky(damped(layer.hessian, layer.damping).float())
     costs = layer.solve(costs=True)
-    assert bool(costs[layer.kept].isfinite().all())
+    assert bool(costs[layer.alive].isfinite().all())
     assert bool(layer.weights.isfinite().all())
 
 
