@@ -12,7 +12,7 @@ from runner import models
 from runner.models import Model
 from runner.training import checkpoints
 from runner.training.training_data import TrainingData
-from tests.runner.training.test_average import LABELS, lesson, settings, student, weights  # noqa: F401
+from tests.runner.training.test_average import LABELS, settings, student, weights
 from tests.training import quiet, train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("pattern", [Block(4, 1), NofM(2, 4), Block(8, 1, target_sparsity=0.9)], ids=str)
 def test_zeros_stay_in_a_training_that_is_interrupted_and_ends_with_the_same_bits(
     tmp_path: Path,
-    lesson: TrainingData,  # noqa: F811
+    lesson: TrainingData,
     pattern: Pattern,
 ) -> None:
     class Interrupt(Exception):
