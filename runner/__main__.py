@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from typing import TYPE_CHECKING
@@ -20,6 +21,8 @@ from runner.system.process import exit_status
 if TYPE_CHECKING:
     from runner.records.result import Result
 
+log = logging.getLogger("runner")  # __name__ is __main__ on the command line, which logs no progress
+
 os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors through to exit_status, which shows them
 
 
@@ -27,15 +30,20 @@ os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors through to exit_status, which
 def job(composed: DictConfig) -> float | None:
     """One run, in this process or in one of a launcher's. In a sweep, its score."""
     from runner.experiment import run
+    from runner.sweeps.callback import overview
 
     register()
     hydra_config = HydraConfig.get()
     overrides = as_typed(hydra_config)
+    here = hydra_config.mode is RunMode.MULTIRUN
 
     def once() -> Result:
         ranks.check_launcher()
         choices = chosen_options(hydra_config.runtime.choices)
-        return run(*load(OmegaConf.create(composed), choices, overrides))
+        result = run(*load(OmegaConf.create(composed), choices, overrides))
+        if not here:  # a sweep ends with the results of all its jobs
+            print(result.summary, flush=True)
+        return result
 
     def looked_at() -> None:
         from runner.dry_run import show
@@ -44,7 +52,6 @@ def job(composed: DictConfig) -> float | None:
 
     if composed.get("dry_run"):
         sys.exit(exit_status(looked_at))
-    here = hydra_config.mode is RunMode.MULTIRUN
     place = jobs.place(hydra_config.job.num if here else None)
     if place is None:
         if status := exit_status(once):
@@ -56,6 +63,8 @@ def job(composed: DictConfig) -> float | None:
         print(f"job {place.number} failed: {outcome.error}{where}", file=sys.stderr)
         if not here:
             sys.exit(1)
+    elif here:
+        log.info("%s", *overview([outcome]))
     return float("nan") if outcome.score is None else outcome.score  # to raise would end the whole sweep
 
 

@@ -50,10 +50,10 @@ def show(experiment: Experiment, origin: Origin) -> None:
     inputs = resolve(experiment, origin, reuse=False)
     announce(inputs)
     lines = [*existing(inputs), *layers(inputs), *steps_and_sparsity(inputs)]
+    lines += [f"disk: {need.what} {human_bytes(need.bytes)} at most in {need.folder}" for need in inputs.disk_needs]
     lines += cost(inputs, inputs.data) if inputs.data is not None else []
     lines += time_of_benchmark(experiment)
-    for line in lines:
-        log.info("%s", line)
+    print(*lines, sep="\n", flush=True)
     log.info("nothing was trained (dry_run=true)")
 
 

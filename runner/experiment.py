@@ -50,5 +50,4 @@ def run(experiment: Experiment, origin: Origin) -> Result:
             log.warning("benchmark=cpu: this run is finished and was not timed; python -m runner.benchmark %s times it",
                         stored.result.folder)  # fmt: skip
         return stored.result
-    log.info("%s", result.summary)
     return result

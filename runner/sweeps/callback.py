@@ -111,7 +111,7 @@ class Sweep(Callback):
         failed = [outcome for outcome in outcomes if outcome.error is not None]
         lines = overview(done)
         if lines:
-            log.info("the sweep's results:\n%s", "\n".join(f"  {line}" for line in lines))
+            print(*lines, sep="\n", flush=True)
         if failed:
             each = "".join(f"\n  {command_line(o.overrides)}\n    {o.error}" for o in failed)
             log.error("%d of %d runs failed:%s", len(failed), len(outcomes), each)

@@ -20,6 +20,8 @@ from runner.system.interrupts import Interrupted, raise_on_signals
 if TYPE_CHECKING:
     from pruning import PruningError
 
+ONCE = {"once": True}
+"""`extra` of a log line that the jobs of a sweep share: stderr shows it for the first of them, run.log for each."""
 SWEEP_FOLDER = "PRUNE_DISTILL_SWEEP"
 """Environment variable: the folder of the sweep that a process works for."""
 
@@ -140,6 +142,7 @@ def set_up_process() -> None:
         handler = logging.StreamHandler()
         handler.ours = True  # type: ignore[attr-defined]
         handler.setFormatter(logging.Formatter("%(message)s"))
+        handler.addFilter(_new)
         root.addHandler(handler)
     root.setLevel(logging.WARNING)
     for ours in ("runner", "pruning"):
@@ -147,6 +150,21 @@ def set_up_process() -> None:
     for library in ("huggingface_hub", "datasets"):
         logging.getLogger(library).propagate = False  # they have handlers of their own
     warnings.filterwarnings("ignore", category=FutureWarning)
+
+
+_shown: set[str] = set()
+"""The log lines with ONCE that stderr has shown."""
+
+
+def _new(record: logging.LogRecord) -> bool:
+    """Whether stderr shows a log line: one with ONCE only the first time."""
+    text = record.getMessage()
+    if not getattr(record, "once", False):
+        return True
+    if text in _shown:
+        return False
+    _shown.add(text)
+    return True
 
 
 @contextmanager

@@ -25,9 +25,9 @@ def test_what_it_says_is_what_the_run_does(cli: Cli, small_model: Path, tmp_path
     assert not (tmp_path / "outputs").exists()
     assert not list((tmp_path / "cache").glob("dense/*"))
     assert said.stderr.rstrip().endswith("nothing was trained (dry_run=true)")
-    assert "dense model: fine-tuned first, 10 optimizer steps" in said.stderr
-    assert re.search(r"time of the pruning: about \d+ s, at [\d,]+ tokens a second over 6 steps", said.stderr)
-    assert "time of the fine-tuning: about" in said.stderr
+    assert "dense model: fine-tuned first, 10 optimizer steps" in said.stdout
+    assert re.search(r"time of the pruning: about \d+ s, at [\d,]+ tokens a second over 6 steps", said.stdout)
+    assert "time of the fine-tuning: about" in said.stdout
 
     done = cli(*command)
     assert done.returncode == 0, done.stderr
@@ -35,12 +35,12 @@ def test_what_it_says_is_what_the_run_does(cli: Cli, small_model: Path, tmp_path
     assert f"-> {folder.relative_to(tmp_path)}\n" in said.stderr
     pruning = json.loads((folder / "model" / "pruning.json").read_text())
     units = sum(layer["units"] for layer in pruning["layers"])
-    assert f"pattern 4x1, target 0.8: {len(pruning['layers'])} layers, {units:,} units\n" in said.stderr
-    assert "2 x intermediate.dense [64, 32]" in said.stderr
-    expected = re.search(r"zeros in the end: (\d\.\d+)", said.stderr)
+    assert f"pattern 4x1, target 0.8: {len(pruning['layers'])} layers, {units:,} units\n" in said.stdout
+    assert "2 x intermediate.dense [64, 32]" in said.stdout
+    expected = re.search(r"zeros in the end: (\d\.\d+)", said.stdout)
     assert expected is not None
     assert float(expected[1]) == pytest.approx(pruning["linear_ratio"], abs=2e-4)
-    told = re.search(r"sparsity by step: (.*)", said.stderr)
+    told = re.search(r"sparsity by step: (.*)", said.stdout)
     assert told is not None
     updates = {step: f"{sparsity:.3f}" for step, sparsity in pruning["updates"].items()}
     assert len(updates) > 8
@@ -49,19 +49,19 @@ def test_what_it_says_is_what_the_run_does(cli: Cli, small_model: Path, tmp_path
     assert len(shown) == 7
 
     again = cli(*command, "dry_run=true")
-    assert f"already finished: {folder.relative_to(tmp_path)}" in again.stderr
-    assert "dense model: cached in cache/dense/" in again.stderr
-    assert "time of the fine-tuning" not in again.stderr
+    assert f"already finished: {folder.relative_to(tmp_path)}" in again.stdout
+    assert "dense model: cached in cache/dense/" in again.stdout
+    assert "time of the fine-tuning" not in again.stdout
 
 
 def test_layers_that_stay_dense_are_named_with_the_reason(cli: Cli, small_model: Path) -> None:
     said = cli("-m", "runner", "model=hub", f"model.path={small_model}", "pattern=block", "pattern.rows=64", *SHORT,
                "+allocation.layers={*.key:{excluded:true}}", "dry_run=true")  # fmt: skip
     assert said.returncode == 0, said.stderr
-    assert "left dense: 2 layers: allocation.layers excludes it\n" in said.stderr
-    assert "left dense: 6 layers: [32, 32] does not divide into blocks of 64 rows by 1 columns\n" in said.stderr
-    assert "pattern 64x1, target 0.8: 2 layers, 64 units\n" in said.stderr
-    assert "not candidates: qa_outputs" in said.stderr
+    assert "left dense: 2 layers: allocation.layers excludes it\n" in said.stdout
+    assert "left dense: 6 layers: [32, 32] does not divide into blocks of 64 rows by 1 columns\n" in said.stdout
+    assert "pattern 64x1, target 0.8: 2 layers, 64 units\n" in said.stdout
+    assert "not candidates: qa_outputs" in said.stdout
 
 
 def test_what_the_run_would_refuse_is_refused(cli: Cli, small_model: Path, tmp_path: Path) -> None:

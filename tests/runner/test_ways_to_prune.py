@@ -201,6 +201,6 @@ def test_a_mix_of_n_of_m_and_dense_groups(cli: Cli, tmp_path: Path) -> None:
     assert result["verification"]["violations"] == opened == units - removed  # meant, and still counted
     assert result["verification"]["sparsity"] == pytest.approx(0.3, abs=2 / units)
     check_ratios(result, pruning, tensors)
-    assert "2:4 mix" in done.stderr
+    assert "2:4 mix" in done.stdout
     found = inspect(run / "model")
     assert (found.claims, found.broken_claims, found.patterns) == ("2:4 mix", [], [])
