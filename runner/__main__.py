@@ -1,85 +1,71 @@
-"""The command line: `python -m runner model=bert-large pattern=4x1`; -m for a sweep, --help for the groups."""
+"""The command `prune-distill`, also `python -m runner`: a run, a sweep, or one of the other commands.
+
+prune-distill [run] model=bert-large pattern=4x1     as python -m runner model=bert-large pattern=4x1
+prune-distill results --model bert-large             as python -m results --model bert-large
+"""
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
-from typing import TYPE_CHECKING
 
-import hydra
-from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
-
-from runner.config.compose import as_typed, chosen_options, load, register
-from runner.config.refusals import explained
-from runner.sweeps import jobs, launchers
-from runner.system import ranks
-from runner.system.process import exit_status
-
-if TYPE_CHECKING:
-    from runner.records.result import Result
-
-log = logging.getLogger("runner")  # __name__ is __main__ on the command line, which logs no progress
-
-os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors through to exit_status, which shows them
-
-
-@hydra.main(config_path="pkg://conf", config_name="config", version_base="1.3")
-def job(composed: DictConfig) -> float | None:
-    """One run, in this process or in one of a launcher's. In a sweep, its score."""
-    from runner.experiment import run
-    from runner.sweeps.callback import overview
-
-    register()
-    hydra_config = HydraConfig.get()
-    overrides = as_typed(hydra_config)
-    here = hydra_config.mode is RunMode.MULTIRUN
-
-    def once() -> Result:
-        ranks.check_launcher()
-        choices = chosen_options(hydra_config.runtime.choices)
-        result = run(*load(OmegaConf.create(composed), choices, overrides))
-        if not here:  # a sweep ends with the results of all its jobs
-            print(result.summary, flush=True)
-        return result
-
-    def looked_at() -> None:
-        from runner.dry_run import show
-
-        show(*load(OmegaConf.create(composed), chosen_options(hydra_config.runtime.choices), overrides))
-
-    if composed.get("dry_run"):
-        sys.exit(exit_status(looked_at))
-    place = jobs.place(hydra_config.job.num if here else None)
-    if place is None:
-        if status := exit_status(once):
-            sys.exit(status)
-        return None
-    outcome = place.attempt(once, overrides)
-    if outcome.error is not None:
-        where = f" ({place.log})" if here else ""
-        print(f"job {place.number} failed: {outcome.error}{where}", file=sys.stderr)
-        if not here:
-            sys.exit(1)
-    elif here:
-        log.info("%s", *overview([outcome]))
-    return float("nan") if outcome.score is None else outcome.score  # to raise would end the whole sweep
+from runner.system.commands import COMMANDS
 
 
 def main() -> int:
-    """Run the command line; the exit status is the process's. Of several ranks, the first does."""
-    if ranks.rank():
-        return exit_status(ranks.follow)
-    register()
-    launchers.register()
-    return ranks.lead(lambda: exit_status(_explained_job))
+    """Run the command line; the exit status is the process's."""
+    try:
+        return _dispatch()
+    except KeyboardInterrupt:  # while libraries are imported: later, `exit_status` handles it
+        print("interrupted", file=sys.stderr)
+        return 130
 
 
-def _explained_job() -> None:
-    with explained(sys.argv[1:]):
-        job()
+def _dispatch() -> int:
+    if sys.argv[1:2] == ["run"]:
+        del sys.argv[1]
+    typed = os.environ.get("COMP_LINE", "").split(" ")  # what Hydra's tab completion completes
+    if typed[1:2] == ["run"]:
+        os.environ["COMP_LINE"] = " ".join([typed[0], *typed[2:]])
+    first = sys.argv[1] if len(sys.argv) > 1 else ""
+    if first in COMMANDS:
+        return _other(first)
+    if "--version" in sys.argv[1:]:
+        return _version()
+    if first.isalpha() and (error := _misspelled(first)):
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    from runner import command_line
+
+    return command_line.main()
+
+
+def _other(name: str) -> int:
+    """Do what `python -m MODULE` does."""
+    import runpy
+
+    module, _ = COMMANDS[name]
+    del sys.argv[1]
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+    return 0
+
+
+def _version() -> int:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        print("prune-distill", version("prune-distill"))
+    except PackageNotFoundError:
+        print("prune-distill, not installed")
+    return 0
+
+
+def _misspelled(word: str) -> str | None:
+    """The error of a word that looks like a command; None if it does not."""
+    from difflib import get_close_matches
+
+    meant = get_close_matches(word.lower(), [*COMMANDS, "run"], 1, 0.7)
+    return f"{word}: there is no such command; did you mean {meant[0]}?" if meant else None
 
 
 if __name__ == "__main__":

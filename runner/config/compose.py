@@ -22,6 +22,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from pruning import Block, NofM
 from results.safe_text import without_secrets
 from runner import data
+from runner.config import help
 from runner.config.experiment import GROUPS, PLACES, Experiment, Origin, with_subclasses
 from runner.config.keys import CHOICES, check_keys
 from runner.config.recipe import Recipe
@@ -53,6 +54,7 @@ def register() -> None:
         _store_pattern(n, ":", m)
     store.get_type = _type  # type: ignore[method-assign]
     OmegaConf.register_new_resolver("published_distillation", _published_distillation, replace=True)
+    OmegaConf.register_new_resolver("help", _help, replace=True)
 
 
 def _type(path: str) -> ObjectType:
@@ -88,6 +90,11 @@ def _published_distillation(implied: str, *, _root_: DictConfig) -> str:
     file = f"recipe/{_root_.get('recipe', implied)}"
     recipe = loader.repository.load_config(file) if loader.repository.config_exists(file) else None
     return Recipe.distill if recipe is None else OmegaConf.select(recipe.config, "distill", default=Recipe.distill)
+
+
+def _help() -> str:
+    """The text of --help, for Hydra's template: it reads $ as the beginning of a name."""
+    return help.text(_loader().get_group_options).replace("$", "$$")
 
 
 def _shared(store: ConfigStore, memo: dict[int, Any]) -> ConfigStore:

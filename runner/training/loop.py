@@ -101,7 +101,9 @@ def _run(trainer: DistillTrainer, last: Path | None) -> None:
         trainer.train(resume_from_checkpoint=None if last is None else str(last))
         signal = ranks.all_max(asked() or 0)
     if signal:
-        raise Interrupted(signal, f" at step {trainer.state.global_step}; the same command resumes from there")
+        raise Interrupted(
+            signal, f"interrupted at step {trainer.state.global_step}; the same command resumes from there"
+        )
     ranks.check_same(dict(trainer.job.student.named_parameters()))
 
 

@@ -22,7 +22,7 @@ def imported(report: str) -> set[str]:
 
 
 @pytest.mark.parametrize(("arguments", "status", "text"), [
-    (["--help"], 0, "== Configuration groups =="),
+    (["--help"], 0, "Groups: GROUP=OPTION chooses"),
     (["--cfg", "job"], 0, "per_device_train_batch_size"),
     (["--cfg", "job", "--resolve", "model=bert-base", "pattern=2:4"], 0, "google-bert/bert-base-uncased"),
     (["pattern=nonsense"], 1, "there is no pattern/nonsense"),

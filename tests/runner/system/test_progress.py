@@ -1,20 +1,15 @@
 """Progress: a line each 10 % where nobody watches, a bar of at most 80 columns on a terminal; results on stdout."""
 
-import os
-import pty
 import re
-import subprocess
-import sys
-import termios
 from pathlib import Path
 
 import pytest
 
 from runner.system import disk, progress
 from runner.system.disk import DiskNeed
-from runner.system.process import ONCE, set_up_process
 from runner.system.progress import Progress
-from tests.conftest import ROOT, Cli
+from tests.conftest import Cli
+from tests.terminal import on_terminal
 
 SMALL = (
     "model=tiny", "dataset=demo", "dataset.train_examples=64", "dataset.eval_examples=60", "schedule=short",
@@ -85,8 +80,6 @@ def test_a_line_that_jobs_share_is_shown_once(cli: Cli) -> None:
                "for text in 'cc': log.info(text)")  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stderr.splitlines() == ["a shared", "b shared", "c", "c"]
-    assert callable(set_up_process)
-    assert ONCE
 
 
 def test_a_sweep_in_a_file_has_results_on_stdout_and_no_bars(cli: Cli, tmp_path: Path) -> None:
@@ -102,26 +95,6 @@ def test_a_sweep_in_a_file_has_results_on_stdout_and_no_bars(cli: Cli, tmp_path:
     assert len(done.stderr) < 2500
     for log in tmp_path.glob("outputs/*/run.log"):
         assert "64 training and 60 evaluation examples" in log.read_text()
-
-
-def on_terminal(arguments: tuple[str, ...], folder: Path, columns: int) -> tuple[int, str, str]:
-    """Exit status, stdout, and what a terminal of so many columns gets on stderr."""
-    ours, theirs = pty.openpty()
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    termios.tcsetwinsize(ours, (24, columns))
-    with subprocess.Popen([sys.executable, *arguments], cwd=folder, env=environment, text=True, stdin=theirs,
-                          stdout=subprocess.PIPE, stderr=theirs) as process:  # fmt: skip
-        os.close(theirs)
-        shown = b""
-        while True:
-            try:
-                shown += os.read(ours, 65536)
-            except OSError:  # Linux: the other end is closed
-                break
-        assert process.stdout is not None
-        out = process.stdout.read()
-    os.close(ours)
-    return process.returncode, out, shown.decode()
 
 
 STAGE = """
