@@ -9,7 +9,12 @@ from __future__ import annotations
 import os
 import sys
 
+from runner.config import help
+from runner.system import spelling
 from runner.system.commands import COMMANDS
+
+_LAUNCHED = {"RANK", "PRUNE_DISTILL_JOB"}
+"""Variables of a process whose first errors another one reports: a rank, and a job of a sweep."""
 
 
 def main() -> int:
@@ -31,13 +36,27 @@ def _dispatch() -> int:
     if first in COMMANDS:
         return _other(first)
     if "--version" in sys.argv[1:]:
-        return _version()
+        print("prune-distill", _version())
+        return 0
+    if {"--help", "-h"} & {*sys.argv[1:]} and not spelling.has_own_options(sys.argv[1:]):
+        print(help.text(spelling.options))
+        return 0
     if first.isalpha() and (error := _misspelled(first)):
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        return _refuse(error)
+    if not _LAUNCHED & os.environ.keys() and (error := spelling.mistake(sys.argv[1:])):
+        return _refuse(error)
+    if sys.stderr.isatty() and not any(argument.startswith("-") and argument != "-m" for argument in sys.argv[1:]):
+        print("prune-distill", _version(), file=sys.stderr)  # at once: the libraries take seconds to import
     from runner import command_line
 
     return command_line.main()
+
+
+def _refuse(error: str) -> int:
+    from results.safe_text import printable
+
+    print(f"error: {printable(error)}", file=sys.stderr)
+    return 1
 
 
 def _other(name: str) -> int:
@@ -50,14 +69,13 @@ def _other(name: str) -> int:
     return 0
 
 
-def _version() -> int:
+def _version() -> str:
     from importlib.metadata import PackageNotFoundError, version
 
     try:
-        print("prune-distill", version("prune-distill"))
+        return version("prune-distill")
     except PackageNotFoundError:
-        print("prune-distill, not installed")
-    return 0
+        return "(not installed)"
 
 
 def _misspelled(word: str) -> str | None:

@@ -27,13 +27,12 @@ from runner.config.experiment import GROUPS, PLACES, Experiment, Origin, with_su
 from runner.config.keys import CHOICES, check_keys
 from runner.config.recipe import Recipe
 from runner.config.record import as_yaml, recorded
-from runner.config.refusals import advice, explained, no_option
+from runner.config.refusals import advice, explained
 from runner.data.task import Dataset
 from runner.models import Model
 from runner.system.errors import UserError
+from runner.system.spelling import N_OF_M, no_option
 
-# Options of the group pattern that --help lists, and whose names cannot be file names on Windows.
-N_OF_M = ((1, 4), (2, 4), (3, 4), (2, 8), (4, 8), (1, 2), (1, 8), (2, 16), (4, 16))
 _LONGEST_NAME = 255  # in bytes, on all common file systems
 _SIZE = re.compile(r"pattern/(0|[1-9]\d{0,8})([x:])(0|[1-9]\d{0,8})\.yaml")
 

@@ -17,6 +17,7 @@ from runner.system.errors import UserError
 from runner.system.files import check_regular, checksums, difference, read_json, write_json
 from runner.system.hub import explain
 from runner.system.progress import on_terminal
+from runner.system.spelling import did_you_mean
 
 if TYPE_CHECKING:
     import datasets
@@ -51,7 +52,7 @@ def _local(dataset: Dataset) -> Splits | None:
     except OSError as error:
         raise UserError(f"dataset.path={dataset.path} cannot be read: {error.strerror or error}") from error
     if path.is_absolute() or dataset.path.startswith((".", "~")) or suffix_of(path) in _suffixes(dataset):
-        raise UserError(f"dataset.path={dataset.path}: there is no such file or folder")
+        raise UserError(f"dataset.path={dataset.path}: there is no such file or folder{did_you_mean(path)}")
     return None
 
 

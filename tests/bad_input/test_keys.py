@@ -20,13 +20,14 @@ from omegaconf import OmegaConf
 from pruning import Block, NofM
 from runner import evaluate
 from runner.config.compose import compose_experiment, load
-from runner.config.keys import ALIASES, CHOICES, MOVED_KEYS, all_keys, nearest
+from runner.config.keys import CHOICES, all_keys, nearest
 from runner.config.refusals import advice
 from runner.config.restore import classes, restore
 from runner.records.identity import identify
 from runner.stages.prepare import run_name
 from runner.system.errors import UserError, disk_error
 from runner.system.process import message
+from runner.system.spelling import ALIASES, MOVED_KEYS
 from tests.conftest import ROOT, Refused
 
 CONF = ROOT / "conf"
