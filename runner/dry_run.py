@@ -7,33 +7,24 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import replace
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from pruning import NoDistillation, Plan, matrix_weights
+from pruning import Plan, matrix_weights
 from runner import models
 from runner.config.experiment import Experiment, Origin
 from runner.speed.settings import CpuBenchmark
 from runner.stages.announce import announce
 from runner.stages.benchmark import seconds
 from runner.stages.prepare import Inputs, resolve
-from runner.stages.prune import load_student
-from runner.stages.teacher import caches_logits, has_teacher, supervision_of
+from runner.stages.timing import duration, timed, tokens, trainings
 from runner.system import files, ranks
 from runner.system.device import peak_memory
 from runner.system.disk import human_bytes
 from runner.system.errors import UserError
 from runner.system.process import set_up_process
-from runner.training.supervision import Supervision
 
 if TYPE_CHECKING:
-    from runner.training.cost import TrainingStats
     from runner.training.training_data import TrainingData
-
-STEPS = 6
-"""Optimizer steps that are timed."""
 
 log = logging.getLogger(__name__)
 
@@ -108,20 +99,14 @@ def steps_and_sparsity(inputs: Inputs) -> Iterator[str]:
 
 def cost(inputs: Inputs, data: TrainingData) -> Iterator[str]:
     """Memory and time, extrapolated from a few real steps."""
-    experiment = inputs.experiment
-    trainings = [("pruning", experiment.train)] if experiment.prune else []
-    if experiment.model.finetuned is None and not files.is_intact(inputs.dense_folder):
-        trainings.append(("fine-tuning", experiment.finetune))
     stats = timed(inputs, data)
-    per_token = stats.seconds / stats.tokens
     most = peak_memory()
     peak = "" if most is None else f"; this process took {human_bytes(most)} at most"
     yield f"memory: weights, gradients and AdamW's moments {human_bytes(16 * inputs.net.num_parameters())}{peak}"
-    for name, training in trainings:
-        length, batches = data.length(training), data.batches(training, experiment.seed)
-        tokens = sum(data.features["length"]) / (1 - batches.padding()) * length.steps / batches.steps
+    for name, training in trainings(inputs):
+        seconds = tokens(inputs, data, training) * stats.seconds / stats.tokens
         yield (
-            f"time of the {name}: about {duration(tokens * per_token)}, at {stats.tokens / stats.seconds:,.0f} tokens "
+            f"time of the {name}: about {duration(seconds)}, at {stats.tokens / stats.seconds:,.0f} tokens "
             f"a second over {stats.steps} steps on this machine as busy as it is now; scoring and the teacher not "
             "included"
         )
@@ -136,26 +121,3 @@ def time_of_benchmark(experiment: Experiment) -> Iterator[str]:
             f"time of the benchmark: about {duration(seconds(asked, longest))}, and the making of the runtimes "
             f"(lengths {lengths}; {asked.combinations(longest)} combinations)"
         )
-
-
-def timed(inputs: Inputs, data: TrainingData) -> TrainingStats:
-    """Real optimizer steps on a copy that is thrown away, with a live teacher if the run would have one."""
-    from runner.training.job import TrainingJob
-    from runner.training.loop import train
-
-    experiment, sources = inputs.experiment, inputs.sources
-    training = experiment.train if experiment.prune else experiment.finetune
-    student = load_student(experiment, sources.sparse or sources.base)
-    supervision = Supervision(NoDistillation())
-    if has_teacher(experiment) and not caches_logits(experiment, data):
-        supervision = supervision_of(experiment, data, sources.teacher or sources.base)
-    few = replace(training, max_steps=min(STEPS, data.length(training).steps), save_steps=10**9, warmup_steps=0)
-    with TemporaryDirectory() as folder:
-        return train(TrainingJob(student, data, few, supervision, None, experiment.seed, Path(folder), "Timing"))
-
-
-def duration(seconds: float) -> str:
-    """A duration in words."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

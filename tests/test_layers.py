@@ -17,6 +17,7 @@ HYDRA = {
     "runner/command_line.py",
     "runner/config/compose.py",
     "runner/config/refusals.py",
+    "runner/config/sweep.py",
     "runner/sweeps/launcher.py",
     "runner/sweeps/launchers.py",
     "runner/sweeps/callback.py",

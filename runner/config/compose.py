@@ -7,7 +7,7 @@ its schema in its defaults list and fills the fields. No list to edit: every sub
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -153,8 +153,13 @@ def chosen_options(choices: Mapping[Any, Any]) -> dict[str, str]:
     return {k: str(v) for k, v in choices.items() if k in (*GROUPS, "experiment") and v}
 
 
-def load(config: DictConfig, choices: dict[str, str], overrides: list[str]) -> tuple[Experiment, Origin]:
-    """A composed configuration as objects, with its origin.
+def load(
+    config: DictConfig,
+    choices: dict[str, str],
+    overrides: list[str],
+    plain: Callable[[Sequence[str]], DictConfig] = compose,
+) -> tuple[Experiment, Origin]:
+    """A composed configuration as objects, with its origin; `plain` composes the options of the groups alone.
 
     Raises:
         UserError: a key does not exist or has no value.
@@ -167,7 +172,7 @@ def load(config: DictConfig, choices: dict[str, str], overrides: list[str]) -> t
         _check_options(choices, overrides, config.recipe.name)
         _check_texts(config, overrides)
         _check_names(config)
-        return _loaded(config, choices, overrides)
+        return _loaded(config, choices, overrides, plain)
 
 
 def _check_options(choices: Mapping[str, str], overrides: list[str], name: str) -> None:
@@ -214,7 +219,9 @@ def _check_names(config: DictConfig) -> None:
             )
 
 
-def _loaded(config: DictConfig, choices: dict[str, str], overrides: list[str]) -> tuple[Experiment, Origin]:
+def _loaded(
+    config: DictConfig, choices: dict[str, str], overrides: list[str], plain: Callable[[Sequence[str]], DictConfig]
+) -> tuple[Experiment, Origin]:
     missing = sorted(OmegaConf.missing_keys(config))
     if missing:
         hint = " (model=hub needs model.path=ID_OR_FOLDER)" if "model.path" in missing else ""
@@ -229,18 +236,21 @@ def _loaded(config: DictConfig, choices: dict[str, str], overrides: list[str]) -
             )
     if experiment.recipe.name == Recipe().name:
         choices = {**choices, "recipe": experiment.recipe.name}
-    return experiment, _origin(experiment, config, choices, overrides)
-
-
-def _origin(experiment: Experiment, config: DictConfig, choices: dict[str, str], overrides: list[str]) -> Origin:
-    # An experiment file may override values as the command line does, so it is no part of the plain configuration;
-    # nor is a recipe that belongs to dataset and model anyway.
-    implied = f"{choices['dataset']}-{choices['model']}"
-    asked = {
-        k: v for k, v in choices.items() if k != "experiment" and not (k == "recipe" and v in (implied, Recipe().name))
-    }
     searchpath = [override for override in overrides if override.lstrip("+").startswith("hydra.searchpath=")]
-    composed = compose([*searchpath, *(f"{group}={option}" for group, option in asked.items())])
+    return experiment, _origin(experiment, config, choices, overrides, plain([*searchpath, *asked_groups(choices)]))
+
+
+def asked_groups(choices: Mapping[str, str]) -> list[str]:
+    """The overrides that choose these options, for the plain configuration. An experiment file may override values as
+    the command line does, so it is no part of that; nor is a recipe that belongs to dataset and model anyway."""
+    implied = (f"{choices['dataset']}-{choices['model']}", Recipe.name)
+    groups = {k: v for k, v in choices.items() if k != "experiment" and not (k == "recipe" and v in implied)}
+    return [f"{group}={option}" for group, option in groups.items()]
+
+
+def _origin(
+    experiment: Experiment, config: DictConfig, choices: dict[str, str], overrides: list[str], composed: DictConfig
+) -> Origin:
     if composed.recipe.distill != config.recipe.distill:
         raise UserError(
             f"recipe.distill={config.recipe.distill} has no effect: distill={choices['distill']} is chosen; set "

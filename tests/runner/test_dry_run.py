@@ -7,8 +7,12 @@ from pathlib import Path
 import pytest
 
 from runner import dry_run
+from runner.config.compose import compose, compose_experiment
+from runner.config.sweep import Composer
 from runner.models import kind_of
-from tests.conftest import Cli
+from runner.sweeps import preview
+from runner.system.errors import UserError
+from tests.conftest import FINISHED, Cli, copy_run
 
 SHORT = (
     "dataset=demo", "dataset.train_examples=64", "dataset.eval_examples=16", "schedule=short",
@@ -70,10 +74,96 @@ def test_what_the_run_would_refuse_is_refused(cli: Cli, small_model: Path, tmp_p
     assert said.returncode == 1
     assert "Traceback" not in said.stderr
     assert "error: " in said.stderr
-    sweep = cli("-m", "runner", "-m", *given[2:], "pattern=4x1,2:4")
+    sweep = cli("-m", "runner", "-m", *given[2:], "pattern=4x1", "pattern.target_sparsity=0.8,0.99", "seed=0,1")
     assert sweep.returncode == 1
-    assert "error: dry_run=true looks at one run" in sweep.stderr
+    assert "2 of these would be refused" not in sweep.stderr  # once for both seeds
+    assert "dry_run=true pattern=4x1 pattern.target_sparsity=0.99 seed=0\n" in sweep.stderr
+    assert "error: 1 of these would be refused, whatever the seed" in sweep.stderr
+    assert "pattern.target_sparsity=0.8  0,1" in sweep.stdout
     assert not (tmp_path / "mlflow.db").exists()
+
+
+def table(stdout: str) -> list[list[str]]:
+    """The cells of the table of a sweep's dry run, without its header."""
+    lines = stdout.split("\n\n")[0].splitlines()
+    assert lines[0].split() == ["model", "dataset", "pattern", "seeds", "finished", "dense", "models", "time", "disk"]
+    return [re.split("  +", line) for line in lines[1:]]
+
+
+def test_a_sweep_is_one_table_of_what_is_missing(finished_run: Path, cli: Cli, tmp_path: Path) -> None:
+    copy_run(finished_run, tmp_path)
+    shared = [each for each in FINISHED if each != "pattern=4x1"]
+    command = ("-m", "runner", "-m", "model=hub", f"model.path={tmp_path / 'small-model'}", *shared,
+               "pattern=4x1,2:4", "seed=0,1", "dry_run=true")  # fmt: skip
+    before = sorted(tmp_path.glob("outputs/*"))
+    done = cli(*command)
+    assert done.returncode == 0, done.stderr
+    first, second = table(done.stdout)
+    assert first[:6] == ["small-model", "demo", "4x1", "0,1", "1 of 2", "1 of 2 cached"]
+    assert second[:6] == ["small-model", "demo", "2:4", "0,1", "0 of 2", "1 of 2 cached"]
+    assert "4 runs, 1 finished. The others take about " in done.stdout
+    assert "of disk (" in done.stdout
+    assert done.stderr.rstrip().endswith("nothing was trained (dry_run=true)")
+    assert sorted(tmp_path.glob("outputs/*")) == before
+
+    both = cli(*command[:-1], "dry_run=true,false")
+    assert both.returncode == 1
+    assert "error: dry_run=true,false: a sweep is shown or done" in both.stderr
+
+
+def test_what_runs_share_is_counted_once() -> None:
+    rows = [preview.Row(("a", "b", "4x1"), [0, 1], 1, [True, False], 3600.0, 5_000_000),
+            preview.Row(("a", "b", "2:4"), list(range(9)), 9, [True] * 9),
+            preview.Row(("long-name", "b", "dense"), [0], 0, [], 60.0, 1_000_000)]  # fmt: skip
+    assert [row.cells[3:] for row in rows] == [
+        ("0,1", "1 of 2", "1 of 2 cached", "60 min", "5 MB"),
+        ("9 seeds", "9 of 9", "9 of 9 cached", "-", "-"),
+        ("0", "0 of 1", "given", "60 s", "1 MB"),
+    ]
+    lines = preview.aligned([row.cells for row in rows])
+    assert {line.index("  b  ") for line in lines} == {9}
+    text = preview.total(rows, Path("nowhere"))
+    assert text.startswith("12 runs, 10 finished. The others take about 61 min ")
+    assert "at most 6 MB of disk" in text
+
+
+def test_the_jobs_of_a_sweep_are_those_composed_one_by_one() -> None:
+    composer = Composer()
+    shared = ["model=bert-mini", "dataset=squad"]
+    for job in (
+        [*shared, "pattern=4x1", "seed=0"],
+        [*shared, "pattern=4x1", "seed=1", "train.learning_rate=1e-3"],
+        [*shared, "pattern=dense", "train.max_steps=5"],
+        [*shared, "pattern=4x1", "+allocation.layers={a:{excluded:true}}"],
+        ["model=tiny", "dataset=demo", "recipe.learning_rate=1e-3"],
+        ["model=tiny", "dataset=demo", "recipe=squad-bert-mini"],
+        ["experiment=mrpc-bert-mini-2of4", "seed=3"],
+        ["debug=default", "model=tiny", "dataset=demo", "pattern=64x1"],
+        [*shared, "pattern=4x1", "seed=0"],
+    ):
+        assert composer(job) == compose_experiment(job)
+
+
+@pytest.mark.parametrize("override", ["train.learning_rat=1", "train.learning_rate=x", "seed=-1", "pattern=nonsense",
+                                      "train.learning_rate=1e-3 2", "pattern.n=2"])  # fmt: skip
+def test_the_mistakes_of_a_job_have_the_same_message(override: str) -> None:
+    with pytest.raises(UserError) as one:
+        compose_experiment(["model=tiny", "dataset=demo", override])
+    with pytest.raises(UserError) as of_sweep:
+        Composer()(["model=tiny", "dataset=demo", override])
+    assert str(of_sweep.value) == str(one.value)
+
+
+def test_what_jobs_share_is_composed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    from runner.config import sweep
+
+    composed = []
+    monkeypatch.setattr(sweep, "compose", lambda *args, **kw: composed.append(args) or compose(*args, **kw))
+    composer = Composer()
+    for pattern in ("4x1", "2:4"):
+        for seed in range(10):
+            composer(["model=tiny", "dataset=demo", f"pattern={pattern}", f"seed={seed}"])
+    assert len(composed) == 2
 
 
 @pytest.mark.parametrize(("seconds", "expected"), [(8.4, "8 s"), (89, "89 s"), (600, "10 min"), (7200, "2.0 h")])
