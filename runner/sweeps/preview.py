@@ -84,7 +84,8 @@ class Preview:
                         self._add(key, job)
                     except (UserError, PruningError) as error:
                         refused.add(key)
-                        self.errors.append(f"{command_line(job.overrides)}\n  {message(error)}")
+                        command = [each for each in job.overrides if not each.startswith("dry_run=")]
+                        self.errors.append(f"{command_line(command)}\n  {message(error)}")
                 progress.update()
 
     def _add(self, key: tuple[str, ...], job: Job) -> None:

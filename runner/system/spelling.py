@@ -66,11 +66,18 @@ def _mistakes(key: str, value: str, sweep: bool) -> Iterator[str]:
         known = KEYS.read_text(encoding="utf-8").split()
         parents = {key.rpartition(".")[0] for key in known} | {key.partition(".")[0] for key in known}
         free = key.startswith(("hydra.", "allocation.layers.")) or key in MOVED_KEYS
-        if not free and key not in known and key not in parents and (meant := nearest(key, [*known, *groups])):
+        right = free or key in known or key in parents or _is_field(key.rpartition(".")[2])
+        if not right and (meant := nearest(key, [*known, *groups])):
             first = value.partition(",")[0] if sweep else value
             yield f"{key}={first}: there is no key {key}; did you mean {meant}?"
         if not sweep and value:
             yield from _missing(key, value)
+
+
+def _is_field(name: str) -> bool:
+    """Whether a class of the program has such a field, which may be newer than the list of keys."""
+    files = (file for package in ("pruning", "runner") for file in (_CONF.parent / package).rglob("*.py"))
+    return any(re.search(rf"^    {name}: ", file.read_text(encoding="utf-8"), re.MULTILINE) for file in files)
 
 
 def _missing(key: str, value: str) -> Iterator[str]:

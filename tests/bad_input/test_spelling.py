@@ -39,6 +39,7 @@ def test_what_is_right_or_unclear_is_left_to_hydra(given: str) -> None:
 def test_each_value_of_a_sweep() -> None:
     assert str(spelling.mistake(["-m", "pattern=4x1,nonsens"])).startswith("pattern=nonsens: ")
     assert str(spelling.mistake(["--multirun", "sed=0,1"])) == "sed=0: there is no key sed; did you mean seed?"
+    assert spelling.mistake(["pattern.learning_rate=1"]) is None  # a field elsewhere: composing has more to say
     assert spelling.mistake(["-m", "pattern=4x1,2:4", "pattern=glob(*x1)", "model.path=./a,./b"]) is None
 
 

@@ -77,7 +77,7 @@ def test_what_the_run_would_refuse_is_refused(cli: Cli, small_model: Path, tmp_p
     sweep = cli("-m", "runner", "-m", *given[2:], "pattern=4x1", "pattern.target_sparsity=0.8,0.99", "seed=0,1")
     assert sweep.returncode == 1
     assert "2 of these would be refused" not in sweep.stderr  # once for both seeds
-    assert "dry_run=true pattern=4x1 pattern.target_sparsity=0.99 seed=0\n" in sweep.stderr
+    assert " pattern=4x1 pattern.target_sparsity=0.99 seed=0\n  target sparsity 0.99 is above" in sweep.stderr
     assert "error: 1 of these would be refused, whatever the seed" in sweep.stderr
     assert "pattern.target_sparsity=0.8  0,1" in sweep.stdout
     assert not (tmp_path / "mlflow.db").exists()
