@@ -21,10 +21,6 @@ def test_the_message_is_that_of_composing(given: str) -> None:
     assert spelling.mistake([given]) == str(slow.value)
 
 
-def test_a_misspelled_group_names_the_whole_key() -> None:
-    assert spelling.mistake(["patern.n=2"]) == "patern.n=2: there is no key patern.n; did you mean pattern.n?"
-
-
 @pytest.mark.parametrize("given", [
     "pattern=64x1", "pattern=2:32", "seed=1", "train.learning_rate=1e-3", "model=a,b",
     "allocation.layers.x.pattern=4x1",
