@@ -81,13 +81,12 @@ def _is_field(name: str) -> bool:
 
 
 def _missing(key: str, value: str) -> Iterator[str]:
+    """A path like one that exists; others may not be the first mistake of the command line."""
     path = Path(os.path.expanduser(value))
     local = path.is_absolute() or value.startswith((".", "~"))
-    if key in _FOLDERS and local and not path.exists():
-        yield f"{key}={value}: there is no such folder{did_you_mean(path)}"
-    local |= path.name.lower().removesuffix(".gz").endswith(_FILES)
-    if key == "dataset.path" and local and not path.exists():
-        yield f"{key}={value}: there is no such file or folder{did_you_mean(path)}"
+    data = key == "dataset.path" and (local or path.name.lower().removesuffix(".gz").endswith(_FILES))
+    if (data or (key in _FOLDERS and local)) and not path.exists() and (meant := did_you_mean(path)):
+        yield f"{key}={value}: there is no such {'file or folder' if data else 'folder'}{meant}"
 
 
 def options(group: str) -> list[str]:

@@ -3,6 +3,8 @@
 Held by what is imported and copied, not by the clock: that is the same on every machine.
 """
 
+from pathlib import Path
+
 import pytest
 
 from runner.config.compose import compose, register
@@ -42,13 +44,14 @@ def test_nothing_heavy_is_imported_to_compose(cli: Cli, arguments: list[str], st
     (["pattern=nonsense"], 1, "there is no pattern/nonsense"),
     (["-m", "dataset=squad,sqad"], 1, "did you mean dataset=squad?"),
     (["train.lr=3"], 1, "did you mean train.learning_rate?"),
-    (["model=hub", "model.path=./nowhere"], 1, "model.path=./nowhere: there is no such folder"),
+    (["model=hub", "model.path=./smal-model"], 1, "there is no such folder; did you mean small-model?"),
     (["--help"], 0, "Groups: GROUP=OPTION chooses"),
     (["--version"], 0, "prune-distill"),
 ], ids=lambda value: " ".join(value) if isinstance(value, list) else None)  # fmt: skip
 def test_a_mistake_of_spelling_and_the_help_need_the_standard_library_alone(
-    cli: Cli, arguments: list[str], status: int, text: str
+    cli: Cli, tmp_path: Path, arguments: list[str], status: int, text: str
 ) -> None:
+    (tmp_path / "small-model").mkdir()
     done = cli("-X", "importtime", "-m", "runner", *arguments)
     assert done.returncode == status, done.stderr[-2000:]
     assert text in done.stdout + done.stderr
