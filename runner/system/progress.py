@@ -9,7 +9,7 @@ import time
 from types import TracebackType
 from typing import Any
 
-LINE_SECONDS = 10.0
+LINE_SECONDS = 15.0
 """Seconds between two lines at least, so that a short stage needs none."""
 WIDEST = 80
 """Columns of a bar at most."""

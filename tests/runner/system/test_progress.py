@@ -52,7 +52,7 @@ def test_a_stage_of_days_shows_hours(caplog: pytest.LogCaptureFixture, clock: li
 def test_a_short_stage_has_few_lines_or_none(caplog: pytest.LogCaptureFixture, clock: list[float]) -> None:
     assert lines(caplog, clock, steps=100, seconds=0.09) == []
     messages = lines(caplog, clock, steps=100, seconds=0.25)  # 10 % take 2.5 s
-    assert [line.split(",")[0] for line in messages] == ["Pruning: 40 %", "Pruning: 80 %"]
+    assert [line.split(",")[0] for line in messages] == ["Pruning: 60 %"]
 
 
 def test_what_an_interrupted_process_did_is_counted(caplog: pytest.LogCaptureFixture, clock: list[float]) -> None:
