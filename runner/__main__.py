@@ -1,76 +1,89 @@
-"""The command line: `python -m runner model=bert-large pattern=4x1`; -m for a sweep, --help for the groups."""
+"""The command `prune-distill`, also `python -m runner`: a run, a sweep, or one of the other commands.
+
+prune-distill [run] model=bert-large pattern=4x1     as python -m runner model=bert-large pattern=4x1
+prune-distill results --model bert-large             as python -m results --model bert-large
+"""
 
 from __future__ import annotations
 
 import os
 import sys
-from typing import TYPE_CHECKING
 
-import hydra
-from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from runner.config import help
+from runner.system import spelling
+from runner.system.commands import COMMANDS
 
-from runner.config.compose import as_typed, chosen_options, load, register
-from runner.config.refusals import explained
-from runner.sweeps import jobs, launchers
-from runner.system import ranks
-from runner.system.process import exit_status
-
-if TYPE_CHECKING:
-    from runner.records.result import Result
-
-os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors through to exit_status, which shows them
-
-
-@hydra.main(config_path="pkg://conf", config_name="config", version_base="1.3")
-def job(composed: DictConfig) -> float | None:
-    """One run, in this process or in one of a launcher's. In a sweep, its score."""
-    from runner.experiment import run
-
-    register()
-    hydra_config = HydraConfig.get()
-    overrides = as_typed(hydra_config)
-
-    def once() -> Result:
-        ranks.check_launcher()
-        choices = chosen_options(hydra_config.runtime.choices)
-        return run(*load(OmegaConf.create(composed), choices, overrides))
-
-    def looked_at() -> None:
-        from runner.dry_run import show
-
-        show(*load(OmegaConf.create(composed), chosen_options(hydra_config.runtime.choices), overrides))
-
-    if composed.get("dry_run"):
-        sys.exit(exit_status(looked_at))
-    here = hydra_config.mode is RunMode.MULTIRUN
-    place = jobs.place(hydra_config.job.num if here else None)
-    if place is None:
-        if status := exit_status(once):
-            sys.exit(status)
-        return None
-    outcome = place.attempt(once, overrides)
-    if outcome.error is not None:
-        where = f" ({place.log})" if here else ""
-        print(f"job {place.number} failed: {outcome.error}{where}", file=sys.stderr)
-        if not here:
-            sys.exit(1)
-    return float("nan") if outcome.score is None else outcome.score  # to raise would end the whole sweep
+_LAUNCHED = {"RANK", "PRUNE_DISTILL_JOB"}
+"""Variables of a process whose first errors another one reports: a rank, and a job of a sweep."""
 
 
 def main() -> int:
-    """Run the command line; the exit status is the process's. Of several ranks, the first does."""
-    if ranks.rank():
-        return exit_status(ranks.follow)
-    register()
-    launchers.register()
-    return ranks.lead(lambda: exit_status(_explained_job))
+    """Run the command line; the exit status is the process's."""
+    try:
+        return _dispatch()
+    except KeyboardInterrupt:  # while libraries are imported: later, `exit_status` handles it
+        print("interrupted", file=sys.stderr)
+        return 130
 
 
-def _explained_job() -> None:
-    with explained(sys.argv[1:]):
-        job()
+def _dispatch() -> int:
+    if sys.argv[1:2] == ["run"]:
+        del sys.argv[1]
+    typed = os.environ.get("COMP_LINE", "").split(" ")  # what Hydra's tab completion completes
+    if typed[1:2] == ["run"]:
+        os.environ["COMP_LINE"] = " ".join([typed[0], *typed[2:]])
+    first = sys.argv[1] if len(sys.argv) > 1 else ""
+    if first in COMMANDS:
+        return _other(first)
+    if "--version" in sys.argv[1:]:
+        print("prune-distill", _version())
+        return 0
+    if {"--help", "-h"} & {*sys.argv[1:]} and not spelling.has_own_options(sys.argv[1:]):
+        print(help.text(spelling.options))
+        return 0
+    if first.isalpha() and (error := _misspelled(first)):
+        return _refuse(error)
+    if not _LAUNCHED & os.environ.keys() and (error := spelling.mistake(sys.argv[1:])):
+        return _refuse(error)
+    if sys.stderr.isatty() and not any(argument.startswith("-") and argument != "-m" for argument in sys.argv[1:]):
+        print("prune-distill", _version(), file=sys.stderr)  # at once: the libraries take seconds to import
+    from runner import command_line
+
+    return command_line.main()
+
+
+def _refuse(error: str) -> int:
+    from results.safe_text import printable
+
+    print(f"error: {printable(error)}", file=sys.stderr)
+    return 1
+
+
+def _other(name: str) -> int:
+    """Do what `python -m MODULE` does."""
+    import runpy
+
+    module, _ = COMMANDS[name]
+    del sys.argv[1]
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+    return 0
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("prune-distill")
+    except PackageNotFoundError:
+        return "(not installed)"
+
+
+def _misspelled(word: str) -> str | None:
+    """The error of a word that looks like a command; None if it does not."""
+    from difflib import get_close_matches
+
+    meant = get_close_matches(word.lower(), [*COMMANDS, "run"], 1, 0.7)
+    return f"{word}: there is no such command; did you mean {meant[0]}?" if meant else None
 
 
 if __name__ == "__main__":

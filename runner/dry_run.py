@@ -7,12 +7,9 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from pruning import Calibrated, NoDistillation, matrix_weights
+from pruning import Calibrated, matrix_weights
 from runner import models
 from runner.config.experiment import Experiment, Origin
 from runner.config.training import Training
@@ -21,21 +18,15 @@ from runner.stages.announce import announce
 from runner.stages.benchmark import seconds
 from runner.stages.checks import plan_of
 from runner.stages.prepare import Inputs, average_bytes, resolve
-from runner.stages.prune import load_student
-from runner.stages.teacher import caches_logits, has_teacher, supervision_of
+from runner.stages.timing import duration, timed, tokens, trainings
 from runner.system import files, ranks
 from runner.system.device import peak_memory
 from runner.system.disk import human_bytes
 from runner.system.errors import UserError
 from runner.system.process import set_up_process
-from runner.training.supervision import Supervision
 
 if TYPE_CHECKING:
-    from runner.training.cost import TrainingStats
     from runner.training.training_data import TrainingData
-
-STEPS = 6
-"""Optimizer steps that are timed."""
 
 log = logging.getLogger(__name__)
 
@@ -52,11 +43,11 @@ def show(experiment: Experiment, origin: Origin) -> None:
     inputs = resolve(experiment, origin, reuse=False)
     announce(inputs)
     lines = [*existing(inputs), *layers(inputs), *steps_and_sparsity(inputs), *calibration(inputs)]
+    lines += [f"disk: {need.what} {human_bytes(need.bytes)} at most in {need.folder}" for need in inputs.disk_needs]
     learns = experiment.train.takes_steps or not experiment.prune or not experiment.model.finetuned
     lines += cost(inputs, inputs.data) if inputs.data is not None and learns else []
     lines += time_of_benchmark(experiment)
-    for line in lines:
-        log.info("%s", line)
+    print(*lines, sep="\n", flush=True)
     log.info("nothing was trained (dry_run=true)")
 
 
@@ -125,23 +116,18 @@ def calibration(inputs: Inputs) -> Iterator[str]:
 
 def cost(inputs: Inputs, data: TrainingData) -> Iterator[str]:
     """Memory and time, extrapolated from a few real steps."""
-    experiment = inputs.experiment
-    trainings = [("pruning", experiment.train)] if experiment.prune and experiment.train.takes_steps else []
-    if experiment.model.finetuned is None and not files.is_intact(inputs.dense_folder):
-        trainings.append(("fine-tuning", experiment.finetune))
     stats = timed(inputs, data)
-    per_token = stats.seconds / stats.tokens
     most = peak_memory()
     peak = "" if most is None else f"; this process took {human_bytes(most)} at most"
     everything, trained = inputs.net.num_parameters(), models.trained_parameters(inputs.net)
     frozen = f"; {everything - trained:,} of {everything:,} parameters are frozen" if trained < everything else ""
-    each = [(training, trained if training is experiment.train else everything) for _, training in trainings]
+    both = trainings(inputs)
+    each = [(training, trained if training is inputs.experiment.train else everything) for _, training in both]
     yield f"memory: {memory(everything, each)}{frozen}{peak}"
-    for name, training in trainings:
-        length, batches = data.length(training), data.batches(training, experiment.seed)
-        tokens = sum(data.features["length"]) / (1 - batches.padding()) * length.steps / batches.steps
+    for name, training in both:
+        seconds = tokens(inputs, data, training) * stats.seconds / stats.tokens
         yield (
-            f"time of the {name}: about {duration(tokens * per_token)}, at {stats.tokens / stats.seconds:,.0f} tokens "
+            f"time of the {name}: about {duration(seconds)}, at {stats.tokens / stats.seconds:,.0f} tokens "
             f"a second over {stats.steps} steps on this machine as busy as it is now; scoring and the teacher not "
             "included"
         )
@@ -169,27 +155,3 @@ def time_of_benchmark(experiment: Experiment) -> Iterator[str]:
             f"time of the benchmark: about {duration(seconds(asked, longest))}, and the making of the runtimes "
             f"(lengths {lengths}; {asked.combinations(longest)} combinations)"
         )
-
-
-def timed(inputs: Inputs, data: TrainingData) -> TrainingStats:
-    """Real optimizer steps on a copy that is thrown away, with a live teacher if the run would have one."""
-    from runner.training.job import TrainingJob
-    from runner.training.loop import train
-
-    experiment, sources = inputs.experiment, inputs.sources
-    training = experiment.train if experiment.prune and experiment.train.takes_steps else experiment.finetune
-    student = load_student(experiment, sources.sparse or sources.base)
-    supervision = Supervision(NoDistillation())
-    if has_teacher(experiment) and not caches_logits(experiment, data):
-        supervision = supervision_of(experiment, data, sources.teacher or sources.base)
-    few = replace(training, max_steps=min(STEPS, data.length(training).steps), save_steps=10**9, warmup_steps=0,
-                  evaluate=None, patience=None, best_checkpoint=False)  # fmt: skip
-    with TemporaryDirectory() as folder:
-        return train(TrainingJob(student, data, few, supervision, None, experiment.seed, Path(folder), "Timing"))
-
-
-def duration(seconds: float) -> str:
-    """A duration in words."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

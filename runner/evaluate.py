@@ -50,6 +50,9 @@ class _Inputs:
 def main(arguments: list[str]) -> dict[str, Any]:
     """Compose the configuration for this model, score it, print and return the metrics. Also printed is what a setting
     chosen on these examples, such as SQuAD v2.0's threshold, would give: use it on a hold-out of train only."""
+    if arguments[:1] in (["--help"], ["-h"]):
+        print(str(__doc__).strip())
+        raise SystemExit(0)
     is_override = arguments and "=" in arguments[0] and not Path(arguments[0]).exists()
     if not arguments or arguments[0].startswith("-") or is_override:
         raise UserError("usage: python -m runner.evaluate FOLDER_OR_ID [dataset=NAME] [dataset.KEY=VALUE] ...")

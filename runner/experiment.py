@@ -46,5 +46,4 @@ def run(experiment: Experiment, origin: Origin) -> Result:
             result = record(run, outcome)
     except AlreadyFinished as stored:
         return time_finished(experiment, stored.result)
-    log.info("%s", result.summary)
     return result

@@ -1,8 +1,9 @@
 """The reference of every configuration key, made from the texts under the fields of the dataclasses.
 
 python -m runner.reference > docs/reference.md
+python -m runner.reference keys > runner/config/keys.txt     # their names alone, for mistakes of spelling
 
-A test compares this output with the file.
+A test compares this output with the files.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import ast
 import dataclasses
 import inspect
 import itertools
+import sys
 import textwrap
 from collections.abc import Collection, Iterator
 from dataclasses import MISSING as NO_DEFAULT
@@ -23,6 +25,7 @@ from omegaconf import MISSING
 
 from runner.config.compose import N_OF_M, register
 from runner.config.experiment import GROUPS, Experiment
+from runner.config.keys import all_keys
 from runner.config.recipe import FinetuneRecipe
 from runner.config.runtime import RuntimeSettings
 from runner.config.training import Training
@@ -182,5 +185,11 @@ otherwise, as `python -m runner --cfg job --resolve` shows.
 """
 
 
+def names() -> str:
+    """The name of every key, one a line."""
+    register()
+    return "\n".join(sorted({*all_keys(), *SECTIONS})) + "\n"
+
+
 if __name__ == "__main__":
-    print(page(), end="")
+    print(names() if sys.argv[1:] == ["keys"] else page(), end="")

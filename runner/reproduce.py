@@ -29,10 +29,10 @@ from runner.stages.inputs import Sources, find_sources, identity_of
 from runner.system import files, ranks
 from runner.system.errors import UserError
 from runner.system.locks import exclusive, saving
-from runner.system.process import exit_status, set_up_process
+from runner.system.process import RESUMES, exit_status, set_up_process
 from runner.tracking import Tracking
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("runner.reproduce")  # __name__ is __main__ on the command line, which logs no progress
 
 _BEGUN = "begun.json"  # in the reproduction's place: what it is made by
 
@@ -112,12 +112,13 @@ def begin(place: Path, now: MadeBy, again: bool) -> None:
     if before is not None:
         others = list(differences(MadeBy(**before), now))
         if again or others:
-            print("The reproduction that was begun there is not resumed.", *others, sep="\n  ", flush=True)
+            reasons = "".join(f"\n  {line}" for line in others)
+            log.info("The reproduction that was begun there is not resumed.%s", reasons)
             for path in place.iterdir():
                 if path.name != ".lock":  # held by this process
                     files.remove(path)
         else:
-            print("It resumes what was begun there; --again starts anew.", flush=True)
+            log.info("It resumes what was begun there; --again starts anew.")
     files.write_json(file, asdict(now))
 
 
@@ -128,17 +129,18 @@ def main(arguments: list[str]) -> int:
     set_up_process()
     place = place_of(run, options.output_dir, options.keep_cache)
     again = prepared(run, options, place)
-    print(f"{run.folder} is run again in {again.experiment.output_dir}", flush=True)
+    log.info("%s is run again in %s", run.folder, again.experiment.output_dir)
     print("Circumstances that differ:" if again.circumstances else "No circumstance is known to differ.")
     print(*(f"  {line}\n" for line in again.circumstances), sep="", end="", flush=True)
     if options.keep_cache:
-        print(f"The contents of {again.experiment.cache_dir} are not computed again.", flush=True)
+        log.info("The contents of %s are not computed again.", again.experiment.cache_dir)
     with saving(place):
         pass  # the folder exists now
     with exclusive(place):
         with saving(place):
             begin(place, again.made_by, options.again)
         now = experiment.run(again.experiment, again.origin)
+    log.info("%s", now.summary)
     comparison = compare(run, now, again.circumstances, options.tolerance)
     show(comparison)
     if options.log:
@@ -188,7 +190,7 @@ def _command_line() -> int:
     if ranks.rank():
         return exit_status(ranks.follow)
     status: list[int] = []
-    return exit_status(lambda: status.append(main(sys.argv[1:]))) or status[0]
+    return exit_status(lambda: status.append(main(sys.argv[1:])), RESUMES) or status[0]
 
 
 if __name__ == "__main__":

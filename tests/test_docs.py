@@ -52,7 +52,7 @@ EMBEDDED = [
 def test_all_commands_were_seen() -> None:
     assert {page: len(commands(page)) for page in PAGES} == {
         **{"README.md": 14, "docs/develop.md": 10, GUIDE: 28, "docs/measured.md": 11},
-        **{"docs/results.md": 10, "docs/running.md": 16, "docs/speed.md": 3},
+        **{"docs/results.md": 10, "docs/running.md": 17, "docs/speed.md": 3},
     }
     assert (len(RUNS), len(MAKES), len(TOOLS), len(EMBEDDED)) == (53, 15, 21, 5)
     assert sorted(OTHERS) == [
@@ -142,7 +142,7 @@ def anchors(text: str) -> list[str]:
     return [re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles]
 
 
-@pytest.mark.parametrize(("page", "count"), [(GUIDE, 9), ("docs/running.md", 7), ("docs/results.md", 6),
+@pytest.mark.parametrize(("page", "count"), [(GUIDE, 9), ("docs/running.md", 8), ("docs/results.md", 6),
                                              ("docs/develop.md", 8)])  # fmt: skip
 def test_every_chapter_is_in_the_list_at_the_top(page: str, count: int) -> None:
     listed = re.findall(r"^\* \[(.*)\]\(#(.*)\)$", PAGES[page], re.MULTILINE)

@@ -66,7 +66,9 @@ def test_the_same_status_and_output(arguments: tuple[str, ...], status: int, tmp
 def test_the_same_run(tmp_path: Path) -> None:
     forked, own = both(("-m", "runner", *RUN), tmp_path)
     assert forked.returncode == own.returncode == 0, forked.stderr + own.stderr
-    varying = re.compile(r"[\d.,:?]+( ?[a-zA-Z/]+)?\]|\d+(\.\d+)?it/s|[0-9a-f]{32}|[█▏▎▍▌▋▊▉ ]+\||run at [\d.]+x")
+    varying = re.compile(
+        r"[\d.,:?]+( ?[a-zA-Z/]+)?\]|\d+(\.\d+)?it/s|[0-9a-f]{32}|[█▏▎▍▌▋▊▉ ]+\||run at [\d.]+x|[\d.]+ [kMG]B free"
+    )
     texts = [
         [varying.sub("#", line) for line in done.stderr.splitlines() if "%|" not in line] for done in (forked, own)
     ]

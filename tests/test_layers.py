@@ -14,9 +14,10 @@ PACKAGES = ("conf", "pruning", "results", "runner")
 STANDARD = set(sys.stdlib_module_names)
 # Who may know what, among the modules of `runner`; all others may not.
 HYDRA = {
-    "runner/__main__.py",
+    "runner/command_line.py",
     "runner/config/compose.py",
     "runner/config/refusals.py",
+    "runner/config/sweep.py",
     "runner/sweeps/launcher.py",
     "runner/sweeps/launchers.py",
     "runner/sweeps/callback.py",
@@ -24,7 +25,8 @@ HYDRA = {
 MLFLOW = "runner/tracking/"
 DATASETS = "runner/data/"
 FLOORS = {
-    8: ("runner.__main__",),
+    9: ("runner.__main__",),
+    8: ("runner.command_line",),
     7: ("runner.experiment", "runner.dry_run", "runner.evaluate", "runner.reproduce"),
     6: ("runner.stages", "runner.sweeps", "runner.share", "runner.examples", "runner.export"),
     5: ("runner.training", "runner.records", "runner.reference", "runner.benchmark"),

@@ -7,7 +7,7 @@ its schema in its defaults list and fills the fields. No list to edit: every sub
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,17 +22,17 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from pruning import Block, NofM
 from results.safe_text import without_secrets
 from runner import data
+from runner.config import help
 from runner.config.experiment import GROUPS, PLACES, Experiment, Origin, with_subclasses
 from runner.config.keys import CHOICES, check_keys
 from runner.config.recipe import Recipe
 from runner.config.record import as_yaml, recorded
-from runner.config.refusals import advice, explained, no_option
+from runner.config.refusals import advice, explained
 from runner.data.task import Dataset
 from runner.models import Model
 from runner.system.errors import UserError
+from runner.system.spelling import N_OF_M, no_option
 
-# Options of the group pattern that --help lists, and whose names cannot be file names on Windows.
-N_OF_M = ((1, 4), (2, 4), (3, 4), (2, 8), (4, 8), (1, 2), (1, 8), (2, 16), (4, 16))
 _LONGEST_NAME = 255  # in bytes, on all common file systems
 _SIZE = re.compile(r"pattern/(0|[1-9]\d{0,8})([x:])(0|[1-9]\d{0,8})\.yaml")
 
@@ -53,6 +53,7 @@ def register() -> None:
         _store_pattern(n, ":", m)
     store.get_type = _type  # type: ignore[method-assign]
     OmegaConf.register_new_resolver("published_distillation", _published_distillation, replace=True)
+    OmegaConf.register_new_resolver("help", _help, replace=True)
 
 
 def _type(path: str) -> ObjectType:
@@ -88,6 +89,11 @@ def _published_distillation(implied: str, *, _root_: DictConfig) -> str:
     file = f"recipe/{_root_.get('recipe', implied)}"
     recipe = loader.repository.load_config(file) if loader.repository.config_exists(file) else None
     return Recipe.distill if recipe is None else OmegaConf.select(recipe.config, "distill", default=Recipe.distill)
+
+
+def _help() -> str:
+    """The text of --help, for Hydra's template: it reads $ as the beginning of a name."""
+    return help.text(_loader().get_group_options).replace("$", "$$")
 
 
 def _shared(store: ConfigStore, memo: dict[int, Any]) -> ConfigStore:
@@ -147,8 +153,13 @@ def chosen_options(choices: Mapping[Any, Any]) -> dict[str, str]:
     return {k: str(v) for k, v in choices.items() if k in (*GROUPS, "experiment") and v}
 
 
-def load(config: DictConfig, choices: dict[str, str], overrides: list[str]) -> tuple[Experiment, Origin]:
-    """A composed configuration as objects, with its origin.
+def load(
+    config: DictConfig,
+    choices: dict[str, str],
+    overrides: list[str],
+    plain: Callable[[Sequence[str]], DictConfig] = compose,
+) -> tuple[Experiment, Origin]:
+    """A composed configuration as objects, with its origin; `plain` composes the options of the groups alone.
 
     Raises:
         UserError: a key does not exist or has no value.
@@ -161,7 +172,7 @@ def load(config: DictConfig, choices: dict[str, str], overrides: list[str]) -> t
         _check_options(choices, overrides, config.recipe.name)
         _check_texts(config, overrides)
         _check_names(config)
-        return _loaded(config, choices, overrides)
+        return _loaded(config, choices, overrides, plain)
 
 
 def _check_options(choices: Mapping[str, str], overrides: list[str], name: str) -> None:
@@ -208,7 +219,9 @@ def _check_names(config: DictConfig) -> None:
             )
 
 
-def _loaded(config: DictConfig, choices: dict[str, str], overrides: list[str]) -> tuple[Experiment, Origin]:
+def _loaded(
+    config: DictConfig, choices: dict[str, str], overrides: list[str], plain: Callable[[Sequence[str]], DictConfig]
+) -> tuple[Experiment, Origin]:
     missing = sorted(OmegaConf.missing_keys(config))
     if missing:
         hint = " (model=hub needs model.path=ID_OR_FOLDER)" if "model.path" in missing else ""
@@ -223,18 +236,21 @@ def _loaded(config: DictConfig, choices: dict[str, str], overrides: list[str]) -
             )
     if experiment.recipe.name == Recipe().name:
         choices = {**choices, "recipe": experiment.recipe.name}
-    return experiment, _origin(experiment, config, choices, overrides)
-
-
-def _origin(experiment: Experiment, config: DictConfig, choices: dict[str, str], overrides: list[str]) -> Origin:
-    # An experiment file may override values as the command line does, so it is no part of the plain configuration;
-    # nor is a recipe that belongs to dataset and model anyway.
-    implied = f"{choices['dataset']}-{choices['model']}"
-    asked = {
-        k: v for k, v in choices.items() if k != "experiment" and not (k == "recipe" and v in (implied, Recipe().name))
-    }
     searchpath = [override for override in overrides if override.lstrip("+").startswith("hydra.searchpath=")]
-    composed = compose([*searchpath, *(f"{group}={option}" for group, option in asked.items())])
+    return experiment, _origin(experiment, config, choices, overrides, plain([*searchpath, *asked_groups(choices)]))
+
+
+def asked_groups(choices: Mapping[str, str]) -> list[str]:
+    """The overrides that choose these options, for the plain configuration. An experiment file may override values as
+    the command line does, so it is no part of that; nor is a recipe that belongs to dataset and model anyway."""
+    implied = (f"{choices['dataset']}-{choices['model']}", Recipe.name)
+    groups = {k: v for k, v in choices.items() if k != "experiment" and not (k == "recipe" and v in implied)}
+    return [f"{group}={option}" for group, option in groups.items()]
+
+
+def _origin(
+    experiment: Experiment, config: DictConfig, choices: dict[str, str], overrides: list[str], composed: DictConfig
+) -> Origin:
     if composed.recipe.distill != config.recipe.distill:
         raise UserError(
             f"recipe.distill={config.recipe.distill} has no effect: distill={choices['distill']} is chosen; set "

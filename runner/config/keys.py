@@ -4,33 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, is_dataclass
-from difflib import get_close_matches
 from functools import cache
 from typing import TYPE_CHECKING, Any, TypeGuard, get_args, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
 
 from runner.config.experiment import GROUPS, Experiment, with_subclasses
+from runner.system import spelling
 from runner.system.errors import UserError
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-MOVED_KEYS = {"schedule.warmup_steps": "train.warmup_steps"}
-"""Configuration keys of earlier versions and their names today."""
-ALIASES = {
-    "lr": "learning_rate",
-    "epochs": "num_train_epochs",
-    "batch_size": "per_device_train_batch_size",
-    "accumulation_steps": "gradient_accumulation_steps",
-    "sparsity": "target_sparsity",
-    "target": "target_sparsity",
-    "warmup": "warmup_steps",
-    "max_length": "max_seq_length",
-    "fp16": "precision",
-    "bf16": "precision",
-}
-"""Names that other tools give to keys."""
 CHOICES = (*GROUPS, "experiment", "hparams_search", "debug")
 """Names to which the command line gives one of several options."""
 
@@ -117,8 +102,8 @@ def unknown_key(key: str, given: str, kind: str | None = None) -> UserError:
         given: the override or the file that has it.
         kind: the name of the class in which it was looked for.
     """
-    if key in MOVED_KEYS:
-        return UserError(f"there is no {key}: it is now {MOVED_KEYS[key]}, set that instead")
+    if key in spelling.MOVED_KEYS:
+        return UserError(f"there is no {key}: it is now {spelling.MOVED_KEYS[key]}, set that instead")
     group, _, name = key.rpartition(".")
     owners = [owner.__name__ for owner in all_keys().get(key, ())]
     if owners and kind is not None:
@@ -133,12 +118,5 @@ def unknown_key(key: str, given: str, kind: str | None = None) -> UserError:
 
 
 def nearest(key: str) -> str | None:
-    """The key that was probably meant, by its last part; None if no name is like it."""
-    candidates = [*all_keys(), *CHOICES, *get_type_hints(Experiment)]
-    by_name: dict[str, list[str]] = {}
-    for candidate in candidates:
-        by_name.setdefault(candidate.rpartition(".")[2], []).append(candidate)
-    group, _, name = key.lower().replace("-", "_").rpartition(".")
-    name = ALIASES.get(name, name)
-    like = [name] if name in by_name else get_close_matches(name, by_name, 1, 0.7)
-    return get_close_matches(f"{group}.{like[0]}", by_name[like[0]], 1, 0)[0] if like else None
+    """The key that was probably meant; None if no name is like it."""
+    return spelling.nearest(key, [*all_keys(), *CHOICES, *get_type_hints(Experiment)])

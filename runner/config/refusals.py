@@ -6,7 +6,6 @@ import re
 import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from difflib import get_close_matches
 from traceback import extract_tb
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -18,6 +17,7 @@ from yaml import MarkedYAMLError
 from pruning import PruningError
 from runner.config.keys import CHOICES, nearest, unknown_key
 from runner.system.errors import UserError, causes_of
+from runner.system.spelling import no_option
 
 _OPTUNA = "hydra/sweeper=optuna needs the plugin of Hydra for Optuna: .venv/bin/pip install -e '.[optuna]'"
 
@@ -164,21 +164,6 @@ def _missing(error: MissingConfigException) -> str:
     file = re.match(r"In '(.*)':", text)
     place = f"{file[1]}.yaml: " if file and file[1] not in ("config", "hydra/config") else ""
     return no_option(place, group, option, error.options or ())
-
-
-def no_option(place: str, group: str, option: str, options: Sequence[str]) -> str:
-    """The message for an option that a group does not have.
-
-    Args:
-        place: the file that names it, as the beginning of the message; "": the command line.
-    """
-    start = f"{place}{group}={option}: there is no {group}/{option}"
-    if option.isdigit() and group == "pattern":
-        return f'{start}; YAML reads 2:4 as a number unless it is quoted: write "2:4"'
-    meant = get_close_matches(option.lower(), options, 1)
-    start += f"; did you mean {group}={meant[0]}?" if meant else "."
-    any_size = ", and any NxM and N:M" if group == "pattern" else ""
-    return f"{start} Available options: {', '.join(options)}{any_size}" if options else start
 
 
 _SWEEP = re.compile(r"(glob|choice|range|interval|shuffle|sort|tag)\(.*\)$", re.DOTALL)

@@ -6,10 +6,12 @@ import hashlib
 import itertools
 import json
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from runner.system import files
+from runner.system.progress import Progress
 
 if TYPE_CHECKING:
     import datasets
@@ -35,7 +37,7 @@ def mapped_once(
     Args:
         function: (batch, indices) -> columns.
         name: the fingerprint that the datasets library gives the result.
-        title: for the progress bar.
+        title: of its progress.
         place: the folder; None: no cache.
         check: called before it is computed.
 
@@ -44,16 +46,24 @@ def mapped_once(
     """
 
     def mapped(file: Path | None, cached: bool) -> datasets.Dataset:
-        return examples.map(
-            function,
-            batched=True,
-            with_indices=True,
-            remove_columns=examples.column_names,
-            cache_file_name=None if file is None else str(file),
-            load_from_cache_file=cached,
-            new_fingerprint=name,
-            desc=title,
-        )
+        with without_bars(), ExitStack() as stack:
+            progress = None if cached else stack.enter_context(Progress(title, len(examples)))
+
+            def counted(batch: dict[str, list], indices: list[int]) -> dict[str, list]:
+                columns = function(batch, indices)
+                if progress is not None:
+                    progress.update(len(indices))
+                return columns
+
+            return examples.map(
+                counted,
+                batched=True,
+                with_indices=True,
+                remove_columns=examples.column_names,
+                cache_file_name=None if file is None else str(file),
+                load_from_cache_file=cached,
+                new_fingerprint=name,
+            )
 
     def read(folder: Path) -> datasets.Dataset | None:
         return mapped(folder / _FEATURES, cached=True) if files.is_intact(folder) else None
@@ -68,6 +78,21 @@ def mapped_once(
         return files.make_once(place, read, make, "makes the same features")
     check()
     return mapped(None, cached=False)
+
+
+@contextmanager
+def without_bars(quiet: bool = True) -> Iterator[None]:
+    """Without the progress bars of the datasets library, if `quiet`."""
+    import datasets
+
+    if not quiet or datasets.are_progress_bars_disabled():
+        yield
+        return
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        datasets.enable_progress_bars()
 
 
 def table(examples: datasets.Dataset, *names: str) -> pa.Table:

@@ -10,11 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from runner.data import files, layout
+from runner.data.arrow import without_bars
 from runner.data.splits import Part, Splits
 from runner.data.text_files import stem_of, suffix_of
 from runner.system.errors import UserError
 from runner.system.files import check_regular, checksums, difference, read_json, write_json
 from runner.system.hub import explain
+from runner.system.progress import on_terminal
+from runner.system.spelling import did_you_mean
 
 if TYPE_CHECKING:
     import datasets
@@ -49,7 +52,7 @@ def _local(dataset: Dataset) -> Splits | None:
     except OSError as error:
         raise UserError(f"dataset.path={dataset.path} cannot be read: {error.strerror or error}") from error
     if path.is_absolute() or dataset.path.startswith((".", "~")) or suffix_of(path) in _suffixes(dataset):
-        raise UserError(f"dataset.path={dataset.path}: there is no such file or folder")
+        raise UserError(f"dataset.path={dataset.path}: there is no such file or folder{did_you_mean(path)}")
     return None
 
 
@@ -65,7 +68,8 @@ def _hub(dataset: Dataset) -> Splits:
     path = dataset.path
     with explain("dataset", "dataset.path", path):
         try:
-            loaded = datasets.load_dataset(path, dataset.name, revision=dataset.revision)
+            with without_bars(not on_terminal()):
+                loaded = datasets.load_dataset(path, dataset.name, revision=dataset.revision)
         except Exception as error:
             hint = next((remedy for words, remedy in _HINTS.items() if words in str(error)), None)
             if hint is not None:

@@ -19,6 +19,7 @@ from runner.system.errors import UserError
 from runner.system.files import check_regular
 from runner.system.fingerprint import hash_files
 from runner.system.hub import explain
+from runner.system.spelling import did_you_mean
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -135,7 +136,7 @@ def find(path: str, key: str, model: Model, revision: str | None = None) -> Chec
                 f"{key}={path}: there are no weights in this folder (model.safetensors or pytorch_model.bin)"
             )
     elif folder.is_absolute() or path.startswith((".", "~")):
-        raise UserError(f"{key}={path}: there is no such folder")
+        raise UserError(f"{key}={path}: there is no such folder{did_you_mean(folder)}")
     config = read_config(path, key, revision, model.model_type)
     check_encoder(config, f"{key}={path}")
     set_dropout(config, model.hidden_dropout, model.attention_dropout, path)

@@ -17,8 +17,9 @@ from runner.data.layout import shown
 from runner.data.task import Dataset
 from runner.records.folder import RunFolder
 from runner.stages.prepare import Inputs
-from runner.system import ranks
+from runner.system import disk, ranks
 from runner.system.device import Precision, bf16_speedup, device
+from runner.system.process import ONCE
 from runner.tracking import Tracker
 
 if TYPE_CHECKING:
@@ -110,7 +111,7 @@ def announce(inputs: Inputs) -> None:
              experiment.seed, inputs.folder)  # fmt: skip
     if inputs.origin.choices.get("recipe") == "default" and data is not None:
         log.info("no published recipe for this pair of dataset and model: the defaults of "
-                 "runner/config/recipe.py are used")  # fmt: skip
+                 "runner/config/recipe.py are used", extra=ONCE)  # fmt: skip
     announce_data(experiment.dataset, inputs.examples)
     if experiment.prune and (left_out := models.describe_left_out(models.left_out(inputs.net))) is not None:
         log.warning("%s", left_out)
@@ -118,6 +119,7 @@ def announce(inputs: Inputs) -> None:
         log.info("the student starts from model.sparse=%s: its zeros stay, and count", experiment.model.sparse)
     if data is None:
         return
+    log.info("disk: %s", disk.in_one_line(inputs.disk_needs, Path(experiment.cache_dir)))
     if experiment.prune:
         steps, last = data.length(experiment.train).steps, max(inputs.updates, default=0)
         updates = f", {len(inputs.updates)} mask updates, the last at step {last}" if inputs.updates else ""
@@ -129,21 +131,21 @@ def announce_data(task: Dataset, examples: Examples) -> None:
     """Show where the examples come from, what is not used, and the classes with what looks like a slip."""
     train, evaluation = examples.train, examples.evaluation
     log.info("%s training and %s evaluation examples (%s)", len(train) if train is not None else "no",
-             len(evaluation), examples.source)  # fmt: skip
-    log.info("%s", examples.origin)
+             len(evaluation), examples.source, extra=ONCE)  # fmt: skip
+    log.info("%s", examples.origin, extra=ONCE)
     if examples.unused:
         # Without an evaluation split, what is not used may be it.
         log.log(logging.INFO if examples.has_split else logging.WARNING,
                 "not used: %s (dataset.train_split and dataset.evaluation_splits choose)",
-                shown(examples.unused))  # fmt: skip
+                shown(examples.unused), extra=ONCE)  # fmt: skip
     total: Counter[str] = Counter()
     for split, part in (("training", train), ("evaluation", evaluation)):
         counts = task.class_counts(part) if part is not None else {}
         if counts:
-            log.info("classes in %s: %s", split, slips.listed(counts))
+            log.info("classes in %s: %s", split, slips.listed(counts), extra=ONCE)
             total.update(counts)
     for slip in slips.slips(total):
-        log.warning("%s: if that is a slip, correct it in the data", slip)
+        log.warning("%s: if that is a slip, correct it in the data", slip, extra=ONCE)
 
 
 def _announce_machine(experiment: Experiment, data: TrainingData, base: models.Checkpoint) -> None:
@@ -158,7 +160,8 @@ def _announce_machine(experiment: Experiment, data: TrainingData, base: models.C
     compiled = ", compiled" if training.torch_compile else ""
     shared = f", batches shared by {ranks.world_size()} ranks" if ranks.world_size() > 1 else ""
     padding = 100 * data.batches(training, experiment.seed).padding()
-    log.info("%s, fused AdamW%s%s; %.1f %% of the computed tokens are padding", precision, compiled, shared, padding)
+    log.info("%s, fused AdamW%s%s; %.1f %% of the computed tokens are padding", precision, compiled, shared, padding,
+             extra=ONCE)  # fmt: skip
     if device().type == "cpu" and models.attention_dropout(base.config) > 0:
         log.info("dropout of attention weights is slow on CPUs: model.attention_dropout=0 leaves it out (in all rows "
-                 "that are compared)")  # fmt: skip
+                 "that are compared)", extra=ONCE)  # fmt: skip

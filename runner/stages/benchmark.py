@@ -99,7 +99,6 @@ def time_finished(experiment: Experiment, result: Result) -> Result:
             result = replace(result, speed=speed)
             result.cost["seconds"] |= cost.seconds
             _add(speed, result, experiment.tracking)
-            log.info("%s", result.summary)
     return result
 
 

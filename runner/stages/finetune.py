@@ -15,6 +15,7 @@ from runner.config.experiment import Experiment
 from runner.system import circumstances, files, ranks
 from runner.system.circumstances import Span
 from runner.system.errors import writing
+from runner.system.process import ONCE
 from runner.training.supervision import Supervision
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ def finetune_once(task: FinetuningTask, logger: TrainingLogger | None = None) ->
     def read(folder: Path) -> models.Checkpoint | None:
         if not files.is_intact(folder):
             return None
-        log.info("the dense model is cached in %s", folder)
+        log.info("the dense model is cached in %s", folder, extra=ONCE)
         return models.find(str(folder), "the dense model", task.experiment.model)
 
     def make(folder: Path) -> models.Checkpoint:

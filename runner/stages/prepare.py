@@ -65,6 +65,7 @@ class Inputs:
     """None if nothing is trained."""
     updates: dict[int, float] = field(default_factory=dict)
     """Sparsity by the optimizer step of each mask update."""
+    disk_needs: list[DiskNeed] = field(default_factory=list)
 
     @property
     def name(self) -> str:
@@ -131,7 +132,7 @@ def finished(candidates: list[Path], identity: Identity, where: tracking.Trackin
         if result is None or result.identity != identity.run or not files.is_intact(file.parent / "model"):
             continue
         if tracking.uploaded(where, file.parent) or tracking.is_finished(where, result.mlflow_run):
-            log.info("already finished: this is its stored result (force=true runs it again)\n%s", result.summary)
+            log.info("already finished: its stored result is shown (force=true runs it again)")
             return replace(result, folder=str(file.parent))  # which may have moved
     return None
 
@@ -170,8 +171,8 @@ def _prepare_training(inputs: Inputs) -> None:
         inputs.updates = {step: experiment.schedule.sparsity(at, target) for step, at in pruner.updates.items()}
         units = sum(sum(group.units.values()) for group in pruner.plan.groups)
     needs = disk_needs(inputs, units)
-    log.info("disk space, at most: %s", disk.summary(needs))
     disk.check(needs)
+    inputs.disk_needs = needs
 
 
 def disk_needs(inputs: Inputs, units: int) -> list[DiskNeed]:

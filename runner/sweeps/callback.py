@@ -16,8 +16,10 @@ from omegaconf import DictConfig
 from results import columns
 from results.safe_text import printable
 from runner import tracking
-from runner.config.compose import as_typed, compose_experiment, override_parser
+from runner.config.compose import as_typed, override_parser
 from runner.config.keys import check_key
+from runner.config.sweep import Composer
+from runner.sweeps import preview
 from runner.sweeps.jobs import Outcome, Place, command_line
 from runner.system import disk, files, provenance, ranks
 from runner.system.device import keep_bf16_speedup
@@ -25,12 +27,11 @@ from runner.system.errors import UserError
 from runner.system.fingerprint import SHORT, hash_json
 from runner.system.locks import exclusive, saving
 from runner.system.process import SWEEP_FOLDER, exit_status, set_up_process
+from runner.system.progress import Progress
 
 log = logging.getLogger(__name__)
 
 BASIC = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
-
-LABELLED = ("model", "dataset", "pattern", "seed", "model.path")
 
 
 class JobsFailed(Exception):
@@ -69,10 +70,13 @@ class Sweep(Callback):
             checked = [[o.input_line or "" for o in parsed if not o.is_sweep_override()]]
             for given in [*(f"{key}={value}" for key, value in swept.items()), *varied]:
                 check_key(given)
-        for job in checked:
-            experiment = compose_experiment(job)[0].resolved()
-            if experiment.dry_run:
-                raise UserError("dry_run=true looks at one run: leave -m out, and name one value for each key")
+        composer, jobs = Composer(), []
+        with Progress("Composing", len(checked)) as progress:
+            for overrides in checked:
+                jobs.append(preview.Job(overrides, *composer(overrides)))
+                progress.update()
+        for job in jobs:
+            experiment = job.experiment.resolved()
             if self.jobs is None and not experiment.dataset.holdout:
                 raise UserError(
                     "this sweeper chooses by the score, and dataset.holdout=0 takes it on the set that the table "
@@ -80,6 +84,8 @@ class Sweep(Callback):
                 )
         for key in ("output_dir", "cache_dir"):
             disk.check_writable(key, getattr(experiment, key))
+        if any(job.experiment.dry_run for job in jobs):
+            self._preview(jobs)
         if self.jobs is not None:
             log.info("a sweep of %d runs, all configurations checked", len(self.jobs))
         tracking.check(experiment.tracking, waits=False)
@@ -96,6 +102,15 @@ class Sweep(Callback):
             Place(self.folder, number).clear()
         os.environ[SWEEP_FOLDER] = str(self.folder)
 
+    def _preview(self, jobs: list[preview.Job]) -> None:
+        """Show what the sweep would do, and end this process."""
+        if self.jobs is None:
+            raise UserError("dry_run=true: this sweeper chooses its runs one by one; leave -m and the sweeper out")
+        if not all(job.experiment.dry_run for job in jobs):
+            raise UserError("dry_run=true,false: a sweep is shown or done; give one value")
+        preview.show(jobs)
+        sys.exit(0)
+
     def _abandon(self) -> None:
         """Close the MLflow run of a sweep that a signal ended: Hydra does not call on_multirun_end then."""
         with suppress(BaseException):
@@ -111,7 +126,7 @@ class Sweep(Callback):
         failed = [outcome for outcome in outcomes if outcome.error is not None]
         lines = overview(done)
         if lines:
-            log.info("the sweep's results:\n%s", "\n".join(f"  {line}" for line in lines))
+            print(*lines, sep="\n", flush=True)
         if failed:
             each = "".join(f"\n  {command_line(o.overrides)}\n    {o.error}" for o in failed)
             log.error("%d of %d runs failed:%s", len(failed), len(outcomes), each)
@@ -159,7 +174,7 @@ def overview(outcomes: list[Outcome]) -> list[str]:
         r = files.read_json(Path(str(outcome.folder)) / "result.json")
         if r is None:
             continue
-        other = [o for o in outcome.overrides if o not in common and o.split("=")[0] not in LABELLED]
+        other = [o for o in outcome.overrides if o not in common and o.split("=")[0] not in preview.LABELLED]
         results.append(r)
         names.append(", ".join([f"{r['model']} on {r['dataset']}, {r['pattern']}, seed {r['seed']}", *other]))
     lines = []

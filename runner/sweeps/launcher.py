@@ -110,7 +110,6 @@ class ProcessLauncher(Launcher):
             SWEEP_FOLDER: os.environ[SWEEP_FOLDER],
             NUMBER_VARIABLE: str(number),
             PARENT_VARIABLE: os.environ[PARENT_VARIABLE],
-            "TQDM_MININTERVAL": "30",  # a bar in a file is a line each time
         }
         environment |= {name: os.environ[name] for name in ("PYTHONPATH", THREADS) if name in os.environ}
         threads = self.threads()

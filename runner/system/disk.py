@@ -87,6 +87,15 @@ def summary(needs: list[DiskNeed]) -> str:
     return ", ".join(f"{need.what} {human_bytes(need.bytes)} in {need.folder}" for need in needs)
 
 
+def in_one_line(needs: list[DiskNeed], cache: Path) -> str:
+    """What the needs add up to in the cache and outside of it, and the free space where it is least."""
+    cached = sum(need.bytes for need in needs if need.folder.is_relative_to(cache))
+    free = min(shutil.disk_usage(_existing(need.folder)).free for need in needs)
+    parts = [f"{human_bytes(sum(need.bytes for need in needs) - cached)} for the run"]
+    parts += [f"{human_bytes(cached)} in {cache}"] if cached else []
+    return f"at most {', '.join(parts)} ({human_bytes(free)} free)"
+
+
 def human_bytes(count: float) -> str:
     """A number of bytes as text in decimal units, such as 12 MB."""
     for unit in ("B", "kB", "MB"):

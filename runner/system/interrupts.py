@@ -24,8 +24,12 @@ class Interrupted(KeyboardInterrupt):
     """A signal asked this process to end. It is a KeyboardInterrupt, so that `except Exception` does not catch it."""
 
     def __init__(self, number: int, saved: str = "") -> None:
-        super().__init__(f"interrupted{saved}")
-        self.number = number
+        """
+        Args:
+            saved: a message that names what was saved.
+        """
+        super().__init__(saved or "interrupted")
+        self.number, self.saved = number, saved
 
     @property
     def status(self) -> int:

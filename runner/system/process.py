@@ -20,6 +20,10 @@ from runner.system.interrupts import Interrupted, raise_on_signals
 if TYPE_CHECKING:
     from pruning import PruningError
 
+RESUMES = "interrupted; the same command resumes where this one stopped"
+"""The message after a signal, of a run and of a sweep."""
+ONCE = {"once": True}
+"""`extra` of a log line that the jobs of a sweep share: stderr shows it for the first of them, run.log for each."""
 SWEEP_FOLDER = "PRUNE_DISTILL_SWEEP"
 """Environment variable: the folder of the sweep that a process works for."""
 
@@ -35,19 +39,23 @@ _OPTIONS = {
 """Objects that the engine's messages recommend, and the command-line options for them."""
 
 
-def exit_status(program: Callable[[], Any]) -> int:
+def exit_status(program: Callable[[], Any], interrupted: str = "interrupted") -> int:
     """Run a program and return its exit status: 0, 1 after an error that the user can fix, 128 + N after signal N.
-    Nothing that it prints or logs shows a credential, or sends control characters to the terminal."""
+    Nothing that it prints or logs shows a credential, or sends control characters to the terminal.
+
+    Args:
+        interrupted: the message after a signal, unless the program has a better one.
+    """
     _log_safely()
     with safe_streams():
         try:
             program()
             return 0
         except Interrupted as interrupt:
-            print(interrupt, file=sys.stderr)
+            _after_ctrl_c(interrupt.saved or interrupted)
             return interrupt.status
         except KeyboardInterrupt:
-            print("interrupted", file=sys.stderr)
+            _after_ctrl_c(interrupted)
             return 130
         except Exception as error:
             text = message(error)
@@ -56,6 +64,11 @@ def exit_status(program: Callable[[], Any]) -> int:
                 raise
             print(f"error: {printable(text)}", file=sys.stderr)
             return 1
+
+
+def _after_ctrl_c(text: str) -> None:
+    """Show a message on a line of its own: a terminal has written ^C."""
+    print(f"{chr(10) if sys.stderr.isatty() else ''}{text}", file=sys.stderr)
 
 
 def _show_traceback_safely() -> None:
@@ -140,6 +153,7 @@ def set_up_process() -> None:
         handler = logging.StreamHandler()
         handler.ours = True  # type: ignore[attr-defined]
         handler.setFormatter(logging.Formatter("%(message)s"))
+        handler.addFilter(_new)
         root.addHandler(handler)
     root.setLevel(logging.WARNING)
     for ours in ("runner", "pruning"):
@@ -147,6 +161,21 @@ def set_up_process() -> None:
     for library in ("huggingface_hub", "datasets"):
         logging.getLogger(library).propagate = False  # they have handlers of their own
     warnings.filterwarnings("ignore", category=FutureWarning)
+
+
+_shown: set[str] = set()
+"""The log lines with ONCE that stderr has shown."""
+
+
+def _new(record: logging.LogRecord) -> bool:
+    """Whether stderr shows a log line: one with ONCE only the first time."""
+    text = record.getMessage()
+    if not getattr(record, "once", False):
+        return True
+    if text in _shown:
+        return False
+    _shown.add(text)
+    return True
 
 
 @contextmanager

@@ -13,6 +13,7 @@ import torch
 from pruning import Calibrated, Calibration, Criterion, Pruner, sampled_loss
 from runner.system import ranks
 from runner.system.device import Precision, computing, device
+from runner.system.progress import Progress
 from runner.training.cost import TrainingStats
 from runner.training.inference import BATCH_TOKENS
 from runner.training.training_data import TrainingData, collate
@@ -43,22 +44,25 @@ def calibration(
 
 @dataclass
 class Windows:
-    """Batches of training windows drawn by the criterion's seed, of similar lengths; the same in every iteration."""
+    """Batches of training windows drawn by the criterion's seed, of similar lengths; alike in every iteration."""
 
     criterion: Calibrated
     student: PreTrainedModel
     data: TrainingData
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
-        from tqdm.auto import tqdm
-
         features, where = self.data.features, self.student.device
         names = [name for name in self.data.inputs if name in features.column_names]
         pad = collate(self.data.tokenizer, ())
         batches = list(self.rows(BATCH_TOKENS[where.type] // 2))  # backward holds all layers
-        for rows in tqdm(batches, desc="Calibrating", unit="batch", dynamic_ncols=True, disable=ranks.rank() > 0):
+        progress = Progress("Calibrating", len(batches)) if ranks.rank() == 0 else None
+        for rows in batches:
             columns = features.select_columns(names).__getitems__(rows)
             yield {name: tensor.to(where) for name, tensor in pad(columns).items()}
+            if progress is not None:
+                progress.update()
+        if progress is not None:
+            progress.close()
 
     def rows(self, tokens: int) -> Iterator[list[int]]:
         """Feature indices by batch, of at most so many tokens with padding, the longest first."""

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import safe_open
-from transformers import ProgressCallback, TrainerCallback, TrainingArguments
+from transformers import TrainerCallback, TrainingArguments
 
 from pruning import Pruner
 from runner.system import ranks
 from runner.system.errors import UserError
+from runner.system.progress import Progress
 from runner.tracking.logger import TrainingLogger
 from runner.training.batches import Batches
 from runner.training.trainer import PRUNER_FILE, DistillTrainer, diverged
@@ -78,17 +79,20 @@ def load_pruner(pruner: Pruner, file: Path) -> None:
         pruner.load_state_dict(tensors, stored.metadata() or {})
 
 
-class Progress(ProgressCallback):
-    """Trainer's progress bar with loss and sparsity; logs the same numbers."""
+class ShowProgress(TrainerCallback):
+    """Shows the training's progress with loss and sparsity, on rank 0; logs the same numbers."""
 
     def __init__(self, trainer: DistillTrainer, logger: TrainingLogger) -> None:
-        super().__init__()
         self.trainer, self.logger = trainer, logger
+        self.progress: Progress | None = None
 
     def on_train_begin(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
-        super().on_train_begin(args, state, control, **kwargs)
-        if self.training_bar is not None:
-            self.training_bar.set_description(self.trainer.job.title)
+        if state.is_world_process_zero:
+            self.progress = Progress(self.trainer.job.title, state.max_steps, state.global_step)
+
+    def on_step_end(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.progress is not None:
+            self.progress.update()
 
     def on_log(self, args: TrainingArguments, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         if "loss" not in logs:
@@ -98,10 +102,14 @@ class Progress(ProgressCallback):
             raise diverged(state.global_step)
         if not state.is_world_process_zero:
             return
-        shown = {"loss": loss, "learning_rate": logs["learning_rate"]}
+        numbers = {"loss": loss, "learning_rate": logs["learning_rate"]}
         if self.trainer.job.pruner is not None:
-            shown["sparsity"] = self.trainer.job.pruner.sparsity
-        self.logger.log(state.global_step, shown)
-        if self.training_bar is not None:
-            numbers = {k: f"{v:.3g}" for k, v in shown.items() if k != "learning_rate"}
-            self.training_bar.set_postfix(numbers, refresh=False)  # only with the bar: in a file each refresh is a line
+            numbers["sparsity"] = self.trainer.job.pruner.sparsity
+        self.logger.log(state.global_step, numbers)
+        if self.progress is not None:
+            self.progress.numbers(**{name: value for name, value in numbers.items() if name != "learning_rate"})
+
+    def close(self) -> None:
+        """End the bar, also after an error."""
+        if self.progress is not None:
+            self.progress.close()

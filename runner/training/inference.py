@@ -13,6 +13,7 @@ from pruning.runtime import FastModel
 from runner.data.scores import Scores
 from runner.data.task import Dataset
 from runner.system.device import Precision, computing, device
+from runner.system.progress import Progress
 
 if TYPE_CHECKING:
     import datasets
@@ -75,14 +76,13 @@ def predictions(
         The rows of a batch, and its prediction.
     """
     import numpy as np
-    from tqdm.auto import tqdm
 
     where = _placed(model)
     names = [name for name in tokenizer.model_input_names if name in features.column_names]
     inputs = features.select_columns(names)
     lengths = np.asarray(features["length"])
     order = np.argsort(-lengths, kind="stable")
-    with tqdm(total=len(order), desc=title, unit="window", dynamic_ncols=True) as bar:
+    with Progress(title, len(order)) as progress:
         at = 0
         while at < len(order):
             rows = order[at : at + max(1, BATCH_TOKENS[where.type] // int(lengths[order[at]]))]
@@ -91,7 +91,7 @@ def predictions(
                 prediction = task.prediction(model(**batch), batch)
             yield rows, prediction
             at += len(rows)
-            bar.update(len(rows))
+            progress.update(len(rows))
 
 
 def _placed(model: PreTrainedModel | FastModel) -> torch.device:

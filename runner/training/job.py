@@ -31,4 +31,4 @@ class TrainingJob:
     folder: Path
     """The folder of its checkpoints; an interrupted training resumes from the last of them."""
     title: str
-    """The title of the progress bar."""
+    """The title of its progress."""

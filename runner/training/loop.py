@@ -19,7 +19,7 @@ from runner.system.interrupts import Interrupted, postponed
 from runner.tracking.logger import NullLogger, TrainingLogger
 from runner.training import checkpoints, projections
 from runner.training.average import WeightAverage
-from runner.training.callbacks import Epochs, Progress, PruningCallback, Resume, StopWhenAsked
+from runner.training.callbacks import Epochs, PruningCallback, Resume, ShowProgress, StopWhenAsked
 from runner.training.cost import TrainingStats
 from runner.training.job import TrainingJob
 from runner.training.trainer import DistillTrainer
@@ -41,7 +41,7 @@ def train(job: TrainingJob, logger: TrainingLogger | None = None) -> TrainingSta
     logger = logger or NullLogger()
     logger.begin(0 if last is None else checkpoints.step(last))
     trainer = _trainer(job, logger, last)
-    progress = next(c for c in trainer.callback_handler.callbacks if isinstance(c, Progress))
+    progress = next(c for c in trainer.callback_handler.callbacks if isinstance(c, ShowProgress))
     if ranks.rank():  # else all would drop the same units in their parts of a batch; rank 0 draws as a single process
         torch.manual_seed(job.seed + (ranks.rank() << 32))
     ranks.barrier()  # the training's clock must not run while other ranks load
@@ -55,8 +55,7 @@ def train(job: TrainingJob, logger: TrainingLogger | None = None) -> TrainingSta
             raise
         raise disk_error(error, job.folder) from error
     finally:
-        if progress.training_bar is not None:
-            progress.training_bar.close()  # else the next message continues its line
+        progress.close()
         if job.pruner is not None:
             job.pruner.detach()  # else optimizer and pruner hold each other, and a sweep's next run has less memory
     if trainer.average is not None:
@@ -87,7 +86,7 @@ def _trainer(job: TrainingJob, logger: TrainingLogger, last: Path | None) -> Dis
     for default in (ProgressCallback, PrinterCallback):  # ours shows the same, without a line per log
         trainer.remove_callback(default)
     trainer.add_callback(Epochs(trainer.batches))
-    trainer.add_callback(Progress(trainer, logger))
+    trainer.add_callback(ShowProgress(trainer, logger))
     if job.pruner is not None:
         trainer.add_callback(PruningCallback(job.pruner, last))
     if job.settings.average_weights is not None:
@@ -108,7 +107,9 @@ def _run(trainer: DistillTrainer, last: Path | None) -> None:
         trainer.train(resume_from_checkpoint=None if last is None else str(last))
         signal = ranks.all_max(asked() or 0)
     if signal:
-        raise Interrupted(signal, f" at step {trainer.state.global_step}; the same command resumes from there")
+        raise Interrupted(
+            signal, f"interrupted at step {trainer.state.global_step}; the same command resumes from there"
+        )
     ranks.check_same(dict(trainer.job.student.named_parameters()))
 
 

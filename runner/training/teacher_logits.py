@@ -27,6 +27,7 @@ from runner.system.device import Precision
 from runner.system.disk import human_bytes
 from runner.system.errors import UserError
 from runner.system.fingerprint import SHORT, hash_json
+from runner.system.process import ONCE
 from runner.system.versions import VERSIONS
 from runner.training.inference import predictions
 
@@ -137,7 +138,7 @@ def teacher_logits(
     def read(file: Path) -> CachedLogits | None:
         logits = _read(file, len(features))
         if logits is not None:
-            log.info("the teacher's logits are cached in %s", file)
+            log.info("the teacher's logits are cached in %s", file, extra=ONCE)
         return logits
 
     def make(file: Path) -> CachedLogits:

@@ -454,7 +454,7 @@ def test_a_defect_while_a_sweep_is_checked_stops_it_with_its_traceback(
         raise ZeroDivisionError("a defect of the program")
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("runner.sweeps.callback.compose_experiment", broken)
+    monkeypatch.setattr("runner.sweeps.callback.Composer", broken)
     monkeypatch.setattr("runner.experiment.run", lambda *_: pytest.fail("a job was started"))
     monkeypatch.setattr(sys, "argv", ["python -m runner", "-m", "seed=0,1"])
     with pytest.raises(SystemExit) as caught:

@@ -6,6 +6,7 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -20,13 +21,16 @@ from omegaconf import OmegaConf
 from pruning import Block, NofM
 from runner import evaluate
 from runner.config.compose import compose_experiment, load
-from runner.config.keys import ALIASES, CHOICES, MOVED_KEYS, all_keys, nearest
+from runner.config.experiment import Experiment, Origin
+from runner.config.keys import CHOICES, all_keys, nearest
 from runner.config.refusals import advice
 from runner.config.restore import classes, restore
+from runner.config.sweep import Composer
 from runner.records.identity import identify
 from runner.stages.prepare import run_name
 from runner.system.errors import UserError, disk_error
 from runner.system.process import message
+from runner.system.spelling import ALIASES, MOVED_KEYS
 from tests.conftest import ROOT, Refused
 
 CONF = ROOT / "conf"
@@ -456,16 +460,16 @@ def test_options_that_do_not_go_together(options: list[str], refused: Refused) -
 @pytest.mark.bad_input("C1", "-m pattern=glob(*x1)", before='refused: "ConfigLoader is not set"', after="a sweep")
 def test_glob_in_a_sweep(refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
     jobs: list[list[str]] = []
-    compose = compose_experiment
 
-    def recorded(overrides: list[str]) -> object:
-        jobs.append(overrides)
-        return compose(overrides)
+    class Recorded(Composer):
+        def __call__(self, overrides: Sequence[str]) -> tuple[Experiment, Origin]:
+            jobs.append(list(overrides))
+            return super().__call__(overrides)
 
     def stop(*_: object) -> None:
         raise UserError("all jobs are composed")
 
-    monkeypatch.setattr("runner.sweeps.callback.compose_experiment", recorded)
+    monkeypatch.setattr("runner.sweeps.callback.Composer", Recorded)
     monkeypatch.setattr("runner.sweeps.callback.disk.check_writable", stop)
     assert "all jobs are composed" in refused("-m", "pattern=glob(*x1)")
     names = {file.stem for file in CONF.glob("pattern/*x1.yaml")}

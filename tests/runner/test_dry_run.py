@@ -7,9 +7,13 @@ from pathlib import Path
 import pytest
 
 from runner import dry_run
+from runner.config.compose import compose, compose_experiment
+from runner.config.sweep import Composer
 from runner.config.training import Training
 from runner.models import kind_of
-from tests.conftest import Cli
+from runner.sweeps import preview
+from runner.system.errors import UserError
+from tests.conftest import FINISHED, Cli, copy_run
 
 SHORT = (
     "dataset=demo", "dataset.train_examples=64", "dataset.eval_examples=16", "schedule=short",
@@ -26,9 +30,9 @@ def test_what_it_says_is_what_the_run_does(cli: Cli, small_model: Path, tmp_path
     assert not (tmp_path / "outputs").exists()
     assert not list((tmp_path / "cache").glob("dense/*"))
     assert said.stderr.rstrip().endswith("nothing was trained (dry_run=true)")
-    assert "dense model: fine-tuned first, 10 optimizer steps" in said.stderr
-    assert re.search(r"time of the pruning: about \d+ s, at [\d,]+ tokens a second over 6 steps", said.stderr)
-    assert "time of the fine-tuning: about" in said.stderr
+    assert "dense model: fine-tuned first, 10 optimizer steps" in said.stdout
+    assert re.search(r"time of the pruning: about \d+ s, at [\d,]+ tokens a second over 6 steps", said.stdout)
+    assert "time of the fine-tuning: about" in said.stdout
 
     done = cli(*command)
     assert done.returncode == 0, done.stderr
@@ -36,12 +40,12 @@ def test_what_it_says_is_what_the_run_does(cli: Cli, small_model: Path, tmp_path
     assert f"-> {folder.relative_to(tmp_path)}\n" in said.stderr
     pruning = json.loads((folder / "model" / "pruning.json").read_text())
     units = sum(layer["units"] for layer in pruning["layers"])
-    assert f"pattern 4x1, target 0.8: {len(pruning['layers'])} layers, {units:,} units\n" in said.stderr
-    assert "2 x intermediate.dense [64, 32]" in said.stderr
-    expected = re.search(r"zeros in the end: (\d\.\d+)", said.stderr)
+    assert f"pattern 4x1, target 0.8: {len(pruning['layers'])} layers, {units:,} units\n" in said.stdout
+    assert "2 x intermediate.dense [64, 32]" in said.stdout
+    expected = re.search(r"zeros in the end: (\d\.\d+)", said.stdout)
     assert expected is not None
     assert float(expected[1]) == pytest.approx(pruning["linear_ratio"], abs=2e-4)
-    told = re.search(r"sparsity by step: (.*)", said.stderr)
+    told = re.search(r"sparsity by step: (.*)", said.stdout)
     assert told is not None
     updates = {step: f"{sparsity:.3f}" for step, sparsity in pruning["updates"].items()}
     assert len(updates) > 8
@@ -50,9 +54,9 @@ def test_what_it_says_is_what_the_run_does(cli: Cli, small_model: Path, tmp_path
     assert len(shown) == 7
 
     again = cli(*command, "dry_run=true")
-    assert f"already finished: {folder.relative_to(tmp_path)}" in again.stderr
-    assert "dense model: cached in cache/dense/" in again.stderr
-    assert "time of the fine-tuning" not in again.stderr
+    assert f"already finished: {folder.relative_to(tmp_path)}" in again.stdout
+    assert "dense model: cached in cache/dense/" in again.stdout
+    assert "time of the fine-tuning" not in again.stdout
 
 
 def test_the_average_of_the_weights_takes_memory(cli: Cli, small_model: Path) -> None:
@@ -65,19 +69,19 @@ def test_the_average_of_the_weights_takes_memory(cli: Cli, small_model: Path) ->
     half = [(averaged, trained // 2), (plain, trained // 2)]  # the rest is frozen
     assert dry_run.memory(trained, half).endswith(" 12.0 GB")
     given = ("-m", "runner", "model=hub", f"model.path={small_model}", "pattern=4x1", *SHORT, "dry_run=true")
-    assert "memory: weights, gradients and AdamW's moments " in cli(*given).stderr
+    assert "memory: weights, gradients and AdamW's moments " in cli(*given).stdout
     said = cli(*given, "train.average_weights=0.9")
-    assert "memory: weights, gradients, AdamW's moments and a second set of weights " in said.stderr
+    assert "memory: weights, gradients, AdamW's moments and a second set of weights " in said.stdout
 
 
 def test_layers_that_stay_dense_are_named_with_the_reason(cli: Cli, small_model: Path) -> None:
     said = cli("-m", "runner", "model=hub", f"model.path={small_model}", "pattern=block", "pattern.rows=64", *SHORT,
                "+allocation.layers={*.key:{excluded:true}}", "dry_run=true")  # fmt: skip
     assert said.returncode == 0, said.stderr
-    assert "left dense: 2 layers: allocation.layers excludes it\n" in said.stderr
-    assert "left dense: 6 layers: [32, 32] does not divide into blocks of 64 rows by 1 columns\n" in said.stderr
-    assert "pattern 64x1, target 0.8: 2 layers, 64 units\n" in said.stderr
-    assert "not candidates: qa_outputs" in said.stderr
+    assert "left dense: 2 layers: allocation.layers excludes it\n" in said.stdout
+    assert "left dense: 6 layers: [32, 32] does not divide into blocks of 64 rows by 1 columns\n" in said.stdout
+    assert "pattern 64x1, target 0.8: 2 layers, 64 units\n" in said.stdout
+    assert "not candidates: qa_outputs" in said.stdout
 
 
 def test_what_the_run_would_refuse_is_refused(cli: Cli, small_model: Path, tmp_path: Path) -> None:
@@ -86,10 +90,96 @@ def test_what_the_run_would_refuse_is_refused(cli: Cli, small_model: Path, tmp_p
     assert said.returncode == 1
     assert "Traceback" not in said.stderr
     assert "error: " in said.stderr
-    sweep = cli("-m", "runner", "-m", *given[2:], "pattern=4x1,2:4")
+    sweep = cli("-m", "runner", "-m", *given[2:], "pattern=4x1", "pattern.target_sparsity=0.8,0.99", "seed=0,1")
     assert sweep.returncode == 1
-    assert "error: dry_run=true looks at one run" in sweep.stderr
+    assert "2 of these would be refused" not in sweep.stderr  # once for both seeds
+    assert " pattern=4x1 pattern.target_sparsity=0.99 seed=0\n  target sparsity 0.99 is above" in sweep.stderr
+    assert "error: 1 of these would be refused, whatever the seed" in sweep.stderr
+    assert "pattern.target_sparsity=0.8  0,1" in sweep.stdout
     assert not (tmp_path / "mlflow.db").exists()
+
+
+def table(stdout: str) -> list[list[str]]:
+    """The cells of the table of a sweep's dry run, without its header."""
+    lines = stdout.split("\n\n")[0].splitlines()
+    assert lines[0].split() == ["model", "dataset", "pattern", "seeds", "finished", "dense", "models", "time", "disk"]
+    return [re.split("  +", line) for line in lines[1:]]
+
+
+def test_a_sweep_is_one_table_of_what_is_missing(finished_run: Path, cli: Cli, tmp_path: Path) -> None:
+    copy_run(finished_run, tmp_path)
+    shared = [each for each in FINISHED if each != "pattern=4x1"]
+    command = ("-m", "runner", "-m", "model=hub", f"model.path={tmp_path / 'small-model'}", *shared,
+               "pattern=4x1,2:4", "seed=0,1", "dry_run=true")  # fmt: skip
+    before = sorted(tmp_path.glob("outputs/*"))
+    done = cli(*command)
+    assert done.returncode == 0, done.stderr
+    first, second = table(done.stdout)
+    assert first[:6] == ["small-model", "demo", "4x1", "0,1", "1 of 2", "1 of 2 cached"]
+    assert second[:6] == ["small-model", "demo", "2:4", "0,1", "0 of 2", "1 of 2 cached"]
+    assert "4 runs, 1 finished. The others take about " in done.stdout
+    assert "of disk (" in done.stdout
+    assert done.stderr.rstrip().endswith("nothing was trained (dry_run=true)")
+    assert sorted(tmp_path.glob("outputs/*")) == before
+
+    both = cli(*command[:-1], "dry_run=true,false")
+    assert both.returncode == 1
+    assert "error: dry_run=true,false: a sweep is shown or done" in both.stderr
+
+
+def test_what_runs_share_is_counted_once() -> None:
+    rows = [preview.Row(("a", "b", "4x1"), [0, 1], 1, [True, False], 3600.0, 5_000_000),
+            preview.Row(("a", "b", "2:4"), list(range(9)), 9, [True] * 9),
+            preview.Row(("long-name", "b", "dense"), [0], 0, [], 60.0, 1_000_000)]  # fmt: skip
+    assert [row.cells[3:] for row in rows] == [
+        ("0,1", "1 of 2", "1 of 2 cached", "60 min", "5 MB"),
+        ("9 seeds", "9 of 9", "9 of 9 cached", "-", "-"),
+        ("0", "0 of 1", "given", "60 s", "1 MB"),
+    ]
+    lines = preview.aligned([row.cells for row in rows])
+    assert {line.index("  b  ") for line in lines} == {9}
+    text = preview.total(rows, Path("nowhere"))
+    assert text.startswith("12 runs, 10 finished. The others take about 61 min ")
+    assert "at most 6 MB of disk" in text
+
+
+def test_the_jobs_of_a_sweep_are_those_composed_one_by_one() -> None:
+    composer = Composer()
+    shared = ["model=bert-mini", "dataset=squad"]
+    for job in (
+        [*shared, "pattern=4x1", "seed=0"],
+        [*shared, "pattern=4x1", "seed=1", "train.learning_rate=1e-3"],
+        [*shared, "pattern=dense", "train.max_steps=5"],
+        [*shared, "pattern=4x1", "+allocation.layers={a:{excluded:true}}"],
+        ["model=tiny", "dataset=demo", "recipe.learning_rate=1e-3"],
+        ["model=tiny", "dataset=demo", "recipe=squad-bert-mini"],
+        ["experiment=mrpc-bert-mini-2of4", "seed=3"],
+        ["debug=default", "model=tiny", "dataset=demo", "pattern=64x1"],
+        [*shared, "pattern=4x1", "seed=0"],
+    ):
+        assert composer(job) == compose_experiment(job)
+
+
+@pytest.mark.parametrize("override", ["train.learning_rat=1", "train.learning_rate=x", "seed=-1", "pattern=nonsense",
+                                      "train.learning_rate=1e-3 2", "pattern.n=2"])  # fmt: skip
+def test_the_mistakes_of_a_job_have_the_same_message(override: str) -> None:
+    with pytest.raises(UserError) as one:
+        compose_experiment(["model=tiny", "dataset=demo", override])
+    with pytest.raises(UserError) as of_sweep:
+        Composer()(["model=tiny", "dataset=demo", override])
+    assert str(of_sweep.value) == str(one.value)
+
+
+def test_what_jobs_share_is_composed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    from runner.config import sweep
+
+    composed = []
+    monkeypatch.setattr(sweep, "compose", lambda *args, **kw: composed.append(args) or compose(*args, **kw))
+    composer = Composer()
+    for pattern in ("4x1", "2:4"):
+        for seed in range(10):
+            composer(["model=tiny", "dataset=demo", f"pattern={pattern}", f"seed={seed}"])
+    assert len(composed) == 2
 
 
 @pytest.mark.parametrize(("seconds", "expected"), [(8.4, "8 s"), (89, "89 s"), (600, "10 min"), (7200, "2.0 h")])
@@ -108,10 +198,10 @@ def test_pruning_without_training_says_what_its_calibration_takes(cli: Cli, smal
              *SHORT, "schedule=one_shot", "train.max_steps=-1", "train.num_train_epochs=0", "dry_run=true")  # fmt: skip
     said = cli(*given, "criterion=obs", "criterion.samples=24")
     assert said.returncode == 0, said.stderr
-    assert "sparsity by step: 0: 0.800\n" in said.stderr
-    assert re.search(r"calibration of each mask update: 24 training windows; up to 2\d\d MB of memory", said.stderr)
-    assert "time of" not in said.stderr
-    assert "calibration of each mask update: 24 " not in cli(*given, "criterion=magnitude").stderr
+    assert "sparsity by step: 0: 0.800\n" in said.stdout
+    assert re.search(r"calibration of each mask update: 24 training windows; up to 2\d\d MB of memory", said.stdout)
+    assert "time of" not in said.stdout
+    assert "calibration of each mask update: 24 " not in cli(*given, "criterion=magnitude").stdout
     assert not (tmp_path / "outputs").exists()
 
 
@@ -119,6 +209,6 @@ def test_more_calibration_windows_than_there_are(cli: Cli, small_model: Path) ->
     given = ("-m", "runner", "model=hub", f"model.path={small_model}", "pattern=4x1", *SHORT, "criterion=wanda")
     said = cli(*given, "dry_run=true")
     assert said.returncode == 0, said.stderr
-    windows = re.search(r"calibration of each mask update: (\d+) training windows", said.stderr)
+    windows = re.search(r"calibration of each mask update: (\d+) training windows", said.stdout)
     assert windows is not None
     assert 64 <= int(windows[1]) < 256  # the default

@@ -151,12 +151,12 @@ def test_by_its_id_a_second_call_tells_the_same_and_again_computes(original: Pat
     before = (again / "model" / "model.safetensors").stat().st_mtime_ns
     done = cli_in(original)(*REPRODUCE, result_of(folder)["mlflow_run"])
     assert done.returncode == 0, done.stderr
-    assert "It resumes what was begun there; --again starts anew." in done.stdout
+    assert "It resumes what was begun there; --again starts anew." in done.stderr
     assert "Reproduced bit for bit" in done.stdout
     assert (again / "model" / "model.safetensors").stat().st_mtime_ns == before
     done = cli_in(original)(*REPRODUCE, str(folder), "--again", "--no-log")
     assert done.returncode == 0, done.stderr
-    assert "is not resumed" in done.stdout
+    assert "is not resumed" in done.stderr
     assert "Reproduced bit for bit" in done.stdout
     assert (again / "model" / "model.safetensors").stat().st_mtime_ns > before
 
@@ -178,7 +178,7 @@ def test_one_that_is_killed_goes_on(original: Path, tmp_path: Path) -> None:
     assert process.returncode == 128 + signal.SIGTERM, text
     done = cli_in(tmp_path)(*REPRODUCE, str(folder))
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "It resumes what was begun there" in done.stdout
+    assert "It resumes what was begun there" in done.stderr
     assert "the dense model is cached in" in done.stderr  # that of the reproduction, not fine-tuned twice
     assert "Reproduced bit for bit: all 6 stages" in done.stdout
     with sqlite3.connect(tmp_path / "mlflow.db") as store:
@@ -252,7 +252,7 @@ def test_what_was_made_otherwise_is_told_and_not_gone_on_with(place: Path) -> No
     done = cli_in(place)(*REPRODUCE, str(folder))
     assert f"  torch: 1.0 then, {by['packages']['torch']} now\n" in done.stdout
     assert "  threads: 7 then, 1 now (OMP_NUM_THREADS=7 gives the same number)\n" in done.stdout
-    assert "is not resumed.\n  ranks: 2 then, 1 now" in done.stdout
+    assert "is not resumed.\n  ranks: 2 then, 1 now" in done.stderr
     assert "fine-tuning the dense model" in done.stderr
     assert done.returncode == 0  # and yet the same came out
 

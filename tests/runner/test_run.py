@@ -42,8 +42,8 @@ def test_one_run_leaves_a_checked_model_and_a_row(
     cli: Cli, rows: Callable[[], list[dict]], small_model: Path, tmp_path: Path
 ) -> None:
     done = ok(cli("-m", "runner", "model=hub", f"model.path={small_model}", "pattern=4x1", *SHORT))
-    assert "relative drop" in done.stderr
-    assert "0 violations" in done.stderr
+    assert "relative drop" in done.stdout
+    assert "0 violations" in done.stdout
     (folder,) = run_folders(tmp_path)
     assert folder.name.startswith("small-model-demo-4x1-s0-")
     assert {"model", "config.yaml", "result.json", "checkpoints", "run.log"} <= {p.name for p in folder.iterdir()}
@@ -143,7 +143,7 @@ def test_a_finished_run_is_not_run_again(cli: Cli, small_model: Path, tmp_path: 
 
     done = ok(cli(*command))
     assert "already finished" in done.stderr
-    assert "relative drop" in done.stderr  # the result is told again
+    assert "relative drop" in done.stdout  # the result is told again
     assert runs() == 1
     assert (folder / "model" / "model.safetensors").stat().st_mtime_ns == before
     assert "already finished" not in ok(cli(*command, "force=true")).stderr

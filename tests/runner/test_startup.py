@@ -3,6 +3,8 @@
 Held by what is imported and copied, not by the clock: that is the same on every machine.
 """
 
+from pathlib import Path
+
 import pytest
 
 from runner.config.compose import compose, register
@@ -22,10 +24,9 @@ def imported(report: str) -> set[str]:
 
 
 @pytest.mark.parametrize(("arguments", "status", "text"), [
-    (["--help"], 0, "== Configuration groups =="),
+    (["--help", "--config-dir", "."], 0, "Groups: GROUP=OPTION chooses"),
     (["--cfg", "job"], 0, "per_device_train_batch_size"),
     (["--cfg", "job", "--resolve", "model=bert-base", "pattern=2:4"], 0, "google-bert/bert-base-uncased"),
-    (["pattern=nonsense"], 1, "there is no pattern/nonsense"),
     (["pattern.rows=many"], 1, "pattern.rows=many: a whole number is needed"),
     (["model=hub"], 1, "model=hub needs model.path"),
     (["pattern.target_sparsity=7"], 1, "target_sparsity=7"),
@@ -37,6 +38,26 @@ def test_nothing_heavy_is_imported_to_compose(cli: Cli, arguments: list[str], st
     seen = imported(done.stderr)
     assert {"hydra", "torch", "runner", "pruning"} <= seen  # the report was read
     assert seen & HEAVY == set()
+
+
+@pytest.mark.parametrize(("arguments", "status", "text"), [
+    (["pattern=nonsense"], 1, "there is no pattern/nonsense"),
+    (["-m", "dataset=squad,sqad"], 1, "did you mean dataset=squad?"),
+    (["train.lr=3"], 1, "did you mean train.learning_rate?"),
+    (["model=hub", "model.path=./smal-model"], 1, "there is no such folder; did you mean small-model?"),
+    (["--help"], 0, "Groups: GROUP=OPTION chooses"),
+    (["--version"], 0, "prune-distill"),
+], ids=lambda value: " ".join(value) if isinstance(value, list) else None)  # fmt: skip
+def test_a_mistake_of_spelling_and_the_help_need_the_standard_library_alone(
+    cli: Cli, tmp_path: Path, arguments: list[str], status: int, text: str
+) -> None:
+    (tmp_path / "small-model").mkdir()
+    done = cli("-X", "importtime", "-m", "runner", *arguments)
+    assert done.returncode == status, done.stderr[-2000:]
+    assert text in done.stdout + done.stderr
+    seen = imported(done.stderr)
+    assert {"runner", "difflib"} <= seen  # the report was read
+    assert seen & {*HEAVY, "torch", "hydra", "omegaconf", "numpy", "pruning"} == set()
 
 
 # Counts the schemas that are copied in other ways than to be filled: these copies go through ConfigStore.load.
@@ -56,7 +77,7 @@ print(f"{len(stored)} schemas, {len(copies)} copies")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("arguments", [["--help"], ["--cfg", "job"]], ids=" ".join)
+@pytest.mark.parametrize("arguments", [["--help", "--config-dir", "."], ["--cfg", "job"]], ids=" ".join)
 def test_listing_and_composing_do_not_copy_the_store(cli: Cli, arguments: list[str]) -> None:
     """Hydra would copy every schema some 150 times for --help: half of the time that it took."""
     done = cli("-c", COUNT, *arguments)

@@ -431,7 +431,7 @@ def test_an_architecture_that_nobody_listed_from_dry_run_to_the_pruned_file(cli:
         "left dense: 2 layers: [18, 16] does not divide into blocks of 4 rows by 1 columns",
         "not candidates: convbert.embeddings_project, qa_outputs",
     ):
-        assert line in said.stderr, said.stderr
+        assert line in said.stdout, said.stderr
     experiment = compose_experiment([*command[2:], "distill=none"])[0].resolved()
     verification = pruned_once(experiment, tmp_path)
     assert (verification.sparsity, verification.violations) == (pytest.approx(0.8, abs=0.001), 0)

@@ -113,7 +113,7 @@ def test_a_run_with_frozen_parameters(cli: Cli, tmp_path: Path) -> None:
     command = ("-m", "runner", *SHORT, "model.frozen=[embeddings,layer_norms]")
     tried = cli(*command, "dry_run=true")
     assert tried.returncode == 0, tried.stderr
-    memory = re.search(r"memory: .*; ([\d,]+) of ([\d,]+) parameters are frozen", tried.stderr)
+    memory = re.search(r"memory: .*; ([\d,]+) of ([\d,]+) parameters are frozen", tried.stdout)
     assert memory is not None
     done = cli(*command)
     assert done.returncode == 0, done.stderr
@@ -127,8 +127,8 @@ def test_a_run_with_frozen_parameters(cli: Cli, tmp_path: Path) -> None:
     assert json.loads((run / "result.json").read_text())["verification"]["violations"] == 0
     # The dense model is trained whole, so that rows with and without share it.
     other = cli("-m", "runner", *SHORT, "model.frozen=[]", "dry_run=true")
-    assert "dense model: cached in cache/dense/" in other.stderr
-    assert "frozen" not in other.stderr.replace("model.frozen", "")
+    assert "dense model: cached in cache/dense/" in other.stdout
+    assert "frozen" not in other.stdout.replace("model.frozen", "")
 
 
 def test_frozen_parameters_that_do_not_exist_are_refused(refused: Refused, tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ def timed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = cli_in(place)(*command(place), *TIMED)
     assert done.returncode == 0, done.stderr
     assert "timing the saved model on this CPU, about 0 s" in done.stderr
-    assert "time, batch 1, length 16, threads 1" in done.stderr  # in the summary
+    assert "time, batch 1, length 16, threads 1" in done.stdout  # in the summary
     return place
 
 
@@ -119,7 +119,7 @@ def test_a_run_without_benchmark_is_the_same_run(timed: Path, finished_run: Path
     assert done.returncode == 0, done.stderr
     assert "already finished" in done.stderr
     assert "python -m runner.benchmark" not in done.stderr
-    assert "time, batch 1, length 16, threads 1" in done.stderr
+    assert "time, batch 1, length 16, threads 1" in done.stdout
     assert (folder_in(timed) / "result.json").read_bytes() == before
 
 
@@ -133,7 +133,7 @@ def test_a_finished_run_is_timed_and_nothing_else_of_it_changes(finished_run: Pa
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("already finished") == 1
     assert done.stderr.count("timing the saved model on this CPU, about 0 s") == 1
-    assert "time, batch 1, length 16, threads 1" in done.stderr  # in the summary
+    assert "time, batch 1, length 16, threads 1" in done.stdout  # in the summary
     assert (folder / "model" / "model.safetensors").stat().st_mtime_ns == weights
     after = Result.load(folder / "result.json")
     assert after is not None
@@ -208,9 +208,9 @@ def test_a_dry_run_announces_the_benchmark(finished_run: Path, cli: Cli, tmp_pat
     assert done.returncode == 0, done.stderr
     assert (
         "time of the benchmark: about 12 s, and the making of the runtimes (lengths 16, 32; 4 combinations)"
-        in done.stderr
+        in done.stdout
     )
-    assert "time of the benchmark" not in cli(*command(tmp_path), "dry_run=true").stderr
+    assert "time of the benchmark" not in cli(*command(tmp_path), "dry_run=true").stdout
 
 
 def test_a_runtime_that_fails_is_logged_and_the_rest_are_timed(

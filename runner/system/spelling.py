@@ -1,0 +1,133 @@
+"""Misspelled options, keys and paths. What the command line has of them is refused before torch is imported, which
+takes seconds; everything else is found when Hydra composes. Nothing but the standard library is imported here."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+
+N_OF_M = ((1, 4), (2, 4), (3, 4), (2, 8), (4, 8), (1, 2), (1, 8), (2, 16), (4, 16))
+"""Options of the group pattern that --help lists, and whose names cannot be file names on Windows."""
+MOVED_KEYS = {"schedule.warmup_steps": "train.warmup_steps"}
+"""Configuration keys of earlier versions and their names today."""
+ALIASES = {
+    "lr": "learning_rate",
+    "epochs": "num_train_epochs",
+    "batch_size": "per_device_train_batch_size",
+    "accumulation_steps": "gradient_accumulation_steps",
+    "sparsity": "target_sparsity",
+    "target": "target_sparsity",
+    "warmup": "warmup_steps",
+    "max_length": "max_seq_length",
+    "fp16": "precision",
+    "bf16": "precision",
+}
+"""Names that other tools give to keys."""
+KEYS = Path(__file__).parents[1] / "config" / "keys.txt"
+"""All keys, made by `python -m runner.reference keys`."""
+_CONF = Path(__file__).parents[2] / "conf"
+_OTHER_OPTIONS = re.compile(r"-cd|-cn|-cp|--config-(dir|name|path)|[+]*hydra\.searchpath")
+"""Arguments that add options and keys of the user's own."""
+_PLAIN = re.compile(r"([a-z_]+(?:\.\w+)*)=([^\s'\"\[\]{}()$\\]*)")
+_OPTION = re.compile(r"(?!(null|none|true|false)$)(?=.*[a-z])[\w:.-]+", re.IGNORECASE)
+_FILES = (".csv", ".tsv", ".json", ".jsonl", ".parquet", ".conll", ".conllu")
+_FOLDERS = ("model.path", "model.finetuned", "model.sparse", "distill.teacher")
+
+
+def mistake(arguments: Sequence[str]) -> str | None:
+    """The message for the first misspelled option, key or path of a command line; None if none is seen here."""
+    if has_own_options(arguments):
+        return None
+    sweep = any(argument in ("-m", "--multirun") for argument in arguments)
+    for argument in arguments:
+        plain = _PLAIN.fullmatch(argument)
+        if plain is not None and (problem := next(_mistakes(plain[1], plain[2], sweep), None)):
+            return problem
+    return None
+
+
+def has_own_options(arguments: Sequence[str]) -> bool:
+    """Whether a command line adds a folder with options and keys of the user's own."""
+    return any(_OTHER_OPTIONS.match(argument) for argument in arguments)
+
+
+def _mistakes(key: str, value: str, sweep: bool) -> Iterator[str]:
+    groups = [folder.name for folder in _CONF.iterdir() if folder.is_dir()]
+    if key in groups:
+        available = options(key)
+        for option in value.split(",") if sweep else [value]:
+            size = key == "pattern" and re.fullmatch(r"\d{1,9}[x:]\d{1,9}", option)
+            if key not in ("recipe", "hydra") and _OPTION.fullmatch(option) and option not in available and not size:
+                yield no_option("", key, option, available)
+    else:
+        known = KEYS.read_text(encoding="utf-8").split()
+        parents = {key.rpartition(".")[0] for key in known} | {key.partition(".")[0] for key in known}
+        free = key.startswith(("hydra.", "allocation.layers.")) or key in MOVED_KEYS
+        right = free or key in known or key in parents or _is_field(key.rpartition(".")[2])
+        if not right and (meant := nearest(key, [*known, *groups])):
+            first = value.partition(",")[0] if sweep else value
+            yield f"{key}={first}: there is no key {key}; did you mean {meant}?"
+        if not sweep and value:
+            yield from _missing(key, value)
+
+
+def _is_field(name: str) -> bool:
+    """Whether a class of the program has such a field, which may be newer than the list of keys."""
+    files = (file for package in ("pruning", "runner") for file in (_CONF.parent / package).rglob("*.py"))
+    return any(re.search(rf"^    {name}: ", file.read_text(encoding="utf-8"), re.MULTILINE) for file in files)
+
+
+def _missing(key: str, value: str) -> Iterator[str]:
+    """A path like one that exists; others may not be the first mistake of the command line."""
+    path = Path(os.path.expanduser(value))
+    local = path.is_absolute() or value.startswith((".", "~"))
+    data = key == "dataset.path" and (local or path.name.lower().removesuffix(".gz").endswith(_FILES))
+    if (data or (key in _FOLDERS and local)) and not path.exists() and (meant := did_you_mean(path)):
+        yield f"{key}={value}: there is no such {'file or folder' if data else 'folder'}{meant}"
+
+
+def options(group: str) -> list[str]:
+    """The options of a group in conf/, sorted."""
+    names = {file.stem for file in (_CONF / group).glob("*.yaml")}
+    return sorted(names | ({f"{n}:{m}" for n, m in N_OF_M} if group == "pattern" else set()))
+
+
+def no_option(place: str, group: str, option: str, available: Sequence[str]) -> str:
+    """The message for an option that a group does not have.
+
+    Args:
+        place: the file that names it, as the beginning of the message; "": the command line.
+        available: the options that it has.
+    """
+    start = f"{place}{group}={option}: there is no {group}/{option}"
+    if option.isdigit() and group == "pattern":
+        return f'{start}; YAML reads 2:4 as a number unless it is quoted: write "2:4"'
+    meant = get_close_matches(option.lower(), available, 1)
+    start += f"; did you mean {group}={meant[0]}?" if meant else "."
+    any_size = ", and any NxM and N:M" if group == "pattern" else ""
+    return f"{start} Available options: {', '.join(available)}{any_size}" if available else start
+
+
+def nearest(key: str, candidates: Iterable[str]) -> str | None:
+    """The key that was probably meant, by its last part; None if no name is like it."""
+    by_name: dict[str, list[str]] = {}
+    for candidate in candidates:
+        by_name.setdefault(candidate.rpartition(".")[2], []).append(candidate)
+    group, _, name = key.lower().replace("-", "_").rpartition(".")
+    name = ALIASES.get(name, name)
+    like = [name] if name in by_name else get_close_matches(name, by_name, 1, 0.7)
+    return get_close_matches(f"{group}.{like[0]}", by_name[like[0]], 1, 0)[0] if like else None
+
+
+def did_you_mean(path: Path) -> str:
+    """The end of a message about a path that does not exist: the name in its folder that was probably meant."""
+    parent = path.parent
+    try:
+        names = sorted(entry.name for entry in parent.iterdir())
+    except OSError:  # it does not exist either, or cannot be read
+        return ""
+    meant = get_close_matches(path.name, names, 1)
+    return f"; did you mean {parent / meant[0]}?" if meant else ""

@@ -1,0 +1,64 @@
+"""Mistakes of spelling that are seen before anything is imported: as Hydra's path refuses them, and nothing else."""
+
+from pathlib import Path
+
+import pytest
+
+from runner.config.compose import compose_experiment, register
+from runner.config.keys import CHOICES, all_keys
+from runner.reference import names
+from runner.system import spelling
+from runner.system.errors import UserError
+
+
+@pytest.mark.parametrize("given", [
+    "pattern=nonsense", "pattern=4X1", "model=brt-base", "dataset=sqad", "distill=logit", "experiment=squad-bert",
+    "seeed=3", "train.lr=1", "modle=tiny", "train.learning_rte=1e-3", "dataset.max_seq_lenght=64",
+])  # fmt: skip
+def test_the_message_is_that_of_composing(given: str) -> None:
+    with pytest.raises(UserError) as slow:
+        compose_experiment([given])
+    assert spelling.mistake([given]) == str(slow.value)
+
+
+@pytest.mark.parametrize("given", [
+    "pattern=64x1", "pattern=2:32", "seed=1", "train.learning_rate=1e-3", "model=a,b",
+    "allocation.layers.x.pattern=4x1",
+    "+recipe.new=1", "~benchmark", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "pattern=24", "model=null",
+    "recipe=default", "zzz=1", "schedule.warmup_steps=3", "model.path=bert-base-uncased", "model.path='./no where'",
+    "dataset=", "model.path=", "train={learning_rate:1}", "pattern=${x}", "tracking.uri=sqlite:///a.db", "a=b=c",
+])  # fmt: skip
+def test_what_is_right_or_unclear_is_left_to_hydra(given: str) -> None:
+    assert spelling.mistake([given]) is None
+
+
+def test_each_value_of_a_sweep() -> None:
+    assert str(spelling.mistake(["-m", "pattern=4x1,nonsens"])).startswith("pattern=nonsens: ")
+    assert str(spelling.mistake(["--multirun", "sed=0,1"])) == "sed=0: there is no key sed; did you mean seed?"
+    assert spelling.mistake(["pattern.learning_rate=1"]) is None  # a field elsewhere: composing has more to say
+    assert spelling.mistake(["-m", "pattern=4x1,2:4", "pattern=glob(*x1)", "model.path=./a,./b"]) is None
+
+
+@pytest.mark.parametrize("own", ["--config-dir=mine", "-cd", "--config-name", "hydra.searchpath=[x]"])
+def test_options_of_ones_own_are_left_to_hydra(own: str) -> None:
+    assert spelling.mistake(["dataset=reviews", own]) is None
+
+
+@pytest.mark.parametrize("key", ["model.path", "model.finetuned", "distill.teacher", "dataset.path"])
+def test_a_path_names_the_nearest(tmp_path: Path, key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "reviews.csv").write_text("text,label\n")
+    kind = "file or folder" if key == "dataset.path" else "folder"
+    message = f"{key}=./reveiws.csv: there is no such {kind}; did you mean reviews.csv?"
+    assert spelling.mistake([f"{key}=./reveiws.csv"]) == message
+    assert spelling.mistake([f"{key}=./reviews.csv"]) is None
+    assert spelling.mistake([f"{key}={tmp_path}/x"]) is None  # like nothing there: found when it is read
+    assert spelling.mistake([f"{key}={tmp_path}/x/y"]) is None
+
+
+def test_the_list_of_keys_and_the_options_are_those_of_the_code() -> None:
+    register()
+    assert spelling.KEYS.read_text() == names()  # python -m runner.reference keys > runner/config/keys.txt
+    assert {*all_keys()} <= set(spelling.KEYS.read_text().split())
+    for group in CHOICES:
+        assert spelling.options(group), group
