@@ -114,12 +114,14 @@ class Preview:
         total = benchmark.seconds(asked, longest) if isinstance(asked, CpuBenchmark) else 0.0
         if inputs.data is None:
             return total
+        trainings = [inputs.experiment.train] if experiment.prune and experiment.train.takes_steps else []
+        if experiment.model.finetuned is None and dense not in self._counted and not files.is_intact(dense):
+            trainings.append(inputs.experiment.finetune)
+        if not trainings:
+            return total
         if identity.control not in self._seconds_per_token:
             stats = timed(inputs, inputs.data)
             self._seconds_per_token[identity.control] = stats.seconds / stats.tokens
-        trainings = [inputs.experiment.train] if experiment.prune else []
-        if experiment.model.finetuned is None and dense not in self._counted and not files.is_intact(dense):
-            trainings.append(inputs.experiment.finetune)
         return total + self._seconds_per_token[identity.control] * sum(
             tokens(inputs, inputs.data, training) for training in trainings
         )
