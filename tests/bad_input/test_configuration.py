@@ -50,6 +50,8 @@ WRONG = [
     (["train.num_train_epochs=-1"], ["num_train_epochs=-1", "above 0"]),
     (["train.num_train_epochs=0", "schedule=one_shot"], ["SnipMomentum observes training steps", "criterion=obs"]),
     (["train.num_train_epochs=0", "criterion=obs"], ["num_train_epochs=0", "one mask update", "schedule=one_shot"]),
+    (["train.num_train_epochs=0", "criterion=obs", "schedule=one_shot", "train.evaluate=epochs"],
+     ["train.evaluate=epochs scores while the student trains", "leave it out"]),
     (["finetune.num_train_epochs=0"], ["finetune.num_train_epochs=0", "model.finetuned"]),
     (["criterion=obs", "criterion.damping=0"], ["criterion.damping=0", "above 0"]),
     (["criterion=obs", "criterion.reduce=max"], ["criterion.reduce=max", "leave reduce out"]),
