@@ -375,9 +375,8 @@ def test_weights_that_come_back_are_refused():
 
 def test_zeros_that_weights_have_before_are_refused():
     plan = Plan(matrix_weights(Attention()), PATTERNS[0], keeps_zeros=True)
-    with pytest.raises(PruningError, match="OBS adapts .* cannot hold zeros that the weights have before"):
+    with pytest.raises(PruningError, match=r"OBS adapts .* cannot hold zeros that the weights have before"):
         Pruner(plan, OneShot("0"), TrainingLength(0), OBS())
-
 
 
 @pytest.mark.parametrize(("criterion", "hessian"), [(OBS(), 4 * 9 * 9), (Wanda(), 4 * 9 * 9), (CalibratedSnip(), 0)])
