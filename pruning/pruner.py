@@ -16,7 +16,7 @@ from pruning.hooks import StepHooks, check_optimizer
 from pruning.masks import KEEPS_ZEROS, Masks
 from pruning.plan import Group, Plan
 from pruning.regularizers import Regularizer
-from pruning.report import LayerReport, MaskUpdate, by_layer, check_targets, describe
+from pruning.report import LayerReport, MaskUpdate, check_targets, describe
 from pruning.schedules import Schedule, TrainingLength
 from pruning.scores import Scores, add_penalty
 from pruning.second_order import OBS, Calibrated, Calibration
@@ -203,7 +203,6 @@ class Pruner:
         self.masks.enforce(self._optimizer)
         if any(chosen):
             self.history.append(update)
-            log.info("step %d: sparsity %.4f; %s", self.steps_taken, self.sparsity, by_layer(self.plan, self.masks))
         return not chosen or any(chosen)
 
     def _calibrate(self) -> SurvivorUpdate | None:

@@ -83,16 +83,6 @@ def describe(plan: Plan, masks: Masks, unranked: dict[str, str]) -> list[LayerRe
     return rows
 
 
-def by_layer(plan: Plan, masks: Masks) -> str:
-    """The sparsity of each weight that has a mask, as one line of text."""
-    parts = []
-    for name, pattern, p in plan.pruned():
-        if masks.get(name) is not None:
-            units = pattern.unit_zeros(as_matrix(p.detach()).shape)
-            parts.append(f"{name} {masks.pruned_units(name) * units / p.numel():.3f}")
-    return ", ".join(parts)
-
-
 def check_targets(plan: Plan, report: list[LayerReport]) -> None:
     """Raise PruningError if a pattern did not reach its target over the layers that could be pruned."""
     rows = {row.name: row for row in report if row.skipped is None}

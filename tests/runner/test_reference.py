@@ -1,6 +1,8 @@
 """docs/reference.md is what the dataclasses and YAML files say, all of it."""
 
 import re
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,13 +12,21 @@ from omegaconf import OmegaConf
 from runner import reference
 from runner.config.compose import N_OF_M, compose
 from runner.config.experiment import GROUPS
+from runner.system import spelling
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs" / "reference.md").read_text(encoding="utf-8")
 
 
-def test_the_file_is_what_would_be_made_now() -> None:
-    assert reference.page() == TEXT, "run: python -m runner.reference > docs/reference.md"
+def made(*arguments: str) -> str:
+    """What the command prints in a process of its own: other tests define patterns and schedules."""
+    command = [sys.executable, "-m", "runner.reference", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout
+
+
+def test_the_files_are_what_would_be_made_now() -> None:
+    assert made() == TEXT, "run: python -m runner.reference > docs/reference.md"
+    assert made("keys") == spelling.KEYS.read_text(), "run: python -m runner.reference keys > runner/config/keys.txt"
 
 
 def test_every_key_of_a_run_is_in_it() -> None:
