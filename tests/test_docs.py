@@ -54,7 +54,7 @@ def test_all_commands_were_seen() -> None:
         **{"README.md": 14, "docs/develop.md": 10, GUIDE: 28, "docs/measured.md": 11},
         **{"docs/results.md": 10, "docs/running.md": 17, "docs/speed.md": 3},
     }
-    assert (len(RUNS), len(MAKES), len(TOOLS), len(EMBEDDED)) == (53, 15, 21, 5)
+    assert (len(RUNS), len(MAKES), len(TOOLS), len(EMBEDDED)) == (54, 15, 21, 5)
     assert sorted(OTHERS) == [
         ".venv/bin/pip install -c constraints.txt -e '.[optuna]'",
         ".venv/bin/python -m tests.bad_input -k A2",
@@ -159,7 +159,7 @@ def test_links_lead_to_files_and_chapters() -> None:
             assert file.is_file(), (page, target)
             assert not anchor or anchor in anchors(file.read_text(encoding="utf-8")), (page, target, anchor)
             count += 1
-    assert count == 59
+    assert count == 60
 
 
 def test_the_readme_is_short() -> None:
