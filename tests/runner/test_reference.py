@@ -10,7 +10,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from runner import reference
-from runner.config.compose import N_OF_M, compose
+from runner.config.compose import N_OF_M, compose, register
 from runner.config.experiment import GROUPS
 from runner.system import spelling
 
@@ -30,6 +30,7 @@ def test_the_files_are_what_would_be_made_now() -> None:
 
 
 def test_every_key_of_a_run_is_in_it() -> None:
+    register()
     config = OmegaConf.to_container(compose([]))
     assert isinstance(config, dict)
     found = 0

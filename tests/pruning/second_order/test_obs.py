@@ -1,7 +1,6 @@
 """Layer-wise OBS against explicit inverses, least squares and brute force; and what holds for any mask update."""
 
 import copy
-import logging
 from datetime import timedelta
 from itertools import combinations
 from pathlib import Path
@@ -262,8 +261,7 @@ def steps(model: nn.Module, optimizer: torch.optim.Optimizer, numbers: range, ea
 
 
 @pytest.mark.parametrize("pattern", PATTERNS, ids=str)
-def test_masks_never_grow_back_and_a_resume_is_bit_for_bit(pattern, caplog):
-    caplog.set_level(logging.INFO, "pruning")
+def test_masks_never_grow_back_and_a_resume_is_bit_for_bit(pattern):
     model = Attention()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     pruner = gradual(model, pattern)
@@ -291,9 +289,6 @@ def test_masks_never_grow_back_and_a_resume_is_bit_for_bit(pattern, caplog):
     resumed.check_reached()
     assert len({int(zeros.sum()) for zeros in seen}) >= 3
     assert all(torch.equal(t, again.state_dict()[name]) for name, t in model.state_dict().items())
-    lines = [r.getMessage() for r in caplog.records if "sparsity" in r.getMessage()]
-    assert lines
-    assert all("q.weight 0." in line and "out.weight 0." in line for line in lines)
 
 
 def test_moments_of_what_goes_are_zeroed_and_those_of_survivors_stay():
