@@ -20,10 +20,15 @@ _LAUNCHED = {"RANK", "PRUNE_DISTILL_JOB"}
 def main() -> int:
     """Run the command line; the exit status is the process's."""
     try:
-        return _dispatch()
+        status = _dispatch()
+        sys.stdout.flush()
+        return status
     except KeyboardInterrupt:  # while libraries are imported: later, `exit_status` handles it
         print("interrupted", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # the reader closed the pipe, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python reports it again at exit
+        return 0
 
 
 def _dispatch() -> int:

@@ -39,7 +39,7 @@ _FOLDERS = ("model.path", "model.finetuned", "model.sparse", "distill.teacher")
 
 def mistake(arguments: Sequence[str]) -> str | None:
     """The message for the first misspelled option, key or path of a command line; None if none is seen here."""
-    if has_own_options(arguments):
+    if has_own_options(arguments) or {"-sc", "--shell-completion"} & {*arguments}:  # its words are no keys
         return None
     sweep = any(argument in ("-m", "--multirun") for argument in arguments)
     for argument in arguments:

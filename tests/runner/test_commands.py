@@ -15,6 +15,7 @@ import pytest
 from runner import __main__ as command_line
 from runner.config import help
 from runner.config.keys import CHOICES
+from runner.system import spelling
 from runner.system.commands import COMMANDS
 from tests.conftest import ROOT, Cli
 from tests.terminal import on_terminal
@@ -118,6 +119,18 @@ def test_a_word_that_is_no_command_is_read_as_an_override(cli: Cli) -> None:
     done = cli("-m", "runner", "tiny")
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith("error: tiny: an override is KEY=VALUE")
+
+
+def test_a_reader_that_closes_the_pipe_ends_the_help_without_a_traceback(tmp_path: Path) -> None:
+    script = f"'{sys.executable}' -m runner --help | head -1"
+    done = subprocess.run(["bash", "-c", script], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)},
+                          capture_output=True, text=True, check=True)  # fmt: skip
+    assert (done.stdout.count("\n"), done.stderr) == (1, "")
+
+
+def test_the_words_of_tab_completion_are_no_keys() -> None:
+    assert spelling.mistake(["-sc", "install=bash"]) is None
+    assert spelling.mistake(["modle=tiny"]) is not None
 
 
 @pytest.mark.slow
