@@ -24,13 +24,13 @@ demo: $(STAMP)  ## prune the embedded model with three patterns on generated que
 
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadgroup
 
-test: $(STAMP)  ## the quick tests (8 minutes)
+test: $(STAMP)  ## the quick tests (10 minutes)
 	@$(PYTEST) -m "not slow"
 
 test-slow: $(STAMP)  ## the slow rest: faults, ranks, launchers, families, long grids (14 minutes)
 	@$(PYTEST) -m slow
 
-test-all: $(STAMP)  ## all tests (22 minutes)
+test-all: $(STAMP)  ## all tests (25 minutes)
 	@$(PYTEST)
 
 fault-test: $(STAMP)  ## kill a small run, damage its files, fill its disk, and start it again (40 minutes)
