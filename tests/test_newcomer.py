@@ -7,6 +7,7 @@ No list, table or test of the original has to be touched: what is not in the nam
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -217,8 +218,8 @@ def test_help_lists_the_newcomers(newcomer: Path, tmp_path: Path) -> None:
     done = python(newcomer, tmp_path, "-m", "runner", "--help")
     assert done.returncode == 0, done.stderr
     for group, option in (("pattern", "banded"), ("criterion", "peak"), ("schedule", "two_steps")):
-        (line,) = [line for line in done.stdout.splitlines() if line.startswith(f"{group}: ")]
-        assert option in line.removeprefix(f"{group}: ").split(", ")
+        (entry,) = re.findall(rf"^  {group} .*\n(?:   +.*\n)+", done.stdout, re.MULTILINE)  # indented lines
+        assert option in re.split(r"[,\s]+", entry)
 
 
 # --- a dataset, a model, a kind of task ---------------------------------------------------------------------
