@@ -27,7 +27,7 @@ from results.filters import Filters
 from results.load import NothingMatches, load
 from results.rows import Row
 from results.runs import ForeignServer, UnknownExperiment
-from results.safe_text import printable, safe_streams
+from results.safe_text import discard_stdout, printable, safe_streams
 from results.table import footnotes
 
 # Where commands write if --output is left out.
@@ -201,6 +201,6 @@ if __name__ == "__main__":
             status = main()
         sys.stdout.flush()
     except BrokenPipeError:  # the reader closed the pipe, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python reports it again at exit
+        discard_stdout()
         status = 0
     sys.exit(status)

@@ -122,3 +122,8 @@ def safe_streams(bars: bool = True) -> Iterator[None]:
         yield
     finally:
         sys.stdout, sys.stderr = before
+
+
+def discard_stdout() -> None:
+    """Write nothing more to a pipe whose reader has closed it; else Python reports it again at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -27,7 +27,9 @@ def main() -> int:
         print("interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader closed the pipe, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python reports it again at exit
+        from results.safe_text import discard_stdout
+
+        discard_stdout()
         return 0
 
 

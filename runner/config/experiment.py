@@ -122,6 +122,11 @@ class Experiment:
         """Whether anything is trained."""
         return self.prune or not self.model.finetuned
 
+    @property
+    def trains_student(self) -> bool:
+        """Whether the student takes optimizer steps; if not, it is pruned without training, or there is none."""
+        return self.prune and self.train.takes_steps
+
     def resolved(self) -> Experiment:
         """The experiment with what is left to the machine, the precision, chosen.
 

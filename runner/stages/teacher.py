@@ -44,8 +44,7 @@ def supervision_of(experiment: Experiment, data: TrainingData, teacher: models.C
 
 def has_teacher(experiment: Experiment) -> bool:
     """Whether the student learns from a teacher."""
-    learns = experiment.prune and experiment.train.takes_steps
-    return learns and experiment.distill.needs_teacher and bool(experiment.distill.weight)
+    return experiment.trains_student and experiment.distill.needs_teacher and bool(experiment.distill.weight)
 
 
 def caches_logits(experiment: Experiment, data: TrainingData) -> bool:

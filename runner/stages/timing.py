@@ -26,7 +26,7 @@ STEPS = 6
 def trainings(inputs: Inputs) -> list[tuple[str, Training]]:
     """The trainings of a run, by name; the fine-tuning unless its result is cached or given."""
     experiment = inputs.experiment
-    both = [("pruning", experiment.train)] if experiment.prune and experiment.train.takes_steps else []
+    both = [("pruning", experiment.train)] if experiment.trains_student else []
     if experiment.model.finetuned is None and not files.is_intact(inputs.dense_folder):
         both.append(("fine-tuning", experiment.finetune))
     return both
@@ -44,7 +44,7 @@ def timed(inputs: Inputs, data: TrainingData) -> TrainingStats:
     from runner.training.loop import train
 
     experiment, sources = inputs.experiment, inputs.sources
-    training = experiment.train if experiment.prune and experiment.train.takes_steps else experiment.finetune
+    training = experiment.train if experiment.trains_student else experiment.finetune
     student = load_student(experiment, sources.sparse or sources.base)
     supervision = Supervision(NoDistillation())
     if has_teacher(experiment) and not caches_logits(experiment, data):

@@ -114,7 +114,7 @@ class Preview:
         total = benchmark.seconds(asked, longest) if isinstance(asked, CpuBenchmark) else 0.0
         if inputs.data is None:
             return total
-        trainings = [inputs.experiment.train] if experiment.prune and experiment.train.takes_steps else []
+        trainings = [inputs.experiment.train] if experiment.trains_student else []
         if experiment.model.finetuned is None and dense not in self._counted and not files.is_intact(dense):
             trainings.append(inputs.experiment.finetune)
         if not trainings:
