@@ -135,18 +135,24 @@ class LayerSolver:
     # --- N:M ------------------------------------------------------------------------------------------------
 
     def group_costs(self, n: int, m: int) -> Tensor:
-        """float64 [out * in / m]: the cost of each N:M group, its cheapest m - n weights pruned and all else free."""
-        inv = inverse(damped(self.hessian, self.damping))
+        """float64 [out * in / m]: the cost of each N:M group, its cheapest m - n weights pruned and all else free.
+
+        Zeros that a group has are among these; groups that have more than m - n cost +inf.
+        """
+        inv = inverse(self._live_hessian())
         costs = []
         for start in range(0, self.inputs, m):
             span = slice(start, start + m)
-            costs.append(_cheapest(self.original[:, span].double(), inv[span, span], m - n)[1])
+            costs.append(_cheapest(self.original[:, span].double(), inv[span, span], m - n, ~self.alive[:, span])[1])
         costs = torch.stack(costs, 1)
         return (costs if self.fisher is None else costs * self.fisher.double()[:, None]).flatten()
 
     def columns_in_order(self, n: int, m: int, chosen: Tensor) -> Tensor:
         """The losers of the chosen groups, column after column, each time updating the columns to the right
         (SparseGPT, with the best of all sets of a group where they are few).
+
+        Columns that no row has left take no part. A zero of a single row does until its group is reached, and is then
+        among the losers; groups that have enough zeros are passed over.
 
         Args:
             chosen: bool [out, in / m]: groups to prune.
@@ -155,14 +161,15 @@ class LayerSolver:
             bool [out, in].
         """
         weights = self.original.to(torch.float64, copy=True)
-        upper = cholesky(inverse(damped(self.hessian, self.damping))).T
+        upper = cholesky(inverse(self._live_hessian())).T
         losers = torch.zeros(weights.shape[0], self.inputs, dtype=torch.bool, device=weights.device)
         for group, start in enumerate(range(0, self.inputs, m)):
-            rows = torch.nonzero(chosen[:, group] & self.alive[:, start : start + m].all(1))[:, 0]
+            alive = self.alive[:, start : start + m]
+            rows = torch.nonzero(chosen[:, group] & (alive.sum(1) > n))[:, 0]
             if not len(rows):
                 continue
             trailing = upper[start : start + m, start : start + m].T @ upper[start : start + m, start:]
-            lost, _ = _cheapest(weights[rows, start : start + m], trailing[:, :m], m - n)
+            lost, _ = _cheapest(weights[rows, start : start + m], trailing[:, :m], m - n, ~alive[rows])
             losers[rows, start : start + m] = lost
             sets = lost.nonzero()[:, 1].view(len(rows), m - n)
             inside = trailing[sets[:, :, None], sets[:, None, :]]  # [rows, m - n, m - n]
@@ -171,13 +178,22 @@ class LayerSolver:
             weights[rows, start:] -= torch.einsum("rs,rsk->rk", factors, trailing[sets])
         return losers
 
+    def _live_hessian(self) -> Tensor:
+        """float64 [n, n]: the damped Hessian, in which columns that no row has left depend on nothing."""
+        h, dead = damped(self.hessian, self.damping), ~self.alive.any(0)
+        h[: self.inputs][dead] = 0.0
+        h[:, : self.inputs][:, dead] = 0.0
+        h.diagonal()[: self.inputs][dead] = 1.0
+        return h
 
-def _cheapest(weights: Tensor, inverses: Tensor, count: int) -> tuple[Tensor, Tensor]:
+
+def _cheapest(weights: Tensor, inverses: Tensor, count: int, zeros: Tensor) -> tuple[Tensor, Tensor]:
     """The `count` of each row's weights whose removal costs least, and that cost.
 
     Args:
         weights: [rows, m].
         inverses: [m, m], of the inverse Hessian.
+        zeros: bool [rows, m], weights that are among these.
 
     Returns:
         bool [rows, m] and float64 [rows]. Beyond 128 possible sets weights are ranked singly, as in SparseGPT.
@@ -185,11 +201,15 @@ def _cheapest(weights: Tensor, inverses: Tensor, count: int) -> tuple[Tensor, Te
     m = weights.shape[1]
     if comb(m, count) > _SETS:
         single = weights.square() / inverses.diagonal()
-        places = single.sort(dim=1, stable=True).indices[:, :count]
+        places = single.masked_fill(zeros, -torch.inf).sort(dim=1, stable=True).indices[:, :count]
         lost = torch.zeros_like(weights, dtype=torch.bool).scatter_(1, places, True)
-        return lost, single.where(lost, 0.0).sum(1)
+        return lost, single.where(lost & ~zeros, 0.0).sum(1)
     sets = torch.tensor(list(combinations(range(m), count)), device=weights.device)
     inside = inverse(inverses[sets[:, :, None], sets[:, None, :]])  # [sets, count, count]
     of_sets = weights[:, sets]  # [rows, sets, count]
-    best = ((torch.einsum("rsc,scd->rsd", of_sets, inside)) * of_sets).sum(2).min(1)
+    costs = ((torch.einsum("rsc,scd->rsd", of_sets, inside)) * of_sets).sum(2)
+    if bool(zeros.any()):
+        without = torch.ones(len(sets), m, dtype=costs.dtype, device=weights.device).scatter_(1, sets, 0.0)
+        costs = costs.masked_fill(zeros.to(costs.dtype) @ without.T > 0, torch.inf)
+    best = costs.min(1)
     return torch.zeros_like(weights, dtype=torch.bool).scatter_(1, sets[best.indices], True), best.values
