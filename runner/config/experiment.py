@@ -8,7 +8,7 @@ from pathlib import Path
 
 from omegaconf import MISSING
 
-from pruning import Allocation, Criterion, OneShot, Pattern, Regularizer, Schedule
+from pruning import Allocation, Criterion, Dense, OneShot, Pattern, Regularizer, Schedule
 from runner.config.distillation import DistillationSettings
 from runner.config.recipe import Recipe
 from runner.config.training import Training
@@ -79,6 +79,11 @@ class Experiment:
                 f"finetune.lr_rewind={self.finetune.lr_rewind}: fine-tuning has no mask updates; set train.lr_rewind"
             )
 
+        if self.finetune.hidden_dropout is not None:
+            raise UserError(
+                f"finetune.hidden_dropout={self.finetune.hidden_dropout}: the fine-tuning has that of the model; set "
+                "model.hidden_dropout, or train.hidden_dropout for the pruning alone"
+            )
         if self.finetune.evaluate is not None:
             raise UserError(
                 f"finetune.evaluate={self.finetune.evaluate.value}: all rows are compared with the dense model, which "
@@ -116,6 +121,11 @@ class Experiment:
                 f"train.evaluate={self.train.evaluate.value} scores while the student trains, and with "
                 "train.num_train_epochs=0 it does not; leave it out"
             )
+
+    @property
+    def student_train(self) -> Training:
+        """The settings of the pruning as they take effect: the control keeps the model's dropout."""
+        return replace(self.train, hidden_dropout=None) if isinstance(self.pattern, Dense) else self.train
 
     @property
     def trains(self) -> bool:

@@ -9,7 +9,7 @@ from runner.system.device import Precision, best_precision, why_not
 from runner.system.errors import UserError
 from runner.system.ranks import world_size
 
-_LATER = ("average_weights", "lr_rewind", "patience")
+_LATER = ("average_weights", "hidden_dropout", "lr_rewind", "patience")
 """Options that came after the first runs, None where they change nothing."""
 
 
@@ -68,6 +68,10 @@ class Training:
     """Added to AdamW's denominator."""
     max_grad_norm: float = 0.0
     """Gradients are clipped to this norm; 0 does not clip."""
+    hidden_dropout: float | None = None
+    """Dropout of hidden states while a student is pruned, instead of model.hidden_dropout, which the fine-tuning has
+    too. The control pattern=dense keeps that one: it starts as a copy of its teacher, and without dropout it would have
+    nothing to learn."""
     average_weights: float | None = None
     """Save and score an average of the weights after each optimizer step since the last mask update (in a fine-tuning,
     since the first step) instead of the last ones: their plain mean over the first 1 / (1 - average_weights) steps,
@@ -124,6 +128,8 @@ class Training:
             raise UserError(
                 f"average_weights={self.average_weights} is out of range in train or finetune: above 0, and 1 at most"
             )
+        if self.hidden_dropout is not None and not 0 <= self.hidden_dropout < 1:
+            raise UserError(f"hidden_dropout={self.hidden_dropout} is out of range in train: from 0 to below 1")
         if self.patience is not None and self.patience < 1:
             raise UserError(f"patience={self.patience} is out of range in train: at least 1")
         if self.chooses and self.evaluate is not Evaluation.epochs:

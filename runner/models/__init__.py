@@ -1,6 +1,16 @@
 """Models and tokenizers: from a configured path to a transformers model, and which of its weights may be pruned."""
 
-from runner.models.checkpoint import EMBEDDED, PRETRAINED, Checkpoint, Model, check_weights, find, load, skeleton
+from runner.models.checkpoint import (
+    EMBEDDED,
+    PRETRAINED,
+    Checkpoint,
+    Model,
+    check_weights,
+    find,
+    load,
+    skeleton,
+    with_hidden_dropout,
+)
 from runner.models.configuration import quiet_loading, read_config
 from runner.models.dropout import attention_dropout, hidden_dropout, max_dropout
 from runner.models.frozen import freeze, trained_parameters
@@ -19,5 +29,5 @@ __all__ = [
     "EMBEDDED", "PRETRAINED", "Checkpoint", "Model", "attention_dropout", "check_positions", "check_weights",
     "describe_left_out", "find", "freeze", "hidden_dropout", "kind_of", "left_out", "load", "load_tokenizer",
     "max_dropout", "positions", "prunable_parameters", "quiet_loading", "read_config", "shape", "skeleton",
-    "trained_parameters",
+    "trained_parameters", "with_hidden_dropout",
 ]  # fmt: skip

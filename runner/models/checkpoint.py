@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -141,6 +142,19 @@ def find(path: str, key: str, model: Model, revision: str | None = None) -> Chec
     check_encoder(config, f"{key}={path}")
     set_dropout(config, model.hidden_dropout, model.attention_dropout, path)
     return Checkpoint(path, revision, config, key)
+
+
+def with_hidden_dropout(checkpoint: Checkpoint, value: float | None) -> Checkpoint:
+    """A checkpoint whose model has another dropout probability of hidden states; None: its own.
+
+    Raises:
+        UserError: the architecture has no such setting.
+    """
+    if value is None:
+        return checkpoint
+    config = copy.deepcopy(checkpoint.config)
+    set_dropout(config, value, None, checkpoint.path, "train")
+    return replace(checkpoint, config=config)
 
 
 def load(architecture: str, checkpoint: Checkpoint, attentions: bool = False) -> PreTrainedModel:

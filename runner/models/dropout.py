@@ -17,11 +17,14 @@ _HIDDEN = ("hidden_dropout_prob", "hidden_dropout", "dropout", "mlp_dropout", "e
 _ATTENTION = ("attention_probs_dropout_prob", "attention_dropout")
 
 
-def set_dropout(config: PretrainedConfig, hidden: float | None, attention: float | None, path: str) -> None:
+def set_dropout(
+    config: PretrainedConfig, hidden: float | None, attention: float | None, path: str, section: str = "model"
+) -> None:
     """Set dropout probabilities in a model's configuration; None leaves the checkpoint's own.
 
     Args:
         path: of the checkpoint, for the message.
+        section: of the configuration, for the message.
 
     Raises:
         UserError: the architecture has no such setting.
@@ -31,7 +34,7 @@ def set_dropout(config: PretrainedConfig, hidden: float | None, attention: float
             continue
         present = [name for name in names if hasattr(config, name)]
         if not present:
-            raise UserError(f"model.{key}={value}: {path} ({config.model_type}) has no such setting")
+            raise UserError(f"{section}.{key}={value}: {path} ({config.model_type}) has no such setting")
         for name in present:
             setattr(config, name, value)
 

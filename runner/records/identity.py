@@ -48,7 +48,7 @@ def identify(experiment: Experiment, model: str, data: str, teacher: str | None,
         run |= {
             "pattern": _typed(experiment.pattern),
             "distill": {**_typed(experiment.distill), "teacher": teacher},
-            "train": experiment.train.determinants(),
+            "train": experiment.student_train.determinants(),
         }
         if experiment.model.frozen:
             run["frozen"] = sorted(set(experiment.model.frozen))
@@ -64,6 +64,8 @@ def identify(experiment: Experiment, model: str, data: str, teacher: str | None,
             }
     seed = experiment.seed
     control = {key: run[key] for key in (*dense, "scores", "distill", "train", "frozen") if key in run}
+    if "train" in control:
+        control["train"] = {key: value for key, value in control["train"].items() if key != "hidden_dropout"}
     budget = {key: value for key, value in control.items() if key != "distill"}
     return Identity(
         run=_hash([run, seed]),

@@ -33,7 +33,8 @@ def check(experiment: Experiment, sources: Sources) -> PreTrainedModel:
     model, architecture = experiment.model, experiment.dataset.architecture
     net = models.skeleton(architecture, sources.base.config)
     models.freeze(net, model.frozen)
-    check_gradient(experiment, net)
+    student = models.with_hidden_dropout(sources.base, experiment.student_train.hidden_dropout)
+    check_gradient(experiment, net if student is sources.base else models.skeleton(architecture, student.config))
     check_benchmark(experiment, net)
     networks = [(sources.base, net)]
     if sources.teacher is not None:
@@ -133,5 +134,5 @@ def check_gradient(experiment: Experiment, net: PreTrainedModel) -> None:
     if what:
         raise UserError(
             f"{what}: the student starts as a copy of its teacher, and without label loss and dropout its gradient is "
-            "zero; set distill.label_weight, model.hidden_dropout or another distill.teacher"
+            "zero; set distill.label_weight, train.hidden_dropout or another distill.teacher"
         )

@@ -93,6 +93,7 @@ def train_student(
 def load_student(experiment: Experiment, start: models.Checkpoint) -> PreTrainedModel:
     """The model that is to be pruned, with `model.frozen` frozen."""
     how = experiment.distill
+    start = models.with_hidden_dropout(start, experiment.student_train.hidden_dropout)
     student = models.load(experiment.dataset.architecture, start, how.needs_attention and bool(how.weight))
     models.freeze(student, experiment.model.frozen)
     return student
