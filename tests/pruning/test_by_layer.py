@@ -31,7 +31,7 @@ PATTERN = Block(4, 1, target_sparsity=0.5)
 SCHEDULE = Gradual(decay="cubic", start="2", frequency="2", end="8")
 
 
-def plan(model: nn.Module, *, cap: float = 1.0, **layers: LayerOverride) -> Plan:
+def plan(model: nn.Module, cap: float = 1.0, /, **layers: LayerOverride) -> Plan:
     """A plan with exceptions for `q`, `k`, `out`, or `q_k` for the first two."""
     exceptions = {"[qk]" if name == "q_k" else name: override for name, override in layers.items()}
     return Plan(matrix_weights(model), PATTERN, Global(max_per_layer=cap, layers=exceptions))
@@ -138,7 +138,7 @@ def test_a_cap_above_that_of_the_others():
     model = Attention()
     with torch.no_grad():
         model.out.weight.mul_(1e-3)
-    made = plan(model, cap=0.5, out=LayerOverride(max_per_layer=0.75))
+    made = plan(model, 0.5, out=LayerOverride(max_per_layer=0.75))
     Pruner(made, OneShot("0"), TrainingLength(0), Magnitude()).update_now()
     assert sparsities(model)["out"] == 0.75
 
@@ -161,7 +161,7 @@ def test_what_cannot_be_is_refused_by_name(override, message):
 def test_caps_that_leave_too_little_are_refused():
     message = r"is above what max_per_layer=0.5, with its exceptions in layers, allows .* at most 0.4167"
     with pytest.raises(PruningError, match=message):
-        plan(Attention(), cap=0.5, k=LayerOverride(max_per_layer=0.25))
+        plan(Attention(), 0.5, k=LayerOverride(max_per_layer=0.25))
 
 
 def test_every_criterion_has_a_name():
