@@ -256,8 +256,9 @@ def named(name: str) -> Criterion:
     waiting: list[type[Criterion]] = [Criterion]
     while waiting:
         subclasses = waiting.pop().__subclasses__()
-        options |= {cls.option(): cls for cls in subclasses if cls.saliency is not Criterion.saliency}
+        options |= {cls.option(): cls for cls in subclasses if not cls.__name__.startswith("_")}
         waiting += subclasses
     if name not in options:
-        raise PruningError(f"there is no criterion {name!r}: write {', '.join(sorted(options))}")
+        known = sorted(option for option, cls in options.items() if not cls.needs_calibration)
+        raise PruningError(f"there is no criterion {name!r}: write {', '.join(known)}")
     return options[name]()
