@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from pruning.criteria import named as criterion_of
 from pruning.errors import PruningError
 from pruning.selection import count_true, lowest
 
@@ -24,6 +25,11 @@ class LayerOverride:
     """Neither pruned nor trained."""
     excluded: bool = False
     """Trained, not pruned."""
+    max_per_layer: float | None = None
+    """Another cap for each of these layers. They stay in the ranking and the budget of the others."""
+    criterion: str | None = None
+    """Another criterion, by its name, with its default options. These layers are ranked among themselves, and reach
+    their target alone; if they look at calibration data, all layers have to."""
 
 
 @dataclass
@@ -59,8 +65,8 @@ class Allocation:
     regrow: bool = False
     """Let pruned units come back, as zeros, if a later update scores them higher. Otherwise they stay pruned."""
     layers: dict[str, LayerOverride] = field(default_factory=dict)
-    """Exceptions by shell pattern of layer names: pattern, target, frozen, excluded. Of several that match, each
-    sets what it names, later ones first."""
+    """Exceptions by shell pattern of layer names: pattern, target, frozen, excluded, max_per_layer, criterion. Of
+    several that match, each sets what it names, later ones first."""
 
     def __post_init__(self) -> None:
         if not 0 < self.max_per_layer <= 1:
@@ -70,8 +76,28 @@ class Allocation:
                 f"min_per_layer={self.min_per_layer} must be from 0 to max_per_layer={self.max_per_layer:g}", self
             )
         for name, override in self.layers.items():
-            if override.target is not None and not 0 < override.target < 1:
-                raise PruningError(f"layers[{name!r}].target={override.target} must be in (0, 1)", self)
+            self._check_override(f"layers[{name!r}]", override)
+
+    def _check_override(self, place: str, override: LayerOverride) -> None:
+        if override.target is not None and not 0 < override.target < 1:
+            raise PruningError(f"{place}.target={override.target} must be in (0, 1)", self)
+        cap = override.max_per_layer
+        if cap is not None and not (0 < cap <= 1 and cap >= self.min_per_layer):
+            raise PruningError(
+                f"{place}.max_per_layer={cap} must be in (0, 1] and at least min_per_layer={self.min_per_layer:g}", self
+            )
+        if override.criterion is None:
+            return
+        try:
+            own = criterion_of(override.criterion)
+        except PruningError as error:
+            raise PruningError(f"{place}.criterion={override.criterion}: {error}", self) from error
+        if own.needs_calibration:
+            raise PruningError(
+                f"{place}.criterion={override.criterion} reads calibration data, which is for all layers or none: make "
+                "it the main criterion",
+                self,
+            )
 
     def override(self, *names: str) -> LayerOverride:
         """The exceptions for a parameter with these names, merged. Its layer is its name without the last part."""
@@ -83,6 +109,8 @@ class Allocation:
                     merged.target if override.target is None else override.target,
                     override.frozen or merged.frozen,
                     override.excluded or merged.excluded,
+                    merged.max_per_layer if override.max_per_layer is None else override.max_per_layer,
+                    override.criterion or merged.criterion,
                 )
         return merged
 
@@ -108,10 +136,11 @@ class Allocation:
             max_sparsity: of a layer with all units pruned.
             progress: the part of the final sparsity that is due, for the floors.
         """
-        most = min(1.0, self.max_per_layer / max_sparsity) if max_sparsity else 0.0
+        caps = {name: self.override(name).max_per_layer or self.max_per_layer for name in units}
+        most = {name: min(1.0, cap / max_sparsity) if max_sparsity else 0.0 for name, cap in caps.items()}
         least = min(1.0, self.min_per_layer / max_sparsity) * progress if max_sparsity else 0.0
         return {
-            name: Quota(count, zeros[name], math.floor(least * count + 1e-9), math.floor(most * count + 1e-9))
+            name: Quota(count, zeros[name], math.floor(least * count + 1e-9), math.floor(most[name] * count + 1e-9))
             for name, count in units.items()
         }
 
@@ -124,10 +153,12 @@ class Allocation:
         reachable = sum(q.most * q.zeros for q in quotas.values())
         needed = sum(q.floor * q.zeros for q in quotas.values())
         target = fraction * max_sparsity
+        capped = any(override.max_per_layer is not None for override in self.layers.values())
+        also = ", with its exceptions in layers," if capped else ""
         if fraction * total - reachable > unit / 2 + 1e-6:
             raise PruningError(
-                f"target sparsity {target:g} is above what max_per_layer={self.max_per_layer:g} allows for these "
-                f"layers: at most {reachable / total * max_sparsity:.4f}",
+                f"target sparsity {target:g} is above what max_per_layer={self.max_per_layer:g}{also} allows for "
+                f"these layers: at most {reachable / total * max_sparsity:.4f}",
                 self,
             )
         if needed - fraction * total > unit / 2 + 1e-6:

@@ -6,6 +6,7 @@ the formula second: a block is scored as one connection whose observation is the
 """
 
 import hashlib
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -55,6 +56,11 @@ class Criterion:
     def __post_init__(self) -> None:
         if self.reduce not in REDUCTIONS:
             raise PruningError(f"reduce={self.reduce!r} must be one of {', '.join(REDUCTIONS)}", self)
+
+    @classmethod
+    def option(cls) -> str:
+        """The name of the criterion in words, such as `snip_momentum`."""
+        return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", cls.__name__).lower()
 
     @property
     def reduction(self) -> Reduction:
@@ -213,6 +219,10 @@ class DiagonalFisher(Criterion):
 
     needs_second_moment: ClassVar[bool] = True
 
+    @classmethod
+    def option(cls) -> str:
+        return "fisher"
+
     def saliency(self, layer: Layer) -> Tensor | None:
         if layer.second_moment is None:
             return None
@@ -234,3 +244,21 @@ class Random(Criterion):
             source = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
             layer.state["score"] = torch.rand(shape, generator=source).to(layer.weight.device)
         return layer.state["score"]
+
+
+def named(name: str) -> Criterion:
+    """The criterion of a name such as `magnitude`, with its default options.
+
+    Raises:
+        PruningError: there is none.
+    """
+    options: dict[str, type[Criterion]] = {}
+    waiting: list[type[Criterion]] = [Criterion]
+    while waiting:
+        subclasses = waiting.pop().__subclasses__()
+        options |= {cls.option(): cls for cls in subclasses if not cls.__name__.startswith("_")}
+        waiting += subclasses
+    if name not in options:
+        known = sorted(option for option, cls in options.items() if not cls.needs_calibration)
+        raise PruningError(f"there is no criterion {name!r}: write {', '.join(known)}")
+    return options[name]()

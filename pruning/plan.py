@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from pruning.allocation import Allocation, Global, LayerOverride, Quota
 from pruning.criteria import Criterion
+from pruning.criteria import named as criterion_of
 from pruning.errors import PruningError
 from pruning.patterns import Locked, Pattern, parse
 from pruning.regularizers import Regularizer
@@ -74,11 +75,18 @@ def misfit(pattern: Pattern, shape: torch.Size) -> str | None:
 
 @dataclass
 class Group:
-    """Layers that share a pattern and a target, and so one budget."""
+    """Layers that share a pattern, a target and a criterion, and so one budget."""
 
     pattern: Pattern
     shapes: dict[str, torch.Size]
     """The matrix shape of each layer, sorted by parameter name."""
+    criterion: str | None = None
+    """The name of the criterion; None: the main one."""
+
+    @property
+    def key(self) -> str:
+        """What the group is saved under."""
+        return repr(self.pattern) + (f" by {self.criterion}" if self.criterion else "")
 
     @property
     def units(self) -> dict[str, int]:
@@ -164,10 +172,19 @@ class Plan:
             if reason is not None:
                 self.left[name] = reason
             else:
-                groups.setdefault(repr(own), Group(own, {})).shapes[name] = matrix_shape(p.shape)
+                group = Group(own, {}, override.criterion if own.prunes else None)
+                groups.setdefault(group.key, group).shapes[name] = matrix_shape(p.shape)
         self.groups = list(groups.values())
         self.patterns = {name: group.pattern for group in self.groups for name in group.shapes}
         """The pattern of each parameter that has one."""
+        self.criteria = {
+            name: own
+            for group in self.groups
+            if group.criterion is not None
+            for own in [criterion_of(group.criterion)]
+            for name in group.shapes
+        }
+        """The criterion of each parameter that has another than the main one."""
         self.parameters = {name: p for name, p in self.candidates.items() if name in self.patterns}
         """The parameters that have a pattern."""
         self._check()
@@ -207,6 +224,10 @@ class Plan:
         for group in self.groups:
             if group.pattern.prunes:
                 yield from ((name, group.pattern, self.parameters[name]) for name in group.shapes)
+
+    def ranked_by_main(self) -> dict[str, nn.Parameter]:
+        """What mask updates prune by the main criterion, by parameter name."""
+        return {name: p for name, _, p in self.pruned() if name not in self.criteria}
 
     def warn(self) -> None:
         """Log the layers that are left dense."""

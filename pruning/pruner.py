@@ -76,7 +76,7 @@ class Pruner:
         self.update_seconds = 0.0
         """Wall-clock seconds that mask updates took since this object was made."""
         self._last_update = -1  # the step that the last update made was for
-        self._fractions = {repr(group.pattern): 0.0 for group in plan.groups}  # of the units, pruned
+        self._fractions = {group.key: 0.0 for group in plan.groups}  # of the units, pruned
         self._finite = True  # the gradients of the optimizer step in progress
         self._warned: set[str] = set()
         self._optimizer: Optimizer | None = None
@@ -88,11 +88,8 @@ class Pruner:
         if self.plan.keeps_zeros:
             mine = [n for n, p in self.plan.patterns.items() if p == self.pattern and self.masks.get(n) is not None]
             return sum(map(self.masks.zeros, mine)) / max(1, sum(self.parameters[name].numel() for name in mine))
-        return self._fractions.get(repr(self.pattern), 0.0) * self.pattern.max_sparsity
-
-    @property
-    def _no_evidence(self) -> str:
-        return f"its {self.criterion.evidence}s were missing or zero, so that its weights could not be ranked"
+        mine = [self._fractions[group.key] for group in self.plan.groups if group.pattern == self.pattern]
+        return max(mine, default=0.0) * self.pattern.max_sparsity
 
     # --- in the training loop -------------------------------------------------------------------------------
 
@@ -105,7 +102,8 @@ class Pruner:
         """
         if self._optimizer is not None:
             raise PruningError("the pruner is attached to an optimizer already")
-        check_optimizer(optimizer, self.parameters, self.criterion)
+        for criterion in (self.criterion, *self.plan.criteria.values()):
+            check_optimizer(optimizer, self.parameters, criterion)
         self._check_calibration()
         hold(self.plan, self.masks)
         self._optimizer = optimizer
@@ -141,12 +139,9 @@ class Pruner:
 
     @torch.no_grad()
     def observe(self, gradient_scale: float = 1.0) -> None:
-        """Let the criterion observe the gradients of this step. Gradients that are not finite change no scores.
-
-        Args:
-            gradient_scale: what gradients have to be multiplied by.
-        """
-        if not (self.criterion.needs_gradient or self._due(self.steps_taken + 1) is not None):
+        """Let the criteria observe the gradients of this step, times `gradient_scale`. Gradients that are not finite
+        change no scores."""
+        if not (self.scores.needs_gradient or self._due(self.steps_taken + 1) is not None):
             return
         self._finite = self.scores.observe(gradient_scale)
         if not self._finite:
@@ -207,21 +202,25 @@ class Pruner:
 
     def _calibrate(self) -> SurvivorUpdate | None:
         """Let a criterion that reads calibration data do so."""
-        if self.calibration is not None and isinstance(self.criterion, OBS):
+        if self.calibration is None or not self.plan.ranked_by_main():
+            return None
+        if isinstance(self.criterion, OBS):
             return SurvivorUpdate(self.calibration, self.plan, self.criterion, self.masks)
-        if self.calibration is not None and isinstance(self.criterion, Calibrated):
+        if isinstance(self.criterion, Calibrated):
             self.scores.calibrate(self.criterion.scores(self.calibration, self.plan))
         return None
 
     def _fraction(self, group: Group, progress: float) -> float:
         """The fraction of a group's units to prune."""
         fraction = group.pattern.unit_fraction(self.schedule.sparsity(progress, group.pattern.target))
-        return fraction if self.allocation.regrow else max(fraction, self._fractions[repr(group.pattern)])
+        return fraction if self.allocation.regrow else max(fraction, self._fractions[group.key])
 
     def _choose(self, group: Group, fraction: float, survivors: SurvivorUpdate | None) -> dict[str, Tensor]:
         """The masks of one group. Layers without scores keep theirs, and their units are not in the budget."""
         pattern, allocation = group.pattern, self.allocation
-        key, losers, what = repr(pattern), {}, self.criterion.evidence
+        key, losers = group.key, {}
+        survivors = survivors if group.criterion is None else None
+        what = self.scores.criterion_for(next(iter(group.shapes))).evidence
         if survivors is not None:
             known = survivors.choose(group, allocation, self._fractions[key], fraction)
         else:
@@ -231,7 +230,8 @@ class Pruner:
             return {}
         if len(known) < len(group.shapes):
             silent = sorted(group.shapes.keys() - known.keys())
-            self._warn_once(f"{silent[0]} (and {len(silent) - 1} more) cannot be pruned: {self._no_evidence}")
+            why = self.scores.no_evidence(silent[0])
+            self._warn_once(f"{silent[0]} (and {len(silent) - 1} more) cannot be pruned: {why}")
         self._fractions[key] = fraction
         if survivors is not None:
             return known
@@ -269,7 +269,7 @@ class Pruner:
             for name, pattern, _ in self.plan.pruned()
             if due is not None and self.masks.get(name) is None and self.schedule.sparsity(due, pattern.target) > 0
         ]
-        return describe(self.plan, self.masks, dict.fromkeys(unranked, self._no_evidence))
+        return describe(self.plan, self.masks, {name: self.scores.no_evidence(name) for name in unranked})
 
     def _identity(self) -> dict[str, str]:
         return identity(self.plan, self.criterion, self.schedule, self.length, self.regularizer)

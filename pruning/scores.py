@@ -27,6 +27,20 @@ class Scores:
         self.state: dict[str, dict[str, Tensor]] = {name: {} for name in plan.parameters}
         """The criterion's tensors by parameter name."""
 
+    @property
+    def needs_gradient(self) -> bool:
+        """Whether a criterion observes each step."""
+        return any(self.criterion_for(name).needs_gradient for name, *_ in self._plan.pruned())
+
+    def criterion_for(self, name: str) -> Criterion:
+        """The criterion of a parameter."""
+        return self._plan.criteria.get(name, self.criterion)
+
+    def no_evidence(self, name: str) -> str:
+        """Why a parameter that has no scores is not pruned."""
+        what = self.criterion_for(name).evidence
+        return f"its {what}s were missing or zero, so that its weights could not be ranked"
+
     def observe(self, gradient_scale: float = 1.0) -> bool:
         """Take in the gradients of an optimizer step, unless one is not finite.
 
@@ -40,10 +54,11 @@ class Scores:
         observed = [(name, pattern, p, p.grad) for name, pattern, p in self._plan.pruned() if p.grad is not None]
         if not _all_finite([gradient for *_, gradient in observed]):  # before any score changes
             return False
-        if self.criterion.needs_gradient:
-            for name, pattern, p, gradient in observed:
-                values = self.criterion.observation(float_matrix(p), float_matrix(gradient, gradient_scale))
-                self.criterion.accumulate(self.state[name], pattern.pool(values, self.criterion.reduction))
+        for name, pattern, p, gradient in observed:
+            criterion = self.criterion_for(name)
+            if criterion.needs_gradient:
+                values = criterion.observation(float_matrix(p), float_matrix(gradient, gradient_scale))
+                criterion.accumulate(self.state[name], pattern.pool(values, criterion.reduction))
         return True
 
     def costs(
@@ -71,19 +86,18 @@ class Scores:
 
         Units that are pruned already score -inf, so that they go first and never return, unless `regrow`.
         """
-        parameter, pattern = self._plan.parameters[name], self._plan.patterns[name]
+        parameter, pattern, criterion = self._plan.parameters[name], self._plan.patterns[name], self.criterion_for(name)
         moment = None
-        if optimizer is not None and self.criterion.needs_second_moment:
+        if optimizer is not None and criterion.needs_second_moment:
             moment = optimizer.state.get(parameter, {}).get("exp_avg_sq")
         layer = Layer(
             name,
             as_matrix(parameter.detach()),
             self.state[name],
             None if moment is None else as_matrix(moment),
-            partial(pattern.pool, reduction=self.criterion.reduction),
+            partial(pattern.pool, reduction=criterion.reduction),
         )
-        score = self.criterion.saliency(layer)
-        criterion = self.criterion
+        score = criterion.saliency(layer)
         learns = criterion.needs_gradient or criterion.needs_second_moment or criterion.needs_calibration
         mask = masks.get(name)
         if score is None or (learns and not _any(score) and (mask is None or bool(mask.any()))):

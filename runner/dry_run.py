@@ -80,7 +80,8 @@ def layers(inputs: Inputs) -> Iterator[str]:
         alike = Counter((models.kind_of(name), tuple(shape)) for name, shape in group.shapes.items())
         units = sum(group.units.values())
         zeros += target * sum(shape.numel() for shape in group.shapes.values())
-        yield f"pattern {group.pattern}, target {target:g}: {len(group.shapes)} layers, {units:,} units"
+        own = f" by {group.criterion}" if group.criterion else ""
+        yield f"pattern {group.pattern}{own}, target {target:g}: {len(group.shapes)} layers, {units:,} units"
         for (kind, shape), count in alike.items():
             yield f"  {count:>3} x {kind} {list(shape)}"
     reasons = Counter(plan.left.values())

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import ClassVar
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from pruning.criteria import Criterion, Layer
 from pruning.errors import PruningError
@@ -39,7 +39,7 @@ class Calibrated(Criterion):
 
     def memory(self, plan: Plan) -> int:
         """Bytes that a mask update takes at most, without the forward and backward passes of the calibration."""
-        return sum(8 * p.numel() for p in _pruned(plan).values())  # sums and one batch's gradients, or scores
+        return sum(8 * p.numel() for p in plan.ranked_by_main().values())  # sums and one batch's gradients, or scores
 
 
 @dataclass
@@ -49,7 +49,7 @@ class Wanda(Calibrated):
     evidence: ClassVar[str] = "calibration input"
 
     def scores(self, calibration: Calibration, plan: Plan) -> dict[str, Tensor]:
-        hessians = collect(calibration, _pruned(plan), self.seed, fisher=False).hessians
+        hessians = collect(calibration, plan.ranked_by_main(), self.seed, fisher=False).hessians
         return {
             name: as_matrix(plan.parameters[name].detach()).to(h.dtype).abs() * h.diagonal()[:-1].sqrt()
             for name, h in hessians.items()
@@ -64,7 +64,7 @@ class CalibratedSnip(Calibrated):
     """Sum over calibration batches of |w * dL/dw| (Lee et al. 2019, arXiv 1810.02340), labels from the model itself."""
 
     def scores(self, calibration: Calibration, plan: Plan) -> dict[str, Tensor]:
-        sums = weight_gradients(calibration, _pruned(plan), self.seed, Tensor.abs)
+        sums = weight_gradients(calibration, plan.ranked_by_main(), self.seed, Tensor.abs)
         return {name: as_matrix(plan.parameters[name].detach().abs() * g) for name, g in sums.items()}
 
 
@@ -73,7 +73,7 @@ class CalibratedFisher(Calibrated):
     """w^2 * sum over calibration batches of g^2: optimal brain damage with the diagonal of the Fisher information."""
 
     def scores(self, calibration: Calibration, plan: Plan) -> dict[str, Tensor]:
-        sums = weight_gradients(calibration, _pruned(plan), self.seed, Tensor.square)
+        sums = weight_gradients(calibration, plan.ranked_by_main(), self.seed, Tensor.square)
         return {name: as_matrix(plan.parameters[name].detach().square() * g) for name, g in sums.items()}
 
 
@@ -104,16 +104,13 @@ class OBS(Calibrated):
             raise PruningError(f"rounds={list(self.rounds)} must rise to 1, from above 0", self)
 
     def memory(self, plan: Plan) -> int:
-        weights = [as_matrix(p).shape for p in _pruned(plan).values()]
+        weights = [as_matrix(p).shape for p in plan.ranked_by_main().values()]
         # the damped Hessian and its inverse with copies, old and new weights, a batch's matrices, factors and copies
-        one = max(48 * (w[1] + 1) ** 2 + 24 * w.numel() + 4 * max(CHUNK, 8 * (w[1] + 1) ** 2) for w in weights)
+        each = (48 * (w[1] + 1) ** 2 + 24 * w.numel() + 4 * max(CHUNK, 8 * (w[1] + 1) ** 2) for w in weights)
+        one = max(each, default=0)
         return super().memory(plan) + _hessian_bytes(plan) + one
-
-
-def _pruned(plan: Plan) -> dict[str, nn.Parameter]:
-    return {name: p for name, _, p in plan.pruned()}
 
 
 def _hessian_bytes(plan: Plan) -> int:
     """At most: layers that share their input share a Hessian too."""
-    return sum(4 * (p[0].numel() + 1) ** 2 for p in _pruned(plan).values())
+    return sum(4 * (p[0].numel() + 1) ** 2 for p in plan.ranked_by_main().values())

@@ -37,7 +37,7 @@ class SurvivorUpdate:
 
     def __init__(self, calibration: Calibration, plan: Plan, criterion: OBS, masks: Masks) -> None:
         self.plan, self.criterion, self.masks = plan, criterion, masks
-        pruned = {name: p for name, _, p in plan.pruned()}
+        pruned = plan.ranked_by_main()
         with _timed("calibration"):
             statistics = collect(calibration, pruned, criterion.seed)
         owners = modules_of(calibration.model, pruned)

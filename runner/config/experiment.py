@@ -9,6 +9,7 @@ from pathlib import Path
 from omegaconf import MISSING
 
 from pruning import Allocation, Criterion, Dense, OneShot, Pattern, Regularizer, Schedule
+from pruning.criteria import named
 from runner.config.distillation import DistillationSettings
 from runner.config.recipe import Recipe
 from runner.config.training import Training
@@ -109,9 +110,11 @@ class Experiment:
         """Refuse to prune without training by a criterion that observes training steps, or more than once."""
         if not isinstance(self.pattern, Pattern) or not self.pattern.prunes:
             return
-        if self.criterion.needs_gradient or self.criterion.needs_second_moment:
+        own = {layer.criterion for layer in self.allocation.layers.values() if layer.criterion}
+        criteria = [self.criterion, *map(named, sorted(own))]
+        if observing := [type(c).__name__ for c in criteria if c.needs_gradient or c.needs_second_moment]:
             raise UserError(
-                f"train.num_train_epochs=0: {type(self.criterion).__name__} observes training steps, and there are "
+                f"train.num_train_epochs=0: {observing[0]} observes training steps, and there are "
                 "none; choose criterion=obs, wanda, calibrated_snip, calibrated_fisher, magnitude, or a number above 0"
             )
         if not isinstance(self.schedule, OneShot):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from pruning import Allocation
 from runner.config.experiment import Experiment
 from runner.system.fingerprint import SHORT, hash_json
 from runner.system.versions import VERSIONS
@@ -58,7 +59,7 @@ def identify(experiment: Experiment, model: str, data: str, teacher: str | None,
             run |= {
                 "layers": [experiment.model.prunable, experiment.model.excluded],
                 "criterion": _typed(experiment.criterion),
-                "allocation": _typed(experiment.allocation),
+                "allocation": _allocation(experiment.allocation),
                 "schedule": _typed(experiment.schedule),
                 "regularizer": _typed(experiment.regularizer),
             }
@@ -78,6 +79,17 @@ def identify(experiment: Experiment, model: str, data: str, teacher: str | None,
 
 def _typed(value: Any) -> dict[str, Any]:
     return {"type": type(value).__name__, **asdict(value)}
+
+
+def _allocation(allocation: Allocation) -> dict[str, Any]:
+    """As `_typed`, without what an exception leaves out and older versions did not know."""
+    typed = _typed(allocation)
+    later = ("max_per_layer", "criterion")
+    typed["layers"] = {
+        name: {key: value for key, value in layer.items() if key not in later or value is not None}
+        for name, layer in typed["layers"].items()
+    }
+    return typed
 
 
 def _hash(value: Any) -> str:

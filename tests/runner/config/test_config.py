@@ -740,6 +740,7 @@ DETERMINING = [
     "criterion=obs", "criterion=wanda", "criterion=calibrated_snip", "criterion=calibrated_fisher",
     "allocation=uniform", "allocation.max_per_layer=0.9", "allocation.min_per_layer=0.1", "allocation.regrow=true",
     LAYERS, LAYERS.replace("0.3", "0.4"), "+allocation.layers={*.query:{pattern:2:4}}",
+    "+allocation.layers={*.query:{criterion:magnitude}}", "+allocation.layers={*.query:{max_per_layer:0.9}}",
     "schedule=short", "schedule=one_shot", "schedule.decay=cubic", "schedule.end=9000", "schedule.initial=50%",
     "regularizer=group_lasso",
     "distill=none", "distill=simkd", "distill=hidden", "distill=logits_hidden",
