@@ -120,7 +120,8 @@ def _folder(path: Path, key: str, dataset: Dataset) -> Part:
     except Exception as error:  # datasets and pyarrow raise several kinds
         raise UserError(f"{key}: this folder of save_to_disk cannot be read: {error}; copy it again") from error
     if not isinstance(loaded, datasets.Dataset):
-        raise UserError(f"{key}: this folder has splits; name the folder of one, such as {path / str(next(iter(loaded)))}")
+        first = path / str(next(iter(loaded)))
+        raise UserError(f"{key}: this folder has splits; name the folder of one, such as {first}")
     whole = files.common_types(loaded)
     return Part(whole, [(str(path), len(whole))])
 
