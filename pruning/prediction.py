@@ -49,25 +49,33 @@ class Prediction:
         return logits if self.choices is None else logits.masked_fill(~self.choices, _NEVER)
 
 
-def label_loss(student: Prediction, labels: tuple[Tensor, ...]) -> Tensor:
+def label_loss(student: Prediction, labels: tuple[Tensor, ...], labelled: Tensor | None = None) -> Tensor:
     """Mean over the heads of the loss against the labels: cross entropy over the real choices only, or the mean squared
     error of numbers.
 
     Args:
         labels: for each head [batch], or [batch, tokens] where it answers at each token, IGNORED where none is asked.
+        labelled: bool [batch], which examples have labels; those without count with a loss of zero. None: all have.
     """
     heads = zip(student.answers(), labels, strict=True)
-    return torch.stack([_label_loss(answers, label, student) for answers, label in heads]).mean()
+    return torch.stack([_label_loss(answers, label, student, labelled) for answers, label in heads]).mean()
 
 
-def _label_loss(answers: Tensor, label: Tensor, student: Prediction) -> Tensor:
+def _label_loss(answers: Tensor, label: Tensor, student: Prediction, labelled: Tensor | None) -> Tensor:
+    if labelled is not None and label.dim() == 1:
+        answers, label = answers[labelled], label[labelled]
+        loss = F.mse_loss(answers.squeeze(-1), label.float(), reduction="sum") if student.numbers else (
+            F.cross_entropy(answers, label, reduction="sum")
+        )  # fmt: skip
+        return loss / len(labelled)
     if student.numbers:
         return F.mse_loss(answers.squeeze(-1), label.float())
     if label.dim() == 1:
         return F.cross_entropy(answers, label)
     label = label[student.tokens]
     total = F.cross_entropy(answers, label, ignore_index=IGNORED, reduction="sum")
-    return total / (label != IGNORED).sum().clamp(min=1)  # a batch may have no label at all
+    mean = total / (label != IGNORED).sum().clamp(min=1)  # a batch may have no label at all
+    return mean if labelled is None else mean * labelled.float().mean()
 
 
 def sampled_loss(prediction: Prediction, chance: torch.Generator) -> Tensor:

@@ -27,6 +27,7 @@ REPRODUCED = "prune_distill.reproduced"  # a reproduction's outcome: "bit for bi
 # Which parts of the run were made under other versions, on other hardware, or with other threads or ranks, one a line.
 OTHER_CIRCUMSTANCES = "prune_distill.other_circumstances"
 TRAIN_EXAMPLES, EVALUATION_EXAMPLES = "examples.train", "examples.evaluation"  # how many the run used
+UNLABELLED_EXAMPLES = "examples.unlabelled"  # how many more it used without labels, if any
 RARE_CLASSES = "examples.rare_classes"  # the note on classes with few evaluation examples, if there are any
 OFFICIAL_TRAIN, OFFICIAL_EVALUATION = "official.train", "official.evaluation"  # how many the official splits have
 

@@ -42,7 +42,8 @@ def show(experiment: Experiment, origin: Origin) -> None:
     set_up_process()
     inputs = resolve(experiment, origin, reuse=False)
     announce(inputs)
-    lines = [*existing(inputs), *layers(inputs), *steps_and_sparsity(inputs), *calibration(inputs)]
+    lines = [*existing(inputs), *layers(inputs), *steps_and_sparsity(inputs), *unlabelled(inputs)]
+    lines += calibration(inputs)
     lines += [f"disk: {need.what} {human_bytes(need.bytes)} at most in {need.folder}" for need in inputs.disk_needs]
     learns = experiment.train.takes_steps or not experiment.prune or not experiment.model.finetuned
     lines += cost(inputs, inputs.data) if inputs.data is not None and learns else []
@@ -61,8 +62,8 @@ def existing(inputs: Inputs) -> Iterator[str]:
     elif files.is_intact(dense):
         yield f"dense model: cached in {dense}"
     else:
-        assert inputs.data is not None
-        steps = inputs.data.length(inputs.experiment.finetune).steps
+        assert inputs.dense_data is not None
+        steps = inputs.dense_data.length(inputs.experiment.finetune).steps
         yield f"dense model: fine-tuned first, {steps} optimizer steps, and cached in {dense}"
 
 
@@ -102,6 +103,16 @@ def steps_and_sparsity(inputs: Inputs) -> Iterator[str]:
         yield f"sparsity by step: {', '.join(updates)}"
 
 
+def unlabelled(inputs: Inputs) -> Iterator[str]:
+    """Training examples without labels."""
+    examples, data, dense = inputs.examples.unlabelled, inputs.data, inputs.dense_data
+    if examples is not None and data is not None and dense is not None:
+        yield (
+            f"without labels: {len(examples):,} further examples, distilled only: "
+            f"{len(data.features) - len(dense.features):,} of {len(data.features):,} features of each epoch"
+        )
+
+
 def calibration(inputs: Inputs) -> Iterator[str]:
     """Data and memory of mask updates that read training windows."""
     experiment, criterion = inputs.experiment, inputs.experiment.criterion
@@ -126,7 +137,7 @@ def cost(inputs: Inputs, data: TrainingData) -> Iterator[str]:
     each = [(training, trained if training is inputs.experiment.train else everything) for _, training in both]
     yield f"memory: {memory(everything, each)}{frozen}{peak}"
     for name, training in both:
-        seconds = tokens(inputs, data, training) * stats.seconds / stats.tokens
+        seconds = tokens(inputs, training) * stats.seconds / stats.tokens
         yield (
             f"time of the {name}: about {duration(seconds)}, at {stats.tokens / stats.seconds:,.0f} tokens "
             f"a second over {stats.steps} steps on this machine as busy as it is now; scoring and the teacher not "

@@ -32,7 +32,7 @@ GROUPS: dict[str, type] = {
     "benchmark": Benchmark,
 }
 
-PLACES = ("model.path", "model.finetuned", "model.sparse", "distill.teacher", "dataset.path")
+PLACES = ("model.path", "model.finetuned", "model.sparse", "distill.teacher", "dataset.path", "dataset.unlabelled")
 """Keys that name a place. A repetition may change them: files that have moved are still the same files."""
 
 
@@ -94,6 +94,8 @@ class Experiment:
             raise UserError(
                 f"train.evaluate={self.train.evaluate.value} scores on a part of train: set dataset.validation=0.05"
             )
+        if self.dataset.unlabelled:
+            self._check_unlabelled(f"dataset.unlabelled={self.dataset.unlabelled}")
         if self.model.frozen and not self.prune:
             raise UserError(
                 f"model.frozen={self.model.frozen}: prune=false only fine-tunes the dense model, which trains all "
@@ -124,6 +126,19 @@ class Experiment:
                 f"train.evaluate={self.train.evaluate.value} scores while the student trains, and with "
                 "train.num_train_epochs=0 it does not; leave it out"
             )
+
+    def _check_unlabelled(self, key: str) -> None:
+        """Refuse examples without labels where no teacher says anything about them."""
+        if not self.prune:
+            raise UserError(f"{key}: prune=false only fine-tunes the dense model, on labels; leave it out")
+        if not self.distill.needs_teacher:
+            raise UserError(f"{key}: distill=none learns from labels alone; choose distill=logits or leave it out")
+        if not self.distill.weight:
+            raise UserError(f"{key}: distill.weight=0 learns from labels alone; set it above 0, or leave it out")
+        if not self.train.takes_steps:
+            raise UserError(f"{key}: train.num_train_epochs=0 trains nothing; leave it out")
+        if self.dataset.unlabelled in self.dataset.evaluation_splits:
+            raise UserError(f"{key}: a model is not scored on what it is trained on; name another split")
 
     @property
     def student_train(self) -> Training:

@@ -6,15 +6,18 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pruning import Prediction
 from runner.data import arrow, classes
 from runner.data.classification_scores import METRICS, OF_NUMBERS, STATISTICS
+from runner.data.files import Reader
 from runner.data.readable import length_range
 from runner.data.scores import Scores
 from runner.data.splits import SPLIT, Part, Splits
 from runner.data.task import Dataset
+from runner.data.text_files import read_lines
 from runner.data.windows import check_max_length
 from runner.system.errors import UserError
 
@@ -58,6 +61,7 @@ class Classify(Dataset):
     architecture: ClassVar[str] = "AutoModelForSequenceClassification"
     pipeline_tag: ClassVar[str] = "text-classification"
     label_names: ClassVar[tuple[str, ...]] = ("labels",)
+    inputs: ClassVar[tuple[str, ...]] = ("text", "text_pair")
     metrics: ClassVar[tuple[str, ...]] = tuple(METRICS)
     scoring: ClassVar[tuple[str, ...]] = ("metric", "other_metrics", "positive")
     selecting: ClassVar[tuple[str, ...]] = (*Dataset.selecting, "text", "text_pair", "label", "id", "drop_unlabelled")
@@ -81,6 +85,9 @@ class Classify(Dataset):
 
     def text_columns(self) -> Sequence[str]:
         return [name for name in (self.id, self.text, self.text_pair) if name]
+
+    def readers(self, labels: bool = True) -> Mapping[str, Reader]:
+        return {} if labels else {".txt": partial(read_lines, column=self.text)}
 
     def named(self, splits: Splits) -> Splits:
         splits = splits.mapped(self._named)

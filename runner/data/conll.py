@@ -25,11 +25,12 @@ Line = tuple[int, list[str]]
 """Number and fields."""
 
 
-def read_columns(file: Path, words: str, tags: str) -> Iterator[dict[str, list[str]]]:
+def read_columns(file: Path, words: str, tags: str | None) -> Iterator[dict[str, list[str]]]:
     """The sentences of a file in columns.
 
     Args:
-        words, tags: names of the resulting columns. In CoNLL-U `tags` is the name of a column, such as upos.
+        words, tags: names of the resulting columns. In CoNLL-U `tags` is the name of a column, such as upos. None: tags
+            are not read, and a line may be a word alone.
 
     Raises:
         UserError: a line has no tag, or not as many columns as the first; or the file has no such column.
@@ -37,7 +38,8 @@ def read_columns(file: Path, words: str, tags: str) -> Iterator[dict[str, list[s
     # Not splitlines, nor any white space: words may hold other line separators and non-breaking blanks.
     lines = [line.strip(" \t\r") for line in read_text(file).split("\n")]
     columns = _columns(lines)
-    sentences = [*_sentences(file, lines, _Comments(lines, everywhere=columns is not None))]
+    comments = _Comments(lines, everywhere=columns is not None)
+    sentences = [*_sentences(file, lines, comments, fewest=1 if tags is None else 2)]
     word, tag = (0, -1) if columns is None else _places(file, columns, words, tags)
     if columns is None and _counts(sentences):
         raise UserError(
@@ -47,7 +49,8 @@ def read_columns(file: Path, words: str, tags: str) -> Iterator[dict[str, list[s
     for sentence in sentences:
         rows = [fields for _, fields in sentence if columns is None or not _NO_WORD.fullmatch(fields[0])]
         if rows:
-            yield {words: [fields[word] for fields in rows], tags: [fields[tag] for fields in rows]}
+            read = {words: [fields[word] for fields in rows]}
+            yield read if tags is None else read | {tags: [fields[tag] for fields in rows]}
 
 
 def _fields(line: str) -> list[str]:
@@ -64,9 +67,9 @@ def _columns(lines: Sequence[str]) -> list[str] | None:
     return list(CONLL_U) if is_numbered and len(first) == len(CONLL_U) else None
 
 
-def _places(file: Path, columns: list[str], words: str, tags: str) -> tuple[int, int]:
-    """The columns of the word and of the tag."""
-    if tags.lower() not in columns:
+def _places(file: Path, columns: list[str], words: str, tags: str | None) -> tuple[int, int]:
+    """The columns of the word and of the tag; of a tag that is not read, any."""
+    if tags is not None and tags.lower() not in columns:
         raise UserError(
             f"dataset.tags={tags}: {file} is CoNLL-U, whose columns are {', '.join(columns)}; name one of them, such "
             "as dataset.tags=upos, with dataset.metric=accuracy where its tags are no entities"
@@ -74,7 +77,7 @@ def _places(file: Path, columns: list[str], words: str, tags: str) -> tuple[int,
     word = words.lower() if words.lower() in columns else "form"
     if word not in columns:
         raise UserError(f"dataset.tokens={words}: {file} has the columns {', '.join(columns)}; name one of them")
-    return columns.index(word), columns.index(tags.lower())
+    return columns.index(word), columns.index(tags.lower()) if tags is not None else -1
 
 
 class _Comments:
@@ -105,8 +108,8 @@ class _Comments:
         return no_tag or _KEY_AND_VALUE.match(line) is not None
 
 
-def _sentences(file: Path, lines: Sequence[str], comments: _Comments) -> Iterator[list[Line]]:
-    """The lines of each sentence, all with the same number of columns."""
+def _sentences(file: Path, lines: Sequence[str], comments: _Comments, fewest: int) -> Iterator[list[Line]]:
+    """The lines of each sentence, all with the same number of columns, at least `fewest`."""
     sentence: list[Line] = []
     skipped: list[int] = []
     for number, line in enumerate([*lines, ""], 1):
@@ -114,7 +117,7 @@ def _sentences(file: Path, lines: Sequence[str], comments: _Comments) -> Iterato
         if comments.has(line, fields, begins=not sentence):
             skipped.append(number)
         elif fields and fields[0] != "-DOCSTART-":
-            if len(fields) < 2:
+            if len(fields) < fewest:
                 raise UserError(f"{file}, line {number}: {line!r} has no tag; a line needs a word and its tags")
             if len(fields) != comments.width:
                 raise UserError(

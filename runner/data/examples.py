@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from runner.data import unlabelled
 from runner.data.layout import TRAIN
 from runner.data.splits import Part, held_out, joined
 from runner.system.errors import UserError
@@ -45,6 +46,10 @@ class Examples:
     """Files, or splits of the hub, that are not used."""
     validation: datasets.Dataset | None = None
     """The part of train that is scored during training and not trained on, without a column `split`."""
+    unlabelled: datasets.Dataset | None = None
+    """Training examples without labels, for the distillation alone."""
+    unlabelled_fingerprint: str = ""
+    """Hash of their contents."""
 
 
 def read(task: Dataset, train: bool) -> Examples:
@@ -62,9 +67,7 @@ def read(task: Dataset, train: bool) -> Examples:
             "leave the training split out"
         )
     splits = task.splits()
-    for part in splits.parts:
-        if not len(part.examples):
-            raise UserError(f"{part.name}: there are no examples")
+    _check_filled(splits.parts)
     named = task.named(splits)
     training, evaluation = named.train, named.evaluation
     fraction, has_split = 0.0, bool(evaluation)
@@ -87,23 +90,34 @@ def read(task: Dataset, train: bool) -> Examples:
     validation = None
     if train and training is not None and task.validation:
         training, held = _split(task, training, task.validation)
-        validation = _ready(task, held, task.max_eval_samples)
+        validation = _ready(task, held, task.max_eval_samples).examples
         _check_ids(task, validation)
     ready = _ready(task, training, task.max_train_samples) if train and training is not None else None
-    scored = joined({name: _ready(task, part, task.max_eval_samples) for name, part in evaluation.items()})
+    scored = joined({name: _ready(task, part, task.max_eval_samples).examples for name, part in evaluation.items()})
     _check_ids(task, scored)
+    more = None
+    if ready is not None and training is not None and task.unlabelled:
+        more = unlabelled.read(task, splits, training, ready, [scored, *([validation] if validation else [])])
     return Examples(
-        ready,
+        ready.examples if ready is not None else None,
         scored,
-        train_fingerprint=task.fingerprint(ready) if ready is not None else "",
+        train_fingerprint=task.fingerprint(ready.examples) if ready is not None else "",
         evaluation_fingerprint=task.fingerprint(scored),
         source=splits.source,
         held_out=fraction,
         has_split=has_split,
-        origin=splits.origin,
+        origin=splits.origin if more is None else f"{splits.origin}; unlabelled: {more.described}",
         unused=splits.unused,
         validation=validation,
+        unlabelled=more.examples if more is not None else None,
+        unlabelled_fingerprint=task.digest(more.examples) if more is not None else "",
     )
+
+
+def _check_filled(parts: Sequence[Part]) -> None:
+    for part in parts:
+        if not len(part.examples):
+            raise UserError(f"{part.name}: there are no examples")
 
 
 def _split(task: Dataset, part: Part, fraction: float) -> tuple[Part, Part]:
@@ -118,11 +132,10 @@ def _split(task: Dataset, part: Part, fraction: float) -> tuple[Part, Part]:
     return part.select(rest), part.select(held)
 
 
-def _ready(task: Dataset, part: Part, limit: int | None) -> datasets.Dataset:
+def _ready(task: Dataset, part: Part, limit: int | None) -> Part:
     part = task.checked(part.subset(limit, task.data_seed))
-    if not len(part.examples):
-        raise UserError(f"{part.name}: there are no examples")
-    return part.examples
+    _check_filled([part])
+    return part
 
 
 def _check_ids(task: Dataset, examples: datasets.Dataset) -> None:

@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -78,6 +79,7 @@ class Span(Dataset):
     architecture: ClassVar[str] = "AutoModelForQuestionAnswering"
     pipeline_tag: ClassVar[str] = "question-answering"
     label_names: ClassVar[tuple[str, ...]] = ("start_positions", "end_positions")
+    inputs: ClassVar[tuple[str, ...]] = ("context", "question")
     metrics: ClassVar[tuple[str, ...]] = ("f1", "exact_match", "character_f1", "character_exact_match")
     scoring: ClassVar[tuple[str, ...]] = ("metric", "n_best", "max_answer_length", "null_threshold")
     selecting: ClassVar[tuple[str, ...]] = (
@@ -115,8 +117,8 @@ class Span(Dataset):
     def text_columns(self) -> Sequence[str]:
         return [self.id, self.context, self.question, *([self.answer_text] if self.answer_text else [])]
 
-    def readers(self) -> Mapping[str, Reader]:
-        return {".json": read_squad_json}
+    def readers(self, labels: bool = True) -> Mapping[str, Reader]:
+        return {".json": partial(read_squad_json, labels=labels)}
 
     def named(self, splits: Splits) -> Splits:
         return splits.mapped(self._named)

@@ -51,14 +51,14 @@ def _local(dataset: Dataset) -> Splits | None:
             return _folder(path, dataset) if path.is_dir() else _single(path, dataset)
     except OSError as error:
         raise UserError(f"dataset.path={dataset.path} cannot be read: {error.strerror or error}") from error
-    if path.is_absolute() or dataset.path.startswith((".", "~")) or suffix_of(path) in _suffixes(dataset):
+    if path.is_absolute() or dataset.path.startswith((".", "~")) or suffix_of(path) in suffixes(dataset):
         raise UserError(f"dataset.path={dataset.path}: there is no such file or folder{did_you_mean(path)}")
     return None
 
 
-def _suffixes(dataset: Dataset) -> tuple[str, ...]:
+def suffixes(dataset: Dataset, labels: bool = True) -> tuple[str, ...]:
     """The suffixes of the files that can be read."""
-    return tuple(dict.fromkeys((*files.SUFFIXES, *dataset.readers())))
+    return tuple(dict.fromkeys((*files.SUFFIXES, *dataset.readers(labels))))
 
 
 def _hub(dataset: Dataset) -> Splits:
@@ -112,7 +112,8 @@ def _choose(dataset: Dataset, loaded: Mapping[Any, datasets.Dataset], source: st
             f"{', '.join(parts)}: name them in dataset.train_split and dataset.evaluation_splits"
         )
     unused = [name for name in others if name not in evaluation]
-    return Splits(parts[train] if train else None, {name: parts[name] for name in evaluation}, source, unused)
+    scored = {name: parts[name] for name in evaluation}
+    return Splits(parts[train] if train else None, scored, source, unused, {name: parts[name] for name in unused})
 
 
 def _of_kind(kind: str, names: Iterable[str]) -> list[str]:
@@ -154,21 +155,24 @@ def _check_cache(path: str, cached: set[Path]) -> None:
 
 def _folder(path: Path, dataset: Dataset) -> Splits:
     """The splits of a folder: as `save_to_disk` wrote it, or with files whose names say which split they are."""
-    suffixes = _suffixes(dataset)
+    readable = suffixes(dataset)
     inside = list(path.iterdir())
-    if _is_saved(path) or (any(map(_is_saved, inside)) and not any(suffix_of(file) in suffixes for file in inside)):
+    if is_saved(path) or (any(map(is_saved, inside)) and not any(suffix_of(file) in readable for file in inside)):
         return _saved(path, dataset)
-    asked = layout.Asked(f"dataset.path={path}", dataset.train_split, dataset.evaluation_splits, suffixes)
+    asked = layout.Asked(f"dataset.path={path}", dataset.train_split, dataset.evaluation_splits, readable)
     found = layout.find(path, asked)
+    unused = layout.names(found.unused, path)
     return Splits(
-        _part(found.train, dataset) if found.train else None,
-        {name: _part(paths, dataset) for name, paths in found.evaluation.items()},
+        part(found.train, dataset) if found.train else None,
+        {name: part(paths, dataset) for name, paths in found.evaluation.items()},
         str(path),
-        layout.names(found.unused, path),
+        unused,
+        {stem_of(file): file for file in found.unused} | dict(zip(unused, found.unused, strict=True)),
     )
 
 
-def _is_saved(path: Path) -> bool:
+def is_saved(path: Path) -> bool:
+    """Whether `save_to_disk` wrote a folder."""
     return any((path / name).is_file() for name in ("dataset_dict.json", "state.json"))
 
 
@@ -178,7 +182,7 @@ def _saved(path: Path, dataset: Dataset) -> Splits:
     import datasets
 
     check_regular(*path.rglob("*"))
-    places = [path] if _is_saved(path) else sorted(filter(_is_saved, path.iterdir()))
+    places = [path] if is_saved(path) else sorted(filter(is_saved, path.iterdir()))
     try:
         loaded: Any = {place.name: datasets.load_from_disk(str(place)) for place in places}
     except Exception as error:  # datasets and pyarrow raise several kinds
@@ -198,15 +202,15 @@ def _saved(path: Path, dataset: Dataset) -> Splits:
 
 def _single(path: Path, dataset: Dataset) -> Splits:
     """A single file."""
-    if suffix_of(path) not in _suffixes(dataset):
+    if suffix_of(path) not in suffixes(dataset):
         raise UserError(
-            f"dataset.path={path}: this type of file cannot be read; those that can are {', '.join(_suffixes(dataset))}"
+            f"dataset.path={path}: this type of file cannot be read; those that can are {', '.join(suffixes(dataset))}"
         )
-    splits = _all_or_evaluation(path, dataset, lambda: _part([path], dataset))
+    splits = _all_or_evaluation(path, dataset, lambda: part([path], dataset))
     if splits.train is not None:
         with suppress(OSError):  # a folder whose files may be read, and not listed
             for other in sorted(path.parent.iterdir()):
-                kinds = layout.kinds_of(stem_of(other)) if suffix_of(other) in _suffixes(dataset) else []
+                kinds = layout.kinds_of(stem_of(other)) if suffix_of(other) in suffixes(dataset) else []
                 if kinds and layout.TRAIN not in kinds:
                     splits.unused.append(f"{other.name} in the same folder, whose name says {kinds[0]}")
     return splits
@@ -232,10 +236,11 @@ def _all_or_evaluation(path: Path, dataset: Dataset, read: Callable[[], Part]) -
     return Splits(read(), {}, str(path))
 
 
-def _part(paths: list[Path], dataset: Dataset) -> Part:
+def part(paths: list[Path], dataset: Dataset, labels: bool = True) -> Part:
+    """Files as one split; without `labels` the task's own formats need not have them."""
     import datasets
 
-    tables = [files.read(path, dataset.text_columns(), dataset.readers()) for path in paths]
+    tables = [files.read(path, dataset.text_columns(), dataset.readers(labels)) for path in paths]
     try:
         whole = datasets.concatenate_datasets(tables)
     except Exception as error:  # datasets and pyarrow raise several kinds

@@ -8,6 +8,7 @@ import random
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from runner.data import arrow
@@ -151,6 +152,8 @@ class Splits:
     """A description for people, with the revision if known."""
     unused: list[str] = field(default_factory=list)
     """Files, or splits of the hub, that are in none of these splits."""
+    others: Mapping[str, Part | Path] = field(default_factory=dict)
+    """Those of them that `dataset.unlabelled` may name: name -> examples, or the file that has them."""
 
     @property
     def parts(self) -> list[Part]:

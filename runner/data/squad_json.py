@@ -13,8 +13,11 @@ from runner.system.errors import UserError
 _LOOK_AHEAD = 10_000_000  # characters in which the key "data" must occur
 
 
-def read_squad_json(file: Path) -> list[dict[str, Any]] | None:
+def read_squad_json(file: Path, labels: bool = True) -> list[dict[str, Any]] | None:
     """The questions of an official SQuAD JSON file, one row each; None if it is another kind of JSON.
+
+    Args:
+        labels: the questions have answers; else these are not read.
 
     Raises:
         UserError: the file has "data" without questions below it, or contradicts itself.
@@ -31,7 +34,7 @@ def read_squad_json(file: Path) -> list[dict[str, Any]] | None:
         return None  # a list of plain records
     questions: list[dict[str, Any]] = []
     try:
-        for question in _questions(content):
+        for question in _questions(content, labels):
             questions.append(question)  # one by one, so that the message can number the wrong one
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(
@@ -42,7 +45,7 @@ def read_squad_json(file: Path) -> list[dict[str, Any]] | None:
     if without and len(without) < len(questions):
         raise UserError(f"{file}: question {without[0]} has no id, and others have: give it one, or remove all ids")
     wrong = [number for number, row in enumerate(questions, 1)
-             if row.pop("is_impossible") not in (None, not row["answers"]["text"])]  # fmt: skip
+             if row.pop("is_impossible") not in (None, not row["answers"]["text"]) and labels]  # fmt: skip
     if wrong:
         example = questions[wrong[0] - 1]["id"] or f"question {wrong[0]}"
         raise UserError(
@@ -52,13 +55,13 @@ def read_squad_json(file: Path) -> list[dict[str, Any]] | None:
     return [{key: value for key, value in row.items() if key != "id"} for row in questions] if without else questions
 
 
-def _questions(content: Any) -> Iterator[dict[str, Any]]:
+def _questions(content: Any, labels: bool) -> Iterator[dict[str, Any]]:
     for article in content["data"]:
         for paragraph in article["paragraphs"]:
             for qa in paragraph["qas"]:
                 impossible = qa.get("is_impossible")
                 # Not plausible_answers: those answer something that the question does not ask.
-                answers = qa.get("answers", []) if impossible else qa["answers"]
+                answers = [] if not labels else qa.get("answers", []) if impossible else qa["answers"]
                 if impossible:
                     answers = [answer for answer in answers if answer["text"]]
                 yield {

@@ -63,6 +63,7 @@ class Tag(Dataset):
     architecture: ClassVar[str] = "AutoModelForTokenClassification"
     pipeline_tag: ClassVar[str] = "token-classification"
     label_names: ClassVar[tuple[str, ...]] = ("labels",)
+    inputs: ClassVar[tuple[str, ...]] = ("tokens",)
     metrics: ClassVar[tuple[str, ...]] = ("f1", "precision", "recall", "accuracy")
     selecting: ClassVar[tuple[str, ...]] = (*Dataset.selecting, "tokens", "tags", "id")
 
@@ -77,8 +78,9 @@ class Tag(Dataset):
 
     # --- reading --------------------------------------------------------------------------------------------
 
-    def readers(self) -> Mapping[str, Reader]:
-        return dict.fromkeys((".conll", ".conllu", ".txt"), partial(read_columns, words=self.tokens, tags=self.tags))
+    def readers(self, labels: bool = True) -> Mapping[str, Reader]:
+        read = partial(read_columns, words=self.tokens, tags=self.tags if labels else None)
+        return dict.fromkeys((".conll", ".conllu", ".txt"), read)
 
     def named(self, splits: Splits) -> Splits:
         splits = splits.mapped(self._named)

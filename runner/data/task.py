@@ -17,11 +17,10 @@ from omegaconf import MISSING
 from pruning import Prediction
 from runner.data import files, sources
 from runner.data.examples import Examples, read
+from runner.data.features import Features
 from runner.data.scores import Scores
 from runner.data.splits import SPLIT, Part, Splits, main_split
 from runner.system.errors import UserError
-from runner.system.fingerprint import SHORT, hash_json
-from runner.system.versions import VERSIONS
 
 if TYPE_CHECKING:
     import datasets
@@ -58,6 +57,12 @@ class Dataset:
     """Size of a subset of train, drawn with `data_seed`, the same for every `seed`."""
     max_eval_samples: int | None = None
     """Size of a subset of each evaluation split, also drawn with `data_seed`."""
+    unlabelled: str | None = None
+    """Further training examples, for the distillation alone: their labels are not read. A file or a folder in the same
+    columns, or the name of a split of this dataset; `train` are those of the training split that are not used with
+    their labels. Those that share a text with what is scored are left out."""
+    max_unlabelled_samples: int | None = None
+    """Size of a subset of `unlabelled`, also drawn with `data_seed`."""
     holdout: float = 0.0
     """Fraction of train to score on instead of the evaluation split, for choosing settings."""
     validation: float = 0.0
@@ -78,6 +83,8 @@ class Dataset:
     """The hub's name of the task."""
     label_names: ClassVar[tuple[str, ...]]
     """Columns of the features that are labels, one for each head."""
+    inputs: ClassVar[tuple[str, ...]]
+    """Columns that a model reads; the fields of these names have the names in the data."""
     metrics: ClassVar[tuple[str, ...]] = ()
     """The permitted values of `metric`."""
     defining: ClassVar[tuple[str, ...]] = ("path", "name", "revision")
@@ -85,7 +92,8 @@ class Dataset:
 
     selecting: ClassVar[tuple[str, ...]] = (
         "path", "name", "revision", "train_split", "evaluation_splits", "max_train_samples", "max_eval_samples",
-        "holdout", "validation", "data_seed", "official_train", "official_evaluation", "licence",
+        "holdout", "validation", "unlabelled", "max_unlabelled_samples", "data_seed", "official_train",
+        "official_evaluation", "licence",
     )  # fmt: skip
     """Fields that only select examples: identities use a hash of the examples' contents instead."""
     scoring: ClassVar[tuple[str, ...]] = ("metric",)
@@ -95,10 +103,14 @@ class Dataset:
         for key in ("holdout", "validation"):
             if not 0 <= getattr(self, key) < 1:
                 raise UserError(f"dataset.{key}={getattr(self, key)} must be a fraction of train, from 0 to below 1")
-        for key in ("max_train_samples", "max_eval_samples", "max_seq_length"):
+        for key in ("max_train_samples", "max_eval_samples", "max_unlabelled_samples", "max_seq_length"):
             value = getattr(self, key)
             if value is not None and value < 1:
                 raise UserError(f"dataset.{key}={value} must be at least 1")
+        if self.max_unlabelled_samples is not None and not self.unlabelled:
+            raise UserError(
+                f"dataset.max_unlabelled_samples={self.max_unlabelled_samples} needs dataset.unlabelled=FILE_OR_SPLIT"
+            )
         if self.metric not in (MISSING, *self.metrics):
             raise UserError(f"dataset.metric={self.metric} must be one of {', '.join(self.metrics)}")
 
@@ -129,8 +141,8 @@ class Dataset:
         """Columns of CSV and TSV files that are text, whatever they look like."""
         return ()
 
-    def readers(self) -> Mapping[str, files.Reader]:
-        """Suffix -> reader of the task's own file format, if it has one."""
+    def readers(self, labels: bool = True) -> Mapping[str, files.Reader]:
+        """Suffix -> reader of the task's own file format, if it has one; `labels`: the files must have them."""
         return {}
 
     def named(self, splits: Splits) -> Splits:
@@ -187,25 +199,8 @@ class Dataset:
         Raises:
             UserError: no features are left, or texts do not fit.
         """
-        from runner.data import arrow
-        from runner.models import tokenizer as tokenizers
-
-        kind = type(self).__name__.lower()
-        key = [VERSIONS["prepare"], kind, self.fingerprint(examples), tokenizers.fingerprint(tokenizer), labels]
-        name = hash_json([*key, self.tokenising()], SHORT)
-
-        def tokenize(batch: dict[str, list], indices: list[int]) -> dict[str, list]:
-            columns = self.tokenized(batch, indices, tokenizer, labels)
-            return columns | {"length": [len(tokens) for tokens in columns["input_ids"]]}
-
-        title = "Tokenising " + ("train" if labels else "evaluation")
-        place = None if cache is None else cache / f"{kind}-{name}"
-        features = arrow.mapped_once(
-            examples, tokenize, name, title, place, lambda: self.check_lengths(examples, tokenizer)
-        )
-        if not len(features):
-            raise UserError(f"dataset.path={self.path}: the tokenizer leaves nothing of all {len(examples)} examples")
-        return features
+        features = Features(self, tokenizer, labels, "train" if labels else "evaluation")
+        return features.of(examples, self.fingerprint(examples), cache)
 
     def check_lengths(self, examples: datasets.Dataset, tokenizer: PreTrainedTokenizerBase) -> None:
         """Refuse examples that do not fit `max_seq_length`.

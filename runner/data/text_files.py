@@ -55,6 +55,12 @@ def read_text(path: Path) -> str:
     return text
 
 
+def read_lines(path: Path, column: str) -> list[dict[str, str]]:
+    """The lines of a text, without blank ones, each as a row of one column."""
+    # Not splitlines: texts may hold other line separators.
+    return [{column: line.rstrip("\r")} for line in read_text(path).split("\n") if line.strip()]
+
+
 def delimiter_of(path: Path, text: str) -> str:
     """The delimiter of a CSV or TSV file: its type's own, unless that leaves the header one column and another one
     divides it."""

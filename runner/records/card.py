@@ -210,6 +210,8 @@ def making(facts: Facts) -> dict[str, str]:
     if facts.trained is not None:
         used, official = facts.trained.used, facts.trained.official
         items["Training examples"] = f"{used:,}" + (f" of {official:,}" if official and used < official else "")
+    if facts.unlabelled:
+        items["Training examples without labels"] = f"{facts.unlabelled:,}, distilled only"
     if facts.pruning is not None:
         items |= methods(facts, facts.pruning)
     if facts.train:

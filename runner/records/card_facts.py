@@ -87,6 +87,8 @@ class Facts:
     """The command line."""
     head_of: Source | None = None
     """The teacher whose head the model has, if that is not the dense model."""
+    unlabelled: int = 0
+    """Training examples without labels."""
     has_projector: bool = False
     """True if a projector stands before the head, which no class of transformers supports."""
 
@@ -120,6 +122,7 @@ def collect(folder: Path, experiment: Experiment, origin: Origin, examples: Exam
             len(examples.evaluation), official[1], task.max_eval_samples, examples.held_out, examples.has_split
         ),
         trained=Counted(len(train), official[0], task.max_train_samples) if train is not None else None,
+        unlabelled=result.unlabelled_examples,
         pruning=json.loads((folder / "pruning.json").read_text(encoding="utf-8")) if prune else None,
         pattern_meaning=" ".join((getdoc(type(experiment.pattern)) or "").partition("\n\n")[0].split()),
         distill={"name": type(experiment.distill).__name__, **asdict(experiment.distill)},

@@ -27,7 +27,9 @@ class Identity:
     """`control` without the distillation."""
 
 
-def identify(experiment: Experiment, model: str, data: str, teacher: str | None, sparse: str | None = None) -> Identity:
+def identify(
+    experiment: Experiment, model: str, data: str, teacher: str | None, sparse: str | None = None, unlabelled: str = ""
+) -> Identity:
     """Hash what determines the result: contents, not paths and logging.
 
     Args:
@@ -35,6 +37,7 @@ def identify(experiment: Experiment, model: str, data: str, teacher: str | None,
         data: fingerprint of the examples.
         teacher: fingerprint of a teacher other than the dense model.
         sparse: fingerprint of the sparse checkpoint that the student starts from, where that is not the dense model.
+        unlabelled: fingerprint of the examples without labels; empty if there are none.
     """
     dense: dict[str, Any] = {
         "model": model,
@@ -51,6 +54,8 @@ def identify(experiment: Experiment, model: str, data: str, teacher: str | None,
             "distill": {**_typed(experiment.distill), "teacher": teacher},
             "train": experiment.student_train.determinants(),
         }
+        if unlabelled:
+            run["unlabelled"] = unlabelled
         if experiment.model.frozen:
             run["frozen"] = sorted(set(experiment.model.frozen))
         if sparse is not None:
@@ -64,7 +69,7 @@ def identify(experiment: Experiment, model: str, data: str, teacher: str | None,
                 "regularizer": _typed(experiment.regularizer),
             }
     seed = experiment.seed
-    control = {key: run[key] for key in (*dense, "scores", "distill", "train", "frozen") if key in run}
+    control = {key: run[key] for key in (*dense, "scores", "distill", "train", "unlabelled", "frozen") if key in run}
     if "train" in control:
         control["train"] = {key: value for key, value in control["train"].items() if key != "hidden_dropout"}
     budget = {key: value for key, value in control.items() if key != "distill"}

@@ -51,6 +51,8 @@ class Result:
     """What a reproduction needs: see `runner.records.runs.MadeBy`."""
     speed: Speed | None = None
     """Times of the saved model on a CPU; None unless benchmark=cpu."""
+    unlabelled_examples: int = 0
+    """Training examples without labels, which only the distillation used."""
 
     def save(self) -> None:
         """Write it to its folder."""
@@ -87,6 +89,8 @@ class Result:
                 lines["left out"] = left_out
         if self.speed is not None:
             lines |= {f"time, {setting}": text for setting, text in self.speed.summary.items()}
+        if self.unlabelled_examples:
+            lines["without labels"] = f"{self.unlabelled_examples:,} further training examples, distilled only"
         lines |= {"model": f"{self.folder}/model", "MLflow run": self.mlflow_run or "not uploaded yet"}
         width = max(16, *map(len, lines))
         title = f"{self.model} on {self.dataset}, {self.pattern}, seed {self.seed}"

@@ -193,7 +193,7 @@ def made_by(
         changed=origin.changed,
         overrides=origin.overrides,
         precision={name: t.precision.value if t.precision is not None else None for name, t in trainings.items()},
-        data=examples.train_fingerprint + examples.evaluation_fingerprint,
+        data=examples.train_fingerprint + examples.evaluation_fingerprint + examples.unlabelled_fingerprint,
         evaluation=examples.evaluation_fingerprint,
         checkpoints={start.key: start.fingerprint for start in checkpoints if start is not None},
         stages=VERSIONS,

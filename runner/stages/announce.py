@@ -58,6 +58,7 @@ def _counts(inputs: Inputs) -> dict[str, str]:
     """Numbers of examples that the run uses, and that the official splits have."""
     examples, origin, task = inputs.examples, inputs.origin, inputs.experiment.dataset
     counts = {columns.TRAIN_EXAMPLES: len(examples.train) if examples.train is not None else None,
+              columns.UNLABELLED_EXAMPLES: len(examples.unlabelled) if examples.unlabelled is not None else None,
               columns.EVALUATION_EXAMPLES: len(examples.evaluation)}  # fmt: skip
     if origin.labels["dataset"] == origin.choices["dataset"]:  # else it is other data than the option's
         counts |= {columns.OFFICIAL_TRAIN: task.official_train, columns.OFFICIAL_EVALUATION: task.official_evaluation}
@@ -79,6 +80,9 @@ def _log_datasets(tracker: Tracker, inputs: Inputs) -> None:
     examples, name = inputs.examples, inputs.origin.labels["dataset"]
     if examples.train is not None:
         tracker.input(name, examples.train_fingerprint, examples.source, "training", len(examples.train))
+    if examples.unlabelled is not None:
+        source = inputs.experiment.dataset.unlabelled or ""
+        tracker.input(name, examples.unlabelled_fingerprint, source, "unlabelled", len(examples.unlabelled))
     split = "choosing" if inputs.experiment.dataset.holdout else "evaluation"
     tracker.input(name, examples.evaluation_fingerprint, examples.source, split, len(examples.evaluation))
 
@@ -132,6 +136,9 @@ def announce_data(task: Dataset, examples: Examples) -> None:
     train, evaluation = examples.train, examples.evaluation
     log.info("%s training and %s evaluation examples (%s)", len(train) if train is not None else "no",
              len(evaluation), examples.source, extra=ONCE)  # fmt: skip
+    if examples.unlabelled is not None:
+        log.info("%d further training examples without labels, for the distillation alone (dataset.unlabelled=%s)",
+                 len(examples.unlabelled), task.unlabelled, extra=ONCE)  # fmt: skip
     log.info("%s", examples.origin, extra=ONCE)
     if examples.unused:
         # Without an evaluation split, what is not used may be it.

@@ -47,7 +47,7 @@ class FinetuningTask:
 
 def finetune(run: RunContext) -> models.Checkpoint:
     """The dense model, fine-tuned now if it is neither given nor in the cache."""
-    base, data = run.inputs.sources.base, run.inputs.data
+    base, data = run.inputs.sources.base, run.inputs.dense_data
     with run.cost.stage("finetune"):
         if run.experiment.model.finetuned:
             return base

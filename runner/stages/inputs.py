@@ -62,4 +62,4 @@ def identity_of(experiment: Experiment, sources: Sources, examples: Examples) ->
     """Hashes of everything that determines the result."""
     data = examples.train_fingerprint + examples.evaluation_fingerprint
     teacher, sparse = (c.fingerprint if c is not None else None for c in (sources.teacher, sources.sparse))
-    return identify(experiment, sources.base.fingerprint, data, teacher, sparse)
+    return identify(experiment, sources.base.fingerprint, data, teacher, sparse, examples.unlabelled_fingerprint)

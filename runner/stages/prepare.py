@@ -16,6 +16,7 @@ from runner import models, tracking
 from runner.config.experiment import Experiment, Origin
 from runner.config.training import Training
 from runner.data.examples import Examples
+from runner.data.features import Features, with_unlabelled
 from runner.models.tokenizer import check_texts, with_inputs
 from runner.models.vocabulary import check_reading
 from runner.records.identity import Identity
@@ -62,7 +63,9 @@ class Inputs:
     tokenizer: PreTrainedTokenizerBase
     cost: Cost
     data: TrainingData | None = None
-    """None if nothing is trained."""
+    """What the student learns from; None if nothing is trained."""
+    dense_data: TrainingData | None = None
+    """What the dense model is fine-tuned on: those with labels."""
     updates: dict[int, float] = field(default_factory=dict)
     """Sparsity by the optimizer step of each mask update."""
     disk_needs: list[DiskNeed] = field(default_factory=list)
@@ -153,17 +156,26 @@ def _prepare_training(inputs: Inputs) -> None:
     from runner.training.training_data import TrainingData
 
     experiment, sources, task = inputs.experiment, inputs.sources, inputs.experiment.dataset
-    assert inputs.examples.train is not None
-    check_reading(sources.base, task, inputs.examples.train, "training")
-    for other in sources.others:
-        check_texts(sources.base, other, task, inputs.examples.train)
+    train, unlabelled = inputs.examples.train, inputs.examples.unlabelled
+    assert train is not None
+    for part, examples in (("training", train), ("unlabelled", unlabelled)):
+        if examples is not None:
+            check_reading(sources.base, task, examples, part)
+            for other in sources.others:
+                check_texts(sources.base, other, task, examples)
     teacher = sources.teacher
     others = tuple(models.load_tokenizer(teacher).model_input_names) if teacher is not None else None
     names = dict.fromkeys((*inputs.tokenizer.model_input_names, *(others or ())))
     cache = Path(experiment.cache_dir) / "features"
-    features = task.features(inputs.examples.train, with_inputs(inputs.tokenizer, names), cache, labels=True)
-    task.report(inputs.examples.train, features, inputs.tokenizer)
-    inputs.data = TrainingData(task, features, inputs.tokenizer, others, inputs.examples.validation, cache)
+    reader = with_inputs(inputs.tokenizer, names)
+    features = task.features(train, reader, cache, labels=True)
+    task.report(train, features, inputs.tokenizer)
+    inputs.dense_data = TrainingData(task, features, inputs.tokenizer, others, inputs.examples.validation, cache)
+    inputs.data = inputs.dense_data
+    if unlabelled is not None:
+        how = Features(task, reader, labels=False, part="unlabelled")
+        more = how.of(unlabelled, inputs.examples.unlabelled_fingerprint, cache)
+        inputs.data = replace(inputs.dense_data, features=with_unlabelled(features, more))
     units = 0
     if experiment.prune:
         pruner = new_pruner(experiment, inputs.net, inputs.data.length(experiment.train))

@@ -88,6 +88,7 @@ def _result(run: RunContext, outcome: Outcome) -> Result:
         notes=list(notes(run, outcome)),
         made_by=asdict(replace(made_by, others=run.other_circumstances)),
         speed=outcome.speed,
+        unlabelled_examples=len(run.inputs.examples.unlabelled or ()),
     )
 
 

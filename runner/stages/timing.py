@@ -32,8 +32,10 @@ def trainings(inputs: Inputs) -> list[tuple[str, Training]]:
     return both
 
 
-def tokens(inputs: Inputs, data: TrainingData, training: Training) -> float:
-    """Tokens that a training computes, padding included."""
+def tokens(inputs: Inputs, training: Training) -> float:
+    """Tokens that a training of the run computes, padding included."""
+    data = inputs.dense_data if training is inputs.experiment.finetune else inputs.data
+    assert data is not None
     length, batches = data.length(training), data.batches(training, inputs.experiment.seed)
     return sum(data.features["length"]) / (1 - batches.padding()) * length.steps / batches.steps
 

@@ -123,7 +123,7 @@ class Preview:
             stats = timed(inputs, inputs.data)
             self._seconds_per_token[identity.control] = stats.seconds / stats.tokens
         return total + self._seconds_per_token[identity.control] * sum(
-            tokens(inputs, inputs.data, training) for training in trainings
+            tokens(inputs, training) for training in trainings
         )
 
     def _bytes(self, experiment: Experiment, inputs: Inputs, dense: Path) -> int:

@@ -26,7 +26,7 @@ from runner.training.average import WeightAverage
 from runner.training.job import TrainingJob
 from runner.training.rewind import rewound
 from runner.training.teacher_logits import LOGITS, WithTeacherLogits, unpack
-from runner.training.training_data import collate
+from runner.training.training_data import LABELLED, collate
 from runner.training.validation import Validation
 
 PRUNER_FILE = "pruner.safetensors"
@@ -108,7 +108,7 @@ class DistillTrainer(Trainer):
         student = task.prediction(outputs, given)
         loss = torch.zeros((), device=self.args.device)
         if how.label_weight:  # not the model's own loss: its softmax includes padding positions
-            loss = how.label_weight * label_loss(student, tuple(labels.values()))
+            loss = how.label_weight * label_loss(student, tuple(labels.values()), inputs.get(LABELLED))
         if how.needs_teacher and how.weight:
             teacher = self._teacher(student, inputs)
             loss = loss + how.weight * how.loss(projected(student, self.projections), teacher)

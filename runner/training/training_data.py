@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     import datasets
     from transformers import PreTrainedTokenizerBase
 
+LABELLED = "labelled"
+"""The key of a batch that says which examples have labels, where some have none."""
 PAD_MULTIPLE = {"cpu": 1, "cuda": 8, "mps": 1}
 """Batches are padded to a multiple of this many tokens: tensor cores want 8."""
 
@@ -34,6 +36,7 @@ class TrainingData:
 
     task: Dataset
     features: datasets.Dataset
+    """Labels are null in those of examples without labels."""
     tokenizer: PreTrainedTokenizerBase
     """The student's tokenizer."""
     other_inputs: tuple[str, ...] | None = None
@@ -100,7 +103,11 @@ def collate(
     def batch(rows: list[Mapping[str, Any]]) -> dict[str, Any]:
         inputs = [{name: value for name, value in row.items() if name in names} for row in rows]
         out = dict(tokenizer.pad(inputs, padding=True, pad_to_multiple_of=multiple, return_tensors="pt"))
-        out |= {name: _labels([row[name] for row in rows], out["input_ids"]) for name in label_names if name in rows[0]}
+        for name in (name for name in label_names if name in rows[0]):
+            values = [row[name] for row in rows]
+            out[name] = _labels(values, out["input_ids"])
+            if None in values:
+                out[LABELLED] = torch.tensor([value is not None for value in values])
         if LOGITS in rows[0]:
             out[LOGITS] = pack(rows)
         return out
@@ -109,10 +116,11 @@ def collate(
 
 
 def _labels(values: list[Any], inputs: torch.Tensor) -> torch.Tensor:
-    """Labels as [batch], or as [batch, tokens] with `IGNORED` at padding."""
-    if not isinstance(values[0], list):
-        return torch.tensor(values)
+    """Labels as [batch], 0 where there is none, or as [batch, tokens] with `IGNORED` at padding and where there is
+    none."""
+    if not any(isinstance(value, list) for value in values):
+        return torch.tensor([0 if value is None else value for value in values])
     out = torch.full(inputs.shape, IGNORED)
     for row, labels in zip(out, values, strict=True):
-        row[: len(labels)] = torch.tensor(labels)
+        row[: len(labels or [])] = torch.tensor(labels or [])
     return out

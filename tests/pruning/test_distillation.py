@@ -239,6 +239,34 @@ def test_the_label_loss_of_tokens_leaves_out_those_without_a_label(batch, data):
     assert label_loss(student, (labels,)).item() == pytest.approx(sum(each) / len(each), rel=1e-4, abs=1e-5)
 
 
+@PROPERTY
+@given(spans=span_batches(), tagged=tagged_batches(), data=st.data())
+def test_examples_without_labels_count_with_a_loss_of_zero(spans, tagged, data):
+    """Of n examples, k with labels: k / n times the loss of these alone."""
+    for student, lengths in ((spans[0], spans[2]), (tagged[0], tagged[2])):
+        known = torch.tensor([data.draw(st.booleans()) for _ in lengths])
+        if student.logits[0].dim() == 2:
+            labels = tuple(torch.tensor([data.draw(st.integers(0, n - 1)) for n in lengths]) for _ in student.logits)
+        else:
+            labels = (torch.where(student.tokens & known[:, None], 1, IGNORED),)
+        alone = 0.0
+        if known.any():
+            choices = None if student.choices is None else student.choices[known]
+            part = Prediction(tuple(each[known] for each in student.logits), choices, student.tokens[known])
+            alone = label_loss(part, tuple(each[known] for each in labels)).item()
+        share = known.float().mean().item()
+        assert label_loss(student, labels, known).item() == pytest.approx(alone * share, rel=1e-4, abs=1e-5)
+        if share == 1:
+            assert label_loss(student, labels).item() == pytest.approx(alone, rel=1e-6)
+
+
+def test_numbers_without_labels_count_with_a_loss_of_zero() -> None:
+    student = Prediction((torch.tensor([[1.0], [2.0], [5.0]]),), None, torch.ones(3, 4, dtype=torch.bool), numbers=True)
+    known, labels = torch.tensor([True, False, True]), torch.tensor([3.0, 0.0, 4.0])
+    assert label_loss(student, (labels,), known).item() == pytest.approx((4 + 1) / 3)
+    assert label_loss(student, (labels,), torch.zeros(3, dtype=torch.bool)).item() == 0
+
+
 def test_a_batch_without_any_label_has_no_loss_and_no_gradient() -> None:
     logits = torch.randn(2, 3, 4, requires_grad=True)
     student = Prediction((logits,), None, torch.ones(2, 3, dtype=torch.bool))

@@ -720,9 +720,14 @@ def experiment_with(*overrides: str) -> Experiment:
 
 
 def identity(
-    *overrides: str, model: str = "m", data: str = "d", teacher: str | None = None, sparse: str | None = None
+    *overrides: str,
+    model: str = "m",
+    data: str = "d",
+    teacher: str | None = None,
+    sparse: str | None = None,
+    unlabelled: str = "",
 ) -> Identity:
-    return identify(experiment_with(*overrides), model, data, teacher, sparse)
+    return identify(experiment_with(*overrides), model, data, teacher, sparse, unlabelled)
 
 
 def test_values_set_without_a_composition_are_as_with_one() -> None:
@@ -839,6 +844,15 @@ def test_contents_determine_the_result() -> None:
         assert other.dense == locked.dense
     assert identity("pattern=locked", "model.sparse=elsewhere", sparse="s") == locked  # contents, not places
     assert identity("pattern=4x1", "model.sparse=x", sparse="s").run != identity("pattern=4x1").run
+
+
+def test_examples_without_labels_are_part_of_run_and_control_and_not_of_the_dense_model() -> None:
+    before, after, other = identity(), identity(unlabelled="u"), identity(unlabelled="v")
+    for key in ("run", "group", "control", "budget"):
+        assert len({getattr(each, key) for each in (before, after, other)}) == 3, key
+    assert before.dense == after.dense
+    assert identity("dataset.unlabelled=x", unlabelled="u") == after  # contents, not places
+    assert identity("pattern=dense", unlabelled="u").control == after.control
 
 
 def test_where_the_same_contents_are_does_not_matter() -> None:

@@ -410,7 +410,9 @@ def decayed_biases(patch: pytest.MonkeyPatch) -> None:
 
 def sum_over_heads(patch: pytest.MonkeyPatch) -> None:
     real = runner.training.trainer.label_loss
-    patch.setattr(runner.training.trainer, "label_loss", lambda student, labels: real(student, labels) * len(labels))
+    patch.setattr(
+        runner.training.trainer, "label_loss", lambda student, labels, labelled: real(student, labels) * len(labels)
+    )
 
 
 def padding_in_the_softmax(patch: pytest.MonkeyPatch) -> None:
