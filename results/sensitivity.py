@@ -32,7 +32,7 @@ def loss_by_layer(losses: Mapping[str, Mapping[float, float]], about: str) -> Fi
     wide = min(_WIDE, len(sparsities))
     deep = -(-len(sparsities) // wide)
     with mpl.rc_context({**STYLE, "axes.grid": False}):
-        size = (max(4.6, wide * (0.7 + 0.55 * len(kinds)) + 1.2), deep * (0.75 + 0.2 * len(rows)) + 0.7)
+        size = (max(4.6, wide * (0.5 + 0.58 * len(kinds)) + 1.1), max(2.6, deep * (0.75 + 0.2 * len(rows)) + 0.7))
         figure = Figure(figsize=size, layout="constrained")
         grid = list(figure.subplots(deep, wide, squeeze=False, sharey=True).flat)
         for axes, sparsity in zip(grid, sparsities, strict=False):
@@ -42,10 +42,13 @@ def loss_by_layer(losses: Mapping[str, Mapping[float, float]], about: str) -> Fi
             image = axes.imshow(values, cmap=SEQUENTIAL, norm=scale, aspect="auto")
             name_axes(axes, rows, kinds)
             axes.set_ylabel("layer" if axes.get_subplotspec().is_first_col() else "")
-            axes.set_title(f"{sparsity:.4g} of the weights pruned" if wide == 1 else f"{100 * sparsity:.4g}%")
+            axes.tick_params(axis="x", labelsize=8)
+            axes.set_title(f"{100 * sparsity:.4g}% zeros in it", fontsize=9)
         for axes in grid[len(sparsities) :]:
             axes.remove()
-        figure.colorbar(image, ax=figure.axes, label="rise of the loss, nats a window")
+        figure.colorbar(
+            image, ax=figure.axes, format="{x:g}", fraction=0.04, pad=0.02, label="rise of the loss, nats a window"
+        )
         figure.suptitle(titled(about, "Loss if one matrix alone is pruned", 30 * wide), fontsize=10)
     return figure
 
