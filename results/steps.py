@@ -94,12 +94,14 @@ def _lines(rows: Sequence[Row]) -> dict[str, list[Row]]:
     joined: defaultdict[tuple[tuple[str, str], ...], list[Row]] = defaultdict(list)
     for row in rows:
         joined[tuple((k, v) for k, v in row.differs.items() if k not in (*LENGTHS, TARGET_SPARSITY))].append(row)
-    short = [_recipe(dict(differs)) for differs in joined]
+    named: defaultdict[str, list[tuple[dict[str, str], list[Row]]]] = defaultdict(list)
+    for differs, line in joined.items():
+        named[_recipe(dict(differs))].append((dict(differs), sorted(line, key=lambda row: row.steps or 0)))
     lines = {}
-    for (differs, line), label in zip(joined.items(), short, strict=True):
-        rest = {key: value for key, value in differs if key not in RECIPE}
-        unique = short.count(label) == 1
-        lines[label if unique else f"{label} ({pairs(rest)})"] = sorted(line, key=lambda row: row.steps or 0)
+    for recipe, alike in named.items():
+        for differs, line in alike:
+            rest = {k: v for k, v in differs.items() if any(other.get(k) != v for other, _ in alike)}
+            lines[f"{recipe} ({pairs(rest)})" if rest else recipe] = line
     return lines
 
 
