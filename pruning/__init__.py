@@ -43,6 +43,7 @@ from pruning.report import LayerReport, MaskUpdate
 from pruning.schedules import Gradual, OneShot, Schedule, TrainingLength
 from pruning.second_order import OBS, Calibrated, CalibratedFisher, CalibratedSnip, Calibration, Wanda
 from pruning.second_order.one_shot import obs
+from pruning.second_order.sensitivity import sensitivity
 from pruning.zeros import check_zeros
 
 __all__ = [
@@ -101,4 +102,5 @@ __all__ = [
     "parse",
     "projected",
     "sampled_loss",
+    "sensitivity",
 ]

@@ -1,9 +1,9 @@
 """Prints the table of results: `python -m results [--model bert-mini] [--pattern 2:4,4x1] [--format markdown]`.
 
 `python -m results report` writes an HTML page with the table, pictures and details of the runs; `python -m results
-picture` the picture of score against sparsity, or with `--against latency` of score against measured latency. Exit
-status: 0 (also for an empty table), 1 if the store cannot be read, the filters match nothing or there is nothing to
-write, 2 for a wrong option.
+picture` one picture of score against sparsity, measured latency or training steps; `python -m results pictures` all of
+them, into a folder. Exit status: 0 (also for an empty table), 1 if the store cannot be read, the filters match nothing
+or there is nothing to write, 2 for a wrong option.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from results.safe_text import discard_stdout, printable, safe_streams
 from results.table import footnotes
 
 # Where commands write if --output is left out.
-OUTPUTS = {"report": "report.html", "picture": "score-against-{against}.png"}
+OUTPUTS = {"report": "report.html", "picture": "score-against-{against}.{form}", "pictures": "pictures"}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -56,11 +56,13 @@ def main(arguments: list[str] | None = None) -> int:
         show(rows, notes, options.format, options.wide)
         return 0
     if not any(row.runs for row in rows):
-        verb = "draw" if options.command == "picture" else "report"
+        verb = "report" if options.command == "report" else "draw"
         return fail(f"there is nothing to {verb}: no pruned run is finished, verified and scored")
-    output = options.output or Path(OUTPUTS[options.command].format(against=options.against))
+    output = options.output or Path(OUTPUTS[options.command].format(against=options.against, form=options.format))
     if options.command == "picture":
         return write_picture(rows, output, options.against)
+    if options.command == "pictures":
+        return write_pictures(rows, output, options.format)
     return write_report(client, rows, notes, options.experiment or "What sparsity costs", output)
 
 
@@ -73,26 +75,41 @@ def write_report(client: MlflowClient, rows: list[Row], notes: list[str], title:
 
 
 def write_picture(rows: list[Row], output: Path, against: str) -> int:
-    """Writes the picture of score against sparsity or latency, in the format of the file's suffix, and returns the exit
-    status."""
-    from results import latency, tradeoff
+    """Writes the picture of score against sparsity, latency or steps, in the format of the file's suffix, and returns
+    the exit status."""
     from results.figures import rendered
+    from results.pictures import AGAINST
 
-    if against == "latency" and not latency.timed(rows):
-        return fail("--against latency: no pruned run was timed in the sparse runtime; run with benchmark=cpu")
-    compared = latency.timed(rows) if against == "latency" else tradeoff.comparisons(rows)
+    drawing = AGAINST[against]
+    compared = drawing.groups(rows)
+    if drawing.needs and not compared:
+        return fail(f"--against {against}: {drawing.needs}")
     if len(compared) != 1:
         listed = ", ".join(" ".join(key) for key in compared) or "none with a pruned row"
         return fail(f"picture takes one model, dataset and metric: choose by --model, --dataset or --tag "
-                    f"{columns.METRIC}=METRIC; there are: {listed}")  # fmt: skip
+                    f"{columns.METRIC}=METRIC, or draw all with `pictures`; there are: {listed}")  # fmt: skip
     (((model, dataset, _), group),) = compared.items()
-    draw = latency.score_against_latency if against == "latency" else tradeoff.score_against_sparsity
-    figure = draw(group)
+    figure = drawing.draw(group)
     try:
         content = rendered(figure, output.suffix.removeprefix(".") or "png")
     except ValueError as error:  # an unknown suffix
         return fail(f"--output {output}: {error}")
     return write(output, content, f"{model} on {dataset}, {len(group)} rows")
+
+
+def write_pictures(rows: list[Row], folder: Path, form: str) -> int:
+    """Writes all pictures that compare rows into a folder, prints the files, and returns the exit status."""
+    from results import pictures
+
+    figures = pictures.compared(rows)
+    if not figures:
+        return fail("there is nothing to draw: no pruned row")
+    try:
+        files = pictures.write(figures, folder, [form])
+    except OSError as error:
+        return fail(f"--output {folder}: {error.strerror}")
+    print(*files, sep="\n")
+    return 0
 
 
 def write(output: Path, content: bytes, summary: str) -> int:
@@ -138,20 +155,26 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     what = (
         "table: print it; report: write one HTML page with table, pictures and details of the runs; picture: write the "
-        "picture of score against sparsity, or latency, of one model, dataset and metric (%(default)s)"
+        "picture of score against sparsity, latency or steps, of one model, dataset and metric; pictures: write all of "
+        "them into a folder (%(default)s)"
     )
     parser.add_argument("command", nargs="?", choices=["table", *OUTPUTS], default="table", help=what)
     against = (
-        "what a picture has on its other axis: the zeros, or the latency that benchmark=cpu measured (%(default)s)"
+        "what a picture has on its other axis: the zeros, the latency that benchmark=cpu measured, or the optimizer "
+        "steps of runs that differ in nothing else (%(default)s)"
     )
-    parser.add_argument("--against", choices=["sparsity", "latency"], default="sparsity", help=against)
-    output = "the file to write (report.html, or score-against-sparsity.png; a picture may be .svg or .pdf)"
-    parser.add_argument("--output", metavar="FILE", type=Path, help=output)
+    parser.add_argument("--against", choices=["sparsity", "latency", "steps"], default="sparsity", help=against)
+    output = (
+        "the file to write (report.html, or score-against-sparsity.png; a picture may be .svg or .pdf); the folder for "
+        "pictures (pictures)"
+    )
+    parser.add_argument("--output", metavar="PLACE", type=Path, help=output)
     uri = os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
     where = "where the runs are; if left out, $MLFLOW_TRACKING_URI or else sqlite:///mlflow.db"
     parser.add_argument("--tracking-uri", metavar="URI", default=uri, help=where)
     parser.add_argument("--experiment", metavar="NAME", help="one experiment; all active ones if left out")
-    parser.add_argument("--format", choices=formats.FORMATS, default="table", help="(%(default)s)")
+    form = f"of the table: {', '.join(formats.FORMATS)} (table); of pictures: {', '.join(formats.FOR_PICTURES)} (png)"
+    parser.add_argument("--format", metavar="FORMAT", help=form)
     wide = "show sizes and multiply-accumulates in --format table, too; the other formats always do"
     parser.add_argument("--wide", action="store_true", help=wide)
     intervals = "leave out the intervals, which need an artifact of every run"
@@ -164,7 +187,14 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     tag = "runs with this MLflow tag; may be given more than once, and then all must match"
     only.add_argument("--tag", metavar="KEY=VALUE", type=key_value, action="append", default=[], help=tag)
     only.add_argument("--sweep", metavar="RUN_ID", help="the runs of one sweep, by the id of its parent run")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    drawn = options.command in ("picture", "pictures")
+    known = formats.FOR_PICTURES if drawn else tuple(formats.FORMATS)
+    options.format = options.format or known[0]
+    if options.format not in known:
+        what = "pictures" if drawn else "the table"
+        parser.error(f"--format {options.format}: formats of {what} are {', '.join(known)}")
+    return options
 
 
 def key_value(text: str) -> tuple[str, str]:

@@ -56,6 +56,7 @@ BYTES = "size/bytes"  # size of the saved weights, which is that of the dense mo
 COMPRESSED = "size/compressed_bytes"  # size of that file after gzip
 MACS_DENSE = "macs/dense"  # multiply-accumulates of the dense model for one example of the longest length
 MACS_SPARSE = "macs/sparse"  # multiply-accumulates without those with a pruned weight
+STEPS = "optimizer_steps"  # of the training that prunes, as planned; 0 for pruning without training
 MEMORY = "peak_memory_bytes"  # of the process, or of the GPU that it used
 
 CPU = "prune_distill.cpu"  # a tag: the CPU on which the metrics below were measured

@@ -1,17 +1,33 @@
-"""Style of the pictures, and their rendering as files. Markers, lines and hatches make them readable without colour."""
+"""Style of all pictures, and their rendering as files.
+
+A pattern has one colour and marker in all pictures of all runs, a kind of matrix one colour and hatch, a control one
+colour and line. Markers, lines and hatches make them readable without colour.
+"""
 
 from __future__ import annotations
 
 import io
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
+from zlib import crc32
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
+from results.layers import KINDS
+
 # Okabe and Ito (2008): colour-blind readers can distinguish them.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999")
 MARKERS = "os^Dv<>"
+LINES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (6, 1, 1, 1, 1, 1)))
 HATCHES = ("", "//", "--", "\\\\", "||", "xx", "++")  # lines only: circles would take ten times the bytes
+DENSE_COLOUR, GREY, CAPTION = "#000000", "#666666", "#444444"
+CONTROLS = (("#882255", "--"), ("#7A5C00", "-."), ("#555555", ":"))
+"""Colour and line of same-budget controls."""
+SEQUENTIAL = "cividis"
+"""Colour map of heat maps: its lightness rises evenly, for colour-blind readers and in print."""
 STYLE: Any = {
     "font.size": 9,
     "axes.spines.top": False,
@@ -24,18 +40,64 @@ STYLE: Any = {
     "hatch.linewidth": 0.5,
     "svg.fonttype": "none",  # text as text: a tenth of the bytes
     "svg.hashsalt": "prune-distill",  # the same picture has the same bytes
+    "pdf.fonttype": 42,  # TrueType, which publishers ask for
     "text.parse_math": False,  # labels are people's own
 }
+_FIXED = ("4x1", "2:4", "1x1", "8x1", "16x1", "32x1", "rows", "columns", "4x4", "1:4", "4:8", "locked", "1x4", "1:2")
+"""Patterns whose styles are chosen to differ; any other pattern has that of its name's checksum."""
+_UNDATED = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
+
+
+@dataclass(frozen=True)
+class Mark:
+    """How a line and its points are drawn."""
+
+    colour: str
+    marker: str
+    line: Any = "-"
+    """As matplotlib's linestyle."""
+
+
+def mark_of(pattern: str, variant: int = 0) -> Mark:
+    """The mark of a pattern. Its variants (rows with other criteria, say) have its colour, and markers and lines of
+    their own."""
+    count = len(COLOURS)
+    first = _FIXED.index(pattern) if pattern in _FIXED else 2 * count + crc32(pattern.encode()) % (5 * count)
+    marker = (first + first // count + variant) % count  # so that no two of count^2 numbers have both in common
+    return Mark(COLOURS[first % count], MARKERS[marker], LINES[variant % len(LINES)])
+
+
+def marks_of(patterns: Mapping[str, str]) -> dict[str, Mark]:
+    """The marks of lines: label -> pattern becomes label -> mark. Lines of one pattern are its variants, in order."""
+    seen: dict[str, int] = {}
+    marks = {}
+    for label, pattern in patterns.items():
+        seen[pattern] = seen.get(pattern, -1) + 1
+        marks[label] = mark_of(pattern, seen[pattern])
+    return marks
+
+
+def fills_of(kinds: Sequence[str], other: str) -> dict[str, tuple[str, str]]:
+    """Colour and hatch of each kind of matrix: fixed for `KINDS`, grey for `other`, what is free for the rest."""
+    every = list(zip(COLOURS, HATCHES, strict=True))
+    fixed = dict(zip(KINDS, every, strict=False)) | {other: every[-1]}
+    free = [fill for kind, fill in fixed.items() if kind not in kinds] + every
+    return {kind: fixed[kind] if kind in fixed else free.pop(0) for kind in kinds}
+
+
+def titled(about: str | None, what: str, width: int = 72) -> str:
+    """A title of two parts: what the picture is about (a run, or a model and its dataset), and what it shows."""
+    return "\n".join([*textwrap.wrap(about or "", width), what])
 
 
 def rendered(figure: Figure, form: str) -> bytes:
-    """The picture as the content of a file of the format "png", "svg", "pdf" or another that matplotlib has; the same
-    bytes each time for SVG.
+    """The picture as the content of a file of the format "png", "svg", "pdf" or another that matplotlib has; of these
+    three the same bytes each time.
 
     Raises:
         ValueError: matplotlib does not have this format.
     """
     content = io.BytesIO()
     with mpl.rc_context(STYLE):
-        figure.savefig(content, format=form, dpi=200, metadata={"Date": None} if form == "svg" else None)
+        figure.savefig(content, format=form, dpi=200, metadata=_UNDATED.get(form))
     return content.getvalue()

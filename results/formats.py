@@ -221,3 +221,4 @@ FORMATS: dict[str, Callable[[list[Row]], str]] = {
     "html": html,
 }
 FOR_PEOPLE = ("table", "markdown")  # footnotes follow the table; HTML has them in its page
+FOR_PICTURES = ("png", "svg", "pdf")

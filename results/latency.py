@@ -5,7 +5,6 @@ from __future__ import annotations
 import textwrap
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from itertools import cycle
 from statistics import fmean, median
 from typing import TYPE_CHECKING
 
@@ -16,10 +15,10 @@ from matplotlib.ticker import LogLocator, NullFormatter
 
 from results import columns
 from results.controls import DENSE
-from results.figures import COLOURS, MARKERS, STYLE
+from results.figures import CAPTION, DENSE_COLOUR, GREY, STYLE, Mark, marks_of
 from results.rows import Row
 from results.speed import Latency, conditions
-from results.tradeoff import comparisons, dense_scores, seed_counts, series
+from results.tradeoff import comparisons, dense_scores, draw_bars, legend_of_bars, score_label, seed_counts, series
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -30,7 +29,6 @@ FILLS = {"float32": "full", "bfloat16": "left", "int8": "none"}
 """How much of a marker is filled, by precision."""
 _SHORT = {"float32": "fp32", "bfloat16": "bf16"}
 _NAMES = {"onnx_runtime": "ONNX Runtime", "openvino": "OpenVINO"}
-_GREY = "#666666"
 _LEGEND = 24  # characters of a line
 _GAP = 13  # points between the labels of two lines
 
@@ -52,8 +50,8 @@ def panels(rows: Sequence[Row]) -> list[Panel]:
 
 def score_against_latency(rows: Sequence[Row]) -> Figure:
     """Mean score over seeds against the latency of the sparse runtime, a point for each pattern and precision, of the
-    rows of one comparison; a panel for each CPU, batch, length and number of
-    threads.
+    rows of one comparison; a panel for each CPU, batch, length and number of threads. Bars are at the slowest point of
+    a row, as in the picture of score against sparsity.
 
     Vertical lines are the dense runtimes, at the median over the rows; a diamond on each is the dense score.
     """
@@ -61,20 +59,19 @@ def score_against_latency(rows: Sequence[Row]) -> Figure:
     wide = min(2, len(shown))
     deep = -(-len(shown) // wide)
     lines = series([row for row in rows if row.pattern != DENSE and any(map(_sparse, row.latencies))])
-    styles = dict(zip(lines, zip(cycle(COLOURS), cycle(MARKERS), strict=False), strict=False))
+    marks = marks_of({label: of_pattern[0].pattern for label, of_pattern in lines.items()})
     with mpl.rc_context({**STYLE, "font.size": 10}):
         figure = Figure(figsize=(5.4 * wide + 1.9, 4.4 * deep + 0.5), layout="constrained")
         grid = list(figure.subplots(deep, wide, sharey=True, squeeze=False).flat)
         for axes, panel in zip(grid, shown, strict=False):
-            _draw(axes, panel, rows, {label: (lines[label], *styles[label]) for label in lines})
+            _draw(axes, panel, rows, {label: (lines[label], marks[label]) for label in lines})
         for axes in grid[len(shown) :]:
             axes.remove()
-        unit = "" if rows[0].metric in columns.CORRELATIONS else " (fraction)"
-        figure.supylabel(f"{columns.title(rows[0].metric)}, mean over seeds{unit}", fontsize=10)
+        figure.supylabel(score_label(rows), fontsize=10)
         figure.suptitle(f"{rows[0].model} on {rows[0].dataset}, {seed_counts(rows)}", fontsize=11)
-        figure.legend(handles=_legend(styles, rows), fontsize=9, loc="outside right center")
+        figure.legend(handles=_legend(marks, rows), fontsize=9, loc="outside right center")
         joined = any(len(of_pattern) > 1 for of_pattern in lines.values())
-        figure.supxlabel(_caption(rows, joined), fontsize=8, color="#444444")
+        figure.supxlabel(_caption(rows, joined), fontsize=8, color=CAPTION)
         figure.draw_without_rendering()  # fixes the limits of the axes and their width
         for axes, panel in zip(figure.axes, shown, strict=True):
             _name_lines(axes, _dense(rows, panel))
@@ -118,26 +115,29 @@ def _dense(rows: Iterable[Row], panel: Panel) -> list[tuple[float, str, str]]:
                   for (runtime, precision), times in found.items())  # fmt: skip
 
 
-def _draw(axes: Axes, panel: Panel, rows: Sequence[Row], lines: Mapping[str, tuple[list[Row], str, str]]) -> None:
+def _draw(axes: Axes, panel: Panel, rows: Sequence[Row], lines: Mapping[str, tuple[list[Row], Mark]]) -> None:
     dense = fmean(dense_scores(rows))
-    axes.axhline(dense, color="#000000", linewidth=1)
+    axes.axhline(dense, color=DENSE_COLOUR, linewidth=1)
     for ms, _, precision in _dense(rows, panel):
-        axes.axvline(ms, color=_GREY, linewidth=0.8, linestyle="--", zorder=1)
-        axes.plot(ms, dense, color="#000000", **_marker("D", precision, 5))
-    for of_pattern, colour, marker in lines.values():
+        axes.axvline(ms, color=GREY, linewidth=0.8, linestyle="--", zorder=1)
+        axes.plot(ms, dense, color=DENSE_COLOUR, **_marker("D", precision, 5))
+    for of_pattern, mark in lines.values():
         for precision in FILLS:
             points = [(each.ms, _score(row)) for row in of_pattern for each in _of(row, panel)
                       if each.precision == precision]  # fmt: skip
-            axes.plot([ms for ms, _ in points], [score for _, score in points], color=colour, linewidth=1.2)
+            axes.plot([ms for ms, _ in points], [score for _, score in points], color=mark.colour,
+                      linestyle=mark.line, linewidth=1.2)  # fmt: skip
         for row in of_pattern:
-            times = _of(row, panel)
-            axes.plot([each.ms for each in times], [_score(row)] * len(times), color=colour, linewidth=0.8,
+            if not (times := _of(row, panel)):
+                continue
+            draw_bars(axes, [times[0].ms], [row], mark.colour)
+            axes.plot([each.ms for each in times], [_score(row)] * len(times), color=mark.colour, linewidth=0.8,
                       linestyle=":")  # fmt: skip
             for each in times:
-                axes.plot(each.ms, _score(row), color=colour, **_marker(marker, each.precision, 8))
-            if len(of_pattern) > 1 and times and row.ratio is not None:
+                axes.plot(each.ms, _score(row), color=mark.colour, **_marker(mark.marker, each.precision, 8))
+            if len(of_pattern) > 1 and row.ratio is not None:
                 axes.annotate(f"{row.ratio:.0%}", (times[0].ms, _score(row)), (7, 0), textcoords="offset points",
-                              va="center", fontsize=8, color=colour,
+                              va="center", fontsize=8, color=mark.colour,
                               bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5})  # fmt: skip
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -166,32 +166,33 @@ def _name_lines(axes: Axes, dense: Sequence[tuple[float, str, str]]) -> None:
     lines = [float(to_axes.transform((ms, 0))[0]) for ms, _, _ in dense]
     for line, place, (_, name, precision) in zip(lines, apart(lines, _GAP / width), dense, strict=True):
         axes.annotate(f"{name} {_SHORT.get(precision, precision)}", (line, 1), (place, 1.06), "axes fraction",
-                      "axes fraction", rotation=90, ha="center", va="bottom", fontsize=8, color=_GREY,
+                      "axes fraction", rotation=90, ha="center", va="bottom", fontsize=8, color=GREY,
                       annotation_clip=False,
-                      arrowprops={"arrowstyle": "-", "color": _GREY, "linewidth": 0.6, "shrinkA": 0, "shrinkB": 0,
+                      arrowprops={"arrowstyle": "-", "color": GREY, "linewidth": 0.6, "shrinkA": 0, "shrinkB": 0,
                                   "relpos": (0.5, 0)})  # fmt: skip
 
 
-def _legend(styles: Mapping[str, tuple[str, str]], rows: Sequence[Row]) -> list[Line2D]:
+def _legend(marks: Mapping[str, Mark], rows: Sequence[Row]) -> list[Line2D]:
     patterns = [
-        Line2D([], [], color=colour, label=textwrap.fill(label, _LEGEND), **_marker(marker, "float32", 8))
-        for label, (colour, marker) in styles.items()
+        Line2D([], [], color=mark.colour, label=textwrap.fill(label, _LEGEND), **_marker(mark.marker, "float32", 8))
+        for label, mark in marks.items()
     ]
     used = {each.precision for row in rows for each in row.latencies}
     fills = [
-        Line2D([], [], color=_GREY, label=f"{name}{'' if name == 'float32' else ' (not scored)'}",
+        Line2D([], [], color=GREY, label=f"{name}{'' if name == 'float32' else ' (not scored)'}",
                **_marker("o", name, 8))
         for name in FILLS if name in used
     ]  # fmt: skip
     dense = [
-        Line2D([], [], color="#000000", linewidth=1, label="dense score"),
-        Line2D([], [], color=_GREY, linewidth=0.8, linestyle="--", label="dense runtimes"),
+        Line2D([], [], color=DENSE_COLOUR, linewidth=1, label="dense score"),
+        Line2D([], [], color=GREY, linewidth=0.8, linestyle="--", label="dense runtimes"),
     ]
     return [*patterns, *fills, *dense]
 
 
 def _caption(rows: Sequence[Row], joined: bool) -> str:
     lines = ["scores: the run's, as in the table; bfloat16 and int8 were not scored, and may differ"]
+    lines += [legend_of_bars([row for row in rows if row.pattern != DENSE and any(map(_sparse, row.latencies))])]
     lines += ["percentages: zeros, of all Linear and Conv weights"] if joined else []
     slow = sorted({row.pattern for row in rows if row.pattern != DENSE and not any(map(_sparse, row.latencies))})
     lines += [f"not timed in the sparse runtime: {', '.join(slow)}"] if slow else []

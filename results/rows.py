@@ -78,6 +78,8 @@ class Row:
     """Multiply-accumulates of the dense model for one example."""
     macs_sparse: float | None = None
     """Multiply-accumulates without those with a zero weight."""
+    steps: float | None = None
+    """Optimizer steps of the training that prunes; 0 without training."""
     dense_models: int | None = None
     """How many dense models are behind the seeds."""
     train_examples: int | None = None
@@ -163,6 +165,7 @@ def row(dense_groups: list[Group], group: Group, differs: dict[str, str]) -> Row
         compressed_bytes=measured.get(columns.COMPRESSED),
         macs_dense=measured.get(columns.MACS_DENSE),
         macs_sparse=measured.get(columns.MACS_SPARSE),
+        steps=measured.get(columns.STEPS),
         train_examples=fewest(group, columns.TRAIN_EXAMPLES),
         evaluation_examples=fewest(group, columns.EVALUATION_EXAMPLES),
         official_train=fewest(group, columns.OFFICIAL_TRAIN),

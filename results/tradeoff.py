@@ -15,7 +15,7 @@ from matplotlib.ticker import PercentFormatter
 
 from results import columns
 from results.controls import DENSE
-from results.figures import COLOURS, MARKERS, STYLE
+from results.figures import CAPTION, CONTROLS, DENSE_COLOUR, STYLE, Mark, marks_of
 from results.rows import Row
 from results.runs import natural
 from results.table import pairs
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 TARGET_SPARSITY = "pattern.target_sparsity"  # a param
-CONTROL_STYLES = (("#882255", "--"), ("#7A5C00", "-."), ("#555555", ":"))  # colour and line
 _LEGEND = 21  # characters of a line
 
 
@@ -48,20 +47,20 @@ def score_against_sparsity(rows: Sequence[Row]) -> Figure:
     with mpl.rc_context({**STYLE, "font.size": 10}):
         figure = Figure(figsize=(7.2, 4.2), layout="constrained")
         axes = figure.subplots()
-        _level(axes, dense_scores(rows), "dense", "#000000", "-")
-        for (label, scores), (colour, line) in zip(_controls(rows), cycle(CONTROL_STYLES), strict=False):
-            _level(axes, scores, label, colour, line)
-        for (label, joined), colour, marker in zip(series(pruned).items(), cycle(COLOURS), cycle(MARKERS),
-                                                   strict=False):  # fmt: skip
-            _points(axes, joined, label, colour, marker)
+        level(axes, dense_scores(rows), "dense", DENSE_COLOUR, "-")
+        for (label, scores), (colour, line) in zip(_controls(rows), cycle(CONTROLS), strict=False):
+            level(axes, scores, label, colour, line)
+        lines = series(pruned)
+        marks = marks_of({label: joined[0].pattern for label, joined in lines.items()})
+        for label, joined in lines.items():
+            points(axes, [row.ratio or 0.0 for row in joined], joined, label, marks[label])
         axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         axes.margins(x=0.15, y=0.1)
         axes.set_xlabel("zeros, % of all Linear and Conv weights")
-        unit = "" if rows[0].metric in columns.CORRELATIONS else " (fraction)"
-        axes.set_ylabel(f"{columns.title(rows[0].metric)}, mean over seeds{unit}")
+        axes.set_ylabel(score_label(rows))
         axes.set_title(f"{rows[0].model} on {rows[0].dataset}, {seed_counts(rows)}", fontsize=11)
         axes.legend(fontsize=9, loc="center left", bbox_to_anchor=(1.0, 0.5))
-        figure.supxlabel(_legend_of_bars(pruned), fontsize=8, color="#444444")
+        figure.supxlabel(f"{legend_of_bars(pruned)}\n{legend_of_seeds(rows)}".strip(), fontsize=8, color=CAPTION)
     return figure
 
 
@@ -106,34 +105,60 @@ def seed_counts(rows: Sequence[Row]) -> str:
     return f"{number} seed{'' if counts[-1] == 1 else 's'}"
 
 
-def _legend_of_bars(rows: Sequence[Row]) -> str:
+def score_label(rows: Sequence[Row]) -> str:
+    """The label of an axis with scores: "F1, mean over seeds (fraction)"."""
+    unit = "" if rows[0].metric in columns.CORRELATIONS else " (fraction)"
+    mean = ", mean over seeds" if any(len(row.seeds) > 1 for row in rows) else ""
+    return f"{columns.title(rows[0].metric)}{mean}{unit}"
+
+
+def legend_of_bars(rows: Sequence[Row]) -> str:
+    """What the bars of these rows are."""
     intervals = [row.drop_interval is not None for row in rows]
-    lines = ["bars: 95% interval of the drop from dense, over examples and seeds"] if any(intervals) else []
-    lines += [] if all(intervals) else ["dotted bars: range over seeds (no interval)"]
-    return "\n".join([*lines, "small markers: single seeds; shaded: range over seeds"])
+    several = [len(row.seeds) > 1 for row in rows]
+    over = (
+        "examples and seeds" if all(several) else "examples" if not any(several) else "examples, and seeds if several"
+    )
+    lines = [f"bars: 95% interval of the drop from dense, over {over}"] if any(intervals) else []
+    if not all(intervals):
+        lines += ["dotted bars: range over seeds (no interval)" if any(several) else "no intervals"]
+    return "\n".join(lines)
 
 
-def _level(axes: Axes, scores: Sequence[float], label: str, colour: str, line: str) -> None:
+def legend_of_seeds(rows: Sequence[Row]) -> str:
+    """What small markers and shades are; empty if each of these rows has one seed."""
+    return "small markers: single seeds; shaded: range over seeds" if any(len(row.seeds) > 1 for row in rows) else ""
+
+
+def level(axes: Axes, scores: Sequence[float], label: str, colour: str, line: str) -> None:
+    """A horizontal line at the mean of scores, with their range as a shade."""
     axes.axhline(fmean(scores), color=colour, linestyle=line, linewidth=1.4, label=textwrap.fill(label, _LEGEND))
     if max(scores) > min(scores):
         axes.axhspan(min(scores), max(scores), color=colour, alpha=0.08, linewidth=0)
 
 
-def _points(axes: Axes, rows: Sequence[Row], label: str, colour: str, marker: str) -> None:
-    x = [row.ratio or 0.0 for row in rows]
+def points(axes: Axes, x: Sequence[float], rows: Sequence[Row], label: str, mark: Mark) -> None:
+    """A line through the mean scores of rows at these places, with their bars and their single seeds."""
     scores = [[sparse for _, sparse in row.scores] for row in rows]
-    axes.plot(x, list(map(fmean, scores)), color=colour, marker=marker, markersize=6, linewidth=1.2,
-              label=textwrap.fill(label, _LEGEND))  # fmt: skip
-    bounds = [_bounds(row) for row in rows]
-    # Around the middle of the bounds: a percentile interval need not contain the mean.
-    _, _, (bars,) = axes.errorbar(x, [(low + high) / 2 for low, high in bounds], color=colour, capsize=4, fmt="none",
-                                  yerr=[(high - low) / 2 for low, high in bounds])  # fmt: skip
-    bars.set_linestyle(["-" if row.drop_interval else ":" for row in rows])
+    axes.plot(x, list(map(fmean, scores)), color=mark.colour, marker=mark.marker, linestyle=mark.line, markersize=6,
+              linewidth=1.2, label=textwrap.fill(label, _LEGEND))  # fmt: skip
+    draw_bars(axes, x, rows, mark.colour)
     for at, by_seed in zip(x, scores, strict=True):
-        axes.plot([at] * len(by_seed), by_seed, color=colour, marker=marker, markersize=3, linestyle="none", alpha=0.5)
+        if len(by_seed) > 1:
+            axes.plot([at] * len(by_seed), by_seed, color=mark.colour, marker=mark.marker, markersize=3,
+                      linestyle="none", alpha=0.5)  # fmt: skip
 
 
-def _bounds(row: Row) -> tuple[float, float]:
+def draw_bars(axes: Axes, x: Sequence[float], rows: Sequence[Row], colour: str) -> None:
+    """The bars of rows at these places: solid for intervals, dotted for ranges over seeds."""
+    ends = [bounds(row) for row in rows]
+    # Around the middle of the bounds: a percentile interval need not contain the mean.
+    _, _, (bars,) = axes.errorbar(x, [(low + high) / 2 for low, high in ends], color=colour, capsize=4, fmt="none",
+                                  yerr=[(high - low) / 2 for low, high in ends])  # fmt: skip
+    bars.set_linestyle(["-" if row.drop_interval else ":" for row in rows])
+
+
+def bounds(row: Row) -> tuple[float, float]:
     """Low and high end of a row's bar, as scores."""
     if row.drop_interval is not None and row.dense_mean is not None:
         low, high = row.drop_interval

@@ -27,7 +27,7 @@ DATASETS = "runner/data/"
 FLOORS = {
     9: ("runner.__main__",),
     8: ("runner.command_line",),
-    7: ("runner.experiment", "runner.dry_run", "runner.evaluate", "runner.reproduce"),
+    7: ("runner.experiment", "runner.dry_run", "runner.evaluate", "runner.reproduce", "runner.sensitivity"),
     6: ("runner.stages", "runner.sweeps", "runner.share", "runner.examples", "runner.export"),
     5: ("runner.training", "runner.records", "runner.reference", "runner.benchmark"),
     4: ("runner.config", "runner.inspect", "runner.upload"),
@@ -128,7 +128,9 @@ def test_runner_imports_of_results_what_both_need_only() -> None:
     found = knowing("runner", "results", type_checking=True)
     assert "runner/tracking/operations.py" in found
     names = {(path, ".".join(name.split(".")[:2])) for path, names in found.items() for name in names}
-    assert {name for _, name in names} == {"results.columns", "results.pictures", "results.safe_text", "results.sqlite"}
+    drawing = {"results.pictures", "results.layers", "results.runs", "results.sensitivity"}
+    assert {name for _, name in names} == {"results.columns", "results.safe_text", "results.sqlite"} | drawing
+    assert {path for path, name in names if name in drawing - {"results.pictures"}} == {"runner/sensitivity.py"}
     assert {path for path, name in names if name == "results.pictures"} == {"runner/tracking/operations.py"}
 
 

@@ -53,7 +53,7 @@ def record(run: RunContext, outcome: Outcome) -> Result:
         run.tracker.tags({columns.OTHER_CIRCUMSTANCES: "\n".join(run.other_circumstances)})
     if result.speed is not None:
         run.tracker.tags({columns.CPU: result.speed.machine.cpu})
-    run.tracker.metrics(_metrics(result, run.experiment.pattern.target))
+    run.tracker.metrics(_metrics(result, run.experiment.pattern.target) | _steps(run))
     run.tracker.tags({SUMMARY: f"```\n{result.summary}\n```"})
     for note in result.notes:
         log.info("note: %s", note)
@@ -123,6 +123,12 @@ def _metrics(result: Result, target: float) -> dict[str, float]:
         if result.relative_drop is not None:
             values[columns.RELATIVE_DROP] = result.relative_drop
     return values | _costs(result.cost) | (times(result.speed) if result.speed is not None else {})
+
+
+def _steps(run: RunContext) -> dict[str, float]:
+    """The length of the training that prunes, as a metric."""
+    data, experiment = run.inputs.data, run.experiment
+    return {columns.STEPS: data.length(experiment.train).steps} if data is not None and experiment.prune else {}
 
 
 def _costs(cost: Mapping[str, Any]) -> dict[str, float]:

@@ -6,6 +6,7 @@ COMMANDS = {
     "results": ("results", "the table of all runs, its pictures and its report"),
     "evaluate": ("runner.evaluate", "score a saved model again, in torch or by the sparse runtime"),
     "inspect": ("runner.inspect", "count the zeros of a saved model, and check its pattern"),
+    "sensitivity": ("runner.sensitivity", "which layers bear pruning, from training data alone"),
     "benchmark": ("runner.benchmark", "time a saved model, sparse and dense"),
     "export": ("runner.export", "write a saved model as ONNX, OpenVINO or packed"),
     "examples": ("runner.examples", "which examples a pruned model gets wrong, and which kinds"),

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from results import columns
@@ -98,8 +100,12 @@ def take_over(client: MlflowClient, before: Mapping[str, str] | None, store: str
         log.info("MLflow run %s is not in this store any more", other)
 
 
-def apply(client: MlflowClient, run_id: str, operation: Operation) -> None:
-    """Write one operation to a run. Idempotent: metrics carry their own time stamps."""
+def apply(client: MlflowClient, run_id: str, operation: Operation, folder: Path | None = None) -> None:
+    """Write one operation to a run. Idempotent: metrics carry their own time stamps.
+
+    Args:
+        folder: the run's own, which gets its pictures at the end.
+    """
     from mlflow.entities import Metric, Param, RunTag
 
     values = operation.values
@@ -117,12 +123,13 @@ def apply(client: MlflowClient, run_id: str, operation: Operation) -> None:
         case "input":
             client.log_inputs(run_id, [_dataset_input(**values)])
         case "end":
-            _log_pictures(client, run_id, values[0])
+            _log_pictures(client, run_id, values[0], folder)
             client.set_terminated(run_id, *values)
 
 
-def _log_pictures(client: MlflowClient, run_id: str, status: str) -> None:
-    """Draw a run that is about to end, from all its metrics: those before an interruption too."""
+def _log_pictures(client: MlflowClient, run_id: str, status: str, folder: Path | None) -> None:
+    """Draw a run that is about to end, from all its metrics: those before an interruption too. MLflow gets them as
+    PNG, the folder as PNG, SVG and PDF."""
     kind = client.get_run(run_id).data.tags.get(columns.KIND)
     if not ((kind == columns.PRUNED and status == "FINISHED") or (kind == columns.SWEEP and status != "KILLED")):
         return
@@ -130,8 +137,10 @@ def _log_pictures(client: MlflowClient, run_id: str, status: str) -> None:
 
     try:
         figures = pictures.of_run(client, run_id) if kind == columns.PRUNED else pictures.of_sweep(client, run_id)
-        for name, figure in figures.items():
-            client.log_figure(run_id, figure, f"pictures/{name}.png", save_kwargs={"dpi": 150})
+        with TemporaryDirectory() as temporary:
+            for file in pictures.write(figures, folder / "pictures" if folder is not None else Path(temporary)):
+                if file.suffix == ".png":
+                    client.log_artifact(run_id, str(file), "pictures")
     except Exception as error:  # no reason to lose a complete run
         if is_unreachable(error):
             raise

@@ -148,11 +148,11 @@ class Tracker:
         if not operation.values:
             return
         if self.outbox is None:
-            client, run_id = self.client, self.run_id
+            client, run_id, folder = self.client, self.run_id, self.place.parent if self.place else None
             assert client is not None
             assert run_id is not None
             try:
-                with_retries(self.tracking, lambda: operations.apply(client, run_id, operation), self._patience)
+                with_retries(self.tracking, lambda: operations.apply(client, run_id, operation, folder), self._patience)
                 return
             except Unreachable as unreachable:
                 self.use_outbox(unreachable)

@@ -73,7 +73,7 @@ def send(tracking: Tracking, folder: Path) -> str | None:
         if operation.kind == "tags" and operations.ERROR in new.values:
             obsolete = outbox.status() == "FINISHED"
         if new.values and not obsolete:
-            operations.apply(client, run_id, new)
+            operations.apply(client, run_id, new, folder)
     result = files.read_json(folder / "result.json")
     if result is not None and result["mlflow_run"] is None:
         files.write_json(folder / "result.json", {**result, "mlflow_run": run_id})

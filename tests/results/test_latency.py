@@ -7,12 +7,13 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib.colors import to_hex
 from matplotlib.text import Text
 from mlflow.entities import Metric
 
 from results import columns, latency, pictures, report
 from results.__main__ import main
-from results.figures import rendered
+from results.figures import mark_of, rendered
 from results.load import load
 from results.rows import Row
 from results.speed import Latency
@@ -57,6 +58,13 @@ def test_each_precision_is_a_point_and_each_dense_runtime_a_line_with_the_dense_
     assert of_dense == [(14.6, dense, "D", "left"), (14.7, dense, "D", "none"), (14.8, dense, "D", "full")]
     vertical = [line.get_xdata()[0] for line in axes.lines if list(line.get_ydata()) == [0, 1]]
     assert vertical == [14.6, 14.7, 14.8]
+
+
+def test_a_pattern_looks_as_in_the_picture_of_sparsity_and_has_its_interval():
+    (axes,) = figure_of([replace(ROW, drop_interval=[-0.15, -0.05])]).axes
+    (bar,) = [container[2][0] for container in axes.containers]
+    assert bar.get_segments()[0].tolist() == [[9.0, pytest.approx(0.68)], [9.0, pytest.approx(0.76)]]
+    assert to_hex(bar.get_color()[0]) == mark_of("4x1").colour.lower()
 
 
 def test_what_was_not_scored_is_said():

@@ -303,5 +303,5 @@ def test_help_names_the_commands(capsys):
         main(["--help"])
     assert stop.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
-    assert "{table,report,picture}" in text
+    assert "{table,report,picture,pictures}" in text
     assert "picture: write the picture of score against sparsity" in text

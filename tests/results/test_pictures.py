@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 from mlflow.entities import Metric
 
-from results import columns, pictures
-from results.figures import COLOURS, rendered
+from results import columns, layers, pictures
+from results.__main__ import main
+from results.figures import COLOURS, LINES, MARKERS, fills_of, mark_of, marks_of, rendered
 
 LAYERS = [
     {"name": f"bert.encoder.layer.{i}.{kind}.weight", "shape": [4, 8], "zeros": zeros, "skipped": None,
@@ -83,7 +84,7 @@ def test_many_kinds_of_matrix_are_drawn_as_others():
     ("projector.weight", ("", "projector")),
 ])  # fmt: skip
 def test_the_place_of_a_weight(name, expected):
-    assert pictures.place(name) == expected
+    assert layers.place(name) == expected
 
 
 def test_a_sweeps_pictures_are_of_its_own_runs(experiment):
@@ -95,3 +96,115 @@ def test_a_sweeps_pictures_are_of_its_own_runs(experiment):
     text = rendered(found["org_mini_x_b_-squad-f1"], "svg").decode()
     assert "<b>" not in text
     assert text == rendered(found["org_mini_x_b_-squad-f1"], "svg").decode()
+
+
+# --- names of layers ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("names", [
+    "attention.self.query attention.self.key attention.self.value attention.output.dense intermediate.dense "
+    "output.dense",
+    "attention.q_lin attention.k_lin attention.v_lin attention.out_lin ffn.lin1 ffn.lin2",
+    "attention.attn.q attention.attn.k attention.attn.v attention.attn.o intermediate.dense output.dense",
+    "self_attn.q_proj self_attn.k_proj self_attn.v_proj self_attn.out_proj fc1 fc2",
+    "albert_layers.0.attention.query albert_layers.0.attention.key albert_layers.0.attention.value "
+    "albert_layers.0.attention.dense albert_layers.0.ffn albert_layers.0.ffn_output",
+])  # fmt: skip
+def test_matrices_of_known_families_have_short_names(names):
+    full = [f"encoder.layer.{layer}.{name}.weight" for layer in (0, 11) for name in names.split()]
+    found = layers.places(full)
+    assert list(found.values()) == [(layer, kind) for layer in ("0", "11") for kind in layers.KINDS]
+
+
+def test_two_weights_never_have_one_place():
+    stacks = ["model.encoder.layers.0.self_attn.q_proj", "model.decoder.layers.0.self_attn.q_proj"]
+    assert layers.places(stacks) == {stacks[0]: ("encoder 0", "Q"), stacks[1]: ("decoder 0", "Q")}
+    alike = ["layer.0.attention.self.query", "layer.0.attention.query", "layer.0.fc1"]
+    assert list(layers.places(alike).values()) == [
+        ("0", "attention.self.query"), ("0", "attention.query"), ("0", "FFN-in"),
+    ]  # fmt: skip
+    assert layers.places(["pooler.dense.weight"]) == {"pooler.dense.weight": ("", "pooler.dense")}
+
+
+def test_pictures_of_layers_show_short_names():
+    axes = axes_of(pictures.sparsity_by_layer(LAYERS))
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["Q", "FFN-out"]
+    updates = axes_of(pictures.mask_updates(UPDATES, LAYERS))
+    assert [text.get_text() for text in updates.get_legend().get_texts()] == ["Q", "FFN-out"]
+
+
+# --- style --------------------------------------------------------------------------------------------------
+
+
+def test_a_pattern_has_one_mark_and_no_two_of_the_usual_ones_share_it():
+    usual = ("4x1", "2:4", "1x1", "8x1", "16x1", "32x1", "rows", "columns", "4x4", "1:4", "4:8", "locked")
+    marks = {pattern: (mark_of(pattern).colour, mark_of(pattern).marker) for pattern in usual}
+    assert len(set(marks.values())) == len(usual)
+    assert marks_of({"4x1 (a)": "4x1", "2:4": "2:4"})["2:4"] == marks_of({"2:4": "2:4"})["2:4"] == mark_of("2:4")
+    other = mark_of("3x7")
+    assert (other.colour, other.marker) not in marks.values()
+    assert other.colour in COLOURS
+    assert other.marker in MARKERS
+
+
+def test_variants_of_a_pattern_share_its_colour_only():
+    one, two = marks_of({"4x1 (a)": "4x1", "4x1 (b)": "4x1"}).values()
+    assert one == mark_of("4x1")
+    assert one.colour == two.colour
+    assert one.marker != two.marker
+    assert (one.line, two.line) == LINES[:2]
+
+
+def test_a_kind_of_matrix_has_one_fill_whatever_else_is_drawn():
+    alone, among = fills_of(["V"], pictures.OTHER), fills_of(["bottleneck", "V", pictures.OTHER], pictures.OTHER)
+    assert alone["V"] == among["V"]
+    assert len(set(among.values())) == 3
+    many = fills_of([*layers.KINDS, pictures.OTHER], pictures.OTHER)
+    assert len({colour for colour, _ in many.values()}) == len(COLOURS)
+
+
+@pytest.mark.parametrize("form", ["png", "svg", "pdf"])
+def test_a_file_has_the_same_bytes_each_time(form):
+    once, again = (rendered(pictures.sparsity_by_layer(LAYERS, "bert on squad, 4x1, seed 0"), form) for _ in range(2))
+    assert once == again
+    assert b"CreationDate" not in once
+    assert b"dc:date" not in once
+    assert once != rendered(pictures.sparsity_by_layer(LAYERS[:1], "bert on squad, 4x1, seed 0"), form)
+
+
+# --- runs ---------------------------------------------------------------------------------------------------
+
+
+def test_titles_name_the_run_and_a_dense_run_has_no_sparsity_curve(experiment):
+    curve = [(columns.LOSS, 1, 2.0), (columns.LOSS, 2, 1.0), (columns.SPARSITY, 1, 0.0), (columns.SPARSITY, 2, 0.0)]
+    run = experiment.log(pattern="dense", seed=3)
+    log(experiment, run, steps=curve)
+    found = pictures.of_run(experiment.client, run)
+    assert list(found) == ["training"]
+    assert [axes.get_ylabel() for axes in found["training"].axes] == ["loss"]
+    assert axes_of(found["training"]).get_title() == "bert-mini on squad, dense, seed 3\nTraining"
+
+
+def test_the_command_writes_all_pictures_into_a_folder(experiment, tmp_path, monkeypatch, capsys):
+    experiment.log()
+    experiment.log(group="x", dataset="sst2", metric="accuracy")
+    monkeypatch.chdir(tmp_path)
+    store = ["--tracking-uri", experiment.uri, "--experiment", experiment.name, "--no-intervals"]
+    assert main(["pictures", "--format", "pdf", "--output", "paper/all", *store]) == 0
+    names = ["bert-mini-squad-f1.pdf", "bert-mini-sst2-accuracy.pdf"]
+    assert capsys.readouterr().out.splitlines() == [f"paper/all/{name}" for name in names]
+    assert sorted(file.name for file in (tmp_path / "paper" / "all").iterdir()) == names
+    assert all(file.read_bytes().startswith(b"%PDF") for file in (tmp_path / "paper" / "all").iterdir())
+    (tmp_path / "file").write_text("")
+    assert main(["pictures", "--output", "file", *store]) == 1
+    assert "error: --output file: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("command", "form", "known"), [("pictures", "csv", "png, svg, pdf"),
+                                                        ("table", "svg", "table, markdown")])  # fmt: skip
+def test_a_format_of_another_command_is_refused(capsys, command, form, known):
+    with pytest.raises(SystemExit) as stop:
+        main([command, "--format", form])
+    assert stop.value.code == 2
+    assert f"--format {form}: formats of" in (text := capsys.readouterr().err)
+    assert known in text

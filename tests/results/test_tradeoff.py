@@ -116,3 +116,14 @@ def test_there_is_no_comparison_without_a_pruned_row():
         ("bert-2", "squad", "f1"),
         ("bert-10", "squad", "f1"),
     ]
+
+
+def test_one_seed_has_its_interval_over_examples(experiment):
+    experiment.log(scores=([0.5, 0.9, 1.0, 0.8], [0.4, 0.9, 0.9, 0.3]))
+    (row,), _ = load(experiment.client, experiment.name)
+    axes = axes_of([row])
+    (((low, high),),) = bars_of(axes)
+    assert high[1] > low[1]
+    assert [low[1] / row.dense_mean - 1, high[1] / row.dense_mean - 1] == pytest.approx(row.drop_interval)
+    assert axes.figure.get_supxlabel() == "bars: 95% interval of the drop from dense, over examples"
+    assert axes.get_ylabel() == "F1 (fraction)"
