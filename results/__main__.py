@@ -22,7 +22,7 @@ os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 from mlflow import MlflowClient
 
-from results import columns, formats, sqlite
+from results import columns, formats, sentences, sqlite
 from results.filters import Filters
 from results.load import NothingMatches, load
 from results.rows import Row
@@ -31,6 +31,7 @@ from results.safe_text import discard_stdout, printable, safe_streams
 from results.table import footnotes
 
 # Where commands write if --output is left out.
+SENTENCES = "sentences"  # a format of its own option
 OUTPUTS = {"report": "report.html", "picture": "score-against-{against}.png"}
 
 
@@ -61,14 +62,10 @@ def main(arguments: list[str] | None = None) -> int:
     output = options.output or Path(OUTPUTS[options.command].format(against=options.against))
     if options.command == "picture":
         return write_picture(rows, output, options.against)
-    return write_report(client, rows, notes, options.experiment or "What sparsity costs", output)
-
-
-def write_report(client: MlflowClient, rows: list[Row], notes: list[str], title: str, output: Path) -> int:
-    """Writes the report page and returns the exit status."""
     from results import report
 
-    page = report.page(client, rows, notes, title).encode()
+    title = options.experiment or "What sparsity costs"
+    page = report.page(client, rows, notes, title, options.experiment, options.limit).encode()
     return write(output, page, f"{len(rows)} rows, {len(page) / 1e6:.1f} MB, nothing in it needs a network")
 
 
@@ -112,8 +109,10 @@ def show(rows: list[Row], notes: list[str], form: str, wide: bool) -> None:
     if form == "html":
         print(formats.html(rows, notes))
         return
-    for_people = form in formats.FOR_PEOPLE
-    if form == "table":
+    for_people = form in (*formats.FOR_PEOPLE, SENTENCES)
+    if form == SENTENCES:
+        text = "\n".join(sentences.of_rows(rows))
+    elif form == "table":
         width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
         text = formats.terminal(rows, width, wide)
     else:
@@ -132,8 +131,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m results",
         description="Print the table of the runs in MLflow: each row pools runs that differ only in their seed.",
-        epilog="A table wider than the terminal is split into blocks, one below the other. The relative drop is of the "
-        "maxima, as in the published table; intervals are of drops of means, by a bootstrap over examples and seeds. "
+        epilog="A table wider than the terminal is split into blocks, one below the other. Intervals are of drops of "
+        "means, by a bootstrap over examples and seeds; the published drop, and ours with --wide or --compare, is of "
+        "the maxima. "
         "Controls are the rows pattern=dense, and pattern=dense distill=none, with as many steps on the same data.",
     )
     what = (
@@ -147,13 +147,17 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--against", choices=["sparsity", "latency"], default="sparsity", help=against)
     output = "the file to write (report.html, or score-against-sparsity.png; a picture may be .svg or .pdf)"
     parser.add_argument("--output", metavar="FILE", type=Path, help=output)
+    limit = "how many runs a report shows with pictures and configuration, the first seeds of all rows (%(default)s)"
+    parser.add_argument("--limit", metavar="N", type=count, default=40, help=limit)
     uri = os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
     where = "where the runs are; if left out, $MLFLOW_TRACKING_URI or else sqlite:///mlflow.db"
     parser.add_argument("--tracking-uri", metavar="URI", default=uri, help=where)
     parser.add_argument("--experiment", metavar="NAME", help="one experiment; all active ones if left out")
     parser.add_argument("--format", choices=formats.FORMATS, default="table", help="(%(default)s)")
-    wide = "show sizes and multiply-accumulates in --format table, too; the other formats always do"
+    wide = "show every figure in --format table, too; the other formats always do"
     parser.add_argument("--wide", action="store_true", help=wide)
+    quoted = "print a sentence to quote for each row instead: what it costs, how sure that is, how fast it is"
+    parser.add_argument("--sentences", dest="format", action="store_const", const=SENTENCES, help=quoted)
     intervals = "leave out the intervals, which need an artifact of every run"
     parser.add_argument("--no-intervals", dest="intervals", action="store_false", help=intervals)
     compare = "add the published figures to our rows, and the published rows that we have no runs of"
@@ -173,6 +177,13 @@ def key_value(text: str) -> tuple[str, str]:
     if not key or not equals:
         raise argparse.ArgumentTypeError(f"{text!r} is not KEY=VALUE")
     return key, value
+
+
+def count(text: str) -> int:
+    """A whole number from 0."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 0")
+    return int(text)
 
 
 def sqlite_fault(uri: str) -> str | None:

@@ -14,7 +14,7 @@ import numpy as np
 from mlflow import MlflowClient
 
 from results import columns
-from results.bootstrap import FROM_MEANS, Sample, interval
+from results.bootstrap import FROM_MEANS, Sample, intervals
 from results.controls import Control
 from results.rows import Row
 
@@ -55,7 +55,9 @@ def _with_intervals(row: Row, scores: Mapping[str, Scores | Unusable]) -> Row:
         ids, dense, sparse = _samples(row, scores)
         _check(dense, row.dense_mean)
         _check(sparse, row.sparse_mean)
-        row = replace(row, drop_interval=_interval(dense, sparse), notes=[*row.notes, *_unchanged(dense, sparse)])
+        relative, change = _intervals(dense, sparse)
+        notes = [*row.notes, *_unchanged(dense, sparse)]
+        row = replace(row, drop_interval=relative, change_interval=change, notes=notes)
     except Unusable as error:
         return replace(row, notes=[*row.notes, f"no interval: {error}"])
     for name in ("control", "plain"):
@@ -63,8 +65,8 @@ def _with_intervals(row: Row, scores: Mapping[str, Scores | Unusable]) -> Row:
         if control is None:
             continue
         try:
-            bounds, notes = _against(control, ids, sparse, scores)
-            row = replace(row, notes=[*row.notes, *notes], **{name: replace(control, interval=bounds)})
+            control, notes = _against(control, ids, sparse, scores)
+            row = replace(row, notes=[*row.notes, *notes], **{name: control})
         except Unusable as error:
             row = replace(row, notes=[*row.notes, f"no interval against the control: {error}"])
     return row
@@ -72,14 +74,15 @@ def _with_intervals(row: Row, scores: Mapping[str, Scores | Unusable]) -> Row:
 
 def _against(
     control: Control, ids: list[str], sparse: Sample, scores: Mapping[str, Scores | Unusable]
-) -> tuple[list[float], list[str]]:
-    """The interval against a control, and notes."""
+) -> tuple[Control, list[str]]:
+    """The control with the intervals of the drop against it, and notes."""
     control_ids, _, control_sample = _samples(control, scores)
     if control_ids != ids:
         raise Unusable("it was scored on other examples")
     _check(control_sample, control.mean)
     notes = [f"against the control: {note}" for note in _unchanged(control_sample, sparse)]
-    return _interval(control_sample, sparse), notes
+    relative, change = _intervals(control_sample, sparse)
+    return replace(control, interval=relative, change_interval=change), notes
 
 
 def _unchanged(dense: Sample, sparse: Sample) -> list[str]:
@@ -89,13 +92,13 @@ def _unchanged(dense: Sample, sparse: Sample) -> list[str]:
     return [columns.none_changes(dense.examples, dense.metric() if dense.statistic == "mean" else None)]
 
 
-def _interval(dense: Sample, sparse: Sample) -> list[float]:
-    bounds = interval(dense, sparse)
-    if bounds is None:
+def _intervals(dense: Sample, sparse: Sample) -> tuple[list[float], list[float]]:
+    relative, change = intervals(dense, sparse)
+    if relative is None:
         raise Unusable(
             "the score that it is relative to may be 0" + " or negative" * (dense.statistic in columns.CORRELATIONS)
         )
-    return bounds
+    return relative, change
 
 
 def _samples(group: Row | Control, scores: Mapping[str, Scores | Unusable]) -> tuple[list[str], Sample, Sample]:
