@@ -65,7 +65,10 @@ def main(arguments: list[str] | None = None) -> int:
     from results import report
 
     title = options.experiment or "What sparsity costs"
-    page = report.page(client, rows, notes, title, options.experiment, options.limit).encode()
+    try:
+        page = report.page(client, rows, notes, title, options.experiment, options.limit).encode()
+    except ForeignServer as error:
+        return fail(f"{error} (in {options.tracking_uri})")
     return write(output, page, f"{len(rows)} rows, {len(page) / 1e6:.1f} MB, nothing in it needs a network")
 
 
@@ -148,7 +151,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     output = "the file to write (report.html, or score-against-sparsity.png; a picture may be .svg or .pdf)"
     parser.add_argument("--output", metavar="FILE", type=Path, help=output)
     limit = "how many runs a report shows with pictures and configuration, the first seeds of all rows (%(default)s)"
-    parser.add_argument("--limit", metavar="N", type=count, default=40, help=limit)
+    parser.add_argument("--limit", metavar="N", type=count, default=12, help=limit)
     uri = os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
     where = "where the runs are; if left out, $MLFLOW_TRACKING_URI or else sqlite:///mlflow.db"
     parser.add_argument("--tracking-uri", metavar="URI", default=uri, help=where)

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +14,9 @@ from mlflow import MlflowClient
 from results import columns
 from results.bootstrap import FROM_MEANS, Sample, intervals
 from results.controls import Control
+from results.progress import reported
 from results.rows import Row
+from results.runs import artifact
 
 _TOLERANCE = 1e-6  # between a logged score and the one computed from its examples
 _AT_ONCE = 4  # requests
@@ -41,10 +41,14 @@ class Scores:
     """How the metric is computed from the means over the examples: a name in `FROM_MEANS`."""
 
 
-def add(client: MlflowClient, rows: list[Row]) -> list[Row]:
-    """The rows with their intervals. A row whose scores by example cannot be used gets a note instead."""
+def add(client: MlflowClient, rows: list[Row], places: Mapping[str, str | None] | None = None) -> list[Row]:
+    """The rows with their intervals. A row whose scores by example cannot be used gets a note instead.
+
+    Args:
+        places: run id -> artifact URI, as far as it is known.
+    """
     wanted = [run for row in rows for group in (row, row.control, row.plain) if group for run in group.runs]
-    scores = read(client, wanted)
+    scores = read(client, wanted, places)
     return [_with_intervals(row, scores) for row in rows]
 
 
@@ -129,19 +133,23 @@ def _check(sample: Sample, mean: float | None) -> None:
 # --- scores by example from the artifacts -------------------------------------------------------------------
 
 
-def read(client: MlflowClient, runs: Iterable[str]) -> dict[str, Scores | Unusable]:
+def read(
+    client: MlflowClient, runs: Iterable[str], places: Mapping[str, str | None] | None = None
+) -> dict[str, Scores | Unusable]:
     """What each of these runs logged as `columns.SCORES`, or an error where that is missing or damaged."""
     wanted = list(dict.fromkeys(runs))
     with ThreadPoolExecutor(_AT_ONCE) as pool:
-        return dict(zip(wanted, pool.map(lambda run_id: _attempt(client, run_id), wanted), strict=True))
+        scores = pool.map(lambda run_id: _attempt(client, run_id, (places or {}).get(run_id)), wanted)
+        return dict(zip(wanted, reported(scores, "scores", len(wanted), few=200), strict=True))
 
 
-def _attempt(client: MlflowClient, run_id: str) -> Scores | Unusable:
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            text = Path(client.download_artifacts(run_id, columns.SCORES, folder)).read_bytes()
-        except Exception:  # MLflow passes on whatever its stores and drivers raise, also where nothing was logged
-            return Unusable(f"{columns.SCORES} is missing or cannot be fetched")
+def _attempt(client: MlflowClient, run_id: str, place: str | None) -> Scores | Unusable:
+    try:
+        text = artifact(client, run_id, columns.SCORES, place)
+    except Exception:  # MLflow passes on whatever its stores and drivers raise
+        text = None
+    if text is None:
+        return Unusable(f"{columns.SCORES} is missing or cannot be fetched")
     try:
         return parse(json.loads(text))
     except (ValueError, RecursionError):

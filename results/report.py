@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from results.rows import Row
 
-LIMIT = 40
+LIMIT = 12
 """Runs with pictures and configuration: these take most of the time and of the page."""
 SECONDS = columns.seconds("")
 TITLES = {"training": "Training", "layers": "Sparsity by layer", "updates": "What each mask update removed"}
@@ -72,7 +72,7 @@ def page(
     ours = [row for row in rows if row.runs]
     by_seed = zip_longest(*(row.runs for row in ours))
     whole = [run_id for run_id in chain.from_iterable(by_seed) if run_id is not None][:limit]
-    details = {run_id: _artifacts(client, logged[run_id]) for run_id in reported(whole, "runs")}
+    details = {run_id: _artifacts(client, logged[run_id]) for run_id in reported(whole, "runs", len(whole))}
     shown = [logged[run_id] for row in ours for run_id in row.runs]
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(files("results").joinpath("report.html.jinja").read_text(encoding="utf-8"))
@@ -150,7 +150,7 @@ def _compared(
     groups = sorted(group(rows).items(), key=lambda item: order[item[0]])[:limit]
     return [
         _picture(f"{model} on {dataset}: {columns.written(metric)} against {axis}", draw(of_picture))
-        for (model, dataset, metric), of_picture in reported(groups, f"pictures of {axis}")
+        for (model, dataset, metric), of_picture in reported(groups, axis, len(groups))
     ]
 
 
@@ -209,11 +209,11 @@ def _commit(run: LoggedRun, short: bool = False) -> str:
 
 def _artifacts(client: MlflowClient, logged: LoggedRun) -> dict[str, Any]:
     """What the page shows of a run's artifacts: pictures, configuration and the command that repeats it."""
-    run_id = logged.info.run_id
-    overrides = shlex.join((artifact(client, run_id, columns.OVERRIDES) or "").splitlines())
+    run_id, place = logged.info.run_id, logged.info.artifact_uri
+    overrides = shlex.join((artifact(client, run_id, columns.OVERRIDES, place) or "").splitlines())
     return {
         "command": f"python -m runner {overrides}".strip(),
-        "yaml": artifact(client, run_id, columns.CONFIG) or "not logged",
+        "yaml": artifact(client, run_id, columns.CONFIG, place) or "not logged",
         "pictures": [_picture(TITLES.get(key, key), figure) for key, figure in pictures.of_run(client, run_id).items()],
     }
 

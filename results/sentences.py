@@ -75,8 +75,9 @@ def _cost(row: Row) -> str:
 
 
 def _numbers(values: list[float], signed: bool = False) -> list[str]:
-    """The values with 1 decimal, or with 2 if all are below 1."""
-    decimals = 1 if max(map(abs, values)) >= 1 else 2
+    """The values with 1 decimal; with 2 if all are below 1, or if one that is not 0 would read 0.0."""
+    vanish = any(0 < abs(value) < 0.05 for value in values)
+    decimals = 2 if vanish or max(map(abs, values)) < 1 else 1
     return [f"{value:{'+' if signed else ''}z.{decimals}f}" for value in values]
 
 

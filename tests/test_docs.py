@@ -52,7 +52,7 @@ EMBEDDED = [
 def test_all_commands_were_seen() -> None:
     assert {page: len(commands(page)) for page in PAGES} == {
         **{"README.md": 15, "docs/develop.md": 10, GUIDE: 28, "docs/measured.md": 11},
-        **{"docs/results.md": 10, "docs/running.md": 17, "docs/speed.md": 3},
+        **{"docs/results.md": 11, "docs/running.md": 17, "docs/speed.md": 3},
     }
     assert (len(RUNS), len(MAKES), len(TOOLS), len(EMBEDDED)) == (55, 15, 21, 5)
     assert sorted(OTHERS) == [

@@ -26,7 +26,10 @@ def raw(client, run_id):
 
 
 def by_hand(below, above, paired, resamples=3000, relative=True):
-    """95 % interval of the drop, or the difference, from `below` to `above`, lists by seed of scores by id, in a naive loop."""
+    """95 % interval of the drop, or of the difference, from `below` to `above` in a naive loop.
+
+    They are lists by seed of scores by id.
+    """
     generator, ids, drops = random.Random(11), list(below[0]), []
     for _ in range(resamples):
         drawn = generator.choices(ids, k=len(ids))
@@ -169,7 +172,7 @@ def test_only_what_is_shown_is_read(experiment, monkeypatch):
     experiment.log(group="e", pattern="2:4", dense=0.8, sparse=0.7, scores=json.dumps(GOOD))
     asked = []
     read = intervals.read
-    monkeypatch.setattr(intervals, "read", lambda client, runs: asked.extend(runs) or read(client, asked))
+    monkeypatch.setattr(intervals, "read", lambda client, runs, places: asked.extend(runs) or read(client, asked))
     load(experiment.client, experiment.name, Filters(pattern="4x1"))
     assert asked == [shown]
     load(experiment.client, experiment.name, with_intervals=False)

@@ -183,3 +183,17 @@ def test_an_interval_is_apart_from_its_number_and_other_brackets_are_not(experim
     assert rows[0].drop_interval is not None
     low, high = (100 * bound for bound in rows[0].drop_interval)
     assert f"[{low:+.1f}, {high:+.1f}]" in found.texts
+
+
+def test_artifacts_at_a_server_that_only_the_store_names_are_not_asked_for(experiment, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(type(experiment.client), "list_artifacts", lambda *given: pytest.fail("asked"))
+    monkeypatch.setattr(type(experiment.client), "download_artifacts", lambda *given: pytest.fail("asked"))
+    elsewhere = experiment.client.create_experiment(f"{experiment.name}-elsewhere", "http://127.0.0.1:9/x")
+    experiment.id, experiment.name = elsewhere, f"{experiment.name}-elsewhere"
+    experiment.log()
+    given = ["--tracking-uri", experiment.uri, "--experiment", experiment.name]
+    assert main(given) == 0
+    assert "no interval: scores.json is missing or cannot be fetched" in capsys.readouterr().out
+    assert main(["report", *given, "--output", str(tmp_path / "page.html")]) == 1
+    assert "a server that only this file names: it is not asked" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []

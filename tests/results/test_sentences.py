@@ -42,6 +42,8 @@ def test_cost_against_the_control_and_speed():
          "seeds: -3.0 to +0.0), and"),
         ({"control": replace(CONTROL, mean=0.7176, change_interval=[-0.002, 0.007])},
          "from an equally trained dense model: +0.24 points (95 %, three seeds: -0.20 to +0.70)"),
+        ({"control": replace(CONTROL, change_interval=[-0.03, -0.0001])},
+         "costs 2.20 points of F1 (95 %, three seeds: 0.01 to 3.00) against"),
         ({"control": replace(CONTROL, mean=0.71, change_interval=[0.005, 0.015])},
          "gains 1.0 points of F1 (95 %, three seeds: 0.5 to 1.5) against"),
         ({"control": replace(CONTROL, mean=0.72, change_interval=[0.0, 0.0])},
