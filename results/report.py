@@ -48,7 +48,7 @@ class Picture:
 
     caption: str
     svg: str
-    """Its file in base64. As an image: a label in it can then be no markup of this page."""
+    """Base64 of the SVG file, shown as an image: a label in it can be no markup of the page."""
 
 
 def page(

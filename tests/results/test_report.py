@@ -130,10 +130,10 @@ def test_the_answer_comes_first_and_everything_in_the_order_of_the_rows(experime
     text = report.page(experiment.client, rows, footnotes(rows, left_out), "title")
     found = Page(text)
     joined = "\n".join(found.texts)
-    said = [joined.index(f"{model} on {dataset}: 4x1 at 80 % costs 10.0 points of F1")
+    places = [joined.index(f"{model} on {dataset}: 4x1 at 80 % costs 10.0 points of F1")
             for model, dataset in (("zeta", "mrpc"), ("alpha", "squad"), ("alpha", "sst2"))]  # fmt: skip
-    assert said == sorted(said)
-    assert said[-1] < joined.index("Date") < joined.index("Commit") < joined.index("Machine") < joined.index("Zeros")
+    assert places == sorted(places)
+    assert places[-1] < joined.index("Date") < joined.index("Commit") < joined.index("Machine") < joined.index("Zeros")
     order = ["zeta on mrpc", "alpha on squad", "alpha on sst2"]
     captions = [image["alt"] for image in found.of("img") if "against" in image["alt"]]
     assert captions == [f"{name}: F1 against sparsity" for name in order]
