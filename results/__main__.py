@@ -22,7 +22,7 @@ os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 from mlflow import MlflowClient
 
-from results import columns, formats, sqlite
+from results import columns, formats, sentences, sqlite
 from results.filters import Filters
 from results.load import NothingMatches, load
 from results.rows import Row
@@ -31,6 +31,7 @@ from results.safe_text import discard_stdout, printable, safe_streams
 from results.table import footnotes
 
 # Where commands write if --output is left out.
+SENTENCES = "sentences"  # a format of its own option
 OUTPUTS = {"report": "report.html", "picture": "score-against-{against}.{form}", "pictures": "pictures"}
 
 
@@ -63,14 +64,13 @@ def main(arguments: list[str] | None = None) -> int:
         return write_picture(rows, output, options.against)
     if options.command == "pictures":
         return write_pictures(rows, output, options.format)
-    return write_report(client, rows, notes, options.experiment or "What sparsity costs", output)
-
-
-def write_report(client: MlflowClient, rows: list[Row], notes: list[str], title: str, output: Path) -> int:
-    """Writes the report page and returns the exit status."""
     from results import report
 
-    page = report.page(client, rows, notes, title).encode()
+    title = options.experiment or "What sparsity costs"
+    try:
+        page = report.page(client, rows, notes, title, options.experiment, options.limit).encode()
+    except ForeignServer as error:
+        return fail(f"{error} (in {options.tracking_uri})")
     return write(output, page, f"{len(rows)} rows, {len(page) / 1e6:.1f} MB, nothing in it needs a network")
 
 
@@ -129,8 +129,10 @@ def show(rows: list[Row], notes: list[str], form: str, wide: bool) -> None:
     if form == "html":
         print(formats.html(rows, notes))
         return
-    for_people = form in formats.FOR_PEOPLE
-    if form == "table":
+    for_people = form in (*formats.FOR_PEOPLE, SENTENCES)
+    if form == SENTENCES:
+        text = "\n".join(sentences.of_rows(rows))
+    elif form == "table":
         width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
         text = formats.terminal(rows, width, wide)
     else:
@@ -149,8 +151,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m results",
         description="Print the table of the runs in MLflow: each row pools runs that differ only in their seed.",
-        epilog="A table wider than the terminal is split into blocks, one below the other. The relative drop is of the "
-        "maxima, as in the published table; intervals are of drops of means, by a bootstrap over examples and seeds. "
+        epilog="A table wider than the terminal is split into blocks, one below the other. Intervals are of drops of "
+        "means, by a bootstrap over examples and seeds; the published drop, and ours with --wide or --compare, is of "
+        "the maxima. "
         "Controls are the rows pattern=dense, and pattern=dense distill=none, with as many steps on the same data.",
     )
     what = (
@@ -169,14 +172,18 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         "pictures (pictures)"
     )
     parser.add_argument("--output", metavar="PLACE", type=Path, help=output)
+    limit = "how many runs a report shows with pictures and configuration, the first seeds of all rows (%(default)s)"
+    parser.add_argument("--limit", metavar="N", type=count, default=12, help=limit)
     uri = os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
     where = "where the runs are; if left out, $MLFLOW_TRACKING_URI or else sqlite:///mlflow.db"
     parser.add_argument("--tracking-uri", metavar="URI", default=uri, help=where)
     parser.add_argument("--experiment", metavar="NAME", help="one experiment; all active ones if left out")
     form = f"of the table: {', '.join(formats.FORMATS)} (table); of pictures: {', '.join(formats.FOR_PICTURES)} (png)"
     parser.add_argument("--format", metavar="FORMAT", help=form)
-    wide = "show sizes and multiply-accumulates in --format table, too; the other formats always do"
+    wide = "show every figure in --format table, too; the other formats always do"
     parser.add_argument("--wide", action="store_true", help=wide)
+    quoted = "print a sentence to quote for each row instead: what it costs, how sure that is, how fast it is"
+    parser.add_argument("--sentences", dest="format", action="store_const", const=SENTENCES, help=quoted)
     intervals = "leave out the intervals, which need an artifact of every run"
     parser.add_argument("--no-intervals", dest="intervals", action="store_false", help=intervals)
     compare = "add the published figures to our rows, and the published rows that we have no runs of"
@@ -191,7 +198,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     drawn = options.command in ("picture", "pictures")
     known = formats.FOR_PICTURES if drawn else tuple(formats.FORMATS)
     options.format = options.format or known[0]
-    if options.format not in known:
+    if options.format not in (*known, SENTENCES):
         what = "pictures" if drawn else "the table"
         parser.error(f"--format {options.format}: formats of {what} are {', '.join(known)}")
     return options
@@ -203,6 +210,13 @@ def key_value(text: str) -> tuple[str, str]:
     if not key or not equals:
         raise argparse.ArgumentTypeError(f"{text!r} is not KEY=VALUE")
     return key, value
+
+
+def count(text: str) -> int:
+    """A whole number from 0."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 0")
+    return int(text)
 
 
 def sqlite_fault(uri: str) -> str | None:

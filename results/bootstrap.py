@@ -1,4 +1,4 @@
-"""Intervals of relative drops by a paired percentile bootstrap over examples and seeds: pure mathematics.
+"""Intervals of drops by a paired percentile bootstrap over examples and seeds: pure mathematics.
 
 A metric that is no mean over the examples is computed from the means of a few numbers of each example (`FROM_MEANS`),
 which the runner logs with the scores. So the bootstrap draws examples without knowing their content.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -17,6 +18,7 @@ RESAMPLES = 2000
 LEVEL = 0.95
 SEED = 0  # fixed, so that a row has the same interval every time and with any other rows
 _CHUNK = 100  # resamples at once: 8 MB for the 10,570 examples of SQuAD's dev set
+_REMEMBERED = 50_000_000  # counts, 100 MB: those of larger sets are drawn again for each row
 _SMALLEST = 1e-12  # a smaller denominator, or a smaller variance relative to the second moment, is rounding error
 
 
@@ -42,8 +44,13 @@ class Sample:
 
 
 def interval(dense: Sample, sparse: Sample, resamples: int = RESAMPLES) -> list[float] | None:
-    """The `LEVEL` interval of (mean sparse - mean dense) / mean dense, the means over seeds; None where a resampled
-    dense score is not above 0.
+    """The `LEVEL` interval of the relative drop alone: the first of `intervals`."""
+    return intervals(dense, sparse, resamples)[0]
+
+
+def intervals(dense: Sample, sparse: Sample, resamples: int = RESAMPLES) -> tuple[list[float] | None, list[float]]:
+    """The `LEVEL` intervals of (mean sparse - mean dense) / mean dense and of mean sparse - mean dense, the means over
+    seeds, from the same resamples.
 
     Examples are drawn with replacement, the same for all models. Seeds are drawn with replacement: the same for both
     samples if their seeds are equal, else independently. With one seed only the examples vary; with two or three the
@@ -54,7 +61,7 @@ def interval(dense: Sample, sparse: Sample, resamples: int = RESAMPLES) -> list[
         sparse: scored on the same examples, in the same order.
 
     Returns:
-        low and high, signed fractions.
+        low and high of each, signed. The first is None where a resampled dense score is not above 0.
 
     Raises:
         ValueError: the numbers of examples differ.
@@ -64,14 +71,18 @@ def interval(dense: Sample, sparse: Sample, resamples: int = RESAMPLES) -> list[
     paired = dense.seeds == sparse.seeds
     sparse_seeds = _seed_shares(len(sparse.seeds), resamples, stream=1)
     dense_seeds = sparse_seeds if paired else _seed_shares(len(dense.seeds), resamples, stream=2)
-    drops, at = np.empty(resamples), 0
+    below, above, at = np.empty(resamples), np.empty(resamples), 0
     for times in _example_counts(dense.examples, resamples):
         chunk = slice(at, at := at + len(times))
-        below = (dense_seeds[chunk] * _metrics(dense, times)).sum(axis=1)
-        if not (below > columns.ZERO).all():
-            return None
-        drops[chunk] = ((sparse_seeds[chunk] * _metrics(sparse, times)).sum(axis=1) - below) / below
-    low, high = np.quantile(drops, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+        below[chunk] = (dense_seeds[chunk] * _metrics(dense, times)).sum(axis=1)
+        above[chunk] = (sparse_seeds[chunk] * _metrics(sparse, times)).sum(axis=1)
+    change = above - below
+    relative = _bounds(change / below) if (below > columns.ZERO).all() else None
+    return relative, _bounds(change)
+
+
+def _bounds(values: np.ndarray) -> list[float]:
+    low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return [float(low), float(high)]
 
 
@@ -97,12 +108,27 @@ def _seed_shares(count: int, resamples: int, stream: int) -> np.ndarray:
 
 def _example_counts(count: int, resamples: int) -> Iterator[np.ndarray]:
     """How many times each example is in each resample: float64[resamples, examples], a chunk of resamples at a time."""
+    if count * resamples > _REMEMBERED:
+        yield from (chunk.astype(np.float64) for chunk in _draw(count, resamples))
+        return
+    drawn = _drawn(count, resamples)
+    for start in range(0, resamples, _CHUNK):
+        yield drawn[start : start + _CHUNK].astype(np.float64)
+
+
+@lru_cache(maxsize=2)
+def _drawn(count: int, resamples: int) -> np.ndarray:
+    """All resamples, uint16[resamples, examples]: equal in every row, and drawing them takes most of the time."""
+    return np.concatenate(list(_draw(count, resamples)))
+
+
+def _draw(count: int, resamples: int) -> Iterator[np.ndarray]:
     generator = np.random.default_rng([SEED, 0])
     for start in range(0, resamples, _CHUNK):
         size = min(_CHUNK, resamples - start)
         # The distribution of a multinomial, drawn by one integer each instead of one binomial: faster.
         drawn = (np.bincount(generator.integers(count, size=count), minlength=count) for _ in range(size))
-        yield np.stack(list(drawn)).astype(np.float64)
+        yield np.stack(list(drawn)).astype(np.uint16)
 
 
 # --- metrics from means: each function takes the means, [..., k], and returns the metric, [...]; 0 where undefined ----

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import PurePath
 
 from results import columns
 from results.controls import DENSE, Control
@@ -109,6 +110,13 @@ def selection(row: Row) -> Iterator[str]:
         yield f"{row.selection}, by scores on a part of train (dataset.validation)"
 
 
+def checkpoint(row: Row) -> Iterator[str]:
+    """The dense model is not one that the row's recipe made."""
+    if row.finetuned:
+        given = [PurePath(each).name if PurePath(each).is_absolute() else each for each in row.finetuned.split("|")]
+        yield f"the dense model is {' or '.join(given)} (model.finetuned), not fine-tuned by the run"
+
+
 def latency(row: Row) -> Iterator[str]:
     """A time holds for one CPU, setting and precision, and perhaps not for all seeds."""
     if (timed := row.latency) is None:
@@ -160,6 +168,7 @@ OF_ROWS = (
     no_width,
     circumstances,
     selection,
+    checkpoint,
     latency,
     controls,
     dense_models,

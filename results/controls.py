@@ -35,6 +35,8 @@ class Control:
     """MLflow run ids, in the order of the seeds."""
     rivals: int = 1
     """How many groups of runs could be the control; this is the one with most seeds."""
+    change_interval: list[float] | None = None
+    """95 % interval of sparse_mean - `mean`, with sparse_mean of the row. None where it was not computed."""
 
 
 def control(group: Group, dense: list[Group]) -> Control | None:

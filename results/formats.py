@@ -5,7 +5,7 @@ import json
 import re
 import textwrap
 from collections.abc import Callable
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from html import escape
 
 import pandas as pd
@@ -15,10 +15,11 @@ from rich.measure import Measurement
 from rich.table import Table
 
 from results import columns as names
+from results.cells import pairs
 from results.controls import Control
 from results.rows import Published, Row
 from results.speed import Latency
-from results.table import Column, footnotes, layout, pairs
+from results.table import Column, footnotes, layout
 
 LATEX = {character: f"\\{character}" for character in "&%$#_{}"}
 LATEX |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
@@ -31,13 +32,16 @@ def terminal(rows: list[Row], width: int | None = None, wide: bool = True) -> st
     """An aligned table of text. Numbers never wrap.
 
     Args:
-        width: in characters. None sets every row on one line; else headers wrap, and a table that is still too wide is
-            split into blocks, one below the other, that repeat the labels.
-        wide: with the less important columns.
+        width: in characters. None sets every row on one line; else headers wrap, then intervals move below their
+            numbers, and a table that is still too wide is split into blocks, one below the other, that repeat the
+            labels.
+        wide: with every figure.
     """
     columns = layout(rows, wide)
     if width is None:
         return grid(rows, columns, None)
+    if not wide and least(rows, columns) > width:
+        columns = [column if column.label else stacked(column) for column in columns]
     labels = [column for column in columns if column.label]
     blocks: list[list[Column]] = [[]]
     for column in columns[len(labels) :]:
@@ -45,6 +49,14 @@ def terminal(rows: list[Row], width: int | None = None, wide: bool = True) -> st
             blocks.append([])
         blocks[-1].append(column)
     return "\n\n".join(grid(rows, [*labels, *block], width) for block in blocks)
+
+
+def stacked(column: Column) -> Column:
+    """The column with short lines in its header, and the intervals of its cells on a line of their own."""
+    header = textwrap.fill(column.header, 7, break_long_words=False)
+    if not column.stacks:
+        return replace(column, header=header)
+    return replace(column, header=header, cell=lambda row: column.cell(row).replace(" [", "\n["))
 
 
 def grid(rows: list[Row], columns: list[Column], width: int | None) -> str:
@@ -73,7 +85,7 @@ def grid_of(rows: list[Row], columns: list[Column], folded: bool) -> Table:
     """The table for `rich`, with headers wrapped at 12 characters if folded."""
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for column in columns:
-        header = textwrap.fill(column.header, 12, break_long_words=False) if folded else column.header
+        header = folded_header(column.header) if folded else column.header
         table.add_column(
             header,
             justify="right" if column.numeric else "left",
@@ -84,6 +96,11 @@ def grid_of(rows: list[Row], columns: list[Column], folded: bool) -> Table:
     for row in rows:
         table.add_row(*(column.cell(row) for column in columns))
     return table
+
+
+def folded_header(header: str) -> str:
+    """The header in lines of at most 12 characters, or of a word each."""
+    return "\n".join(textwrap.fill(line, 12, break_long_words=False) for line in header.splitlines())
 
 
 def column_width(column: Column, header: str, rows: list[Row]) -> int:

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from mlflow import MlflowClient
 
 from results import columns
-from results.bootstrap import FROM_MEANS, Sample, interval
+from results.bootstrap import FROM_MEANS, Sample, intervals
 from results.controls import Control
+from results.progress import reported
 from results.rows import Row
+from results.runs import artifact
 
 _TOLERANCE = 1e-6  # between a logged score and the one computed from its examples
 _AT_ONCE = 4  # requests
@@ -41,10 +41,14 @@ class Scores:
     """How the metric is computed from the means over the examples: a name in `FROM_MEANS`."""
 
 
-def add(client: MlflowClient, rows: list[Row]) -> list[Row]:
-    """The rows with their intervals. A row whose scores by example cannot be used gets a note instead."""
+def add(client: MlflowClient, rows: list[Row], places: Mapping[str, str | None] | None = None) -> list[Row]:
+    """The rows with their intervals. A row whose scores by example cannot be used gets a note instead.
+
+    Args:
+        places: run id -> artifact URI, as far as it is known.
+    """
     wanted = [run for row in rows for group in (row, row.control, row.plain) if group for run in group.runs]
-    scores = read(client, wanted)
+    scores = read(client, wanted, places)
     return [_with_intervals(row, scores) for row in rows]
 
 
@@ -55,7 +59,9 @@ def _with_intervals(row: Row, scores: Mapping[str, Scores | Unusable]) -> Row:
         ids, dense, sparse = _samples(row, scores)
         _check(dense, row.dense_mean)
         _check(sparse, row.sparse_mean)
-        row = replace(row, drop_interval=_interval(dense, sparse), notes=[*row.notes, *_unchanged(dense, sparse)])
+        relative, change = _intervals(dense, sparse)
+        notes = [*row.notes, *_unchanged(dense, sparse)]
+        row = replace(row, drop_interval=relative, change_interval=change, notes=notes)
     except Unusable as error:
         return replace(row, notes=[*row.notes, f"no interval: {error}"])
     for name in ("control", "plain"):
@@ -63,8 +69,8 @@ def _with_intervals(row: Row, scores: Mapping[str, Scores | Unusable]) -> Row:
         if control is None:
             continue
         try:
-            bounds, notes = _against(control, ids, sparse, scores)
-            row = replace(row, notes=[*row.notes, *notes], **{name: replace(control, interval=bounds)})
+            control, notes = _against(control, ids, sparse, scores)
+            row = replace(row, notes=[*row.notes, *notes], **{name: control})
         except Unusable as error:
             row = replace(row, notes=[*row.notes, f"no interval against the control: {error}"])
     return row
@@ -72,14 +78,15 @@ def _with_intervals(row: Row, scores: Mapping[str, Scores | Unusable]) -> Row:
 
 def _against(
     control: Control, ids: list[str], sparse: Sample, scores: Mapping[str, Scores | Unusable]
-) -> tuple[list[float], list[str]]:
-    """The interval against a control, and notes."""
+) -> tuple[Control, list[str]]:
+    """The control with the intervals of the drop against it, and notes."""
     control_ids, _, control_sample = _samples(control, scores)
     if control_ids != ids:
         raise Unusable("it was scored on other examples")
     _check(control_sample, control.mean)
     notes = [f"against the control: {note}" for note in _unchanged(control_sample, sparse)]
-    return _interval(control_sample, sparse), notes
+    relative, change = _intervals(control_sample, sparse)
+    return replace(control, interval=relative, change_interval=change), notes
 
 
 def _unchanged(dense: Sample, sparse: Sample) -> list[str]:
@@ -89,13 +96,13 @@ def _unchanged(dense: Sample, sparse: Sample) -> list[str]:
     return [columns.none_changes(dense.examples, dense.metric() if dense.statistic == "mean" else None)]
 
 
-def _interval(dense: Sample, sparse: Sample) -> list[float]:
-    bounds = interval(dense, sparse)
-    if bounds is None:
+def _intervals(dense: Sample, sparse: Sample) -> tuple[list[float], list[float]]:
+    relative, change = intervals(dense, sparse)
+    if relative is None:
         raise Unusable(
             "the score that it is relative to may be 0" + " or negative" * (dense.statistic in columns.CORRELATIONS)
         )
-    return bounds
+    return relative, change
 
 
 def _samples(group: Row | Control, scores: Mapping[str, Scores | Unusable]) -> tuple[list[str], Sample, Sample]:
@@ -126,19 +133,23 @@ def _check(sample: Sample, mean: float | None) -> None:
 # --- scores by example from the artifacts -------------------------------------------------------------------
 
 
-def read(client: MlflowClient, runs: Iterable[str]) -> dict[str, Scores | Unusable]:
+def read(
+    client: MlflowClient, runs: Iterable[str], places: Mapping[str, str | None] | None = None
+) -> dict[str, Scores | Unusable]:
     """What each of these runs logged as `columns.SCORES`, or an error where that is missing or damaged."""
     wanted = list(dict.fromkeys(runs))
     with ThreadPoolExecutor(_AT_ONCE) as pool:
-        return dict(zip(wanted, pool.map(lambda run_id: _attempt(client, run_id), wanted), strict=True))
+        scores = pool.map(lambda run_id: _attempt(client, run_id, (places or {}).get(run_id)), wanted)
+        return dict(zip(wanted, reported(scores, "scores", len(wanted), few=200), strict=True))
 
 
-def _attempt(client: MlflowClient, run_id: str) -> Scores | Unusable:
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            text = Path(client.download_artifacts(run_id, columns.SCORES, folder)).read_bytes()
-        except Exception:  # MLflow passes on whatever its stores and drivers raise, also where nothing was logged
-            return Unusable(f"{columns.SCORES} is missing or cannot be fetched")
+def _attempt(client: MlflowClient, run_id: str, place: str | None) -> Scores | Unusable:
+    try:
+        text = artifact(client, run_id, columns.SCORES, place)
+    except Exception:  # MLflow passes on whatever its stores and drivers raise
+        text = None
+    if text is None:
+        return Unusable(f"{columns.SCORES} is missing or cannot be fetched")
     try:
         return parse(json.loads(text))
     except (ValueError, RecursionError):

@@ -46,7 +46,7 @@ def load(
     runs, left_out = select(wanted)
     rows = pool(runs, among=select(logged)[0])
     if with_intervals:
-        rows = intervals.add(client, rows)
+        rows = intervals.add(client, rows, {run.info.run_id: run.info.artifact_uri for run in logged})
     if compare:
         rows = published.compare(rows, filters.match_labels)
     return caveats.add(rows), left_out

@@ -52,7 +52,10 @@ def _labels(row: Row) -> Labels:
 
 def _with_published(row: Row) -> Row:
     entry = rows().get(_labels(row))
-    return replace(row, published=entry) if entry and entry.metric == row.metric else row
+    if entry is None or entry.metric != row.metric:
+        return row
+    difference = None if row.drop_max is None or entry.drop is None else row.drop_max - entry.drop
+    return replace(row, published=replace(entry, difference=difference))
 
 
 def _without_runs(labels: Labels, entry: Published) -> Row:

@@ -1,6 +1,8 @@
-"""The report page: one HTML file with the table, the pictures and the details of runs, for readers without MLflow.
+"""The report page: one HTML file with the answer, the table, the pictures and the details of runs, for readers without
+MLflow.
 
-`python -m results report` writes it. It needs no network: pictures and style are embedded, and it has no scripts.
+`python -m results report` writes it. It needs no network: pictures and style are embedded, and it has no scripts. The
+page is report.html.jinja; sentences, tables, pictures and runs come in the order of the rows.
 """
 
 from __future__ import annotations
@@ -8,80 +10,101 @@ from __future__ import annotations
 import base64
 import re
 import shlex
-from collections.abc import Iterable
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from html import escape
-from typing import TYPE_CHECKING
+from importlib.resources import files
+from itertools import chain, zip_longest
+from typing import TYPE_CHECKING, Any
 
-from results import columns, latency, pictures, tradeoff
+from jinja2 import Environment, StrictUndefined
+
+from results import columns, latency, pictures, sentences, table, tradeoff
 from results.figures import rendered
-from results.formats import html_table
-from results.runs import Run, artifact, read
+from results.progress import reported
+from results.runs import Run, artifact, fetch, read
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from mlflow import MlflowClient
+    from mlflow.entities import Run as LoggedRun
 
     from results.rows import Row
 
+LIMIT = 12
+"""Runs with pictures and configuration: these take most of the time and of the page."""
 SECONDS = columns.seconds("")
 TITLES = {"training": "Training", "layers": "Sparsity by layer", "updates": "What each mask update removed"}
 VERSION = "version."  # the tags of package versions
-STYLE = """
-:root { color-scheme: light; }
-body { font: 15px/1.5 system-ui, sans-serif; color: #1b1b1b; background: #fff; margin: 0 auto; max-width: 75rem;
-       padding: 1rem; }
-h1 { font-size: 1.5rem; } h2 { font-size: 1.2rem; margin-top: 2.5rem; } h3 { font-size: 1rem; }
-.wide { overflow-x: auto; } .notes { padding-left: 1.2rem; color: #444; font-size: .9rem; }
-table { border-collapse: collapse; font-size: .87rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .3rem .6rem; border-bottom: 1px solid #ddd; text-align: left; vertical-align: top; }
-thead th { border-bottom: 2px solid #888; } .number { text-align: right; } td.number { white-space: nowrap; }
-th { max-width: 7.5rem; vertical-align: bottom; }
-figure { margin: 0 0 1rem; } img { max-width: 100%; height: auto; }
-.pictures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); gap: 1rem; }
-details { border: 1px solid #ddd; border-radius: .3rem; padding: .4rem .8rem; margin: .5rem 0; }
-summary { cursor: pointer; overflow-wrap: anywhere; } code, pre { font-size: .82rem; }
-pre { overflow-x: auto; background: #f6f6f6; padding: .6rem; }
-dl { display: grid; grid-template-columns: max-content 1fr; gap: .1rem 1rem; } dt { color: #555; }
-dd { margin: 0; overflow-wrap: anywhere; }
-@media (max-width: 40rem) { dl { grid-template-columns: 1fr; } dd { margin-bottom: .4rem; } }
-"""
+_FIRST = 12  # sentences that the page opens with
+_NAMED = 5  # commits or machines in a line
+_UNKNOWN = "not known"
 
 
-@dataclass
-class Details:
-    """What the report shows about a run in addition to the table."""
+@dataclass(frozen=True)
+class Picture:
+    """A picture on the page."""
 
-    run: Run
-    name: str
-    address: str | None
-    """The address of its page in MLflow's UI; None unless the store is a server."""
-    began: datetime
-    command: str
-    """The command line that repeats it."""
-    yaml: str
-    seconds: dict[str, float]
-    """Wall-clock time by stage."""
-    pictures: dict[str, Figure]
+    caption: str
+    svg: str
+    """Base64 of the SVG file, shown as an image: a label in it can be no markup of the page."""
 
 
-def details(client: MlflowClient, run_id: str) -> Details:
-    """Reads the details of a run from the store."""
-    logged = client.get_run(run_id)
-    run = read(logged)
-    assert isinstance(run, Run)  # it is in a row
-    overrides = shlex.join((artifact(client, run_id, columns.OVERRIDES) or "").splitlines())
-    return Details(
-        run=run,
-        name=logged.info.run_name or run_id,
-        address=address(str(client.tracking_uri), logged.info.experiment_id, run_id),
-        began=datetime.fromtimestamp(logged.info.start_time / 1000, UTC),
-        command=f"python -m runner {overrides}".strip(),
-        yaml=artifact(client, run_id, columns.CONFIG) or "not logged",
-        seconds={k.removeprefix(SECONDS): v for k, v in logged.data.metrics.items() if k.startswith(SECONDS)},
-        pictures=pictures.of_run(client, run_id),
-    )
+def page(
+    client: MlflowClient,
+    rows: Sequence[Row],
+    notes: Iterable[str],
+    title: str,
+    experiment: str | None = None,
+    limit: int = LIMIT,
+) -> str:
+    """The whole page.
+
+    Args:
+        notes: the footnotes of the table.
+        title: the heading, such as the experiment's name.
+        experiment: where the runs are; None: in any active one.
+        limit: of how many runs it shows pictures and configuration: the first of each row, then the second ones. It
+            has as many pictures of rows.
+    """
+    logged = {run.info.run_id: run for run in fetch(client, experiment)}
+    ours = [row for row in rows if row.runs]
+    by_seed = zip_longest(*(row.runs for row in ours))
+    whole = [run_id for run_id in chain.from_iterable(by_seed) if run_id is not None][:limit]
+    details = {run_id: _artifacts(client, logged[run_id]) for run_id in reported(whole, "runs", len(whole))}
+    shown = [logged[run_id] for row in ours for run_id in row.runs]
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    template = environment.from_string(files("results").joinpath("report.html.jinja").read_text(encoding="utf-8"))
+    uri = str(client.tracking_uri)
+    sections = [
+        {"anchor": anchor(row), "name": f"{row.model} on {row.dataset}, {row.pattern}",
+         "runs": [_run(uri, logged[run_id], details.get(run_id, {})) for run_id in row.runs]}
+        for row in ours
+    ]  # fmt: skip
+    return template.render(
+        title=title,
+        sentences=sentences.of_rows(rows),
+        first=_FIRST,
+        origin=_origin(shown),
+        short=_grid(rows, wide=False),
+        full=_grid(rows, wide=True),
+        notes=list(notes),
+        compared={
+            "Score against sparsity": _compared(rows, tradeoff.comparisons, tradeoff.score_against_sparsity,
+                                                "sparsity", limit),
+            "Score against latency": _compared(rows, latency.timed, latency.score_against_latency, "latency", limit),
+        },
+        compute=_compute(shown),
+        brief=None if len(whole) == len(shown) else f"Pictures, commands and configurations are those of {len(whole)} "
+        f"of {len(shown)} runs, the first seeds of each row (--limit). MLflow has the others.",
+        sections=sections,
+    )  # fmt: skip
+
+
+def anchor(row: Row) -> str:
+    """The id of a row's section on the page, for links."""
+    return f"row-{row.runs[0]}"
 
 
 def address(uri: str, experiment_id: str, run_id: str) -> str | None:
@@ -91,107 +114,126 @@ def address(uri: str, experiment_id: str, run_id: str) -> str | None:
     return f"{re.sub('//[^/@]*@', '//', uri).rstrip('/')}/#/experiments/{experiment_id}/runs/{run_id}"
 
 
-def page(client: MlflowClient, rows: list[Row], notes: Iterable[str], title: str) -> str:
-    """The whole page.
+def _grid(rows: Sequence[Row], wide: bool) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Headers and lines of a table: the labels of a row in its first cell, an interval apart from its number."""
+    layout = table.layout(list(rows), wide)
+    labels = [column for column in layout if column.label]
+    others = [column for column in layout if not column.label]
+    headers = [{"text": ", ".join(column.header for column in labels).capitalize(), "numeric": False}]
+    headers += [{"text": column.header, "numeric": column.numeric} for column in others]
+    lines = []
+    for row in rows:
+        lines.append({
+            "anchor": anchor(row) if row.runs and not wide else None,
+            "labels": [column.cell(row) for column in labels],
+            "cells": [_cell(column, row) for column in others],
+        })  # fmt: skip
+    return headers, lines
 
-    Args:
-        notes: the footnotes of the table.
-        title: the heading, such as the experiment's name.
-    """
-    by_id = {run_id: details(client, run_id) for row in rows for run_id in row.runs}
-    compared = [
-        _figure(
-            f"{model} on {dataset}: {columns.written(metric)} against sparsity", tradeoff.score_against_sparsity(group)
-        )
-        for (model, dataset, metric), group in tradeoff.comparisons(rows).items()
+
+def _cell(column: table.Column, row: Row) -> tuple[str, str]:
+    """The cell, and the interval behind it or an empty text."""
+    text = column.cell(row)
+    number, bracket, rest = text.partition(" [")
+    return (number, f"[{rest}") if bracket and column.stacks else (text, "")
+
+
+def _compared(
+    rows: Sequence[Row],
+    group: Callable[[Sequence[Row]], Mapping[tuple[str, str, str], list[Row]]],
+    draw: Callable[[list[Row]], Figure],
+    axis: str,
+    limit: int,
+) -> list[Picture]:
+    """A picture for each model, dataset and metric, in the order of their rows."""
+    order = {(row.model, row.dataset, row.metric): at for at, row in reversed(list(enumerate(rows)))}
+    groups = sorted(group(rows).items(), key=lambda item: order[item[0]])[:limit]
+    return [
+        _picture(f"{model} on {dataset}: {columns.written(metric)} against {axis}", draw(of_picture))
+        for (model, dataset, metric), of_picture in reported(groups, axis, len(groups))
     ]
-    fast = [
-        _figure(
-            f"{model} on {dataset}: {columns.written(metric)} against latency", latency.score_against_latency(group)
-        )
-        for (model, dataset, metric), group in latency.timed(rows).items()
-    ]
-    listed = html_table(rows, lambda row: f"#{anchor(row)}" if row.runs else None)
-    parts = [
-        f"<h1>{escape(title)}</h1>",
-        f'<div class="wide">{listed}</div>',
-        f'<ul class="notes">{"".join(f"<li>{escape(note)}</li>" for note in notes)}</ul>',
-        f'<h2>Score against sparsity</h2><div class="pictures">{"".join(compared)}</div>' if compared else "",
-        f'<h2>Score against latency</h2><div class="pictures">{"".join(fast)}</div>' if fast else "",
-        "<h2>What was run</h2>",
-        _compute(by_id.values()),
-        *(_row(row, [by_id[run_id] for run_id in row.runs]) for row in rows if row.runs),
-    ]
-    policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
-    return (
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{STYLE}</style></head><body>\n" + "\n".join(parts) + "\n</body></html>\n"
-    )
 
 
-def _figure(caption: str, figure: Figure) -> str:
-    # As an image: a label in it can then be no markup of this page.
-    data = base64.b64encode(rendered(figure, "svg")).decode()
-    return f'<figure><img alt="{escape(caption)}" src="data:image/svg+xml;base64,{data}"></figure>'
+def _picture(caption: str, figure: Figure) -> Picture:
+    return Picture(caption, base64.b64encode(rendered(figure, "svg")).decode())
 
 
-def _compute(every: Iterable[Details]) -> str:
-    """A table of runs and hours by hardware, from which readers can estimate energy."""
-    hours: dict[str, float] = {}
-    runs: dict[str, int] = {}
-    for details in every:
-        tags = details.run.tags
-        where = tags.get("hardware", "hardware not known")
-        if tags.get("ranks", "1") != "1":
-            where += f", {tags['ranks']} ranks"
-        hours[where] = hours.get(where, 0.0) + sum(details.seconds.values()) / 3600
-        runs[where] = runs.get(where, 0) + 1
-    lines = "".join(
-        f'<tr><td>{escape(where)}</td><td class="number">{runs[where]}</td><td class="number">{total:.2f}</td></tr>'
-        for where, total in hours.items()
-    )
-    head = '<thead><tr><th>Hardware</th><th class="number">Runs</th><th class="number">Hours</th></tr></thead>'
-    explanation = (
-        "Wall-clock time of all stages of these runs. It excludes what an interrupted run did before, and what came "
-        "from the cache (such as dense models that another run made)."
-    )
-    return f'<div class="wide"><table>{head}<tbody>{lines}</tbody></table></div><p>{explanation}</p>'
-
-
-def _row(row: Row, runs: list[Details]) -> str:
-    name = f"{row.model} on {row.dataset}, {row.pattern}"
-    return f'<h3 id="{anchor(row)}">{escape(name)}</h3>{"".join(map(_run, runs))}'
-
-
-def anchor(row: Row) -> str:
-    """The id of a row's section on the page, for links."""
-    return f"row-{row.runs[0]}"
-
-
-def _run(details: Details) -> str:
-    run, tags = details.run, details.run.tags
-    commit = tags.get("mlflow.source.git.commit", "not known")
-    dirty = ", with changes that were not committed" if tags.get("git.dirty") == "true" else ""
-    versions = ", ".join(f"{k.removeprefix(VERSION)} {v}" for k, v in sorted(tags.items()) if k.startswith(VERSION))
-    link = f'<a href="{escape(details.address)}">{run.run_id}</a>' if details.address else run.run_id
-    stages = ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in details.seconds.items())
-    facts = {
-        "MLflow run": link,
-        "began": f"{details.began:%Y-%m-%d %H:%M} UTC",
-        "command": f"<code>{escape(details.command)}</code>",
-        "commit": escape(commit + dirty),
-        "versions": escape(versions),
-        "hardware": escape(tags.get("hardware", "not known")),
-        "data": escape(tags.get("dataset.source", "not known")),
-        "seconds": escape(stages),
+def _origin(runs: Iterable[LoggedRun]) -> dict[str, str]:
+    """When, by which commits and on which machines the runs were made."""
+    runs = list(runs)
+    days = sorted(f"{_began(run):%Y-%m-%d}" for run in runs)
+    return {
+        "Date": days[0] if days[0] == days[-1] else f"{days[0]} to {days[-1]}",
+        "Commit": _counted(_commit(run, short=True) for run in runs),
+        "Machine": _counted(run.data.tags.get("hardware", _UNKNOWN) for run in runs),
+        "Runs": str(len(runs)),
     }
-    listed = "".join(f"<dt>{key}</dt><dd>{value}</dd>" for key, value in facts.items())
-    drawn = "".join(_figure(TITLES[key], figure) for key, figure in details.pictures.items())
-    return (
-        f"<details><summary>{escape(f'{details.name}, {columns.written(run.metric)}')}: dense {run.dense:.4f}, "
-        f"sparse {run.sparse:.4f}</summary>"
-        f'<dl>{listed}</dl><div class="pictures">{drawn}</div>'
-        f"<details><summary>Configuration</summary><pre>{escape(details.yaml)}</pre></details></details>"
-    )
+
+
+def _counted(values: Iterable[str]) -> str:
+    """The values, the most frequent first, with their numbers if there are several."""
+    counts = Counter(values).most_common()
+    if len(counts) == 1:
+        return counts[0][0]
+    more = [f"and {len(counts) - _NAMED} more"] if len(counts) > _NAMED else []
+    named = [f"{value} ({count} run{'' if count == 1 else 's'})" for value, count in counts[:_NAMED]]
+    return "; ".join([*named, *more])
+
+
+def _compute(runs: Iterable[LoggedRun]) -> list[tuple[str, int, float]]:
+    """Hardware, runs and hours, from which readers can estimate energy."""
+    hours: defaultdict[str, list[float]] = defaultdict(list)
+    for run in runs:
+        tags = run.data.tags
+        ranks = f", {tags['ranks']} ranks" if tags.get("ranks", "1") != "1" else ""
+        hours[tags.get("hardware", f"hardware {_UNKNOWN}") + ranks].append(sum(_seconds(run).values()) / 3600)
+    return [(where, len(each), sum(each)) for where, each in hours.items()]
+
+
+def _seconds(run: LoggedRun) -> dict[str, float]:
+    """Wall-clock time by stage."""
+    return {key.removeprefix(SECONDS): value for key, value in run.data.metrics.items() if key.startswith(SECONDS)}
+
+
+def _began(run: LoggedRun) -> datetime:
+    return datetime.fromtimestamp(run.info.start_time / 1000, UTC)
+
+
+def _commit(run: LoggedRun, short: bool = False) -> str:
+    commit = run.data.tags.get("mlflow.source.git.commit")
+    if commit is None:
+        return _UNKNOWN
+    dirty = ", with changes that were not committed" if run.data.tags.get("git.dirty") == "true" else ""
+    return commit[: 10 if short else None] + dirty
+
+
+def _artifacts(client: MlflowClient, logged: LoggedRun) -> dict[str, Any]:
+    """What the page shows of a run's artifacts: pictures, configuration and the command that repeats it."""
+    run_id, place = logged.info.run_id, logged.info.artifact_uri
+    overrides = shlex.join((artifact(client, run_id, columns.OVERRIDES, place) or "").splitlines())
+    return {
+        "command": f"python -m runner {overrides}".strip(),
+        "yaml": artifact(client, run_id, columns.CONFIG, place) or "not logged",
+        "pictures": [_picture(TITLES.get(key, key), figure) for key, figure in pictures.of_run(client, run_id).items()],
+    }
+
+
+def _run(uri: str, logged: LoggedRun, artifacts: Mapping[str, Any]) -> dict[str, Any]:
+    """What the page shows of a run."""
+    run, tags, info = read(logged), logged.data.tags, logged.info
+    assert isinstance(run, Run)  # it is in a row
+    versions = (f"{k.removeprefix(VERSION)} {v}" for k, v in sorted(tags.items()) if k.startswith(VERSION))
+    name = f"{info.run_name or info.run_id}, {columns.written(run.metric)}"
+    return {"command": None, "yaml": None, "pictures": [], **artifacts} | {
+        "summary": f"{name}: dense {run.dense:.4f}, sparse {run.sparse:.4f}",
+        "address": address(uri, info.experiment_id, info.run_id),
+        "facts": {
+            "MLflow run": info.run_id,
+            "began": f"{_began(logged):%Y-%m-%d %H:%M} UTC",
+            "commit": _commit(logged),
+            "versions": ", ".join(versions),
+            "hardware": tags.get("hardware", _UNKNOWN),
+            "data": tags.get("dataset.source", _UNKNOWN),
+            "seconds": ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in _seconds(logged).items()),
+        },
+    }

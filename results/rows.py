@@ -33,6 +33,8 @@ class Published:
     drop: float | None
     """The relative drop of the maxima, as printed there."""
     source: str
+    difference: float | None = None
+    """drop_max of our row less `drop`. None without runs of ours."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,8 @@ class Row:
     """MLflow run ids, in the order of the seeds."""
     drop_interval: list[float] | None = None
     """95 % interval of `drop_mean`: low, high. None where it was not computed."""
+    change_interval: list[float] | None = None
+    """95 % interval of sparse_mean - dense_mean: low, high. None where it was not computed."""
     dense_others: dict[str, float] = field(default_factory=dict)
     """Means of the dense scores by metrics other than the main one, such as {"exact_match": 0.68}."""
     sparse_others: dict[str, float] = field(default_factory=dict)
@@ -99,6 +103,10 @@ class Row:
     precision: str | None = None
     selection: str | None = None
     """What scores on a part of train decided: early stopping, the best checkpoint. None: nothing."""
+    finetuned: str | None = None
+    """The checkpoint that was given as the dense model (model.finetuned); None: the run fine-tuned it."""
+    recipe: str | None = None
+    """The name of the recipe, as logged."""
     latency: Latency | None = None
     """The one in the table: see `results.speed.shown`. None where the sparse runtime was not timed."""
     latencies: list[Latency] = field(default_factory=list)
@@ -176,6 +184,8 @@ def row(dense_groups: list[Group], group: Group, differs: dict[str, str]) -> Row
         attention_dropout=setting(group, "model.attention_dropout"),
         precision=setting(group, "train.precision"),
         selection=selection(group),
+        finetuned=None if (given := setting(group, "model.finetuned")) in OFF else given,
+        recipe=setting(group, "recipe"),
         latency=speed.shown(latencies),
         latencies=latencies,
         scores=list(zip(dense, sparse, strict=True)),

@@ -12,6 +12,8 @@ from tempfile import TemporaryDirectory
 from mlflow import MlflowClient
 from mlflow.entities import Run as LoggedRun
 from mlflow.store.entities import PagedList
+from mlflow.utils.file_utils import local_file_uri_to_path
+from mlflow.utils.uri import is_local_uri
 
 from results import columns
 
@@ -98,15 +100,21 @@ class ForeignServer(ValueError):
     """A local store whose artifacts are on a server that only the store names."""
 
 
-def artifact(client: MlflowClient, run_id: str, name: str) -> str | None:
+def artifact(client: MlflowClient, run_id: str, name: str, place: str | None = None) -> str | None:
     """The text of an artifact of a run, or None if the run did not log it.
+
+    Args:
+        place: the run's artifact URI, if it is known: the store is then not asked for it.
 
     Raises `ForeignServer`: MLflow would send the user's password there.
     """
-    place = client.get_run(run_id).info.artifact_uri or ""
+    place = (client.get_run(run_id).info.artifact_uri if place is None else place) or ""
     if place.startswith(("http:", "https:")) and not client.tracking_uri.startswith(("http:", "https:")):
         raise ForeignServer(f"run {run_id} has its artifacts at {place}, a server that only this file names: it is not "
                             "asked, as it would get your password for MLflow; leave the run out")  # fmt: skip
+    if is_local_uri(place, is_tracking_or_registry_uri=False):
+        file = Path(local_file_uri_to_path(place), name)  # MLflow would ask the store four times
+        return file.read_text(encoding="utf-8") if file.is_file() else None
     if name not in {entry.path for entry in client.list_artifacts(run_id)}:
         return None
     with TemporaryDirectory() as folder:

@@ -11,13 +11,13 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
+from results.cells import pairs
 from results.controls import DENSE
 from results.figures import CAPTION, COLOURS, CONTROLS, DENSE_COLOUR, LINES, MARKERS, STYLE, Mark
 from results.rows import Row
 from results.runs import natural
-from results.table import pairs
+from results.table import TARGET_SPARSITY
 from results.tradeoff import (
-    TARGET_SPARSITY,
     comparisons,
     dense_scores,
     legend_of_bars,

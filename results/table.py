@@ -1,17 +1,29 @@
 """The table of results: its columns, cells and footnotes. `results.formats` prints it."""
 
-from collections import Counter
-from collections.abc import Callable, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import groupby
 
 from results import columns as names
+from results.cells import (
+    UNDEFINED,
+    between,
+    fraction,
+    mean_max,
+    megabytes,
+    pairs,
+    percent,
+    seeds,
+    share,
+    times,
+    with_interval,
+)
 from results.controls import Control
 from results.rows import Published, Row
 from results.runs import REASONS, REPEATED
 
-UNDEFINED = "-"
+TARGET_SPARSITY = "pattern.target_sparsity"  # a param
 
 
 @dataclass(frozen=True)
@@ -26,25 +38,59 @@ class Column:
     """True if a narrow terminal may wrap the cells."""
     label: bool = False
     """True if it identifies the row: repeated in each block of a table that is split."""
-    wide: bool = False
-    """True if a terminal shows it with --wide only."""
+    stacks: bool = False
+    """True if a narrow terminal may set the brackets of its cells on a line of their own."""
     always: bool = False
     """True if it is shown even if no row has a value."""
 
 
 def layout(rows: list[Row], wide: bool = True) -> list[Column]:
-    """The columns that these rows need: those of the published table first."""
+    """The columns that these rows need.
+
+    Args:
+        wide: every figure, those of the published table first; else what a row costs, in about 120 characters.
+    """
     metrics = {row.metric for row in rows}
     score = "score" if len(metrics) != 1 else names.written(*metrics)
     metric = [Column("Metric", lambda row: names.title(row.metric), label=True)] if len(metrics) > 1 else []
-    marked = marks(rows)
-    columns = [
+    columns = full(rows, score, metric) if wide else compact(rows, score, metric)
+    return [column for column in columns if column.label or column.always or has_values(column, rows)]
+
+
+def compact(rows: list[Row], score: str, metric: list[Column]) -> list[Column]:
+    """What a row costs, and what speaks against it."""
+    number = partial(Column, numeric=True)
+    always = partial(number, always=True)
+    compared = any(row.published for row in rows)
+    shown = mean_max if compared else lambda mean, maximum: fraction(mean)
+    return [
+        Column("Model", lambda row: row.model, label=True),
+        Column("Dataset", lambda row: row.dataset, label=True),
+        Column("Pattern", lambda row: row.pattern, label=True),
+        *metric,
+        always("Zeros", lambda row: share(row.ratio, 1)),
+        always(f"Dense {score}", lambda row: shown(row.dense_mean, row.dense_max)),
+        always(f"Sparse {score}", lambda row: shown(row.sparse_mean, row.sparse_max)),
+        always("Drop of means [95%]", lambda row: with_interval(row.drop_mean, row.drop_interval), stacks=True),
+        number("Against control [95%]", lambda row: against_control(row.control), stacks=True),
+        *([number("Drop of maxima", lambda row: percent(row.drop_max))] if compared else []),
+        *published(score),
+        always("Seeds", lambda row: str(len(row.seeds)) if row.seeds else UNDEFINED),
+        number("Latency ms", latency_and_ratio),
+        Column("Notes", note_marks(rows), wraps=True),
+        Column("Differs", differences(rows), wraps=True),
+    ]
+
+
+def full(rows: list[Row], score: str, metric: list[Column]) -> list[Column]:
+    """Every figure of the rows."""
+    return [
         Column("Model", lambda row: row.model, label=True),
         Column("Dataset", lambda row: row.dataset, label=True),
         Column("Sparsity pattern", lambda row: row.pattern, label=True),
         *metric,
         *scores(score),
-        Column("Notes", lambda row: ", ".join(marked[note] for note in row.notes), wraps=True),
+        Column("Notes", note_marks(rows), wraps=True),
         *published(score),
         *control(f"Same-budget dense {score}", "control", lambda row: row.control),
         *control(f"Same-budget dense {score} without distillation", "undistilled control", lambda row: row.plain),
@@ -53,8 +99,6 @@ def layout(rows: list[Row], wide: bool = True) -> list[Column]:
         *footprint(),
         Column("Differs", lambda row: pairs(row.differs), wraps=True),
     ]
-    shown = (column for column in columns if wide or not column.wide)
-    return [column for column in shown if column.label or column.always or has_values(column, rows)]
 
 
 def scores(score: str) -> list[Column]:
@@ -82,6 +126,7 @@ def published(score: str) -> list[Column]:
         column(f"Published dense {score} (mean/max)", lambda entry: mean_max(entry.dense_mean, entry.dense_max)),
         column(f"Published sparse {score} (mean/max)", lambda entry: mean_max(entry.sparse_mean, entry.sparse_max)),
         column("Published relative drop", lambda entry: percent(entry.drop)),
+        column("Drop less published", lambda entry: percent(entry.difference)),
     ]
 
 
@@ -123,11 +168,11 @@ def latency() -> list[Column]:
 
 def footprint() -> list[Column]:
     """Sizes and multiply-accumulates of the sparse model."""
-    wide = partial(Column, numeric=True, wide=True)
+    number = partial(Column, numeric=True)
     return [
-        wide("Size on disk", lambda row: megabytes(row.size_bytes)),
-        wide("Sparse, compressed", lambda row: megabytes(row.compressed_bytes)),
-        wide("Multiply-accumulates left", lambda row: share(row.macs_sparse, row.macs_dense)),
+        number("Size on disk", lambda row: megabytes(row.size_bytes)),
+        number("Sparse, compressed", lambda row: megabytes(row.compressed_bytes)),
+        number("Multiply-accumulates left", lambda row: share(row.macs_sparse, row.macs_dense)),
     ]
 
 
@@ -136,61 +181,46 @@ def has_values(column: Column, rows: list[Row]) -> bool:
     return any(column.cell(row) not in ("", UNDEFINED) for row in rows)
 
 
-def fraction(value: float | None) -> str:
-    """A score or sparsity with 4 decimals."""
-    return UNDEFINED if value is None else f"{value:.4f}"
+def against_control(control: Control | None) -> str:
+    """The drop of the means against a control, with its interval."""
+    return UNDEFINED if control is None else with_interval(control.drop_mean, control.interval)
 
 
-def mean_max(mean: float | None, maximum: float | None) -> str:
-    """ "0.7662/0.7687", or one number where 4 decimals show no difference, as in the published table."""
-    if mean is None:
-        return fraction(maximum)
-    return fraction(maximum) if fraction(mean) == fraction(maximum) else f"{fraction(mean)}/{fraction(maximum)}"
+def latency_and_ratio(row: Row) -> str:
+    """ "4.00 (2.50x)": milliseconds, and how many times faster than the best dense runtime."""
+    if row.latency is None:
+        return ""
+    ratio = times(row.latency.ratio_to_best_dense)
+    return f"{row.latency.ms:.2f} ({ratio})" if ratio else f"{row.latency.ms:.2f}"
 
 
-def percent(value: float | None) -> str:
-    """A signed fraction as percent with 2 decimals: -0.0078 is "-0.78%"."""
-    return UNDEFINED if value is None else f"{value:+z.2%}"
+def differences(rows: Sequence[Row]) -> Callable[[Row], str]:
+    """The cell of what distinguishes a row, without the target sparsity where the zeros distinguish as well."""
+    zeros: defaultdict[tuple[str, ...], dict[str | None, str]] = defaultdict(dict)
+    for row in filter(lambda row: row.runs, rows):
+        zeros[_labels(row)][row.differs.get(TARGET_SPARSITY)] = share(row.ratio, 1)
+
+    def cell(row: Row) -> str:
+        by_target = zeros[_labels(row)]
+        shown = len(set(by_target.values())) == len(by_target)
+        return pairs({key: value for key, value in row.differs.items() if key != TARGET_SPARSITY or not shown})
+
+    return cell
 
 
-def between(interval: list[float] | None) -> str:
-    """Low and high signed fractions as percent: "-1.20% to +0.03%"."""
-    return UNDEFINED if interval is None else f"{percent(interval[0])} to {percent(interval[1])}"
-
-
-def megabytes(count: float | None) -> str:
-    """Bytes in units of 10^6."""
-    return UNDEFINED if count is None else f"{count / 1e6:.1f} MB"
-
-
-def share(part: float | None, whole: float | None) -> str:
-    """A part as percent of the whole, with 1 decimal."""
-    return UNDEFINED if part is None or not whole else f"{part / whole:.1%}"
-
-
-def times(ratio: float | None) -> str:
-    """A ratio such as "2.61x"; empty where there is none."""
-    return "" if ratio is None else f"{ratio:.2f}x"
-
-
-def seeds(numbers: list[int]) -> str:
-    """Their number and a list: "4 (0-2, 7)"."""
-    if not numbers:
-        return UNDEFINED
-    # Consecutive numbers have a constant difference to their index.
-    ranges = ([number for _, number in run] for _, run in groupby(enumerate(numbers), lambda at: at[1] - at[0]))
-    listed = (f"{each[0]}-{each[-1]}" if len(each) > 1 else f"{each[0]}" for each in ranges)
-    return f"{len(numbers)} ({', '.join(listed)})"
-
-
-def pairs(differs: Mapping[str, str]) -> str:
-    """Params as "key=value, key=value"."""
-    return ", ".join(f"{key}={value}" for key, value in differs.items())
+def _labels(row: Row) -> tuple[str, ...]:
+    return row.model, row.dataset, row.pattern, row.metric
 
 
 def marks(rows: list[Row]) -> dict[str, str]:
     """Note -> its mark, one letter or more, in the order in which the notes appear."""
     return {note: mark(at) for at, note in enumerate(dict.fromkeys(note for row in rows for note in row.notes))}
+
+
+def note_marks(rows: list[Row]) -> Callable[[Row], str]:
+    """The cell that lists the marks of a row's notes."""
+    marked = marks(rows)
+    return lambda row: ", ".join(marked[note] for note in row.notes)
 
 
 def mark(at: int) -> str:

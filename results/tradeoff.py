@@ -14,16 +14,16 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from results import columns
+from results.cells import pairs
 from results.controls import DENSE
 from results.figures import CAPTION, CONTROLS, DENSE_COLOUR, STYLE, Mark, marks_of
 from results.rows import Row
 from results.runs import natural
-from results.table import pairs
+from results.table import TARGET_SPARSITY
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-TARGET_SPARSITY = "pattern.target_sparsity"  # a param
 _LEGEND = 21  # characters of a line
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
@@ -25,11 +24,10 @@ from runner import data
 from runner.config import help
 from runner.config.experiment import GROUPS, PLACES, Experiment, Origin, with_subclasses
 from runner.config.keys import CHOICES, check_keys
+from runner.config.labels import labels
 from runner.config.recipe import Recipe
 from runner.config.record import as_yaml, recorded
 from runner.config.refusals import advice, explained
-from runner.data.task import Dataset
-from runner.models import Model
 from runner.system.errors import UserError
 from runner.system.spelling import N_OF_M, no_option
 
@@ -259,27 +257,9 @@ def _origin(
     values = recorded(config)
     plain, actual = _flat(recorded(composed)), _flat(values)
     changed = {key: without_secrets(value) for key, value in actual.items() if value != plain.get(key)}
-    labels = {
-        "model": _label(choices["model"], ("finetuned", "path"), Model.defining, experiment.model, changed),
-        "dataset": _label(choices["dataset"], ("path",), Dataset.defining, experiment.dataset, changed),
-        "pattern": str(experiment.pattern) if experiment.prune else "dense",
-    }
     yaml = without_secrets(as_yaml(values))
-    return Origin(labels, choices, changed, [without_secrets(each) for each in overrides], yaml)
-
-
-def _label(
-    choice: str, shown: tuple[str, ...], defining: tuple[str, ...], group: Model | Dataset, changed: dict[str, str]
-) -> str:
-    """The option's name, only while nothing that defines the group is overridden; else the value."""
-    name = "model" if isinstance(group, Model) else "dataset"
-    overridden = [key for key in (*shown, *defining) if f"{name}.{key}" in changed]
-    if not overridden:
-        return choice
-    value = str(getattr(group, overridden[0]))
-    if overridden[0] not in shown:
-        return f"{choice}@{without_secrets(value)}"
-    return without_secrets(Path(value).name if Path(value).exists() else value)
+    named = labels(experiment, choices, changed, overrides)
+    return Origin(named, choices, changed, [without_secrets(each) for each in overrides], yaml)
 
 
 def _flat(values: dict[str, Any]) -> dict[str, str]:

@@ -90,6 +90,28 @@ def test_one_seed_against_several():
     assert found == pytest.approx([-0.2, -0.2])
 
 
+def test_the_interval_of_the_difference_agrees_with_the_normal_approximation():
+    generator = np.random.default_rng(5)
+    dense = (generator.random(4000) < 0.8).astype(float)
+    sparse = np.where(generator.random(4000) < 0.1, 1 - dense, dense)
+    change = sparse - dense
+    half = NormalDist().inv_cdf(0.975) * change.std() / math.sqrt(4000)
+    relative, (low, high) = bootstrap.intervals(sample(dense), sample(sparse))
+    assert relative == interval(sample(dense), sample(sparse))
+    assert (low, high) == pytest.approx((change.mean() - half, change.mean() + half), abs=0.1 * half)
+
+
+def test_a_difference_is_defined_where_the_relative_drop_is_not():
+    assert bootstrap.intervals(sample(np.zeros(3)), sample(np.ones(3))) == (None, [1.0, 1.0])
+
+
+def test_sets_too_large_to_remember_have_the_same_interval(monkeypatch):
+    scores = np.random.default_rng(0).random((2, 30))
+    whole = interval(sample(scores), sample(scores**2), resamples=250)
+    monkeypatch.setattr(bootstrap, "_REMEMBERED", 0)
+    assert interval(sample(scores), sample(scores**2), resamples=250) == whole
+
+
 def test_the_same_every_time():
     scores = np.random.default_rng(0).random((2, 30))
     assert interval(sample(scores), sample(scores**2)) == interval(sample(scores), sample(scores**2))

@@ -10,6 +10,7 @@ import pytest
 from results import formats, table
 from results.controls import Control
 from results.rows import Published, Row
+from results.speed import Latency
 
 PUBLISHED = Row(
     **{"model": "bert-mini", "dataset": "squad", "pattern": "4x1", "seeds": [0, 1], "ratio": 0.7993},
@@ -204,8 +205,40 @@ def test_the_terminal_leaves_sizes_out_unless_asked():
     narrow, wide = formats.terminal([FULL], wide=False), formats.terminal([FULL])
     assert "44.7 MB" in wide
     assert "44.7 MB" not in narrow
-    assert "-6.00% to -2.00%" in narrow
-    assert "0.6800" in narrow
+    assert "-6.00% to -2.00%" in wide
+    assert "-4.00% [-6.00, -2.00]" in narrow
+    assert "0.6800" in wide
+    assert "0.6800" not in narrow
+
+
+USUAL = replace(FULL, model="minilm-l6", published=None, notes=["one", "two", "three"])
+TIMED = replace(USUAL, latency=Latency(4.0, 2.5, "sparse", "bfloat16", 1, 128, 1, "CPU", 2))
+SHORT = {
+    **{"Model": "minilm-l6", "Dataset": "squad", "Pattern": "4x1", "Zeros": "79.9%", "Dense F1": "0.7662"},
+    **{"Sparse F1": "0.7617", "Drop of means [95%]": "-0.59% [-1.20, +0.03]"},
+    **{
+        "Against control [95%]": "-4.00% [-6.00, -2.00]",
+        "Seeds": "2",
+        "Latency ms": "4.00 (2.50x)",
+        "Notes": "a, b, c",
+    },
+}
+
+
+def test_the_default_table_is_what_a_row_costs():
+    header, _, line = formats.terminal([TIMED], wide=False).splitlines()
+    assert dict(zip(re.split(r"  +", header.strip()), re.split(r"  +", line.strip()), strict=True)) == SHORT
+    usual = formats.terminal([USUAL, replace(USUAL, model="distilbert", pattern="dense", control=None)], wide=False)
+    assert "Latency" not in usual
+    assert max(map(len, usual.splitlines())) <= 120
+
+
+def test_120_columns_hold_a_timed_row_with_its_control():
+    text = formats.terminal([TIMED, GAIN], 120, wide=False)
+    assert max(map(len, text.splitlines())) <= 120
+    assert "\n\n" not in text  # one block
+    assert all(part in text for cell in SHORT.values() for part in cell.split(" ["))
+    assert "[-6.00, -2.00]" not in text.splitlines()[-3]  # below its number
 
 
 @pytest.mark.parametrize("width", [60, 80, 100, 140])

@@ -25,15 +25,19 @@ def raw(client, run_id):
     return {key: pair for key, *pair in zip(content["id"], content["dense"], content["sparse"], strict=True)}
 
 
-def by_hand(below, above, paired, resamples=3000):
-    """95 % interval of the drop from `below` to `above`, lists by seed of scores by id, in a naive loop."""
+def by_hand(below, above, paired, resamples=3000, relative=True):
+    """95 % interval of the drop, or of the difference, from `below` to `above` in a naive loop.
+
+    They are lists by seed of scores by id.
+    """
     generator, ids, drops = random.Random(11), list(below[0]), []
     for _ in range(resamples):
         drawn = generator.choices(ids, k=len(ids))
         over = generator.choices(range(len(above)), k=len(above))
         under = over if paired else generator.choices(range(len(below)), k=len(below))
         low = fmean(below[seed][key] for seed in under for key in drawn)
-        drops.append(fmean(above[seed][key] for seed in over for key in drawn) / low - 1)
+        change = fmean(above[seed][key] for seed in over for key in drawn) - low
+        drops.append(change / low if relative else change)
     drops.sort()
     return [drops[round(0.025 * resamples)], drops[round(0.975 * resamples) - 1]]
 
@@ -69,6 +73,7 @@ def test_rows_are_what_the_store_says(experiment):
     assert row.drop_mean == pytest.approx(means[1] / means[0] - 1)
     assert row.drop_max == pytest.approx(maxima[1] / maxima[0] - 1)
     assert row.drop_interval == near(by_hand(dense, sparse, paired=True))
+    assert row.change_interval == near(by_hand(dense, sparse, paired=True, relative=False))
     for control, seeds, paired in ((row.control, [0, 1, 2], True), (row.plain, [1, 2], False)):
         assert control is not None
         assert control.seeds == seeds
@@ -78,6 +83,7 @@ def test_rows_are_what_the_store_says(experiment):
         assert control.drop_mean == pytest.approx(means[1] / fmean(scored) - 1)
         assert control.drop_max == pytest.approx(maxima[1] / max(scored) - 1)
         assert control.interval == near(by_hand(rival, sparse, paired))
+        assert control.change_interval == near(by_hand(rival, sparse, paired, relative=False))
 
 
 def test_identical_scores(experiment):
@@ -166,7 +172,7 @@ def test_only_what_is_shown_is_read(experiment, monkeypatch):
     experiment.log(group="e", pattern="2:4", dense=0.8, sparse=0.7, scores=json.dumps(GOOD))
     asked = []
     read = intervals.read
-    monkeypatch.setattr(intervals, "read", lambda client, runs: asked.extend(runs) or read(client, asked))
+    monkeypatch.setattr(intervals, "read", lambda client, runs, places: asked.extend(runs) or read(client, asked))
     load(experiment.client, experiment.name, Filters(pattern="4x1"))
     assert asked == [shown]
     load(experiment.client, experiment.name, with_intervals=False)

@@ -2,6 +2,7 @@ import csv
 import io
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -36,7 +37,7 @@ def command(folder, *arguments, **environment):
 
 def test_command_prints_the_table_and_nothing_else(published, tmp_path):
     published.log(seed=2, status="FAILED")
-    done = command(tmp_path, "--experiment", published.name, MLFLOW_TRACKING_URI=published.uri)
+    done = command(tmp_path, "--wide", "--experiment", published.name, MLFLOW_TRACKING_URI=published.uri)
     assert (done.returncode, done.stderr) == (0, "")
     header, _, row, blank, *notes = done.stdout.splitlines()
     assert "Dense F1 (mean/max)" in header
@@ -178,7 +179,7 @@ def test_nothing_to_show(experiment, capsys, form):
 def test_a_terminal_gets_a_table_of_its_width(published, monkeypatch, capsys):
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     monkeypatch.setenv("COLUMNS", "90")
-    assert main(["--tracking-uri", published.uri, "--experiment", published.name]) == 0
+    assert main(["--wide", "--tracking-uri", published.uri, "--experiment", published.name]) == 0
     output = capsys.readouterr().out
     assert "Dense F1 (mean/max)" not in output
     assert "0.7662/0.7687" in output
@@ -232,6 +233,36 @@ def test_published_rows_are_set_beside_ours(published, capsys):
     assert "| - | - | - | - | - | - |  | 0.5002 | 0.9123 | 0.9167 | +0.48% |" in large
     assert lines[-1].startswith("- Published by Intel Neural Compressor: question-answering examples.")
     assert "not stated" in lines[-1]
+
+
+def test_the_default_table_has_the_published_figures_with_the_difference(published, capsys):
+    assert main(arguments(published, "--compare", "published", "--dataset", "squad")) == 0
+    header, _, *rows = (line for line in capsys.readouterr().out.splitlines() if line.startswith(" "))
+    assert len(rows) == 8
+    (ours,) = [line for line in rows if "79.9%" in line]
+    cells = dict(zip(re.split(r"  +", header.strip()), re.split(r"  +", ours.strip()), strict=True))
+    assert cells == {
+        **{"Model": "bert-mini", "Dataset": "squad", "Pattern": "4x1", "Zeros": "79.9%", "Dense F1": "0.7662/0.7687"},
+        **{"Sparse F1": "0.7617/0.7627", "Drop of means [95%]": "-0.59%", "Drop of maxima": "-0.78%"},
+        **{"Published ratio": "0.7993", "Published dense F1 (mean/max)": "0.7662/0.7687"},
+        **{"Published sparse F1 (mean/max)": "0.7617/0.7627", "Published relative drop": "-0.78%"},
+        **{"Drop less published": "+0.00%", "Seeds": "2", "Notes": "a, b"},
+    }
+
+
+def test_sentences_take_the_place_of_the_table(published, capsys):
+    assert main(arguments(published, "--sentences")) == 0
+    sentence, blank, *notes = capsys.readouterr().out.splitlines()
+    assert sentence == (
+        "bert-mini on squad: 4x1 at 80 % costs 0.45 points of F1 against the dense model it started from (two seeds, "
+        "no interval)."
+    )
+    assert (blank, notes) == ("", NOTES)
+
+
+def test_sentences_without_runs(experiment, capsys):
+    assert main(arguments(experiment, "--sentences")) == 0
+    assert capsys.readouterr().out.startswith("Nothing to show")
 
 
 def test_published_rows_alone(published, capsys):

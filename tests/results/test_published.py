@@ -71,7 +71,9 @@ def test_ours_have_the_published_ones_beside_them():
     have = [row for row in rows if row.runs]
     assert [row.published is not None for row in have] == [row.pattern == "2:4" and row.model != "tiny" for row in have]
     assert [row.published.sparse_max for row in have if row.published] == [0.7762, 0.7762]
+    assert [row.published.difference for row in have if row.published] == [pytest.approx(-0.1 - 0.0098)] * 2
     lacking = [row for row in rows if not row.runs]
+    assert {row.published.difference for row in lacking if row.published} == {None}
     assert {(row.dense_mean, row.sparse_max, row.ratio, row.drop_max) for row in lacking} == {(None,) * 4}
     assert all(row.published for row in lacking)
 

@@ -121,3 +121,79 @@ def test_there_is_no_report_of_nothing(experiment, tmp_path, capsys):
     )
     assert "there is nothing to report" in capsys.readouterr().err
     assert not out.exists()
+
+
+def test_the_answer_comes_first_and_everything_in_the_order_of_the_rows(experiment):
+    for group, model, dataset in (("a", "zeta", "mrpc"), ("b", "alpha", "squad"), ("c", "alpha", "sst2")):
+        log(experiment, group=group, model=model, dataset=dataset)
+    rows, left_out = load(experiment.client, experiment.name)
+    text = report.page(experiment.client, rows, footnotes(rows, left_out), "title")
+    found = Page(text)
+    joined = "\n".join(found.texts)
+    places = [joined.index(f"{model} on {dataset}: 4x1 at 80 % costs 10.0 points of F1")
+            for model, dataset in (("zeta", "mrpc"), ("alpha", "squad"), ("alpha", "sst2"))]  # fmt: skip
+    assert places == sorted(places)
+    assert places[-1] < joined.index("Date") < joined.index("Commit") < joined.index("Machine") < joined.index("Zeros")
+    order = ["zeta on mrpc", "alpha on squad", "alpha on sst2"]
+    captions = [image["alt"] for image in found.of("img") if "against" in image["alt"]]
+    assert captions == [f"{name}: F1 against sparsity" for name in order]
+    assert [text for text in found.texts if text in [f"{name}, 4x1" for name in order]] == [
+        f"{name}, 4x1" for name in order
+    ]
+    assert [link["href"] for link in found.of("a")] == [f"#{report.anchor(row)}" for row in rows]
+    assert text.count("{{") == text.count("{%") == 0
+
+
+def test_many_sentences_are_on_demand(experiment, monkeypatch):
+    monkeypatch.setattr(report, "_FIRST", 1)
+    for group in "abc":
+        log(experiment, group=group, model=group)
+    rows, left_out = load(experiment.client, experiment.name)
+    found = Page(report.page(experiment.client, rows, footnotes(rows, left_out), "title", limit=0))
+    assert "2 more sentences" in found.texts
+    assert sum("costs 10.0 points" in text for text in found.texts) == 3
+
+
+def test_the_limit_shows_the_first_seed_of_each_row_in_full(experiment, tmp_path, capsys):
+    for group in "ab":
+        for seed in (0, 1):
+            log(experiment, group=group, model=group, seed=seed)
+    out = tmp_path / "page.html"
+    given = ["report", "--tracking-uri", experiment.uri, "--experiment", experiment.name, "--output", str(out)]
+    assert main([*given, "--limit", "2"]) == 0
+    found = Page(out.read_text())
+    configurations = [text.splitlines()[0] for text in found.texts if text.startswith("seed: ")]
+    assert configurations == ["seed: 0", "seed: 0"]
+    assert sum(": dense 0.8000, sparse 0.7000" in text for text in found.texts) == 4
+    assert any("those of 2 of 4 runs, the first seeds of each row (--limit)" in text for text in found.texts)
+    assert len([image for image in found.of("img") if image["alt"] == "Sparsity by layer"]) == 2
+    assert main(given) == 0
+    assert "--limit" not in out.read_text()
+    with pytest.raises(SystemExit):
+        main([*given, "--limit", "-1"])
+    assert "'-1' is no whole number from 0" in capsys.readouterr().err
+
+
+def test_an_interval_is_apart_from_its_number_and_other_brackets_are_not(experiment):
+    log(experiment, params={"glob": "a [b]"}, scores=([0.5, 0.7], [0.4, 0.6]))
+    log(experiment, params={"glob": "c [d]"}, group="h")
+    rows, left_out = load(experiment.client, experiment.name)
+    found = Page(report.page(experiment.client, rows, footnotes(rows, left_out), "title"))
+    assert "glob=a [b]" in found.texts
+    assert rows[0].drop_interval is not None
+    low, high = (100 * bound for bound in rows[0].drop_interval)
+    assert f"[{low:+.1f}, {high:+.1f}]" in found.texts
+
+
+def test_artifacts_at_a_server_that_only_the_store_names_are_not_asked_for(experiment, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(type(experiment.client), "list_artifacts", lambda *given: pytest.fail("asked"))
+    monkeypatch.setattr(type(experiment.client), "download_artifacts", lambda *given: pytest.fail("asked"))
+    elsewhere = experiment.client.create_experiment(f"{experiment.name}-elsewhere", "http://127.0.0.1:9/x")
+    experiment.id, experiment.name = elsewhere, f"{experiment.name}-elsewhere"
+    experiment.log()
+    given = ["--tracking-uri", experiment.uri, "--experiment", experiment.name]
+    assert main(given) == 0
+    assert "no interval: scores.json is missing or cannot be fetched" in capsys.readouterr().out
+    assert main(["report", *given, "--output", str(tmp_path / "page.html")]) == 1
+    assert "a server that only this file names: it is not asked" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []

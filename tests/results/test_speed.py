@@ -34,7 +34,7 @@ def log(experiment):
 
 def cells(rows, header):
     """The cells of a column; None if the table does not have it."""
-    found = [column for column in table.layout(rows, wide=False) if column.header == header]
+    found = [column for column in table.layout(rows) if column.header == header]
     return [found[0].cell(row) for row in rows] if found else None
 
 
@@ -60,6 +60,8 @@ def test_the_table_shows_the_fastest_float_precision_of_the_first_setting(experi
     (row,), _ = rows_of(experiment)
     assert (row.latency.ms, row.latency.ratio_to_best_dense) == (4.0, 2.5)
     assert (cells([row], "Latency ms"), cells([row], "Faster than best dense")) == (["4.00"], ["2.50x"])
+    (short,) = [column for column in table.layout([row], wide=False) if column.header == "Latency ms"]
+    assert short.cell(row) == "4.00 (2.50x)"
     assert len(row.latencies) == 7
     assert list(caveats.latency(row)) == [
         f"latency: sparse runtime in bfloat16, batch 1, 128 tokens, 1 thread (CPU time), on {CPU}"

@@ -676,13 +676,23 @@ def test_labels_are_the_choices_while_nothing_defining_is_overridden() -> None:
 def test_labels_show_the_value_where_the_choice_would_lie(tmp_path: Path) -> None:
     assert labels("model.path=some/other")["model"] == "some/other"
     assert labels("model=hub", "model.path=some/other")["model"] == "some/other"
-    assert labels("model=minilm-l6", "model.finetuned=org/minilm-squad")["model"] == "org/minilm-squad"
+    assert labels("model.finetuned=org/minilm-squad")["model"] == "org/minilm-squad"
     assert labels("model.revision=abc123")["model"] == "bert-mini@abc123"
     assert labels("dataset.path=org/other-qa")["dataset"] == "org/other-qa"
     assert labels("dataset.revision=abc123")["dataset"] == "squad@abc123"
     folder = tmp_path / "my-model"
     folder.mkdir()
     assert labels(f"model.finetuned={folder}")["model"] == "my-model"  # a folder by its name
+
+
+def test_a_model_that_was_asked_for_keeps_its_name_with_a_finetuned_checkpoint() -> None:
+    given = ("model.finetuned=org/minilm-squad", "model.finetuned_revision=abc123")
+    experiment, origin = both("model=minilm-l6", *given)
+    assert origin.labels["model"] == "minilm-l6"
+    assert origin.changed["model.finetuned"] == experiment.model.finetuned == "org/minilm-squad"
+    assert labels("experiment=squad-bert-base-4x1", *given)["model"] == "bert-base"
+    assert labels("model=minilm-l6", "model.path=some/other", *given)["model"] == "some/other"
+    assert labels("model=minilm-l6", "model.revision=abc123", *given)["model"] == "minilm-l6@abc123"
 
 
 def test_pattern_label_is_the_pattern_itself() -> None:
