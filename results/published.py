@@ -52,7 +52,7 @@ def _labels(row: Row) -> Labels:
 
 def _with_published(row: Row) -> Row:
     entry = rows().get(_labels(row))
-    return replace(row, published=entry) if entry and entry.metric == row.metric else row
+    return replace(row, published=entry) if entry and (row.metric, row.student_layers) == (entry.metric, None) else row
 
 
 def _without_runs(labels: Labels, entry: Published) -> Row:

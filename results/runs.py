@@ -19,7 +19,14 @@ from results import columns
 REASONS = ("unfinished", "failed", "killed", "unverified", "incomplete")
 REPEATED = "repeated"
 STATUS_REASONS = {"FAILED": "failed", "KILLED": "killed"}  # any other status but FINISHED is unfinished
-MEASURES = (columns.BYTES, columns.COMPRESSED, columns.MACS_DENSE, columns.MACS_SPARSE)
+MEASURES = (
+    columns.BYTES,
+    columns.COMPRESSED,
+    columns.PARAMETERS,
+    columns.PARAMETERS_DENSE,
+    columns.MACS_DENSE,
+    columns.MACS_SPARSE,
+)
 
 
 class UnknownExperiment(ValueError):

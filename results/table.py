@@ -37,11 +37,14 @@ def layout(rows: list[Row], wide: bool = True) -> list[Column]:
     metrics = {row.metric for row in rows}
     score = "score" if len(metrics) != 1 else names.written(*metrics)
     metric = [Column("Metric", lambda row: names.title(row.metric), label=True)] if len(metrics) > 1 else []
+    layers = [Column("Layers", lambda row: (row.student_layers or "all").partition(" layers")[0], label=True)]
+    fewer = layers if any(row.student_layers for row in rows) else []
     marked = marks(rows)
     columns = [
         Column("Model", lambda row: row.model, label=True),
         Column("Dataset", lambda row: row.dataset, label=True),
         Column("Sparsity pattern", lambda row: row.pattern, label=True),
+        *fewer,
         *metric,
         *scores(score),
         Column("Notes", lambda row: ", ".join(marked[note] for note in row.notes), wraps=True),
@@ -127,6 +130,7 @@ def footprint() -> list[Column]:
     return [
         wide("Size on disk", lambda row: megabytes(row.size_bytes)),
         wide("Sparse, compressed", lambda row: megabytes(row.compressed_bytes)),
+        wide("Parameters left", lambda row: share(row.parameters, row.parameters_dense)),
         wide("Multiply-accumulates left", lambda row: share(row.macs_sparse, row.macs_dense)),
     ]
 

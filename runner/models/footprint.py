@@ -19,7 +19,7 @@ from runner.models.configuration import read_config
 from runner.models.verify import read_tensors
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PretrainedConfig, PreTrainedModel
 
 _CHUNK = 2**24
 _LEVEL = 6  # gzip's own choice
@@ -27,36 +27,64 @@ _LEVEL = 6  # gzip's own choice
 
 @dataclass
 class Footprint:
-    """Size and work of a saved sparse model. The dense one takes as many bytes: zeros are stored like other numbers."""
+    """Size and work of a saved sparse model. Zeros are stored like other numbers, so they take as many bytes."""
 
     bytes: int
     """Size of its safetensors files."""
     compressed_bytes: int
     """Size of these files after deflate, as gzip compresses."""
     macs_dense: int
-    """Multiply-accumulates for one example: all matrix products, those of attention included."""
+    """Multiply-accumulates of the dense model for one example: all matrix products, those of attention included."""
     macs_sparse: int
-    """Multiply-accumulates for one example, without those with a zero weight. No known hardware skips all of them."""
+    """Multiply-accumulates of the sparse model for one example, without those with a zero weight. No known hardware
+    skips all of them."""
+    parameters: int | None = None
+    """Parameters of the sparse model, zeros included; None in results of earlier versions."""
+    parameters_dense: int | None = None
+    """Parameters of the dense model."""
 
 
-def footprint(folder: Path, architecture: str, tokens: int) -> Footprint:
+def footprint(folder: Path, architecture: str, tokens: int, dense: PretrainedConfig | None = None) -> Footprint:
     """Measure a saved model.
 
     Args:
         tokens: the length of the example.
+        dense: configuration of the dense model, if that has other layers than the saved one.
     """
     files, config = sorted(folder.glob("*.safetensors")), read_config(str(folder), "FOLDER")
-    try:
-        net = skeleton(architecture, config)
-        dense, used = macs(net, tokens), uses(net, tokens)
-    except (RuntimeError, NotImplementedError):  # its forward pass reads values, which a skeleton lacks
-        from_pretrained, _ = heads.network(architecture, config)
-        net = from_pretrained(folder, config=config, attn_implementation="eager")
-        dense, used = macs(net, tokens), uses(net, tokens)
+    saved = work(architecture, config, tokens)
+    whole = saved if dense is None else work(architecture, dense, tokens)
     stored = read_tensors(folder)
-    skipped = sum(int((stored[name] == 0).sum()) * count for name, count in used.items())
+    skipped = sum(int((stored[name] == 0).sum()) * count for name, count in saved.uses.items())
     size = sum(file.stat().st_size for file in files)
-    return Footprint(size, sum(map(compressed, files)), dense, dense - skipped)
+    return Footprint(
+        size, sum(map(compressed, files)), whole.macs, saved.macs - skipped, saved.parameters, whole.parameters
+    )
+
+
+@dataclass
+class Work:
+    """What a network takes for one example, whatever its weights are."""
+
+    parameters: int
+    macs: int
+    """Multiply-accumulates."""
+    uses: dict[str, int]
+    """How often each weight of a Linear or Conv layer is multiplied, by its name."""
+
+
+def work(architecture: str, config: PretrainedConfig, tokens: int) -> Work:
+    """The work of a network of this configuration; it gets memory only if its forward pass needs that."""
+    try:
+        return work_of(skeleton(architecture, config), tokens)
+    except (RuntimeError, NotImplementedError):  # its forward pass reads values, which a skeleton lacks
+        _, from_config = heads.network(architecture, config)
+        return work_of(from_config(config, attn_implementation="eager"), tokens)
+
+
+def work_of(net: PreTrainedModel, tokens: int) -> Work:
+    """The work of a network, on whatever device, for an example of so many tokens."""
+    return Work(net.num_parameters(), macs(net, tokens), uses(net, tokens))
 
 
 def compressed(file: Path) -> int:

@@ -26,7 +26,14 @@ class Identity:
     """`control` without the distillation."""
 
 
-def identify(experiment: Experiment, model: str, data: str, teacher: str | None, sparse: str | None = None) -> Identity:
+def identify(
+    experiment: Experiment,
+    model: str,
+    data: str,
+    teacher: str | None,
+    sparse: str | None = None,
+    chosen: list[int] | None = None,
+) -> Identity:
     """Hash what determines the result: contents, not paths and logging.
 
     Args:
@@ -34,6 +41,7 @@ def identify(experiment: Experiment, model: str, data: str, teacher: str | None,
         data: fingerprint of the examples.
         teacher: fingerprint of a teacher other than the dense model.
         sparse: fingerprint of the sparse checkpoint that the student starts from, where that is not the dense model.
+        chosen: layers of the dense model that the student has; None: all.
     """
     dense: dict[str, Any] = {
         "model": model,
@@ -52,6 +60,8 @@ def identify(experiment: Experiment, model: str, data: str, teacher: str | None,
         }
         if experiment.model.frozen:
             run["frozen"] = sorted(set(experiment.model.frozen))
+        if chosen is not None:  # the control has all layers: it shows what pruning and fewer layers cost together
+            run["student_layers"] = chosen
         if sparse is not None:
             run["sparse"] = [sparse, "zeros stay"] if experiment.keeps_zeros else sparse
         if experiment.pattern.prunes or experiment.pattern.locks or experiment.allocation.layers:
