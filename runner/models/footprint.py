@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import zlib
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -13,16 +14,23 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from pruning import matrix_weights
+from pruning.runtime.cut import CutReport, cut
 from runner.models import heads
 from runner.models.checkpoint import skeleton
 from runner.models.configuration import read_config
+from runner.models.layers import StudentLayers
 from runner.models.verify import read_tensors
+from runner.system.errors import UserError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from transformers import PretrainedConfig, PreTrainedModel
 
 _CHUNK = 2**24
 _LEVEL = 6  # gzip's own choice
+TOKENS = 128
+"""Length of the example for multiply-accumulates per token: attention takes more of them in a longer one."""
 
 
 @dataclass
@@ -85,6 +93,72 @@ def work(architecture: str, config: PretrainedConfig, tokens: int) -> Work:
 def work_of(net: PreTrainedModel, tokens: int) -> Work:
     """The work of a network, on whatever device, for an example of so many tokens."""
     return Work(net.num_parameters(), macs(net, tokens), uses(net, tokens))
+
+
+@dataclass
+class Remaining:
+    """What there is in a saved model, and what is left if the parts that compute nothing are cut out."""
+
+    parameters: int
+    macs_per_token: float
+    """Multiply-accumulates for one of TOKENS tokens, zeros and attention included."""
+    dead: CutReport
+    """Parts that compute nothing: exports to ONNX, OpenVINO and the packed file cut them out."""
+    parameters_cut: int
+    """Parameters without these parts."""
+    macs_per_token_cut: float
+    """Multiply-accumulates without these parts."""
+
+    def __str__(self) -> str:
+        text = f"{self.parameters:,} parameters, {self.macs_per_token:,.0f} multiply-accumulates a token of {TOKENS}"
+        if self.dead.channels or self.dead.heads:
+            text += (
+                f"\n{self.dead} compute nothing; without them, as exports cut them out: {self.parameters_cut:,} "
+                f"parameters, {self.macs_per_token_cut:,.0f} multiply-accumulates a token"
+            )
+        return text
+
+
+def remaining(net: PreTrainedModel, tensors: Mapping[str, torch.Tensor]) -> Remaining:
+    """Measure a model.
+
+    Args:
+        net: without memory for its weights; it is used up.
+        tensors: the weights, by name.
+    """
+    parameters, whole = net.num_parameters(), _macs_anywhere(net)
+    net.load_state_dict(dict(tensors), strict=False, assign=True)
+    dead = cut(net)
+    left = _macs_anywhere(net) if dead.channels or dead.heads else whole
+    return Remaining(parameters, whole / TOKENS, dead, net.num_parameters(), left / TOKENS)
+
+
+def gone(folder: Path) -> list[str]:
+    """What records next to the weights say was left out of the model: layers by its run, channels by an export.
+
+    Raises:
+        UserError: a record is damaged.
+    """
+    lines: list[str] = []
+    for name, key in (("pruning.json", "student_layers"), ("export.json", "cut")):
+        file = folder / name
+        try:
+            found = json.loads(file.read_text(encoding="utf-8")).get(key) if file.is_file() else None
+            if found and key == "cut":
+                lines.append(f"{CutReport(**found)} were cut out of it by the export")
+            elif found:
+                lines.append(f"it has {StudentLayers(**found)} of the dense model")
+        except (ValueError, TypeError, AttributeError) as error:
+            raise UserError(f"{file} is damaged or not whole; remove it to inspect the weights alone") from error
+    return lines
+
+
+def _macs_anywhere(net: PreTrainedModel) -> int:
+    """Multiply-accumulates for TOKENS tokens of a network without memory for its weights, or with some."""
+    try:
+        return macs(net.to("meta"), TOKENS)  # type: ignore[arg-type]
+    except (RuntimeError, NotImplementedError):  # as in `work`
+        return macs(type(net)(net.config), TOKENS)
 
 
 def compressed(file: Path) -> int:
