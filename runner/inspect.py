@@ -69,7 +69,7 @@ class Inspection:
     gone: list[str]
     """What is no longer in the file, as the records next to it say: layers, feed-forward channels."""
     bytes: int
-    """Size of the files of weights."""
+    """Size of all tensors."""
     remaining: Remaining
     """Parameters and multiply-accumulates."""
 
@@ -99,7 +99,7 @@ def inspect(folder: Path) -> Inspection:
         broken_claims(described, matrices) if described else [],
         models.left_out(net),
         gone(folder),
-        sum(file.stat().st_size for file in folder.glob("*.safetensors")),
+        sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()),
         remaining(net, tensors),
     )
 
