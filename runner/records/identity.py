@@ -27,22 +27,30 @@ class Identity:
     """`control` without the distillation."""
 
 
-def identify(
-    experiment: Experiment, model: str, data: str, teacher: str | None, sparse: str | None = None, unlabelled: str = ""
-) -> Identity:
-    """Hash what determines the result: contents, not paths and logging.
+@dataclass
+class Contents:
+    """Fingerprints of what a run reads."""
 
-    Args:
-        model: fingerprint of the checkpoint that the run starts from (fine-tuned or not).
-        data: fingerprint of the examples.
-        teacher: fingerprint of a teacher other than the dense model.
-        sparse: fingerprint of the sparse checkpoint that the student starts from, where that is not the dense model.
-        unlabelled: fingerprint of the examples without labels; empty if there are none.
-    """
+    model: str
+    """The checkpoint that the run starts from, fine-tuned or not."""
+    data: str
+    """The examples."""
+    teacher: str | None = None
+    """A teacher other than the dense model."""
+    sparse: str | None = None
+    """The sparse checkpoint that the student starts from, where that is not the dense model."""
+    unlabelled: str = ""
+    """The examples without labels; empty if there are none."""
+    layers: list[int] | None = None
+    """Layers of the dense model that the student has; None: all."""
+
+
+def identify(experiment: Experiment, contents: Contents) -> Identity:
+    """Hash what determines the result: contents, not paths and logging."""
     dense: dict[str, Any] = {
-        "model": model,
+        "model": contents.model,
         "dropout": [experiment.model.hidden_dropout, experiment.model.attention_dropout],
-        "data": [data, type(experiment.dataset).__name__, experiment.dataset.settings()],
+        "data": [contents.data, type(experiment.dataset).__name__, experiment.dataset.settings()],
         "versions": {stage: VERSIONS[stage] for stage in ("prepare", "finetune")},
     }
     if experiment.model.finetuned is None:
@@ -51,15 +59,19 @@ def identify(
     if experiment.prune:
         run |= {
             "pattern": _typed(experiment.pattern),
-            "distill": {**_typed(experiment.distill), "teacher": teacher},
+            "distill": {**_typed(experiment.distill), "teacher": contents.teacher},
             "train": experiment.student_train.determinants(),
         }
-        if unlabelled:
-            run["unlabelled"] = unlabelled
+        if contents.unlabelled:
+            run["unlabelled"] = contents.unlabelled
         if experiment.model.frozen:
             run["frozen"] = sorted(set(experiment.model.frozen))
-        if sparse is not None:
-            run["sparse"] = [sparse, "zeros stay"] if experiment.keeps_zeros else sparse
+        if contents.layers is not None:  # the control has all: it shows what pruning and fewer layers cost together
+            contents.layers is not None
+        ):  # the control has all layers: it shows what pruning and fewer layers cost together
+            run["student_layers"] = contents.layers
+        if contents.sparse is not None:
+            run["sparse"] = [contents.sparse, "zeros stay"] if experiment.keeps_zeros else contents.sparse
         if experiment.pattern.prunes or experiment.pattern.locks or experiment.allocation.layers:
             run |= {
                 "layers": [experiment.model.prunable, experiment.model.excluded],

@@ -43,6 +43,7 @@ def tags(inputs: Inputs) -> dict[str, str]:
         "ranks": str(ranks.world_size()),
         "dataset.source": inputs.examples.source,
         "recipe": experiment.recipe.name,
+        **({columns.STUDENT_LAYERS: str(inputs.sources.chosen)} if inputs.sources.chosen is not None else {}),
         **_counts(inputs),
     }
 
@@ -121,6 +122,8 @@ def announce(inputs: Inputs) -> None:
         log.warning("%s", left_out)
     if experiment.keeps_zeros:
         log.info("the student starts from model.sparse=%s: its zeros stay, and count", experiment.model.sparse)
+    if (chosen := inputs.sources.chosen) is not None:
+        log.info("the student has %s of the dense model", chosen)
     if data is None:
         return
     log.info("disk: %s", disk.in_one_line(inputs.disk_needs, Path(experiment.cache_dir)))

@@ -18,19 +18,26 @@ if TYPE_CHECKING:
 def teach(run: RunContext, dense: models.Checkpoint) -> Supervision:
     """The student's supervision: by the configured teacher, else by the dense model."""
     assert run.inputs.data is not None
+    sources = run.inputs.sources
     with run.cost.stage("teacher"):
-        supervision = supervision_of(run.experiment, run.inputs.data, run.inputs.sources.teacher or dense)
+        supervision = supervision_of(run.experiment, run.inputs.data, sources.teacher or dense, sources.chosen)
     if supervision.logits is not None:
         run.stages["teacher"] = supervision.logits.checksum()
         run.note_circumstances("the teacher's logits", supervision.logits.spans)
     return supervision
 
 
-def supervision_of(experiment: Experiment, data: TrainingData, teacher: models.Checkpoint) -> Supervision:
-    """The supervision that an experiment asks for; the teacher's logits come from the cache or are computed now."""
+def supervision_of(
+    experiment: Experiment, data: TrainingData, teacher: models.Checkpoint, chosen: models.StudentLayers | None
+) -> Supervision:
+    """The supervision that an experiment asks for; the teacher's logits come from the cache or are computed now.
+
+    Args:
+        chosen: layers of the dense model that the student has; None: all.
+    """
     from runner.training.teacher_logits import teacher_logits
 
-    how, task = experiment.distill, experiment.dataset
+    how, task = experiment.distillation(chosen), experiment.dataset
     if not has_teacher(experiment):
         return Supervision(how)
     if not caches_logits(experiment, data):
