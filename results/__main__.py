@@ -22,11 +22,10 @@ os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 from mlflow import MlflowClient
 
-from results import columns, formats, sqlite
+from results import columns, formats
 from results.filters import Filters
-from results.load import NothingMatches, load
+from results.load import Unreadable, client_of, read
 from results.rows import Row
-from results.runs import ForeignServer, UnknownExperiment
 from results.safe_text import discard_stdout, printable, safe_streams
 from results.table import footnotes
 
@@ -41,16 +40,13 @@ def main(arguments: list[str] | None = None) -> int:
     except FileNotFoundError:
         return fail("the working folder was deleted; change to one that exists, then run again")
     options = parse(arguments)
-    if fault := sqlite_fault(options.tracking_uri):
-        return fail(fault)
     filters = Filters(options.model, options.dataset, options.pattern, options.tag, options.sweep)
+    uri, compare = options.tracking_uri, options.compare is not None
     try:
-        client = MlflowClient(tracking_uri=sqlite.absolute(options.tracking_uri))
-        rows, left_out = load(client, options.experiment, filters, options.intervals, options.compare is not None)
-    except (UnknownExperiment, NothingMatches, ForeignServer) as error:
-        return fail(f"{error} (in {options.tracking_uri})")
-    except Exception as error:  # MLflow passes on whatever its stores and drivers raise
-        return fail(f"cannot read {options.tracking_uri}: {type(error).__name__}: {' '.join(str(error).split())}")
+        client = client_of(uri)
+        rows, left_out = read(client, uri, options.experiment, filters, options.intervals, compare)
+    except Unreadable as error:
+        return fail(str(error))
     notes = footnotes(rows, left_out)
     if options.command == "table":
         show(rows, notes, options.format, options.wide)
@@ -173,17 +169,6 @@ def key_value(text: str) -> tuple[str, str]:
     if not key or not equals:
         raise argparse.ArgumentTypeError(f"{text!r} is not KEY=VALUE")
     return key, value
-
-
-def sqlite_fault(uri: str) -> str | None:
-    """An error message if a sqlite URI names no MLflow database; else None, also for other kinds of store."""
-    file = sqlite.file_of(uri)
-    if file is None:
-        return None
-    problem = sqlite.fault(file) if file.exists() else f"there is no MLflow database {file.absolute()}"
-    return (
-        f"{problem}: run `python -m runner` first, or give the store of the runs by --tracking-uri" if problem else None
-    )
 
 
 def fail(message: str) -> int:

@@ -120,10 +120,10 @@ def test_commands_that_need_no_network_run(cli: Cli) -> None:
 
 
 def test_files_of_the_guide_serve_its_commands(cli: Cli, tmp_path: Path) -> None:
-    assert {kind for kind, _, _ in blocks(GUIDE)} == {"sh", "yaml", "csv"}
+    assert {kind for kind, _, _ in blocks(GUIDE)} == {"sh", "yaml", "csv", "python"}
     assert all(bool(name) == (kind != "sh") for kind, name, _ in blocks(GUIDE))
     files = {name: body for _, name, body in blocks(GUIDE) if name}
-    assert len(files) == 3
+    assert len(files) == 4
     for name, body in files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(body, encoding="utf-8")
@@ -136,13 +136,22 @@ def test_files_of_the_guide_serve_its_commands(cli: Cli, tmp_path: Path) -> None
     assert "finetuned: csarron/bert-base-uncased-squad-v1" in done.stdout
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("script", "text"), [("compare.py", "dense_mean")])
+def test_scripts_of_the_guide_run(cli: Cli, tmp_path: Path, script: str, text: str) -> None:
+    (tmp_path / script).write_text(next(body for _, name, body in blocks(GUIDE) if name == script), encoding="utf-8")
+    done = cli("-c", (tmp_path / script).read_text(encoding="utf-8"))
+    assert done.returncode == 0, done.stderr
+    assert text in done.stdout
+
+
 def anchors(text: str) -> list[str]:
     """The anchors that GitHub gives the chapters of a page."""
     titles = re.findall(r"^##+ (.*)$", text, re.MULTILINE)
     return [re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles]
 
 
-@pytest.mark.parametrize(("page", "count"), [(GUIDE, 9), ("docs/running.md", 8), ("docs/results.md", 6),
+@pytest.mark.parametrize(("page", "count"), [(GUIDE, 10), ("docs/running.md", 8), ("docs/results.md", 6),
                                              ("docs/develop.md", 8)])  # fmt: skip
 def test_every_chapter_is_in_the_list_at_the_top(page: str, count: int) -> None:
     listed = re.findall(r"^\* \[(.*)\]\(#(.*)\)$", PAGES[page], re.MULTILINE)

@@ -17,6 +17,7 @@ HYDRA = {
     "runner/command_line.py",
     "runner/config/compose.py",
     "runner/config/refusals.py",
+    "runner/config/schemas.py",
     "runner/config/sweep.py",
     "runner/sweeps/launcher.py",
     "runner/sweeps/launchers.py",
@@ -26,7 +27,7 @@ MLFLOW = "runner/tracking/"
 DATASETS = "runner/data/"
 FLOORS = {
     9: ("runner.__main__",),
-    8: ("runner.command_line",),
+    8: ("runner.command_line", "runner.interface"),
     7: ("runner.experiment", "runner.dry_run", "runner.evaluate", "runner.reproduce"),
     6: ("runner.stages", "runner.sweeps", "runner.share", "runner.examples", "runner.export"),
     5: ("runner.training", "runner.records", "runner.reference", "runner.benchmark"),
@@ -128,6 +129,9 @@ def test_runner_imports_of_results_what_both_need_only() -> None:
     found = knowing("runner", "results", type_checking=True)
     assert "runner/tracking/operations.py" in found
     names = {(path, ".".join(name.split(".")[:2])) for path, names in found.items() for name in names}
+    interface = {name for path, name in names if path == "runner/interface.py"}  # it returns the rows of the table
+    assert interface == {"results.filters", "results.load", "results.rows", "results.safe_text"}
+    names = {(path, name) for path, name in names if path != "runner/interface.py"}
     assert {name for _, name in names} == {"results.columns", "results.pictures", "results.safe_text", "results.sqlite"}
     assert {path for path, name in names if name == "results.pictures"} == {"runner/tracking/operations.py"}
 
