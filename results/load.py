@@ -24,7 +24,7 @@ def client_of(uri: str) -> MlflowClient:
     """A client of the store.
 
     Raises:
-        Unreadable: a sqlite URI names no MLflow database.
+        Unreadable: MLflow has no such store, or a sqlite URI names no database of MLflow.
     """
     file = sqlite.file_of(uri)
     if file is not None:
@@ -32,7 +32,10 @@ def client_of(uri: str) -> MlflowClient:
         if problem:
             remedy = "run `python -m runner` first, or give the store of the runs by --tracking-uri"
             raise Unreadable(f"{problem}: {remedy}")
-    return MlflowClient(tracking_uri=sqlite.absolute(uri))
+    try:
+        return MlflowClient(tracking_uri=sqlite.absolute(uri))
+    except Exception as error:
+        raise _unreadable(uri, error) from error
 
 
 def read(
@@ -56,7 +59,11 @@ def read(
     except (UnknownExperiment, NothingMatches, ForeignServer) as error:
         raise Unreadable(f"{error} (in {uri})") from error
     except Exception as error:  # MLflow passes on whatever its stores and drivers raise
-        raise Unreadable(f"cannot read {uri}: {type(error).__name__}: {' '.join(str(error).split())}") from error
+        raise _unreadable(uri, error) from error
+
+
+def _unreadable(uri: str, error: Exception) -> Unreadable:
+    return Unreadable(f"cannot read {uri}: {type(error).__name__}: {' '.join(str(error).split())}")
 
 
 def load(
