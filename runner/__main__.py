@@ -39,6 +39,9 @@ def _dispatch() -> int:
     typed = os.environ.get("COMP_LINE", "").split(" ")  # what Hydra's tab completion completes
     if typed[1:2] == ["run"]:
         os.environ["COMP_LINE"] = " ".join([typed[0], *typed[2:]])
+    if any("plugins=" in argument for argument in sys.argv[1:]) and not sys.flags.safe_path:
+        here = os.getcwd()  # on the path of `python -m runner`, not on that of the console command
+        sys.path += [here] if here not in sys.path else []
     first = sys.argv[1] if len(sys.argv) > 1 else ""
     if first in COMMANDS:
         return _other(first)

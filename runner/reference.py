@@ -23,12 +23,13 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from runner.config.compose import N_OF_M, register
+from runner.config.compose import register
 from runner.config.experiment import GROUPS, Experiment
 from runner.config.keys import all_keys
 from runner.config.recipe import FinetuneRecipe
 from runner.config.runtime import RuntimeSettings
 from runner.config.training import Training
+from runner.system.spelling import N_OF_M
 from runner.tracking import Tracking
 
 SECTIONS = {"train": Training, "finetune": Training, "tracking": Tracking}

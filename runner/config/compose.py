@@ -17,7 +17,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from results.safe_text import without_secrets
-from runner.config import help, schemas
+from runner.config import help, plugins, schemas
 from runner.config.experiment import GROUPS, PLACES, Experiment, Origin
 from runner.config.keys import CHOICES, check_keys
 from runner.config.recipe import Recipe
@@ -92,6 +92,7 @@ def _loader() -> ConfigLoaderImpl:
 
 def compose_experiment(overrides: Sequence[str]) -> tuple[Experiment, Origin]:
     """Compose, check and convert. Raises UserError or PruningError, before anything is loaded."""
+    plugins.load_asked(overrides)
     register()
     with explained(overrides):
         config = compose(overrides, with_hydra=True)
@@ -186,6 +187,7 @@ def _loaded(
         raise UserError(f"no value for {', '.join(missing)}: set it on the command line or in YAML{hint}")
     experiment = OmegaConf.to_object(config)
     assert isinstance(experiment, Experiment)
+    plugins.check(experiment, plugins.load_asked(overrides))
     for name, override in experiment.allocation.layers.items():
         if (override.pattern or "").isdigit():
             raise UserError(
@@ -251,6 +253,6 @@ def _flat(values: dict[str, Any]) -> dict[str, str]:
             else:
                 out[f"{prefix}{key}"] = str(value)
 
-    places = ("recipe", "tracking", "output_dir", "cache_dir", "force", "dry_run", "seed")
+    places = ("recipe", "tracking", "output_dir", "cache_dir", "force", "dry_run", "seed", plugins.KEY)
     walk({key: value for key, value in values.items() if key not in places}, "")
     return out

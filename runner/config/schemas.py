@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 
 from pruning import Block, NofM
 from runner import data
+from runner.config import plugins
 from runner.config.experiment import GROUPS, Experiment, with_subclasses
 from runner.system.spelling import N_OF_M
 
@@ -30,10 +31,12 @@ def fill() -> None:
     # lists, only to change the list of sources. What is loaded from the store is copied by the store itself.
     ConfigStore.__deepcopy__ = _shared  # type: ignore[attr-defined]
     store.store(group="schema", name="experiment", node=Experiment, package="_global_")
+    store.repo.pop("pattern", None)  # sizes that were asked for before
     for group, base in GROUPS.items():
         for cls in with_subclasses(base):
             store.store(group=f"schema/{group}", name=cls.__name__, node=cls, package=group)
-    store.repo.pop("pattern", None)
+        for name, cls in plugins.options(group):
+            _store_option(group, name, cls, {})
     for n, m in N_OF_M:
         _store_pattern(n, ":", m)
     store.get_type = _type  # type: ignore[method-assign]

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from runner.config.experiment import Experiment
+from runner.config.plugins import source_of
 from runner.system.fingerprint import SHORT, hash_json
 from runner.system.versions import VERSIONS
 
@@ -35,19 +36,24 @@ def identify(experiment: Experiment, model: str, data: str, teacher: str | None,
         teacher: fingerprint of a teacher other than the dense model.
         sparse: fingerprint of the sparse checkpoint that the student starts from, where that is not the dense model.
     """
+
+    def typed(value: Any) -> dict[str, Any]:
+        return {"type": type(value).__name__, **asdict(value), **source_of(experiment, value)}
+
+    task = experiment.dataset
     dense: dict[str, Any] = {
         "model": model,
         "dropout": [experiment.model.hidden_dropout, experiment.model.attention_dropout],
-        "data": [data, type(experiment.dataset).__name__, experiment.dataset.settings()],
+        "data": [data, type(task).__name__, task.settings(), *source_of(experiment, task).values()],
         "versions": {stage: VERSIONS[stage] for stage in ("prepare", "finetune")},
     }
     if experiment.model.finetuned is None:
         dense["finetune"] = experiment.finetune.determinants()
-    run = dict(dense, versions=VERSIONS, prune=experiment.prune, scores=experiment.dataset.score_settings())
+    run = dict(dense, versions=VERSIONS, prune=experiment.prune, scores=task.score_settings())
     if experiment.prune:
         run |= {
-            "pattern": _typed(experiment.pattern),
-            "distill": {**_typed(experiment.distill), "teacher": teacher},
+            "pattern": typed(experiment.pattern),
+            "distill": {**typed(experiment.distill), "teacher": teacher},
             "train": experiment.train.determinants(),
         }
         if experiment.model.frozen:
@@ -57,10 +63,10 @@ def identify(experiment: Experiment, model: str, data: str, teacher: str | None,
         if experiment.pattern.prunes or experiment.pattern.locks or experiment.allocation.layers:
             run |= {
                 "layers": [experiment.model.prunable, experiment.model.excluded],
-                "criterion": _typed(experiment.criterion),
-                "allocation": _typed(experiment.allocation),
-                "schedule": _typed(experiment.schedule),
-                "regularizer": _typed(experiment.regularizer),
+                "criterion": typed(experiment.criterion),
+                "allocation": typed(experiment.allocation),
+                "schedule": typed(experiment.schedule),
+                "regularizer": typed(experiment.regularizer),
             }
     seed = experiment.seed
     control = {key: run[key] for key in (*dense, "scores", "distill", "train", "frozen") if key in run}
@@ -72,10 +78,6 @@ def identify(experiment: Experiment, model: str, data: str, teacher: str | None,
         control=_hash(control),
         budget=_hash(budget),
     )
-
-
-def _typed(value: Any) -> dict[str, Any]:
-    return {"type": type(value).__name__, **asdict(value)}
 
 
 def _hash(value: Any) -> str:
