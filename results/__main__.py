@@ -26,7 +26,7 @@ from results import columns, formats
 from results.filters import Filters
 from results.load import Unreadable, client_of, read
 from results.rows import Row
-from results.safe_text import discard_stdout, printable, safe_streams
+from results.safe_text import printable, readers_may_leave, safe_streams
 from results.table import footnotes
 
 # Where commands write if --output is left out.
@@ -181,11 +181,7 @@ if __name__ == "__main__":
     # Alembic, urllib3 and MLflow log to stderr, which is for our messages.
     logging.disable(logging.WARNING)
     warnings.simplefilter("ignore")
-    try:
-        with safe_streams():
-            status = main()
-        sys.stdout.flush()
-    except BrokenPipeError:  # the reader closed the pipe, as `head` does
-        discard_stdout()
-        status = 0
+    status = 0
+    with readers_may_leave(), safe_streams():
+        status = main()
     sys.exit(status)

@@ -32,7 +32,15 @@ FLOORS = {
     6: ("runner.stages", "runner.sweeps", "runner.share", "runner.examples", "runner.export"),
     5: ("runner.training", "runner.records", "runner.reference", "runner.benchmark"),
     4: ("runner.config", "runner.inspect", "runner.upload"),
-    3: ("runner.data", "runner.models", "runner.tracking", "runner.cache", "runner.speed", "runner.exports"),
+    3: (
+        "runner.data",
+        "runner.models",
+        "runner.tracking",
+        "runner.runs",
+        "runner.cache",
+        "runner.speed",
+        "runner.exports",
+    ),
     2: ("runner.system",),
     1: ("pruning", "results", "runner.demo"),
 }

@@ -50,7 +50,7 @@ def named(value: str) -> list[str]:
 
 
 def load(names: Sequence[str]) -> None:
-    """Import modules, and refuse classes that cannot be told apart by their names.
+    """Import modules, and refuse classes that share their names with others.
 
     Raises:
         UserError: see `load_asked`.

@@ -14,7 +14,7 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from results.safe_text import printable, safe_streams
+from results.safe_text import printable, readers_may_leave, safe_streams
 from runner.system.interrupts import SIGNALS, Interrupted, raise_on_signals
 
 if TYPE_CHECKING:
@@ -133,9 +133,25 @@ def with_keys(error: PruningError) -> str:
 def command(main: Callable[[list[str]], Any]) -> None:
     """The last line of a command's module: run `main` on the command line, and exit with its status, an int if it
     returns one."""
-    status: list[Any] = []
-    failed = exit_status(lambda: status.append(main(sys.argv[1:])))
-    sys.exit(failed or (status[0] if isinstance(status[0], int) else 0))
+    sys.exit(status_of(main))
+
+
+def status_of(main: Callable[[list[str]], Any], interrupted: str = "interrupted") -> int:
+    """Run `main` on the command line; its exit status. It is 0 if the reader of stdout has left.
+
+    Args:
+        interrupted: see `exit_status`.
+    """
+    status: list[Any] = [0]
+    with readers_may_leave():
+        failed = exit_status(lambda: status.append(_unless_left(main)), interrupted)
+        return failed or (status[-1] if isinstance(status[-1], int) else 0)
+    return 0
+
+
+def _unless_left(main: Callable[[list[str]], Any]) -> Any:
+    with readers_may_leave():  # within `exit_status`, which takes a closed pipe for a defect
+        return main(sys.argv[1:])
 
 
 def set_up_process() -> None:

@@ -19,7 +19,7 @@ EXAMPLE = next(body for _, name, body in blocks(GUIDE) if name == "trainer.py")
 
 def small_bert(seed: int = 0) -> BertForSequenceClassification:
     torch.manual_seed(seed)
-    sizes = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    sizes: dict[str, Any] = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
     return BertForSequenceClassification(BertConfig(**sizes, intermediate_size=32, max_position_embeddings=16))
 
 
