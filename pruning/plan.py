@@ -192,12 +192,6 @@ class Plan:
                 "none can come back; leave regrow out",
                 self.allocation,
             )
-        if criterion.updates_survivors and self.keeps_zeros:
-            raise PruningError(
-                f"{type(criterion).__name__} adapts the other weights to those that are pruned, and cannot hold zeros "
-                "that the weights have before; take another criterion",
-                criterion,
-            )
         for group in self.groups:
             if group.pattern.prunes:
                 schedule.sparsity(0.0, group.pattern.target)
