@@ -61,6 +61,8 @@ class Experiment:
     """Run again although the same run was finished before."""
     dry_run: bool = False
     """Say what the run would do (layers, units, target, steps, mask updates, memory, time), and train nothing."""
+    plugins: list[str] = field(default_factory=list)
+    """Modules of your own with criteria, schedules, patterns, distillations or tasks; on the command line only."""
     seed: int = 0
     """Seed of the head's weights, the data order and dropout."""
     output_dir: str = "outputs"

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from results import columns
 from runner import models
-from runner.config.experiment import Experiment, Origin
+from runner.config.experiment import GROUPS, Experiment, Origin
+from runner.config.plugins import source_of, sources
 from runner.data import slips
 from runner.data.examples import Examples
 from runner.data.layout import shown
@@ -101,6 +102,8 @@ def params(experiment: Experiment, origin: Origin, base: models.Checkpoint) -> d
         out["pattern.target_sparsity"] = experiment.pattern.target
         out |= {f"distill.{k}": v for k, v in asdict(experiment.distill).items()}
         out |= {f"schedule.{k}": v for k, v in asdict(experiment.schedule).items()}
+    if any(source_of(experiment, getattr(experiment, group)) for group in GROUPS):  # for the column Differs
+        out |= {f"plugins.{name}": source for name, source in sources(experiment).items()}
     out["model.hidden_dropout"] = models.hidden_dropout(base.config)
     out["model.attention_dropout"] = models.attention_dropout(base.config)
     for key in ("max_train_samples", "max_eval_samples", "holdout"):

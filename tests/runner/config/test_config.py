@@ -39,7 +39,7 @@ from pruning import (
     TrainingLength,
     Uniform,
 )
-from runner.config.compose import N_OF_M, compose, compose_experiment, register
+from runner.config.compose import compose, compose_experiment, register
 from runner.config.distillation import DistillationSettings, HiddenStates, Logits, NoDistillation, SimKD
 from runner.config.experiment import GROUPS, Experiment, Origin
 from runner.config.training import SchedulerType
@@ -47,6 +47,7 @@ from runner.models import Checkpoint
 from runner.records.identity import Contents, Identity, identify
 from runner.stages.announce import params
 from runner.system.errors import UserError
+from runner.system.spelling import N_OF_M
 from tests.pruning.training import updates_of
 
 CONF = Path(conf.__file__).parent
