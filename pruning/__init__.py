@@ -11,6 +11,7 @@ Nothing here imports anything but torch and the standard library, but for `pruni
 
 from pruning.allocation import Allocation, Global, LayerOverride, Uniform
 from pruning.blocks import Block
+from pruning.coupled import Coupled, CoupledWeights, FeedForward, Heads, Weight, couple, parts_of
 from pruning.criteria import (
     Criterion,
     DiagonalFisher,
@@ -54,15 +55,19 @@ __all__ = [
     "CalibratedFisher",
     "CalibratedSnip",
     "Calibration",
+    "Coupled",
+    "CoupledWeights",
     "Criterion",
     "Dense",
     "DiagonalFisher",
     "Distillation",
     "EncoderShape",
+    "FeedForward",
     "Global",
     "Gradient",
     "Gradual",
     "GroupLasso",
+    "Heads",
     "HiddenStates",
     "LayerOverride",
     "LayerReport",
@@ -91,14 +96,17 @@ __all__ = [
     "TrainingLength",
     "Uniform",
     "Wanda",
+    "Weight",
     "as_matrix",
     "check_zeros",
+    "couple",
     "label_loss",
     "matrix_weights",
     "misfit",
     "obs",
     "other_matrices",
     "parse",
+    "parts_of",
     "projected",
     "sampled_loss",
 ]

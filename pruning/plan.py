@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pruning.allocation import Allocation, Global, LayerOverride, Quota
+from pruning.coupled import Coupled, CoupledWeights, Weight, parts_of
 from pruning.criteria import Criterion
 from pruning.errors import PruningError
 from pruning.patterns import Locked, Pattern, parse
@@ -72,6 +73,15 @@ def misfit(pattern: Pattern, shape: torch.Size) -> str | None:
     return pattern.misfit(shape[:2])
 
 
+def _misfit(pattern: Pattern, weight: Weight) -> str | None:
+    """Why a candidate cannot take the pattern, or None if it can."""
+    if isinstance(weight, CoupledWeights) and pattern.prunes and not isinstance(pattern, Coupled):
+        return f"its weights are pruned in units of several matrices, not by {pattern}"
+    if isinstance(pattern, Coupled) and not isinstance(weight, CoupledWeights):
+        return f"it belongs to no unit of {pattern}"
+    return misfit(pattern, weight.shape)
+
+
 @dataclass
 class Group:
     """Layers that share a pattern and a target, and so one budget."""
@@ -114,7 +124,7 @@ class Plan:
 
     Args:
         parameters: candidates by name; those with more than two dimensions are convolutions, seen as `as_matrix` does.
-            Names break ties and are the keys of saved masks.
+            Names break ties and are the keys of saved masks. `couple` makes those of a `Coupled` pattern.
         pattern: for all layers that `allocation.layers` does not give another.
         allocation: spreads the target over the layers; if not given: `Global`.
         keeps_zeros: zeros that the parameters have when training begins stay, and count towards the target. Parameters
@@ -127,7 +137,7 @@ class Plan:
 
     def __init__(
         self,
-        parameters: Mapping[str, nn.Parameter],
+        parameters: Mapping[str, Weight],
         pattern: Pattern,
         allocation: Allocation | None = None,
         keeps_zeros: bool = False,
@@ -136,7 +146,7 @@ class Plan:
         self.keeps_zeros = keeps_zeros
         if keeps_zeros and self.allocation.regrow:
             raise PruningError("regrow=True would bring back zeros that are to stay; leave it out", self.allocation)
-        self.allocation.check_names(parameters)
+        self.allocation.check_names({n for name, p in parameters.items() for n in (name, *dict(parts_of(name, p)))})
         self.candidates = {name: parameters[name] for name in sorted(parameters)}
         """All parameters given, sorted by name."""
         self.left: dict[str, str] = {}
@@ -149,7 +159,7 @@ class Plan:
             names.setdefault(id(p), []).append(name)
         for name, p in self.candidates.items():
             shared = names[id(p)]
-            override = self.allocation.override(*shared)
+            override = self.allocation.override(*shared, *dict(parts_of(name, p)))
             try:
                 own = _pattern(pattern, override)
             except PruningError as error:
@@ -157,7 +167,7 @@ class Plan:
             reason = _reason(p, own, override, shared[0] if shared[0] != name else None)
             if override.frozen:
                 self.frozen.append(name)
-            if keeps_zeros and (override.excluded or misfit(own, p.shape) or not own.prunes):
+            if keeps_zeros and (override.excluded or _misfit(own, p) or not own.prunes):
                 excluded = dataclasses.replace(override, excluded=False)
                 if _reason(p, Locked(), excluded, shared[0] if shared[0] != name else None) is None:
                     own, reason = Locked(), None
@@ -174,10 +184,16 @@ class Plan:
 
     def _check(self) -> None:
         if not self.groups or (self.keeps_zeros and self.pattern.prunes and not self.prunes):
-            unfit = {name: misfit(self.pattern, p.shape) or "it is not pruned" for name, p in self.candidates.items()}
+            unfit = {name: _misfit(self.pattern, p) or "it is not pruned" for name, p in self.candidates.items()}
             reasons = "; ".join(f"{name}: {reason}" for name, reason in list((self.left or unfit).items())[:3])
             raise PruningError(
                 f"no layer can be pruned with pattern {self.pattern}" + (f" ({reasons})" if reasons else "")
+            )
+        if self.allocation.regrow and any(isinstance(group.pattern, Coupled) for group in self.groups):
+            raise PruningError(
+                f"regrow=True: a unit of {self.pattern} whose weights are all zero has no gradient and never grows "
+                "again; leave regrow out",
+                self.allocation,
             )
         for group in self.groups:
             fraction = group.pattern.unit_fraction(group.pattern.target)
@@ -199,25 +215,39 @@ class Plan:
                 criterion,
             )
         for group in self.groups:
+            if isinstance(group.pattern, Coupled) and criterion.updates_survivors:
+                raise PruningError(
+                    f"{type(criterion).__name__} adapts the other weights of each row to those that are pruned, and "
+                    f"{group.pattern} prunes whole rows of several matrices; take another criterion",
+                    criterion,
+                )
             if group.pattern.prunes:
                 schedule.sparsity(0.0, group.pattern.target)
                 regularizer.check(group.pattern)
+
+    @property
+    def tensors(self) -> dict[str, nn.Parameter]:
+        """All parameters behind the candidates, by name."""
+        return dict(part for name, weight in self.candidates.items() for part in parts_of(name, weight))
 
     @property
     def prunes(self) -> bool:
         """Whether mask updates are needed at all."""
         return any(group.pattern.prunes for group in self.groups)
 
-    def pruned(self) -> Iterator[tuple[str, Pattern, nn.Parameter]]:
-        """Name, pattern and parameter of all that mask updates prune."""
+    def pruned(self) -> Iterator[tuple[str, Pattern, Weight]]:
+        """Name, pattern and weight of all that mask updates prune."""
         for group in self.groups:
             if group.pattern.prunes:
                 yield from ((name, group.pattern, self.parameters[name]) for name in group.shapes)
 
     def warn(self) -> None:
         """Log the layers that are left dense."""
-        for name, reason in self.left.items():
-            log.warning("%s is left dense: %s", name, reason)
+        outside = [name for name in self.left if isinstance(self.pattern, Coupled) and name in self.tensors]
+        if outside:
+            log.info("%d matrices are no part of units of %s and stay dense", len(outside), self.pattern)
+        for name in [name for name in self.left if name not in outside]:
+            log.warning("%s is left dense: %s", name, self.left[name])
 
 
 def _pattern(pattern: Pattern, override: LayerOverride) -> Pattern:
@@ -232,7 +262,7 @@ def _pattern(pattern: Pattern, override: LayerOverride) -> Pattern:
     return pattern
 
 
-def _reason(parameter: nn.Parameter, pattern: Pattern, override: LayerOverride, shared: str | None) -> str | None:
+def _reason(parameter: Weight, pattern: Pattern, override: LayerOverride, shared: str | None) -> str | None:
     """Why a parameter is left dense, or None if it is pruned."""
     if override.excluded:
         return "allocation.layers excludes it"
@@ -244,4 +274,4 @@ def _reason(parameter: nn.Parameter, pattern: Pattern, override: LayerOverride, 
         return "it is frozen"
     if not parameter.numel():
         return "it is empty"
-    return misfit(pattern, parameter.shape)
+    return _misfit(pattern, parameter)

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from pruning.coupled import Weight
 from pruning.criteria import Criterion
 from pruning.errors import PruningError
 from pruning.masks import Masks
@@ -30,9 +31,9 @@ def identity(
     }
 
 
-def _layout(parameter: Tensor) -> list[int]:
+def _layout(weight: Weight) -> list[int]:
     """The shape of a weight in the order that `as_matrix` flattens, which masks and scores follow."""
-    return list(parameter.movedim(1, -1).shape) if parameter.dim() > 2 else list(parameter.shape)
+    return list(weight.movedim(1, -1).shape if isinstance(weight, Tensor) and weight.dim() > 2 else weight.shape)
 
 
 def check(tensors: Mapping[str, Tensor], values: Mapping[str, str], mine: Mapping[str, str]) -> None:

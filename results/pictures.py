@@ -105,7 +105,7 @@ def place(name: str) -> tuple[str, str]:
 
 def sparsity_by_layer(layers: Sequence[Mapping[str, Any]]) -> Figure:
     """A heat map of `columns.LAYERS` with numbers: a row for each layer, a column for each kind of matrix."""
-    placed = {place(layer["name"]): layer for layer in layers}
+    placed = {place(layer["name"]): layer for layer in layers if len(layer["shape"]) > 1}  # no biases
     rows = sorted({row for row, _ in placed}, key=natural)
     kinds = list(dict.fromkeys(kind for _, kind in placed))
     values = [[placed[row, kind]["sparsity"] if (row, kind) in placed else float("nan") for kind in kinds]

@@ -6,6 +6,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
+from pruning.coupled import parts_of
 from pruning.criteria import Criterion, Layer
 from pruning.errors import PruningError
 from pruning.plan import Plan, as_matrix
@@ -31,7 +32,7 @@ class Calibrated(Criterion):
             raise PruningError(f"samples={self.samples} must be at least 1, seed={self.seed} from 0 to 2^31 - 1", self)
 
     def scores(self, calibration: Calibration, plan: Plan) -> dict[str, Tensor]:
-        """[out, in] saliencies by parameter name, not pooled."""
+        """[out, in] saliencies by parameter name, not pooled; those of biases are [out]."""
         raise NotImplementedError
 
     def saliency(self, layer: Layer) -> Tensor | None:
@@ -44,14 +45,19 @@ class Calibrated(Criterion):
 
 @dataclass
 class Wanda(Calibrated):
-    """|w_rj| * ||x_j||_2 (Sun et al. 2023, arXiv 2306.11695). The paper ranks within rows; here the allocation does."""
+    """|w_rj| * ||x_j||_2 (Sun et al. 2023, arXiv 2306.11695). The paper ranks within rows; here the allocation does.
+
+    A bias is a weight with the constant input 1.
+    """
 
     evidence: ClassVar[str] = "calibration input"
 
     def scores(self, calibration: Calibration, plan: Plan) -> dict[str, Tensor]:
-        hessians = collect(calibration, _pruned(plan), self.seed, fisher=False).hessians
-        return {
-            name: as_matrix(plan.parameters[name].detach()).to(h.dtype).abs() * h.diagonal()[:-1].sqrt()
+        tensors = _pruned(plan)
+        hessians = collect(calibration, _matrices(plan), self.seed, fisher=False).hessians
+        biases = {name: p.detach().abs() for name, p in tensors.items() if p.dim() == 1}
+        return biases | {
+            name: as_matrix(tensors[name].detach()).to(h.dtype).abs() * h.diagonal()[:-1].sqrt()
             for name, h in hessians.items()
         }
 
@@ -64,8 +70,9 @@ class CalibratedSnip(Calibrated):
     """Sum over calibration batches of |w * dL/dw| (Lee et al. 2019, arXiv 1810.02340), labels from the model itself."""
 
     def scores(self, calibration: Calibration, plan: Plan) -> dict[str, Tensor]:
-        sums = weight_gradients(calibration, _pruned(plan), self.seed, Tensor.abs)
-        return {name: as_matrix(plan.parameters[name].detach().abs() * g) for name, g in sums.items()}
+        tensors = _pruned(plan)
+        sums = weight_gradients(calibration, tensors, self.seed, Tensor.abs)
+        return {name: as_matrix(tensors[name].detach().abs() * g) for name, g in sums.items()}
 
 
 @dataclass
@@ -73,8 +80,9 @@ class CalibratedFisher(Calibrated):
     """w^2 * sum over calibration batches of g^2: optimal brain damage with the diagonal of the Fisher information."""
 
     def scores(self, calibration: Calibration, plan: Plan) -> dict[str, Tensor]:
-        sums = weight_gradients(calibration, _pruned(plan), self.seed, Tensor.square)
-        return {name: as_matrix(plan.parameters[name].detach().square() * g) for name, g in sums.items()}
+        tensors = _pruned(plan)
+        sums = weight_gradients(calibration, tensors, self.seed, Tensor.square)
+        return {name: as_matrix(tensors[name].detach().square() * g) for name, g in sums.items()}
 
 
 @dataclass
@@ -111,9 +119,15 @@ class OBS(Calibrated):
 
 
 def _pruned(plan: Plan) -> dict[str, nn.Parameter]:
-    return {name: p for name, _, p in plan.pruned()}
+    """All parameters that mask updates prune, by name."""
+    return {name: p for candidate, _, weight in plan.pruned() for name, p in parts_of(candidate, weight)}
+
+
+def _matrices(plan: Plan) -> dict[str, nn.Parameter]:
+    """Those of Linear and Conv modules, without biases."""
+    return {name: p for name, p in _pruned(plan).items() if p.dim() > 1}
 
 
 def _hessian_bytes(plan: Plan) -> int:
     """At most: layers that share their input share a Hessian too."""
-    return sum(4 * (p[0].numel() + 1) ** 2 for p in _pruned(plan).values())
+    return sum(4 * (p[0].numel() + 1) ** 2 for p in _matrices(plan).values())

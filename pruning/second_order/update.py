@@ -37,7 +37,7 @@ class SurvivorUpdate:
 
     def __init__(self, calibration: Calibration, plan: Plan, criterion: OBS, masks: Masks) -> None:
         self.plan, self.criterion, self.masks = plan, criterion, masks
-        pruned = {name: p for name, _, p in plan.pruned()}
+        pruned = {name: p for name, _, p in plan.pruned() if isinstance(p, nn.Parameter)}
         with _timed("calibration"):
             statistics = collect(calibration, pruned, criterion.seed)
         owners = modules_of(calibration.model, pruned)
@@ -123,6 +123,7 @@ class SurvivorUpdate:
         """Set the survivors, and the biases that were refitted with them."""
         for name, layer in self.solvers.items():
             p, bias = self.plan.parameters[name], self.biases[name]
+            assert isinstance(p, nn.Parameter)  # `Plan.check`
             p.copy_(from_matrix(layer.weights[:, : layer.inputs].contiguous(), p.shape))
             if bias is not None:
                 bias.copy_(layer.weights[:, -1])
