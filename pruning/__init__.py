@@ -11,7 +11,7 @@ Nothing here imports anything but torch and the standard library, but for `pruni
 
 from pruning.allocation import Allocation, Global, LayerOverride, Uniform
 from pruning.blocks import Block
-from pruning.coupled import Coupled, CoupledWeights, FeedForward, Heads, Weight, couple, parts_of
+from pruning.coupled import Coupled, CoupledWeights, FeedForward, Heads, Structured, Weight, couple, parts_of
 from pruning.criteria import (
     Criterion,
     DiagonalFisher,
@@ -93,6 +93,7 @@ __all__ = [
     "SimKD",
     "Snip",
     "SnipMomentum",
+    "Structured",
     "TrainingLength",
     "Uniform",
     "Wanda",

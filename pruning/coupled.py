@@ -57,10 +57,18 @@ class CoupledWeights:
     It has as much of the interface of a parameter as a plan needs. `detach` and `grad` copy.
     """
 
-    def __init__(self, parts: Iterable[Part]) -> None:
-        self.parts = tuple(parts)
+    def __init__(self, parts: Iterable[Part], products: int = 0) -> None:
+        """Args:
+        parts: of the units.
+        products: multiply-accumulates of a unit for each pair of tokens.
+        """
+        self.parts, self.products = tuple(parts), products
         self.units = self.parts[0].units
         self.shape = torch.Size((self.units, sum(part.size for part in self.parts)))
+
+    def macs(self, tokens: int) -> int:
+        """Multiply-accumulates of a unit for each token of a text of so many tokens."""
+        return sum(part.size for part in self.parts if part.parameter.dim() > 1) + self.products * tokens
 
     @property
     def device(self) -> torch.device:
@@ -141,6 +149,12 @@ class Coupled(Pattern):
     target_sparsity: float | None = field(default=0.5, kw_only=True)
     """Fraction of the weights of all units, biases included, that are zero at the end."""
 
+    @classmethod
+    def parse(cls, text: str, target_sparsity: float | None) -> Self | None:
+        if cls is Coupled or text != str(cls()):
+            return None
+        return cls() if target_sparsity is None else cls(target_sparsity=target_sparsity)
+
     def find(self, modules: Mapping[str, nn.Linear], heads: int) -> Iterator[tuple[str, CoupledWeights]]:
         """Names and weights of all units in a network.
 
@@ -190,12 +204,6 @@ class FeedForward(Coupled):
                 if all(modules[writer].out_features % units == 0 for writer in writers):
                     yield _named(names, reader, "channels"), _coupled(modules, writers, reader, units)
 
-    @classmethod
-    def parse(cls, text: str, target_sparsity: float | None) -> Self | None:
-        if text != "ffn":
-            return None
-        return cls() if target_sparsity is None else cls(target_sparsity=target_sparsity)
-
 
 @dataclass
 class Heads(Coupled):
@@ -206,12 +214,6 @@ class Heads(Coupled):
     def __str__(self) -> str:
         return "heads"
 
-    @classmethod
-    def parse(cls, text: str, target_sparsity: float | None) -> Self | None:
-        if text != "heads":
-            return None
-        return cls() if target_sparsity is None else cls(target_sparsity=target_sparsity)
-
     def find(self, modules: Mapping[str, nn.Linear], heads: int) -> Iterator[tuple[str, CoupledWeights]]:
         for names in ATTENTIONS:
             for writers, reader in names.find(modules):
@@ -219,10 +221,24 @@ class Heads(Coupled):
                 size = width // max(1, heads)  # features of a head
                 units = min(*sizes, width) // size if size else 0  # as many as there are keys
                 fits = units and width == heads * size and heads % units == 0
-                if fits and (
-                    sizes == [3 * width] or (len(sizes) > 1 and all(n in (width, units * size) for n in sizes))
-                ):
-                    yield _named(names, reader, "heads"), _coupled(modules, writers, reader, units)
+                separate = len(sizes) > 1 and all(n in (width, units * size) for n in sizes)
+                if fits and (separate or sizes == [3 * width]):
+                    products = 2 * width // units  # of queries with keys, and of attention weights with values
+                    yield _named(names, reader, "heads"), _coupled(modules, writers, reader, units, products)
+
+
+@dataclass
+class Structured(Coupled):
+    """Attention heads and feed-forward channels with one budget, ranked together by their score for each weight or
+    multiply-accumulate (CoFi, Xia et al. 2022, arXiv 2204.00408; nn_pruning, Lagunas et al. 2021, arXiv 2109.04838).
+    """
+
+    def __str__(self) -> str:
+        return "structured"
+
+    def find(self, modules: Mapping[str, nn.Linear], heads: int) -> Iterator[tuple[str, CoupledWeights]]:
+        yield from FeedForward().find(modules, heads)
+        yield from Heads().find(modules, heads)
 
 
 def couple(model: nn.Module, parameters: Mapping[str, Weight], pattern: Coupled, heads: int) -> dict[str, Weight]:
@@ -258,7 +274,9 @@ def _named(names: Names, reader: str, what: str) -> str:
     return reader.removesuffix(names.reader) + what
 
 
-def _coupled(modules: Mapping[str, nn.Linear], writers: Iterable[str], reader: str, units: int) -> CoupledWeights:
+def _coupled(
+    modules: Mapping[str, nn.Linear], writers: Iterable[str], reader: str, units: int, products: int = 0
+) -> CoupledWeights:
     """Rows and biases of writers with columns of their reader.
 
     A writer with more rows than the reader has columns holds several matrices, one below the other.
@@ -269,4 +287,4 @@ def _coupled(modules: Mapping[str, nn.Linear], writers: Iterable[str], reader: s
         repeat = max(1, module.out_features // width)
         parts += [Part(f"{name}.{key}", p, 0, units, repeat) for key, p in module.named_parameters(recurse=False)]
     columns = modules[reader].get_parameter("weight")
-    return CoupledWeights([*parts, Part(f"{reader}.weight", columns, 1, units)])
+    return CoupledWeights([*parts, Part(f"{reader}.weight", columns, 1, units)], products)

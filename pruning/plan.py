@@ -5,7 +5,7 @@ import logging
 import math
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -89,15 +89,21 @@ class Group:
     pattern: Pattern
     shapes: dict[str, torch.Size]
     """The matrix shape of each layer, sorted by parameter name."""
+    macs: dict[str, int] = field(default_factory=dict)
+    """Multiply-accumulates of a unit of each layer; empty where units are counted by their weights."""
 
     @property
     def units(self) -> dict[str, int]:
         """Units of the pattern in each layer."""
         return {name: shape.numel() // self.pattern.unit_size(shape) for name, shape in self.shapes.items()}
 
+    def rate(self, name: str) -> float:
+        """Cost of each weight of a layer: 1, or its share of the multiply-accumulates."""
+        return self.macs[name] / self.pattern.unit_size(self.shapes[name]) if name in self.macs else 1.0
+
     def quotas(self, allocation: Allocation, progress: float = 1.0) -> dict[str, Quota]:
         """How many units of each layer may be pruned when this part of the target is due."""
-        zeros = {name: self.pattern.unit_zeros(shape) for name, shape in self.shapes.items()}
+        zeros = {name: self.macs.get(name, self.pattern.unit_zeros(shape)) for name, shape in self.shapes.items()}
         return allocation.quotas(self.units, zeros, self.pattern.max_sparsity, progress)
 
     def budget(
@@ -129,6 +135,7 @@ class Plan:
         allocation: spreads the target over the layers; if not given: `Global`.
         keeps_zeros: zeros that the parameters have when training begins stay, and count towards the target. Parameters
             that are trained and not pruned are then `Locked`.
+        tokens: length of the texts for which `allocation.cost` counts multiply-accumulates.
 
     Raises:
         PruningError: no parameter fits, a target is out of reach, a name in `allocation.layers` matches nothing, or
@@ -141,6 +148,7 @@ class Plan:
         pattern: Pattern,
         allocation: Allocation | None = None,
         keeps_zeros: bool = False,
+        tokens: int = 128,
     ) -> None:
         self.pattern, self.allocation = pattern, allocation if allocation is not None else Global()
         self.keeps_zeros = keeps_zeros
@@ -174,7 +182,10 @@ class Plan:
             if reason is not None:
                 self.left[name] = reason
             else:
-                groups.setdefault(repr(own), Group(own, {})).shapes[name] = matrix_shape(p.shape)
+                group = groups.setdefault(repr(own), Group(own, {}))
+                group.shapes[name] = matrix_shape(p.shape)
+                if self.allocation.cost == "macs" and isinstance(p, CoupledWeights):
+                    group.macs[name] = p.macs(tokens)
         self.groups = list(groups.values())
         self.patterns = {name: group.pattern for group in self.groups for name in group.shapes}
         """The pattern of each parameter that has one."""

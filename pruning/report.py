@@ -118,9 +118,10 @@ def check_targets(plan: Plan, report: list[LayerReport]) -> None:
         if not group.pattern.prunes:
             continue
         parts = {name: [part for part, _ in parts_of(name, plan.parameters[name])] for name in group.shapes}
-        of_group = [rows[part] for names in parts.values() for part in names if part in rows]
-        elements, zeros = sum(math.prod(row.shape) for row in of_group), sum(row.zeros for row in of_group)
-        unit = max(group.pattern.unit_size(shape) for shape in group.shapes.values())
+        of_group = [(rows[part], group.rate(name)) for name in parts for part in parts[name] if part in rows]
+        elements = sum(math.prod(row.shape) * rate for row, rate in of_group)
+        zeros = sum(row.zeros * rate for row, rate in of_group)
+        unit = max(group.pattern.unit_size(shape) * group.rate(name) for name, shape in group.shapes.items())
         if group.pattern.target * elements - zeros > unit * len(parts):  # uniform rounds each layer
             raise PruningError(
                 f"pattern {group.pattern}: sparsity is {zeros / elements:g}, not {group.pattern.target:g}, over the "

@@ -54,9 +54,8 @@ class Scores:
         known = ((name, self.of(name, masks, optimizer, regrow)) for name in group.shapes)
         scores = {name: score for name, score in known if score is not None}
         losers = {name: group.pattern.losers(score) for name, score in scores.items()}
-        return {
-            name: unit_costs(self._plan, masks, name, score, losers[name]) for name, score in scores.items()
-        }, losers
+        costs = {name: unit_costs(self._plan, masks, name, score, losers[name]) for name, score in scores.items()}
+        return {name: cost / group.rate(name) if name in group.macs else cost for name, cost in costs.items()}, losers
 
     def calibrate(self, scores: Mapping[str, Tensor]) -> None:
         """Replace the scores of a criterion that reads calibration data.

@@ -20,15 +20,20 @@ def identity(
 ) -> dict[str, str]:
     """What two pruners must agree on for one to take over the state of the other."""
     zeros = {"zeros": "held"} if plan.keeps_zeros else {}
-    return zeros | {
-        "pattern": repr(plan.pattern),
-        "criterion": repr(criterion),
-        "allocation": repr(plan.allocation),
-        "schedule": repr(schedule),
-        "length": repr(length),
-        "regularizer": repr(regularizer),
-        "layers": json.dumps({name: _layout(p) for name, p in plan.parameters.items()}),
-    }
+    cost = {"cost": repr([group.macs for group in plan.groups])} if plan.allocation.cost != "parameters" else {}
+    return (
+        zeros
+        | cost
+        | {
+            "pattern": repr(plan.pattern),
+            "criterion": repr(criterion),
+            "allocation": repr(plan.allocation),
+            "schedule": repr(schedule),
+            "length": repr(length),
+            "regularizer": repr(regularizer),
+            "layers": json.dumps({name: _layout(p) for name, p in plan.parameters.items()}),
+        }
+    )
 
 
 def _layout(weight: Weight) -> list[int]:

@@ -81,7 +81,8 @@ def layers(inputs: Inputs) -> Iterator[str]:
         alike = Counter((models.kind_of(name), shape, slices(weights[name])) for name, shape in group.shapes.items())
         parts = [p for name, weight in weights.items() for _, p in parts_of(name, weight) if p.dim() > 1]
         zeros += target * sum(p.numel() for p in parts)
-        yield f"pattern {group.pattern}, target {target:g}: {len(group.shapes)} layers, {units:,} units"
+        of = " of the multiply-accumulates" if group.macs else ""
+        yield f"pattern {group.pattern}, target {target:g}{of}: {len(group.shapes)} layers, {units:,} units"
         for (kind, shape, of), count in alike.items():
             yield f"  {count:>3} x {kind} {list(shape)}{of}"
     reasons = Counter(plan.left.values())
@@ -89,7 +90,8 @@ def layers(inputs: Inputs) -> Iterator[str]:
     outside = sorted(matrices.keys() - plan.tensors.keys())
     if outside:
         yield f"not candidates: {', '.join(name.removesuffix('.weight') for name in outside)}"
-    least = "at least " if plan.keeps_zeros else ""  # a group of N:M, or a layer that keeps its zeros, may have more
+    least = "about " if any(group.macs for group in plan.groups) else ""
+    least = "at least " if plan.keeps_zeros else least  # a group of N:M, or a layer that keeps its zeros, may have more
     yield f"zeros in the end: {least}{zeros / everything:.4f} of all Linear and Conv weights"
 
 

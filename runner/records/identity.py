@@ -54,11 +54,14 @@ def identify(experiment: Experiment, model: str, data: str, teacher: str | None,
             run["frozen"] = sorted(set(experiment.model.frozen))
         if sparse is not None:
             run["sparse"] = [sparse, "zeros stay"] if experiment.keeps_zeros else sparse
+        allocation = _typed(experiment.allocation)
+        if experiment.allocation.cost == "parameters":
+            del allocation["cost"]  # runs of before there was a choice keep their identity
         if experiment.pattern.prunes or experiment.pattern.locks or experiment.allocation.layers:
             run |= {
                 "layers": [experiment.model.prunable, experiment.model.excluded],
                 "criterion": _typed(experiment.criterion),
-                "allocation": _typed(experiment.allocation),
+                "allocation": allocation,
                 "schedule": _typed(experiment.schedule),
                 "regularizer": _typed(experiment.regularizer),
             }

@@ -62,7 +62,8 @@ def plan_of(experiment: Experiment, net: PreTrainedModel) -> Plan:
     parameters: dict[str, Weight] = {**models.prunable_parameters(net, experiment.model)}
     if isinstance(experiment.pattern, Coupled):
         parameters = couple(net, parameters, experiment.pattern, models.shape(net.config).heads)
-    return Plan(parameters, experiment.pattern, experiment.allocation, experiment.keeps_zeros)
+    tokens = experiment.dataset.max_seq_length
+    return Plan(parameters, experiment.pattern, experiment.allocation, experiment.keeps_zeros, tokens)
 
 
 def projection_parameters(experiment: Experiment, sources: Sources, net: PreTrainedModel) -> int:

@@ -40,6 +40,7 @@ from pruning import (
     Random,
     Snip,
     SnipMomentum,
+    Structured,
     Uniform,
     Wanda,
     Weight,
@@ -117,7 +118,7 @@ def elements(kind: str, layer: int, unit: int) -> list[tuple[str, tuple[Any, ...
 
 def units(pattern: Coupled) -> list[tuple[str, int, int]]:
     """Kind, layer and number of all units, in the order in which equal scores go."""
-    kinds = {"ffn": ["channels"], "heads": ["heads"]}[str(pattern)]
+    kinds = {"ffn": ["channels"], "heads": ["heads"], "structured": ["channels", "heads"]}[str(pattern)]
     return [(kind, layer, unit) for layer in range(LAYERS) for kind in kinds
             for unit in range(INNER if kind == "channels" else HEADS)]  # fmt: skip
 
@@ -311,7 +312,7 @@ def test_units_are_zero_from_their_update_on_and_counts_are_exact(
     assert pruner.sparsity == pytest.approx(target)
 
 
-@PATTERN
+@pytest.mark.parametrize("pattern", [*PATTERNS, Structured])
 @pytest.mark.parametrize("criterion", [SnipMomentum, Platon, DiagonalFisher])
 @pytest.mark.parametrize("at", [0, 5, 9])
 def test_an_interrupted_training_continues_bit_for_bit(pattern: type[Coupled], criterion: Any, at: int) -> None:
@@ -340,6 +341,61 @@ def test_an_interrupted_training_continues_bit_for_bit(pattern: type[Coupled], c
     assert same(snapshot(after), snapshot(pruner))
     assert all(torch.equal(p, q) for p, q in zip(whole.parameters(), second.parameters(), strict=True))
     assert after.report() == pruner.report()
+
+
+def costs_of(cost: str, tokens: int) -> dict[str, int]:
+    """What a unit of each kind costs, by hand."""
+    if cost == "parameters":
+        return {"channels": 2 * WIDTH + 1, "heads": 4 * WIDTH * WIDTH // HEADS + 3 * WIDTH // HEADS}
+    return {"channels": 2 * WIDTH, "heads": 4 * WIDTH * WIDTH // HEADS + 2 * tokens * WIDTH // HEADS}
+
+
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(
+    target=st.floats(0.1, 0.7),
+    cost=st.sampled_from(["parameters", "macs"]),
+    tokens=st.sampled_from([8, 128]),
+    cap=st.sampled_from([0.98, 1.0]),
+    light=st.sampled_from(["channels", "heads", None]),
+)
+def test_one_budget_for_heads_and_channels_goes_by_score_for_each_cost(target, cost, tokens, cap, light) -> None:
+    model, pattern = network(), Structured(target_sparsity=target)
+    named, each = dict(model.named_parameters()), costs_of(cost, tokens)
+    for unit in [unit for unit in units(pattern) if unit[0] == light]:
+        for name, index in elements(*unit):
+            named[name].data[index] *= 0.5
+    scores = {unit: float(values(named, unit).abs().sum()) / each[unit[0]] for unit in units(pattern)}
+    order = sorted(scores, key=scores.__getitem__)
+    room = {
+        (kind, layer): int(cap * count) for kind, count in (("channels", INNER), ("heads", HEADS)) for layer in (0, 1)
+    }
+    allowed = [u for u in order if order_in_layer(order, u) < room[u[0], u[1]]]
+    budget = target * sum(each[unit[0]] for unit in order)
+    reached = [sum(each[kind] for kind, *_ in allowed[:count]) for count in range(len(allowed) + 1)]
+    best = min(range(len(reached)), key=lambda count: (abs(reached[count] - budget), count))
+
+    plan = Plan(candidates(model, pattern), pattern, Global(max_per_layer=cap, cost=cost), tokens=tokens)
+    pruner = Pruner(plan, OneShot(start="0"), LENGTH, Magnitude())
+    pruner.update_now()
+    assert dead(model, pattern) == set(allowed[:best])
+    pruner.check_reached()
+    assert sum(row.zeros for row in pruner.report()) == sum(values(named, unit).numel() for unit in allowed[:best])
+
+
+def order_in_layer(order: list[tuple[str, int, int]], unit: tuple[str, int, int]) -> int:
+    """Place of a unit among those of its kind and layer."""
+    return [other for other in order if other[:2] == unit[:2]].index(unit)
+
+
+def test_costs_of_units_are_in_the_saved_state() -> None:
+    plans = [Plan(candidates(network(), Structured()), Structured(), Global(cost="macs"), tokens=n) for n in (8, 16)]
+    short, long = (Pruner(plan, SCHEDULE, LENGTH) for plan in plans)
+    tensors, texts = short.state_dict()
+    short.load_state_dict(tensors, texts)
+    with pytest.raises(PruningError, match=r"^the saved pruner differs in its cost"):
+        long.load_state_dict(tensors, texts)
+    with pytest.raises(PruningError, match=r"^cost='seconds' must be parameters or macs$"):
+        Global(cost="seconds")
 
 
 def test_a_state_of_other_units_is_refused() -> None:

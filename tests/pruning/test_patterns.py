@@ -10,7 +10,7 @@ import torch
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from pruning import Block, Dense, FeedForward, Heads, Locked, NofM, Pattern, PruningError, parse
+from pruning import Block, Dense, FeedForward, Heads, Locked, NofM, Pattern, PruningError, Structured, parse
 
 PROPERTY = settings(deadline=None, derandomize=True, max_examples=60)
 SMALL_SHAPES = [torch.Size(shape) for shape in itertools.product(range(1, 25), repeat=2) if shape[0] * shape[1] <= 240]
@@ -27,7 +27,7 @@ def concrete(base: type) -> list[type]:
 
 
 PATTERNS = concrete(Pattern)
-COUPLED = {"FeedForward": FeedForward, "Heads": Heads}
+COUPLED = {"FeedForward": FeedForward, "Heads": Heads, "Structured": Structured}
 """Those whose units are rows of a matrix that is put together from several: test_coupled.py."""
 
 

@@ -1,5 +1,6 @@
 """Ways to prune through the real command line: criteria, schedules, exceptions by layer, locked zeros, N:M mixes."""
 
+import itertools
 import json
 import math
 import re
@@ -269,18 +270,23 @@ def test_heads_and_channels_go_whole_and_exports_are_cut(cli: Cli, tmp_path: Pat
     rows = "rows of intermediate.dense, intermediate.dense.bias; columns of output.dense"
     assert f"    4 x channels [512, 257]: {rows}\n" in said
     assert "left dense: 16 layers: it belongs to no unit of ffn\n" in said
-    done = ok(cli("-m", "runner", "-m", *SHORT, "pattern=ffn,heads"))
+    said = ok(cli("-m", "runner", *SHORT, "pattern=structured", "allocation.cost=macs", "dry_run=true")).stdout
+    assert "pattern structured, target 0.5 of the multiply-accumulates: 8 layers, 2,064 units\n" in said
+    done = ok(cli("-m", "runner", "-m", *SHORT, "train.max_steps=12", "pattern=ffn,heads,structured",
+                  "allocation.cost=macs"))  # fmt: skip
     assert "is left dense" not in done.stderr
-    for pattern, share in (("ffn", 0.5), ("heads", 0.5)):
+    macs = {"ffn": 2 * 128, "heads": 4 * 32 * 128 + 2 * 32 * 128}  # of a unit, with 128 tokens
+    for pattern in ("ffn", "heads", "structured"):
         run = finished(tmp_path, pattern)
         result, pruning, tensors = read(run)
-        dead = units = 0
-        for layer in range(4):
-            writers, reader = features_of(pattern, layer, tensors)
+        dead, cost, total = {"ffn": 0, "heads": 0}, 0, 0
+        for kind, layer in itertools.product(dead if pattern == "structured" else [pattern], range(4)):
+            writers, reader = features_of(kind, layer, tensors)
             gone = (reader == 0).all(1)
             assert all(bool((rows[gone] == 0).all()) and bool((rows != 0).any(1)[~gone].any()) for rows in writers)
-            dead, units = dead + int(gone.sum()), units + len(gone)
-        assert dead == share * units
+            dead[kind] += int(gone.sum())
+            cost, total = cost + int(gone.sum()) * macs[kind], total + len(gone) * macs[kind]
+        assert abs(cost - total / 2) <= max(macs.values()) / 2
         matrices = [name for name, p in tensors.items() if p.dim() > 1 and "encoder" in name]
         pruned = {row["name"]: row for row in pruning["layers"] if row["skipped"] is None}
         assert {name for name in pruned if name.endswith("weight")} == {n for n in matrices if zeros(tensors[n])}
@@ -289,7 +295,7 @@ def test_heads_and_channels_go_whole_and_exports_are_cut(cli: Cli, tmp_path: Pat
         found = result["verification"]
         total = sum(tensors[name].numel() for name in matrices) + tensors["qa_outputs.weight"].numel()
         assert found["linear_ratio"] == pytest.approx(sum(zeros(tensors[name]) for name in matrices) / total)
-        assert found["sparsity"] == pytest.approx(share)
+        assert found["sparsity"] == pytest.approx(0.5, abs=1e-9 if pattern != "structured" else 0.1)
         assert inspect(run / "model").broken_claims == []
 
         model = AutoModelForQuestionAnswering.from_pretrained(run / "model").eval()
@@ -298,11 +304,11 @@ def test_heads_and_channels_go_whole_and_exports_are_cut(cli: Cli, tmp_path: Pat
             before = model(input_ids=tokens)
             report = cut(model)
             after = model(input_ids=tokens)
-        assert (report.channels if pattern == "ffn" else report.heads) == dead
+        assert (report.channels, report.heads) == (dead["ffn"], dead["heads"])
         torch.testing.assert_close(after.start_logits, before.start_logits, rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(after.end_logits, before.end_logits, rtol=1e-4, atol=1e-4)
     table = ok(cli("-m", "results", "--format", "csv")).stdout
-    assert {line.split(",")[2] for line in table.splitlines()[1:]} >= {"ffn", "heads"}
+    assert {line.split(",")[2] for line in table.splitlines()[1:]} >= {"ffn", "heads", "structured"}
 
 
 def test_units_that_span_matrices_are_refused_where_they_cannot_be_found_or_scored(refused: Refused) -> None:
