@@ -219,12 +219,6 @@ class Plan:
                 "none can come back; leave regrow out",
                 self.allocation,
             )
-        if criterion.updates_survivors and self.keeps_zeros:
-            raise PruningError(
-                f"{type(criterion).__name__} adapts the other weights to those that are pruned, and cannot hold zeros "
-                "that the weights have before; take another criterion",
-                criterion,
-            )
         for group in self.groups:
             if isinstance(group.pattern, Coupled) and criterion.updates_survivors:
                 raise PruningError(

@@ -14,6 +14,8 @@ from pruning.errors import PruningError
 
 MATRIX_MODULES = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
+_STRIP = 128  # rows of a Hessian that are summed at once
+
 
 def _all_real(batch: Any) -> None:
     return None
@@ -167,7 +169,9 @@ class _Sums:
         x = _real(_patches(call.module, call.input), tokens).to(self.hessians[name].dtype)
         x = torch.cat([x, x.new_ones(len(x), 1)], 1)
         with torch.autocast(x.device.type, enabled=False):
-            self.hessians[name].addmm_(x.T, x)
+            for start in range(0, x.shape[1], _STRIP):  # the upper triangle, which is half of the work
+                strip = self.hessians[name][start : start + _STRIP, start:]
+                strip.addmm_(x[:, start : start + _STRIP].T, x[:, start:])
         self.rows[name] += len(x)
 
     def result(self, fisher: bool) -> Statistics:
@@ -177,7 +181,7 @@ class _Sums:
             rows = hessian.new_tensor(self.rows[name], dtype=torch.float64)
             for tensor in (hessian, rows):
                 _sum_over_ranks(tensor)
-            hessian.div_(rows.clamp(min=1))
+            hessian.triu_().add_(hessian.triu(1).T).div_(rows.clamp(min=1))
         for name, values in self.fisher.items():
             _sum_over_ranks(values)
             if not bool(values.isfinite().all()) or not bool(self.hessians[self.leaders[name]].isfinite().all()):

@@ -113,8 +113,8 @@ class OBS(Calibrated):
 
     def memory(self, plan: Plan) -> int:
         weights = [as_matrix(p).shape for p in _pruned(plan).values()]
-        # float64: the damped Hessian and its copies, old and new weights, a part's matrices, factors and their copies
-        one = max(24 * (w[1] + 1) ** 2 + 24 * w.numel() + 4 * max(CHUNK, 8 * (w[1] + 1) ** 2) for w in weights)
+        # the damped Hessian and its inverse with copies, old and new weights, a batch's matrices, factors and copies
+        one = max(48 * (w[1] + 1) ** 2 + 24 * w.numel() + 4 * max(CHUNK, 8 * (w[1] + 1) ** 2) for w in weights)
         return super().memory(plan) + _hessian_bytes(plan) + one
 
 

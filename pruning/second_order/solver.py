@@ -6,19 +6,22 @@ columns that a row still has:
 * costs (Hassibi and Stork 1993; blocks: Frantar and Alistarh 2022, Kurtic et al. 2022): the columns C of the rows S
   cost sum over r in S of f_r w_rC ([(H_KK)^-1]_CC)^-1 w_rC^T, the rise of the expected loss when all else in K adapts;
 * survivors: w_K = (W0 H)_K (H_KK)^-1, the exact minimum of ||(w - w0) X||^2 + damping on K.
+
+`forms` has the linear algebra of both.
 """
 
-from collections.abc import Iterator
 from itertools import combinations
 from math import comb
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from pruning.errors import PruningError
+from pruning.second_order.forms import InverseForm, RestForm, batches, cholesky, inverse
 
 CHUNK = 64 << 20  # bytes of the matrices that are factorised together
 _EXACT = 512  # beyond so many inputs, intermediate rounds are ranked in float32; the last solution never is
+_MANY = 0.57  # of a group's columns: where as many stay, costs come from the inverse of the whole Hessian
 _SETS = 128  # sets of losers per group that are compared; beyond, single weights are
 
 
@@ -30,19 +33,6 @@ def damped(hessian: Tensor, damping: float) -> Tensor:
     diagonal[diagonal == 0] = 1.0
     diagonal += damping * mean
     return h
-
-
-def cholesky(matrix: Tensor) -> Tensor:
-    """The lower factor of symmetric matrices. Raises PruningError if one is not positive definite."""
-    factor, bad = torch.linalg.cholesky_ex(matrix)
-    if bool(bad.any()):
-        raise PruningError("a Hessian is not positive definite: use more damping, or more calibration samples")
-    return factor
-
-
-def inverse(matrix: Tensor) -> Tensor:
-    """The inverse of a positive definite matrix."""
-    return torch.cholesky_inverse(cholesky(matrix))
 
 
 class LayerSolver:
@@ -84,52 +74,57 @@ class LayerSolver:
             float64 [out / rows, in / cols]; +inf for units that are pruned, or everywhere without `costs`.
         """
         h = damped(self.hessian, self.damping)
-        original = self.original.double()
-        target = original @ h
         groups, size = len(self.alive), len(h)
         alive = torch.cat([self.alive, self.alive.new_ones(groups, size - self.inputs)], 1)
-        of_rows = original.view(groups, self.rows, size)
-        solved = torch.zeros_like(of_rows)
-        out = torch.full((groups, self.inputs // self.cols), torch.inf, dtype=torch.float64, device=h.device)
+        original = F.pad(self.original.double(), (0, 1)).view(groups, self.rows, size + 1)
+        solved = torch.zeros_like(original)
+        out = torch.full((groups, self.inputs // self.cols + 1), torch.inf, dtype=torch.float64, device=h.device)
         dtype = torch.float32 if costs and size > _EXACT else torch.float64
-        for part, columns in _batches(alive, dtype.itemsize):
-            k = columns.shape[1]
-            if k == size:  # nothing is pruned: the solution is what there was
-                solved[part] = of_rows[part]
-                if costs:
-                    out[part] = self._costs(of_rows[part], inverse(h)[None], part)
+        few = alive.sum(1) >= (_MANY if costs else 0.5) * size
+        for form, which in ((InverseForm, few), (RestForm, ~few)):
+            if not bool(which.any()):
                 continue
-            factor = _factor(h, columns, dtype)
-            wanted = columns[:, None].expand(-1, self.rows, -1)
-            right = target.view(groups, self.rows, size)[part].gather(2, wanted).to(dtype)
-            found = torch.cholesky_solve(right.transpose(1, 2), factor).transpose(1, 2).double()
-            solved[part] = torch.zeros_like(solved[part]).scatter_(2, wanted, found)
-            if costs and k > size - self.inputs:
-                units = columns[:, : k - (size - self.inputs) : self.cols] // self.cols
-                out[part] = out[part].scatter(1, units, self._costs(found, torch.cholesky_inverse(factor), part))
-        self.weights = solved.view(original.shape).to(self.original.dtype)
-        return out
+            method = form(h, original, self.cols)
+            chosen = torch.nonzero(which)[:, 0]
+            for part, gone, kept in batches(alive, chosen, CHUNK // dtype.itemsize, form is InverseForm):
+                if costs:
+                    found, blocks = method.ranked(part, gone, kept, dtype)
+                    out[part] = self._costs(out[part], found, blocks, part, kept)
+                else:
+                    found = method.weights(part, gone, kept)
+                solved[part] = solved[part].scatter(2, kept[:, None].expand(found.shape), found)
+        self.weights = solved[:, :, :size].reshape(self.original.shape).to(self.original.dtype)
+        return out[:, :-1]
 
-    def _costs(self, weights: Tensor, inverses: Tensor, part: Tensor) -> Tensor:
-        """[groups, rows, k] and [groups or 1, k, k] -> [groups, blocks], the bias left out."""
-        count = (weights.shape[2] - (self.original.shape[1] - self.inputs)) // self.cols
-        blocks = weights[..., : count * self.cols].unflatten(2, (count, self.cols))
+    def _costs(self, out: Tensor, weights: Tensor, blocks: Tensor, part: Tensor, kept: Tensor) -> Tensor:
+        """`out`, [part, units + 1], with the costs of the units of some groups.
+
+        Args:
+            weights: [part, rows, k].
+            blocks: [part or 1, k // cols, cols, cols], of the inverse of H_KK. The last may be of bias and padding.
+            kept: [part, k].
+        """
+        count = blocks.shape[1]
+        units = (kept[:, : count * self.cols : self.cols] // self.cols).clamp(max=out.shape[1] - 1)
+        of_units = weights[..., : count * self.cols].unflatten(2, (count, self.cols))
         if self.cols == 1:
-            each = blocks.squeeze(3).square() / inverses.diagonal(dim1=1, dim2=2)[:, None, :count].double()
+            each = of_units.square().squeeze(3) / blocks[:, None, :, 0, 0]
         else:
-            end = count * self.cols
-            square = inverses[:, :end, :end].unflatten(1, (count, self.cols)).unflatten(3, (count, self.cols))
-            square = square.diagonal(dim1=1, dim2=3).permute(0, 3, 1, 2).double()  # [groups or 1, blocks, cols, cols]
-            square = inverse(square)
+            if len(blocks) > 1:
+                nothing = (units == out.shape[1] - 1)[:, :, None, None]
+                blocks = torch.where(nothing, torch.eye(self.cols, dtype=blocks.dtype, device=blocks.device), blocks)
+            square = inverse(blocks)
             product = (
-                blocks.transpose(1, 2) @ square
+                of_units.transpose(1, 2) @ square
                 if len(square) > 1
-                else torch.einsum("grkc,kcd->gkrd", blocks, square[0])
+                else torch.einsum("grkc,kcd->gkrd", of_units, square[0])
             )
-            each = (product.transpose(1, 2) * blocks).sum(3)
+            each = (product.transpose(1, 2) * of_units).sum(3)
         if self.fisher is not None:
             each = each * self.fisher.double().view(-1, self.rows)[part][:, :, None]
-        return each.sum(1)
+        out = out.scatter(1, units, each.sum(1))
+        out[:, -1] = torch.inf
+        return out
 
     def error(self) -> Tensor:
         """float64 [out]: f_r times the mean square error of each output, damping included."""
@@ -140,18 +135,24 @@ class LayerSolver:
     # --- N:M ------------------------------------------------------------------------------------------------
 
     def group_costs(self, n: int, m: int) -> Tensor:
-        """float64 [out * in / m]: the cost of each N:M group, its cheapest m - n weights pruned and all else free."""
-        inv = inverse(damped(self.hessian, self.damping))
+        """float64 [out * in / m]: the cost of each N:M group, its cheapest m - n weights pruned and all else free.
+
+        Zeros that a group has are among these; groups that have more than m - n cost +inf.
+        """
+        inv = inverse(self._live_hessian())
         costs = []
         for start in range(0, self.inputs, m):
             span = slice(start, start + m)
-            costs.append(_cheapest(self.original[:, span].double(), inv[span, span], m - n)[1])
+            costs.append(_cheapest(self.original[:, span].double(), inv[span, span], m - n, ~self.alive[:, span])[1])
         costs = torch.stack(costs, 1)
         return (costs if self.fisher is None else costs * self.fisher.double()[:, None]).flatten()
 
     def columns_in_order(self, n: int, m: int, chosen: Tensor) -> Tensor:
         """The losers of the chosen groups, column after column, each time updating the columns to the right
         (SparseGPT, with the best of all sets of a group where they are few).
+
+        Columns that no row has left take no part. A zero of a single row does until its group is reached, and is then
+        among the losers; groups that have enough zeros are passed over.
 
         Args:
             chosen: bool [out, in / m]: groups to prune.
@@ -160,14 +161,15 @@ class LayerSolver:
             bool [out, in].
         """
         weights = self.original.to(torch.float64, copy=True)
-        upper = cholesky(inverse(damped(self.hessian, self.damping))).T
+        upper = cholesky(inverse(self._live_hessian())).T
         losers = torch.zeros(weights.shape[0], self.inputs, dtype=torch.bool, device=weights.device)
         for group, start in enumerate(range(0, self.inputs, m)):
-            rows = torch.nonzero(chosen[:, group] & self.alive[:, start : start + m].all(1))[:, 0]
+            alive = self.alive[:, start : start + m]
+            rows = torch.nonzero(chosen[:, group] & (alive.sum(1) > n))[:, 0]
             if not len(rows):
                 continue
             trailing = upper[start : start + m, start : start + m].T @ upper[start : start + m, start:]
-            lost, _ = _cheapest(weights[rows, start : start + m], trailing[:, :m], m - n)
+            lost, _ = _cheapest(weights[rows, start : start + m], trailing[:, :m], m - n, ~alive[rows])
             losers[rows, start : start + m] = lost
             sets = lost.nonzero()[:, 1].view(len(rows), m - n)
             inside = trailing[sets[:, :, None], sets[:, None, :]]  # [rows, m - n, m - n]
@@ -176,13 +178,22 @@ class LayerSolver:
             weights[rows, start:] -= torch.einsum("rs,rsk->rk", factors, trailing[sets])
         return losers
 
+    def _live_hessian(self) -> Tensor:
+        """float64 [n, n]: the damped Hessian, in which columns that no row has left depend on nothing."""
+        h, dead = damped(self.hessian, self.damping), ~self.alive.any(0)
+        h[: self.inputs][dead] = 0.0
+        h[:, : self.inputs][:, dead] = 0.0
+        h.diagonal()[: self.inputs][dead] = 1.0
+        return h
 
-def _cheapest(weights: Tensor, inverses: Tensor, count: int) -> tuple[Tensor, Tensor]:
+
+def _cheapest(weights: Tensor, inverses: Tensor, count: int, zeros: Tensor) -> tuple[Tensor, Tensor]:
     """The `count` of each row's weights whose removal costs least, and that cost.
 
     Args:
         weights: [rows, m].
         inverses: [m, m], of the inverse Hessian.
+        zeros: bool [rows, m], weights that are among these.
 
     Returns:
         bool [rows, m] and float64 [rows]. Beyond 128 possible sets weights are ranked singly, as in SparseGPT.
@@ -190,32 +201,15 @@ def _cheapest(weights: Tensor, inverses: Tensor, count: int) -> tuple[Tensor, Te
     m = weights.shape[1]
     if comb(m, count) > _SETS:
         single = weights.square() / inverses.diagonal()
-        places = single.sort(dim=1, stable=True).indices[:, :count]
+        places = single.masked_fill(zeros, -torch.inf).sort(dim=1, stable=True).indices[:, :count]
         lost = torch.zeros_like(weights, dtype=torch.bool).scatter_(1, places, True)
-        return lost, single.where(lost, 0.0).sum(1)
+        return lost, single.where(lost & ~zeros, 0.0).sum(1)
     sets = torch.tensor(list(combinations(range(m), count)), device=weights.device)
     inside = inverse(inverses[sets[:, :, None], sets[:, None, :]])  # [sets, count, count]
     of_sets = weights[:, sets]  # [rows, sets, count]
-    best = ((torch.einsum("rsc,scd->rsd", of_sets, inside)) * of_sets).sum(2).min(1)
+    costs = ((torch.einsum("rsc,scd->rsd", of_sets, inside)) * of_sets).sum(2)
+    if bool(zeros.any()):
+        without = torch.ones(len(sets), m, dtype=costs.dtype, device=weights.device).scatter_(1, sets, 0.0)
+        costs = costs.masked_fill(zeros.to(costs.dtype) @ without.T > 0, torch.inf)
+    best = costs.min(1)
     return torch.zeros_like(weights, dtype=torch.bool).scatter_(1, sets[best.indices], True), best.values
-
-
-def _batches(alive: Tensor, itemsize: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Groups with equally many columns, few enough to factorise together: (groups, their columns [groups, k])."""
-    counts = alive.sum(1)
-    for k in counts.unique().tolist():
-        groups = torch.nonzero(counts == k)[:, 0]
-        at_once = len(groups) if k in (0, alive.shape[1]) else max(1, CHUNK // (k * k * itemsize))
-        for part in groups.split(at_once):
-            yield part, alive[part].nonzero()[:, 1].view(len(part), k)
-
-
-def _factor(h: Tensor, columns: Tensor, dtype: torch.dtype) -> Tensor:
-    """Cholesky factors [groups, k, k] of H_KK; in float64 where float32 does not do."""
-    at = columns[:, :, None], columns[:, None, :]
-    if dtype is torch.float32:
-        factor, bad = torch.linalg.cholesky_ex(h.float()[at])
-        if not bool(bad.any()):
-            return factor
-        return cholesky(h[at]).float()
-    return cholesky(h[at])

@@ -32,7 +32,7 @@ class SurvivorUpdate:
 
     Args:
         calibration: the model and its data; the model is run once.
-        masks: those so far. What they prune stays pruned.
+        masks: those so far. What they prune stays pruned; zeros that are held singly go with their whole unit.
     """
 
     def __init__(self, calibration: Calibration, plan: Plan, criterion: OBS, masks: Masks) -> None:
@@ -50,7 +50,9 @@ class SurvivorUpdate:
         mask, bias = self.masks.get(name), self.biases[name]
         block = pattern.block(weight.shape) if isinstance(pattern, Block) else (1, 1)
         alive = torch.ones(weight.shape, dtype=torch.bool, device=weight.device)
-        alive = alive if mask is None else pattern.expand(mask, weight.shape)
+        if mask is not None:
+            broken = self.masks.broken(name)
+            alive = pattern.expand(mask if broken is None else mask & ~broken.view(mask.shape), weight.shape)
         return LayerSolver(
             weight if bias is None else torch.cat([weight, bias.detach()[:, None]], 1),
             statistics.hessians[name],
@@ -72,6 +74,8 @@ class SurvivorUpdate:
             return {}
         if isinstance(group.pattern, NofM):
             return self._choose_groups(group, group.pattern, layers, allocation, fraction)
+        if self.plan.keeps_zeros:
+            before = max(before, self._part_gone(group, layers))
         costs = {name: layer.solve(costs=True) for name, layer in layers.items()}
         masks: dict[str, Tensor] = {}
         for i, part in enumerate(self.criterion.rounds):
@@ -88,6 +92,11 @@ class SurvivorUpdate:
             log.info("round %d of %d: %.4f of the units are pruned", i + 1, len(self.criterion.rounds), due)
         return masks
 
+    def _part_gone(self, group: Group, layers: Mapping[str, LayerSolver]) -> float:
+        """The fraction of the weights of some layers that is pruned, or goes with the zeros among it."""
+        total = sum(group.shapes[name].numel() for name in layers)
+        return sum(layer.rows * int((~layer.alive).sum()) for layer in layers.values()) / total
+
     def _units_kept(self, layer: LayerSolver) -> Tensor:
         return layer.alive[:, :: layer.cols].flatten()
 
@@ -103,6 +112,9 @@ class SurvivorUpdate:
         """Bool [units] by layer: what to prune so that the fraction `due` is pruned on the way to `fraction`."""
         counts = {name: int(units.count_nonzero()) for name, units in gone.items()}
         due, quotas = group.budget(allocation, fraction, counts, due)
+        if self.plan.keeps_zeros:  # a layer may have more zeros than its cap
+            for quota in quotas.values():
+                quota.cap = max(quota.most, quota.gone)
         ranked = {name: cost.flatten().masked_fill(gone[name], -torch.inf) for name, cost in costs.items()}
         return allocation.select(ranked, due, quotas)
 
@@ -110,7 +122,7 @@ class SurvivorUpdate:
         self, group: Group, pattern: NofM, layers: dict[str, LayerSolver], allocation: Allocation, fraction: float
     ) -> dict[str, Tensor]:
         costs = {name: layer.group_costs(pattern.n, pattern.m) for name, layer in layers.items()}
-        gone = {name: ~layer.alive.view(-1, pattern.m).all(1) for name, layer in layers.items()}
+        gone = {name: pattern.pruned(layer.alive) for name, layer in layers.items()}
         chosen = self._select(group, allocation, costs, gone, fraction, fraction)
         for name, layer in layers.items():
             new = chosen[name].view(len(layer.alive), -1)

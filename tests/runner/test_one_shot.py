@@ -106,6 +106,24 @@ def test_every_kind_of_task_is_pruned_without_training(
 
 
 @pytest.mark.slow
+def test_a_pruned_model_is_pruned_further_without_training(cli: Cli, small_model: Path, tmp_path: Path) -> None:
+    command = (*QUICK, "pattern=4x1", *UNTRAINED, "model=hub", f"model.path={small_model}")
+    ok(cli(*command, "pattern.target_sparsity=0.5"))
+    (first,) = folders(tmp_path / "outputs")
+    before = read(first)[2]
+    ok(cli(*command, "pattern.target_sparsity=0.8", f"model.sparse={first}"))
+    (second,) = set(folders(tmp_path / "outputs")) - {first}
+    result, pruning, after = read(second)
+    check_zeros(pruning, after, 0.8, 4)
+    assert result["verification"]["violations"] == 0
+    for layer in pruning["layers"]:
+        old, new = before[layer["name"]], after[layer["name"]]
+        assert bool((new[old == 0] == 0).all())
+    moved = [not torch.equal(before[name][new != 0], new[new != 0]) for name, new in after.items() if "layer" in name]
+    assert sum(moved) >= len(pruning["layers"])
+
+
+@pytest.mark.slow
 def test_an_interrupted_run_is_repeated_bit_for_bit(cli: Cli, small_model: Path, tmp_path: Path) -> None:
     command = (*QUICK, "pattern=4x1", *UNTRAINED, "model=hub", f"model.path={small_model}")
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}

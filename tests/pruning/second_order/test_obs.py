@@ -368,12 +368,6 @@ def test_weights_that_come_back_are_refused():
         Pruner(plan, OneShot("0"), TrainingLength(0), OBS())
 
 
-def test_zeros_that_weights_have_before_are_refused():
-    plan = Plan(matrix_weights(Attention()), PATTERNS[0], keeps_zeros=True)
-    with pytest.raises(PruningError, match=r"OBS adapts .* cannot hold zeros that the weights have before"):
-        Pruner(plan, OneShot("0"), TrainingLength(0), OBS())
-
-
 @pytest.mark.parametrize(("criterion", "hessian"), [(OBS(), 4 * 9 * 9), (Wanda(), 4 * 9 * 9), (CalibratedSnip(), 0)])
 def test_memory_grows_with_the_layers(criterion, hessian):
     weights = matrix_weights(Attention())
