@@ -29,6 +29,7 @@ from pruning.distillation import (
     NoDistillation,
     Projector,
     SimKD,
+    averaged,
     projected,
 )
 from pruning.errors import PruningError
@@ -93,6 +94,7 @@ __all__ = [
     "Uniform",
     "Wanda",
     "as_matrix",
+    "averaged",
     "check_zeros",
     "label_loss",
     "matrix_weights",

@@ -16,7 +16,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 
 from pruning import Block, NofM
 from results.safe_text import without_secrets
@@ -209,7 +209,8 @@ def _check_texts(config: DictConfig, overrides: list[str]) -> None:
 def _check_names(config: DictConfig) -> None:
     """Refuse paths with a name that no file system takes."""
     for key in (*PLACES, "output_dir", "cache_dir"):
-        parts = str(OmegaConf.select(config, key) or "").split("/")
+        value = OmegaConf.select(config, key) or ""
+        parts = "/".join(map(str, value if isinstance(value, ListConfig) else [value])).split("/")
         size = max(len(part.encode(errors="surrogateescape")) for part in parts)
         if size > _LONGEST_NAME:
             raise UserError(

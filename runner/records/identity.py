@@ -28,14 +28,19 @@ class Identity:
 
 
 def identify(
-    experiment: Experiment, model: str, data: str, teacher: str | None, sparse: str | None = None, unlabelled: str = ""
+    experiment: Experiment,
+    model: str,
+    data: str,
+    teacher: str | list[str] | None,
+    sparse: str | None = None,
+    unlabelled: str = "",
 ) -> Identity:
     """Hash what determines the result: contents, not paths and logging.
 
     Args:
         model: fingerprint of the checkpoint that the run starts from (fine-tuned or not).
         data: fingerprint of the examples.
-        teacher: fingerprint of a teacher other than the dense model.
+        teacher: fingerprint of a teacher other than the dense model, or of each of several.
         sparse: fingerprint of the sparse checkpoint that the student starts from, where that is not the dense model.
         unlabelled: fingerprint of the examples without labels; empty if there are none.
     """

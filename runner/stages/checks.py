@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from pruning import Plan, PruningError, check_zeros, matrix_weights
@@ -37,8 +38,8 @@ def check(experiment: Experiment, sources: Sources) -> PreTrainedModel:
     check_gradient(experiment, net if student is sources.base else models.skeleton(architecture, student.config))
     check_benchmark(experiment, net)
     networks = [(sources.base, net)]
-    if sources.teacher is not None:
-        networks.append((sources.teacher, models.skeleton(architecture, sources.teacher.config)))
+    check_teachers(sources.teachers)
+    networks += [(teacher, models.skeleton(architecture, teacher.config)) for teacher in sources.teachers]
     for checkpoint, network in networks:
         models.check_positions(network, checkpoint, experiment.dataset.max_seq_length)
         check_embeddings(checkpoint, network)
@@ -70,8 +71,21 @@ def projection_parameters(experiment: Experiment, sources: Sources, net: PreTrai
     how = experiment.distill
     if not (experiment.prune and how.needs_teacher and how.weight):
         return 0
-    teacher = models.skeleton(experiment.dataset.architecture, sources.teacher.config) if sources.teacher else net
-    return projections.check(how, net, teacher)
+    if not sources.teachers:
+        return projections.check(how, net, net)
+    return projections.check(how, net, models.skeleton(experiment.dataset.architecture, sources.teachers[0].config))
+
+
+def check_teachers(teachers: Sequence[models.Checkpoint]) -> None:
+    """Refuse a model that is among the teachers twice, also under two names."""
+    names: dict[str, str] = {}
+    for teacher in teachers:
+        content = teacher.fingerprint
+        if content in names:
+            raise UserError(
+                f"{teacher.place}: it is the model of {names[content]}, which would count twice; name each teacher once"
+            )
+        names[content] = teacher.path
 
 
 def check_sparse(experiment: Experiment, sparse: models.Checkpoint | None, net: PreTrainedModel, locks: bool) -> None:

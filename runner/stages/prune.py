@@ -39,7 +39,7 @@ class PruningTask:
 
     experiment: Experiment
     data: TrainingData
-    teacher: models.Checkpoint
+    teachers: list[models.Checkpoint]
     start: models.Checkpoint
     """The checkpoint that the student starts from."""
     checkpoints: Path
@@ -50,7 +50,7 @@ def prune(run: RunContext, dense: models.Checkpoint, supervision: Supervision) -
     inputs, sources = run.inputs, run.inputs.sources
     assert inputs.data is not None
     task = PruningTask(
-        run.experiment, inputs.data, sources.teacher or dense, sources.sparse or dense, run.folder.checkpoints
+        run.experiment, inputs.data, sources.teachers or [dense], sources.sparse or dense, run.folder.checkpoints
     )
     student, pruner, stats = ranks.on_all_ranks(
         train_student, task, supervision=supervision, logger=run.tracker.logger("train")
@@ -78,7 +78,7 @@ def train_student(
     from runner.training.loop import train
 
     experiment, data = task.experiment, task.data
-    supervision = supervision or supervision_of(experiment, data, task.teacher)
+    supervision = supervision or supervision_of(experiment, data, task.teachers)
     set_seed(experiment.seed)
     student = load_student(experiment, task.start)
     data_for_updates = calibration(experiment.criterion, student, data, experiment.train.precision)
