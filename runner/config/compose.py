@@ -202,7 +202,7 @@ def _check_texts(config: DictConfig, overrides: list[str]) -> None:
     for override in OverridesParser.create().parse_overrides(overrides):
         value, (key, _, given) = override.value(), str(override.input_line).partition("=")
         changed = isinstance(value, (int, float)) and not isinstance(value, bool) and str(value) != given
-        if changed and isinstance(OmegaConf.select(config, override.key_or_group), str):
+        if changed and (key in PLACES or isinstance(OmegaConf.select(config, override.key_or_group), str)):
             raise UserError(f"{key}={given}: this reads as the number {value}; type {advice(f'{key}={given}')}")
 
 

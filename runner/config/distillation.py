@@ -30,7 +30,7 @@ class DistillationSettings(pruning.Distillation):
                 f"{given}: a teacher is a text, or a list of texts; put a name that reads as a number in quotes"
             )
         if isinstance(self.teacher, list) and not all(self.teacher or [""]):
-            raise UserError(f"{given}: a teacher in this list has no name; leave it out")
+            raise UserError(f"{given}: an empty list, or an empty name in it, is no teacher; leave it out")
         if self.teacher and not self.needs_teacher:
             raise UserError(f"{given}: distill=none has no teacher; leave it out")
         if len(self.teachers) > 1 and not self.needs_logits:
