@@ -6,7 +6,8 @@
     ...                      # train as always: the optimizer's step observes, prunes and keeps pruned weights at zero
     pruner.check_reached()
 
-Nothing here imports anything but torch and the standard library, but for `pruning.runtime`, which runs pruned models.
+Nothing here imports anything but torch and the standard library, but for `pruning.runtime`, which runs pruned models,
+and `pruning.transformers`, a callback of transformers' Trainer.
 """
 
 from pruning.allocation import Allocation, Global, LayerOverride, Uniform

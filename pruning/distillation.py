@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -72,6 +72,14 @@ class Distillation:
     def needs_attention(self) -> bool:
         """Whether the loss reads attention weights."""
         return False
+
+    def with_origins(self, layers: Sequence[int]) -> Self:
+        """This loss for a student made of some of the teacher's layers: each imitates the one that it comes from.
+
+        Args:
+            layers: of the teacher, counted from 0, in the order of the student's.
+        """
+        return self
 
     def projections(self, student: EncoderShape, teacher: EncoderShape) -> dict[int, nn.Module]:
         """New modules, to be trained with the student, that take its hidden states to the teacher's width: by the

@@ -1,8 +1,8 @@
 """Distillation of the hidden states and the attention weights of several layers."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
-from typing import ClassVar
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +36,16 @@ def map_layers(layers: dict[int, int], student: int, teacher: int, owner: Distil
                 owner,
             )
     return dict(sorted(layers.items()))
+
+
+def _origins(imitating: Iterable[int], layers: Sequence[int]) -> dict[int, int]:
+    """Layer of the student -> the teacher's that it comes from, counted from 1; the embeddings, 0, come from 0.
+
+    Args:
+        imitating: the student's layers that imitate one.
+        layers: of the teacher, counted from 0, in the order of the student's.
+    """
+    return {layer: layers[layer - 1] + 1 if layer else 0 for layer in imitating}
 
 
 def _linear(layers: Iterable[int], student: EncoderShape, teacher: EncoderShape) -> dict[int, nn.Module]:
@@ -78,6 +88,9 @@ class LogitsHidden(Distillation):
         """Layer of the student -> layer of the teacher, as `map_layers` says, but for the embeddings unless named."""
         mapped = map_layers(self.layers, student, teacher, self)
         return mapped if self.layers else {s: t for s, t in mapped.items() if s}
+
+    def with_origins(self, layers: Sequence[int]) -> Self:
+        return self if self.layers else replace(self, layers=_origins(self.mapped(len(layers), len(layers)), layers))
 
     def projections(self, student: EncoderShape, teacher: EncoderShape) -> dict[int, nn.Module]:
         return _linear(self.mapped(student.layers, teacher.layers), student, teacher)
@@ -152,6 +165,9 @@ class HiddenStates(Distillation):
     @property
     def needs_attention(self) -> bool:
         return self.attention_weight > 0
+
+    def with_origins(self, layers: Sequence[int]) -> Self:
+        return self if self.layers else replace(self, layers=_origins(self.mapped(len(layers), len(layers)), layers))
 
     def projections(self, student: EncoderShape, teacher: EncoderShape) -> dict[int, nn.Module]:
         if self.needs_attention and student.heads != teacher.heads:

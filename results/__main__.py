@@ -20,14 +20,13 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")  # seconds
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
-from mlflow import MlflowClient
 
-from results import columns, formats, sentences, sqlite
+from results import columns, formats, sentences
 from results.filters import Filters
-from results.load import NothingMatches, load
+from results.load import Unreadable, client_of, read
 from results.rows import Row
-from results.runs import ForeignServer, UnknownExperiment
-from results.safe_text import discard_stdout, printable, safe_streams
+from results.runs import ForeignServer
+from results.safe_text import printable, readers_may_leave, safe_streams
 from results.table import footnotes
 
 # Where commands write if --output is left out.
@@ -42,16 +41,13 @@ def main(arguments: list[str] | None = None) -> int:
     except FileNotFoundError:
         return fail("the working folder was deleted; change to one that exists, then run again")
     options = parse(arguments)
-    if fault := sqlite_fault(options.tracking_uri):
-        return fail(fault)
     filters = Filters(options.model, options.dataset, options.pattern, options.tag, options.sweep)
+    uri, compare = options.tracking_uri, options.compare is not None
     try:
-        client = MlflowClient(tracking_uri=sqlite.absolute(options.tracking_uri))
-        rows, left_out = load(client, options.experiment, filters, options.intervals, options.compare is not None)
-    except (UnknownExperiment, NothingMatches, ForeignServer) as error:
-        return fail(f"{error} (in {options.tracking_uri})")
-    except Exception as error:  # MLflow passes on whatever its stores and drivers raise
-        return fail(f"cannot read {options.tracking_uri}: {type(error).__name__}: {' '.join(str(error).split())}")
+        client = client_of(uri)
+        rows, left_out = read(client, uri, options.experiment, filters, options.intervals, compare)
+    except Unreadable as error:
+        return fail(str(error))
     notes = footnotes(rows, left_out)
     if options.command == "table":
         show(rows, notes, options.format, options.wide)
@@ -219,17 +215,6 @@ def count(text: str) -> int:
     return int(text)
 
 
-def sqlite_fault(uri: str) -> str | None:
-    """An error message if a sqlite URI names no MLflow database; else None, also for other kinds of store."""
-    file = sqlite.file_of(uri)
-    if file is None:
-        return None
-    problem = sqlite.fault(file) if file.exists() else f"there is no MLflow database {file.absolute()}"
-    return (
-        f"{problem}: run `python -m runner` first, or give the store of the runs by --tracking-uri" if problem else None
-    )
-
-
 def fail(message: str) -> int:
     """Prints the error and returns the exit status."""
     print(f"error: {printable(message)}", file=sys.stderr)
@@ -240,11 +225,7 @@ if __name__ == "__main__":
     # Alembic, urllib3 and MLflow log to stderr, which is for our messages.
     logging.disable(logging.WARNING)
     warnings.simplefilter("ignore")
-    try:
-        with safe_streams():
-            status = main()
-        sys.stdout.flush()
-    except BrokenPipeError:  # the reader closed the pipe, as `head` does
-        discard_stdout()
-        status = 0
+    status = 0
+    with readers_may_leave(), safe_streams():
+        status = main()
     sys.exit(status)

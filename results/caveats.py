@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import PurePath
 
 from results import columns
-from results.controls import DENSE, Control
+from results.controls import Control
 from results.rows import Row
 from results.runs import natural
 from results.speed import conditions
@@ -95,6 +95,12 @@ def no_width(row: Row) -> Iterator[str]:
             yield "an interval has no width: all examples change alike, and others need not"
 
 
+def student_layers(row: Row) -> Iterator[str]:
+    """Layers were left out."""
+    if row.student_layers:
+        yield f"it has {row.student_layers} of the dense model"
+
+
 def circumstances(row: Row) -> Iterator[str]:
     """A run was resumed, or its dense model made, elsewhere."""
     if row.other_circumstances:
@@ -131,8 +137,9 @@ def latency(row: Row) -> Iterator[str]:
 
 def controls(row: Row) -> Iterator[str]:
     """A same-budget control is missing, ambiguous, or has other seeds."""
-    if row.pattern != DENSE and row.control is None:
-        yield "no same-budget dense control: pattern=dense, and all else as here"
+    if not row.is_control and row.control is None:
+        layers = " with all layers" if row.student_layers else ""
+        yield f"no same-budget dense control: pattern=dense{layers}, and all else as here"
     if any(control.seeds != row.seeds for control in _controls(row)):
         yield "a control has other seeds, which cannot be paired with these"
     if any(control.rivals > 1 for control in _controls(row)):
@@ -166,6 +173,7 @@ OF_ROWS = (
     subsets,
     few_examples,
     no_width,
+    student_layers,
     circumstances,
     selection,
     checkpoint,

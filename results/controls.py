@@ -39,15 +39,21 @@ class Control:
     """95 % interval of sparse_mean - `mean`, with sparse_mean of the row. None where it was not computed."""
 
 
+def trained_whole(group: Group) -> bool:
+    """True for runs whose student was neither pruned nor has fewer layers: they are controls of others."""
+    return group[0].pattern == DENSE and columns.STUDENT_LAYERS not in group[0].tags
+
+
 def control(group: Group, dense: list[Group]) -> Control | None:
-    """Trained like the group but without pruning, from the groups of pattern `DENSE`; None for such a group itself."""
+    """Trained like the group but with all layers and without pruning, from the groups that are `trained_whole`; None
+    for such a group itself."""
     same = sharing(columns.CONTROL, group, dense)
-    return None if group[0].pattern == DENSE or not same else against(group, same)
+    return None if trained_whole(group) or not same else against(group, same)
 
 
 def undistilled_control(group: Group, dense: list[Group]) -> Control | None:
     """Trained for as many steps without pruning and distillation; None for a group that was not distilled itself."""
-    if group[0].pattern == DENSE or group[0].params.get(DISTILL) == NO_DISTILLATION:
+    if trained_whole(group) or group[0].params.get(DISTILL) == NO_DISTILLATION:
         return None
     same = [other for other in sharing(columns.BUDGET, group, dense) if other[0].params.get(DISTILL) == NO_DISTILLATION]
     return against(group, same) if same else None

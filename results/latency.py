@@ -14,7 +14,6 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from results import columns
-from results.controls import DENSE
 from results.figures import CAPTION, DENSE_COLOUR, GREY, STYLE, Mark, marks_of
 from results.rows import Row
 from results.speed import Latency, conditions
@@ -45,7 +44,7 @@ def timed(rows: Iterable[Row]) -> dict[tuple[str, str, str], list[Row]]:
 
 def panels(rows: Sequence[Row]) -> list[Panel]:
     """Those in which the sparse runtime ran a pruned row, in their order."""
-    return sorted({_panel(each) for row in rows if row.pattern != DENSE for each in row.latencies if _sparse(each)})
+    return sorted({_panel(each) for row in rows if not row.is_control for each in row.latencies if _sparse(each)})
 
 
 def score_against_latency(rows: Sequence[Row]) -> Figure:
@@ -58,7 +57,7 @@ def score_against_latency(rows: Sequence[Row]) -> Figure:
     shown = panels(rows)
     wide = min(2, len(shown))
     deep = -(-len(shown) // wide)
-    lines = series([row for row in rows if row.pattern != DENSE and any(map(_sparse, row.latencies))])
+    lines = series([row for row in rows if not row.is_control and any(map(_sparse, row.latencies))])
     marks = marks_of({label: of_pattern[0].pattern for label, of_pattern in lines.items()})
     with mpl.rc_context({**STYLE, "font.size": 10}):
         figure = Figure(figsize=(5.4 * wide + 1.9, 4.4 * deep + 0.5), layout="constrained")
@@ -192,8 +191,8 @@ def _legend(marks: Mapping[str, Mark], rows: Sequence[Row]) -> list[Line2D]:
 
 def _caption(rows: Sequence[Row], joined: bool) -> str:
     lines = ["scores: the run's, as in the table; bfloat16 and int8 were not scored, and may differ"]
-    lines += [legend_of_bars([row for row in rows if row.pattern != DENSE and any(map(_sparse, row.latencies))])]
+    lines += [legend_of_bars([row for row in rows if not row.is_control and any(map(_sparse, row.latencies))])]
     lines += ["percentages: zeros, of all Linear and Conv weights"] if joined else []
-    slow = sorted({row.pattern for row in rows if row.pattern != DENSE and not any(map(_sparse, row.latencies))})
+    slow = sorted({row.pattern for row in rows if not row.is_control and not any(map(_sparse, row.latencies))})
     lines += [f"not timed in the sparse runtime: {', '.join(slow)}"] if slow else []
     return "\n".join(lines)

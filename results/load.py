@@ -6,14 +6,64 @@ from collections import Counter
 
 from mlflow import MlflowClient
 
-from results import caveats, intervals, published
+from results import caveats, intervals, published, sqlite
 from results.filters import Filters
 from results.rows import Row, pool
-from results.runs import fetch, select
+from results.runs import ForeignServer, UnknownExperiment, fetch, select
 
 
 class NothingMatches(ValueError):
     """The filters select no run; the message lists what there is."""
+
+
+class Unreadable(Exception):
+    """There is nothing to show; the message says why, and what to do."""
+
+
+def client_of(uri: str) -> MlflowClient:
+    """A client of the store.
+
+    Raises:
+        Unreadable: MLflow has no such store, or a sqlite URI names no database of MLflow.
+    """
+    file = sqlite.file_of(uri)
+    if file is not None:
+        problem = sqlite.fault(file) if file.exists() else f"there is no MLflow database {file.absolute()}"
+        if problem:
+            remedy = "run `python -m runner` first, or give the store of the runs by --tracking-uri"
+            raise Unreadable(f"{problem}: {remedy}")
+    try:
+        return MlflowClient(tracking_uri=sqlite.absolute(uri))
+    except Exception as error:
+        raise _unreadable(uri, error) from error
+
+
+def read(
+    client: MlflowClient,
+    uri: str,
+    experiment: str | None,
+    filters: Filters,
+    intervals: bool = True,
+    compare: bool = False,
+) -> tuple[list[Row], Counter[str]]:
+    """As `load`, with one kind of error.
+
+    Args:
+        uri: of the client, for messages.
+
+    Raises:
+        Unreadable: no such experiment, no such run, or MLflow cannot read its store.
+    """
+    try:
+        return load(client, experiment, filters, intervals, compare)
+    except (UnknownExperiment, NothingMatches, ForeignServer) as error:
+        raise Unreadable(f"{error} (in {uri})") from error
+    except Exception as error:  # MLflow passes on whatever its stores and drivers raise
+        raise _unreadable(uri, error) from error
+
+
+def _unreadable(uri: str, error: Exception) -> Unreadable:
+    return Unreadable(f"cannot read {uri}: {type(error).__name__}: {' '.join(str(error).split())}")
 
 
 def load(

@@ -12,7 +12,7 @@ from statistics import fmean
 
 from results import columns, speed
 from results.columns import relative_drop
-from results.controls import DENSE, Control, Group, control, undistilled_control
+from results.controls import DENSE, Control, Group, control, trained_whole, undistilled_control
 from results.runs import Run, natural
 from results.speed import Latency
 
@@ -78,6 +78,12 @@ class Row:
     """Size of the file of weights, dense or with zeros."""
     compressed_bytes: float | None = None
     """Size of the sparse file after gzip."""
+    student_layers: str | None = None
+    """Which of the dense model's layers the pruned one has, such as "3 of 6 layers (0, 2, 5)". None: all."""
+    parameters: float | None = None
+    """Parameters of the pruned model, zeros included."""
+    parameters_dense: float | None = None
+    """Parameters of the dense model."""
     macs_dense: float | None = None
     """Multiply-accumulates of the dense model for one example."""
     macs_sparse: float | None = None
@@ -118,6 +124,11 @@ class Row:
     scores: list[tuple[float, float]] = field(default_factory=list, compare=False)
     """Dense and sparse score of each seed, for pictures. In no output."""
 
+    @property
+    def is_control(self) -> bool:
+        """True if nothing was pruned and no layer left out: other rows are compared with it."""
+        return self.pattern == DENSE and self.student_layers is None
+
 
 def pool(runs: Iterable[Run], among: Iterable[Run] | None = None) -> list[Row]:
     """One row a group, by dataset, model and pattern; the same rows whatever the order of the runs.
@@ -126,7 +137,7 @@ def pool(runs: Iterable[Run], among: Iterable[Run] | None = None) -> list[Row]:
         among: where controls are looked for; in `runs` if None.
     """
     runs = list(runs)
-    dense = [group for group in grouped(runs if among is None else among) if group[0].pattern == DENSE]
+    dense = [group for group in grouped(runs if among is None else among) if trained_whole(group)]
     alike: defaultdict[tuple[str, ...], list[Group]] = defaultdict(list)
     for group in grouped(runs):
         alike[group[0].dataset, group[0].model, group[0].pattern].append(group)
@@ -171,6 +182,9 @@ def row(dense_groups: list[Group], group: Group, differs: dict[str, str]) -> Row
         dense_models=None if None in models else len(set(models)),
         size_bytes=measured.get(columns.BYTES),
         compressed_bytes=measured.get(columns.COMPRESSED),
+        student_layers=group[0].tags.get(columns.STUDENT_LAYERS),
+        parameters=measured.get(columns.PARAMETERS),
+        parameters_dense=measured.get(columns.PARAMETERS_DENSE),
         macs_dense=measured.get(columns.MACS_DENSE),
         macs_sparse=measured.get(columns.MACS_SPARSE),
         steps=measured.get(columns.STEPS),

@@ -21,7 +21,15 @@ from results import columns
 REASONS = ("unfinished", "failed", "killed", "unverified", "incomplete")
 REPEATED = "repeated"
 STATUS_REASONS = {"FAILED": "failed", "KILLED": "killed"}  # any other status but FINISHED is unfinished
-MEASURES = (columns.BYTES, columns.COMPRESSED, columns.MACS_DENSE, columns.MACS_SPARSE, columns.STEPS)
+MEASURES = (
+    columns.BYTES,
+    columns.COMPRESSED,
+    columns.PARAMETERS,
+    columns.PARAMETERS_DENSE,
+    columns.MACS_DENSE,
+    columns.MACS_SPARSE,
+    columns.STEPS,
+)
 
 
 class UnknownExperiment(ValueError):

@@ -124,6 +124,18 @@ def safe_streams(bars: bool = True) -> Iterator[None]:
         sys.stdout, sys.stderr = before
 
 
-def discard_stdout() -> None:
+@contextmanager
+def readers_may_leave() -> Iterator[None]:
+    """Let a program end without an error if the reader of its stdout has closed the pipe, as `head` does."""
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        _discard_stdout()
+
+
+def _discard_stdout() -> None:
     """Write nothing more to a pipe whose reader has closed it; else Python reports it again at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

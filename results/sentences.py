@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 from results import columns
 from results.cells import percent
-from results.controls import DENSE
 from results.rows import Row
 from results.speed import Latency
 from results.table import differences
@@ -32,7 +31,7 @@ def sentence(row: Row, differs: str = "") -> str:
         differs: what distinguishes the row from others with its labels.
     """
     parts = [f"{_subject(row, f' ({differs})' if differs else '')} {_cost(row)}"]
-    if row.latency is not None and row.pattern != DENSE:
+    if row.latency is not None and not row.is_control:
         parts.append(_speed(row.latency))
     text = ", and ".join(parts)
     if part := _part(row):
@@ -41,10 +40,11 @@ def sentence(row: Row, differs: str = "") -> str:
 
 
 def _subject(row: Row, differs: str) -> str:
-    if row.pattern == DENSE:
+    if row.is_control:
         return f"{row.model} on {row.dataset}{differs}, trained further without pruning,"
     zeros = "" if row.ratio is None else f" at {100 * row.ratio:.0f} %"
-    return f"{row.model} on {row.dataset}: {row.pattern}{zeros}{differs}"
+    layers = "" if row.student_layers is None else f", {row.student_layers}"
+    return f"{row.model} on {row.dataset}: {row.pattern}{zeros}{layers}{differs}"
 
 
 def _cost(row: Row) -> str:

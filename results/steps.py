@@ -12,7 +12,6 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from results.cells import pairs
-from results.controls import DENSE
 from results.figures import CAPTION, COLOURS, CONTROLS, DENSE_COLOUR, LINES, MARKERS, STYLE, Mark
 from results.rows import Row
 from results.runs import natural
@@ -50,7 +49,7 @@ def panels(rows: Sequence[Row]) -> dict[Panel, dict[str, list[Row]]]:
     """The lines of each pattern and sparsity that has a line of several lengths: label -> rows, the shortest first."""
     alike: defaultdict[Panel, list[Row]] = defaultdict(list)
     for row in rows:
-        if row.pattern != DENSE and row.steps is not None:
+        if not row.is_control and row.steps is not None:
             alike[row.pattern, round(100 * (row.ratio or 0))].append(row)
     drawn = {panel: _lines(group) for panel, group in sorted(alike.items(), key=lambda each: natural(str(each[0])))}
     return {panel: lines for panel, lines in drawn.items() if any(_lengths(line) > 1 for line in lines.values())}

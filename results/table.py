@@ -67,6 +67,7 @@ def compact(rows: list[Row], score: str, metric: list[Column]) -> list[Column]:
         Column("Model", lambda row: row.model, label=True),
         Column("Dataset", lambda row: row.dataset, label=True),
         Column("Pattern", lambda row: row.pattern, label=True),
+        *fewer_layers(rows),
         *metric,
         always("Zeros", lambda row: share(row.ratio, 1)),
         always(f"Dense {score}", lambda row: shown(row.dense_mean, row.dense_max)),
@@ -88,6 +89,7 @@ def full(rows: list[Row], score: str, metric: list[Column]) -> list[Column]:
         Column("Model", lambda row: row.model, label=True),
         Column("Dataset", lambda row: row.dataset, label=True),
         Column("Sparsity pattern", lambda row: row.pattern, label=True),
+        *fewer_layers(rows),
         *metric,
         *scores(score),
         Column("Notes", note_marks(rows), wraps=True),
@@ -99,6 +101,12 @@ def full(rows: list[Row], score: str, metric: list[Column]) -> list[Column]:
         *footprint(),
         Column("Differs", lambda row: pairs(row.differs), wraps=True),
     ]
+
+
+def fewer_layers(rows: list[Row]) -> list[Column]:
+    """How many layers are left, if a row has fewer than its dense model."""
+    column = Column("Layers", lambda row: (row.student_layers or "all").partition(" layers")[0], label=True)
+    return [column] if any(row.student_layers for row in rows) else []
 
 
 def scores(score: str) -> list[Column]:
@@ -172,6 +180,7 @@ def footprint() -> list[Column]:
     return [
         number("Size on disk", lambda row: megabytes(row.size_bytes)),
         number("Sparse, compressed", lambda row: megabytes(row.compressed_bytes)),
+        number("Parameters left", lambda row: share(row.parameters, row.parameters_dense)),
         number("Multiply-accumulates left", lambda row: share(row.macs_sparse, row.macs_dense)),
     ]
 

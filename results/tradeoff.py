@@ -15,7 +15,6 @@ from matplotlib.ticker import PercentFormatter
 
 from results import columns
 from results.cells import pairs
-from results.controls import DENSE
 from results.figures import CAPTION, CONTROLS, DENSE_COLOUR, STYLE, Mark, marks_of
 from results.rows import Row
 from results.runs import natural
@@ -34,7 +33,7 @@ def comparisons(rows: Iterable[Row]) -> dict[tuple[str, str, str], list[Row]]:
         if row.runs:
             groups[row.model, row.dataset, row.metric].append(row)
     ordered = sorted(groups, key=lambda key: [natural(part) for part in key])
-    return {key: groups[key] for key in ordered if any(row.pattern != DENSE for row in groups[key])}
+    return {key: groups[key] for key in ordered if any(not row.is_control for row in groups[key])}
 
 
 def score_against_sparsity(rows: Sequence[Row]) -> Figure:
@@ -43,7 +42,7 @@ def score_against_sparsity(rows: Sequence[Row]) -> Figure:
     Bars are the table's 95 % interval of the drop of means, applied to the row's dense mean; dotted, where there is no
     interval, the range over seeds. Horizontal lines are the dense models and the same-budget controls.
     """
-    pruned = [row for row in rows if row.pattern != DENSE and row.ratio is not None]
+    pruned = [row for row in rows if not row.is_control and row.ratio is not None]
     with mpl.rc_context({**STYLE, "font.size": 10}):
         figure = Figure(figsize=(7.2, 4.2), layout="constrained")
         axes = figure.subplots()
@@ -79,7 +78,7 @@ def _controls(rows: Sequence[Row]) -> list[tuple[str, list[float]]]:
         if control is not None:
             levels.setdefault(tuple(control.runs), (name, [control.mean]))
     for row in rows:
-        if row.pattern == DENSE:
+        if row.is_control:
             name, _ = levels.get(tuple(row.runs), (_with_params(label, row.differs), []))
             levels[tuple(row.runs)] = name, [sparse for _, sparse in row.scores]
     return sorted(levels.values())

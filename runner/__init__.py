@@ -1,10 +1,20 @@
-"""The experiment runner: from composed YAML to a verified, scored and logged model. Begin with `experiment.py`."""
+"""The experiment runner: from composed YAML to a verified, scored and logged model. Begin with `experiment.py`.
+
+From Python: `from runner import run, compose, results`, see `runner/interface.py`.
+"""
 
 import os
 import sys
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from runner.interface import UserError, compose, results, run
+
+__all__ = ["UserError", "compose", "results", "run"]
 
 try:
     os.getcwd()
@@ -33,3 +43,10 @@ if sys.argv[:1] == ["-m"]:  # `python -m runner...` imports this first
         if find_spec(_name) is None:
             raise SystemExit(_hint(_name))
     _show, sys.excepthook = sys.excepthook, _show_interrupt
+
+
+def __getattr__(name: str) -> Any:
+    """The names of `runner.interface`, when they are first asked for: its imports take seconds."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module("runner.interface"), name)

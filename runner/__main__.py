@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 
+from results.safe_text import printable, readers_may_leave
 from runner.config import help
 from runner.system import spelling
 from runner.system.commands import COMMANDS
@@ -19,18 +20,14 @@ _LAUNCHED = {"RANK", "PRUNE_DISTILL_JOB"}
 
 def main() -> int:
     """Run the command line; the exit status is the process's."""
+    status = 0
     try:
-        status = _dispatch()
-        sys.stdout.flush()
-        return status
+        with readers_may_leave():
+            status = _dispatch()
     except KeyboardInterrupt:  # while libraries are imported: later, `exit_status` handles it
         print("interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # the reader closed the pipe, as `head` does
-        from results.safe_text import discard_stdout
-
-        discard_stdout()
-        return 0
+    return status
 
 
 def _dispatch() -> int:
@@ -39,6 +36,9 @@ def _dispatch() -> int:
     typed = os.environ.get("COMP_LINE", "").split(" ")  # what Hydra's tab completion completes
     if typed[1:2] == ["run"]:
         os.environ["COMP_LINE"] = " ".join([typed[0], *typed[2:]])
+    if any("plugins=" in argument for argument in sys.argv[1:]) and not sys.flags.safe_path:
+        here = os.getcwd()  # on the path of `python -m runner`, not on that of the console command
+        sys.path += [here] if here not in sys.path else []
     first = sys.argv[1] if len(sys.argv) > 1 else ""
     if first in COMMANDS:
         return _other(first)
@@ -60,8 +60,6 @@ def _dispatch() -> int:
 
 
 def _refuse(error: str) -> int:
-    from results.safe_text import printable
-
     print(f"error: {printable(error)}", file=sys.stderr)
     return 1
 

@@ -3,6 +3,7 @@
 python -m runner.cache list [--cache-dir cache]
 python -m runner.cache clean dense teacher [--cache-dir cache]      # or: clean all
 python -m runner.cache clean [--cache-dir cache]                    # only unfinished files of killed processes
+python -m runner.cache clean checkpoints [--output-dir outputs]     # of finished runs; an interrupted one resumes
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from runner.runs import CHECKPOINTS, runs_in
 from runner.system.disk import file_stats, human_bytes, size_of
 from runner.system.errors import UserError, disk_error
 from runner.system.files import lock_is_held, lock_path, remove
@@ -64,8 +66,11 @@ def contents(cache: Path) -> list[Entries]:
     return kinds
 
 
-def clean(cache: Path, kinds: Sequence[str] = ()) -> tuple[int, list[Path]]:
+def clean(cache: Path, kinds: Sequence[str] = (), dry_run: bool = False) -> tuple[int, list[Path]]:
     """Remove all entries of these kinds; without kinds, only the unfinished files of killed processes.
+
+    Args:
+        dry_run: remove nothing.
 
     Returns:
         The bytes freed, and the entries that stay because a run is making them.
@@ -81,12 +86,40 @@ def clean(cache: Path, kinds: Sequence[str] = ()) -> tuple[int, list[Path]]:
             if lock.is_file() and lock_is_held(FileLock(lock)):
                 busy.append(entry)
                 continue
-            freed += size_of(entry)
-            try:
-                remove(entry)
-            except OSError as error:
-                raise disk_error(error, entry) from error
+            freed += _remove(entry, dry_run)
     return freed, busy
+
+
+def clean_checkpoints(output_dir: Path, dry_run: bool = False) -> tuple[int, int]:
+    """Remove the training checkpoints of finished runs; the others may resume from theirs.
+
+    Returns:
+        The bytes freed, and the number of runs that had checkpoints.
+
+    Raises:
+        UserError: they cannot be removed.
+    """
+    finished = [run for run in runs_in(output_dir) if run.state == "finished" and run.checkpoints]
+    return sum(_remove(Path(run.folder) / CHECKPOINTS, dry_run) for run in finished), len(finished)
+
+
+def _remove(entry: Path, dry_run: bool) -> int:
+    """Remove an entry; the bytes that it has."""
+    freed = size_of(entry)
+    try:
+        if not dry_run:
+            remove(entry)
+    except OSError as error:
+        raise disk_error(error, entry) from error
+    return freed
+
+
+def _clean_checkpoints(options: argparse.Namespace) -> None:
+    if not options.output_dir.is_dir():
+        raise UserError(f"--output-dir {options.output_dir}: there is no such folder; name the output_dir of your runs")
+    freed, count = clean_checkpoints(options.output_dir, options.dry_run)
+    verb = "to free" if options.dry_run else "freed"
+    print(f"{human_bytes(freed)} {verb} in {options.output_dir}: checkpoints of {count} finished runs")
 
 
 def main(arguments: list[str]) -> None:
@@ -99,19 +132,28 @@ def main(arguments: list[str]) -> None:
         "kinds",
         nargs="*",
         metavar="KIND",
-        help=f"{', '.join(KINDS)} or all; none: unfinished files of killed processes",
+        help=f"{', '.join(KINDS)} or all; none: unfinished files of killed processes; {CHECKPOINTS}: those of finished "
+        "runs in the output folder",
     )
+    cleaning.add_argument("--dry-run", action="store_true", help="remove nothing, and say how much it would free")
+    cleaning.add_argument("--output-dir", type=Path, default=Path("outputs"), help="as output_dir of the runs: outputs")
     for subparser in (listing, cleaning):
         subparser.add_argument("--cache-dir", type=Path, default=Path("cache"), help="as cache_dir of the runs: cache")
     options = parser.parse_args(arguments)
+    if options.command == "clean" and CHECKPOINTS in options.kinds:
+        _clean_checkpoints(options)
+        options.kinds.remove(CHECKPOINTS)
+        if not options.kinds:
+            return
     if not options.cache_dir.is_dir():
         raise UserError(f"--cache-dir {options.cache_dir}: there is no such folder; name the cache_dir of your runs")
     if options.command == "clean":
         unknown = sorted(set(options.kinds) - {*KINDS, "all"})
         if unknown:
             parser.error(f"unknown kind {unknown[0]!r}: {', '.join(KINDS)} or all")
-        freed, busy = clean(options.cache_dir, list(KINDS) if "all" in options.kinds else options.kinds)
-        print(f"{human_bytes(freed)} freed in {options.cache_dir}")
+        kinds = list(KINDS) if "all" in options.kinds else options.kinds
+        freed, busy = clean(options.cache_dir, kinds, options.dry_run)
+        print(f"{human_bytes(freed)} {'to free' if options.dry_run else 'freed'} in {options.cache_dir}")
         for entry in busy:
             print(f"{entry} is being made by a run, and was left")
         return

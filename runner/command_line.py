@@ -12,6 +12,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from runner.config import plugins
 from runner.config.compose import as_typed, chosen_options, load, register
 from runner.config.refusals import explained
 from runner.sweeps import jobs, launchers
@@ -72,11 +73,12 @@ def main() -> int:
     """Run the command line; the exit status is the process's. Of several ranks, the first does."""
     if ranks.rank():
         return exit_status(ranks.follow)
-    register()
-    launchers.register()
     return ranks.lead(lambda: exit_status(_explained_job, RESUMES))
 
 
 def _explained_job() -> None:
+    plugins.load_asked(sys.argv[1:])
+    register()
+    launchers.register()
     with explained(sys.argv[1:]):
         job()

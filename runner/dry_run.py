@@ -74,6 +74,8 @@ def layers(inputs: Inputs) -> Iterator[str]:
     everything = sum(weight.numel() for weight in matrices.values())
     if not experiment.prune:
         return
+    if (chosen := inputs.sources.chosen) is not None:
+        yield f"student: {chosen}; {net.num_parameters():,} of {inputs.dense_parameters:,} parameters"
     plan = plan_of(experiment, net)
     zeros = 0.0
     for group in plan.groups:
@@ -128,15 +130,19 @@ def calibration(inputs: Inputs) -> Iterator[str]:
 
 def cost(inputs: Inputs, data: TrainingData) -> Iterator[str]:
     """Memory and time, extrapolated from a few real steps."""
-    stats = timed(inputs, data)
+    both, whole = trainings(inputs), inputs.dense_parameters
+    experiment = inputs.experiment
+    first = experiment.train if experiment.trains_student else experiment.finetune
+    stats = timed(inputs, data, first)
     most = peak_memory()
     peak = "" if most is None else f"; this process took {human_bytes(most)} at most"
     everything, trained = inputs.net.num_parameters(), models.trained_parameters(inputs.net)
     frozen = f"; {everything - trained:,} of {everything:,} parameters are frozen" if trained < everything else ""
-    both = trainings(inputs)
-    each = [(training, trained if training is inputs.experiment.train else everything) for _, training in both]
-    yield f"memory: {memory(everything, each)}{frozen}{peak}"
+    each = [(training, trained if training is experiment.train else whole) for _, training in both]
+    yield f"memory: {memory(whole, each)}{frozen}{peak}"
     for name, training in both:
+        if training is not first and inputs.sources.chosen is not None:  # another network
+            stats = timed(inputs, data, training)
         seconds = tokens(inputs, training) * stats.seconds / stats.tokens
         yield (
             f"time of the {name}: about {duration(seconds)}, at {stats.tokens / stats.seconds:,.0f} tokens "

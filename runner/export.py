@@ -1,6 +1,7 @@
-"""Export a model to ONNX, OpenVINO or the packed file of the sparse runtime, checked against PyTorch.
+"""Export a model to ONNX, OpenVINO, the packed file of the sparse runtime, or a smaller folder of transformers, checked
+against PyTorch.
 
-python -m runner.export FOLDER_OR_RUN --to onnx|openvino|packed [--precision float32|bfloat16|int8]
+python -m runner.export FOLDER_OR_RUN --to onnx|openvino|packed|transformers [--precision float32|bfloat16|int8]
                         [--output DIR] [--force]
 
 Batch and length are free. The export's folder has the tokenizer, the labels (config.json) and a card, too.
@@ -21,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from pruning.runtime.cut import cut
 from runner import models
 from runner.exports import card, packed
+from runner.exports import folder as smaller_folder
 from runner.exports.check import TOLERANCE, batches, check, sentences
 from runner.exports.libraries import Missing, installed, quiet
 from runner.exports.onnx import export_onnx, graph_inputs, output_axes, session
@@ -47,7 +49,7 @@ RECORD = "export.json"
 """The file of an export with what it was made from and how it was checked."""
 EXAMPLES = 8
 """Evaluation examples that an export is checked with."""
-_NEEDED = {"onnx": ("onnx", "onnxruntime"), "openvino": ("onnx", "openvino"), "packed": ()}
+_NEEDED = {"onnx": ("onnx", "onnxruntime"), "openvino": ("onnx", "openvino"), "packed": (), "transformers": ()}
 """Libraries that each format needs."""
 
 
@@ -164,6 +166,11 @@ def write(
     with exporting(to):
         if to == "packed":
             run: Run = packed.loaded(packed.pack(model, file, precision), precision)
+        elif to == "transformers":
+            smaller = copy.deepcopy(model)
+            described["cut"] = vars(smaller_folder.shrink(smaller))
+            smaller.save_pretrained(place)
+            run = smaller_folder.outputs_of(load(place, "--to transformers"))
         else:
             smaller = copy.deepcopy(model)
             report = cut(smaller)
@@ -196,14 +203,16 @@ def exporting(to: str) -> Iterator[None]:
 
 
 def save_rest(place: Path, source: Path, model: PreTrainedModel, to: str, outputs: Sequence[str]) -> None:
-    """Write config.json, which names the labels, and the card."""
-    values = json.loads(model.config.to_json_string(use_diff=False))
-    values["architectures"] = [type(model).__name__]
+    """Write config.json, which names the labels, unless the export has its own, and the card."""
+    kind = type(model).__name__
+    values = json.loads(model.config.to_json_string(use_diff=False)) | {"architectures": [kind]}
     shown = {key: value for key, value in values.items() if key not in ("_name_or_path", "name_or_path", "auto_map")}
-    (place / "config.json").write_text(json.dumps(shown, indent=2) + "\n", encoding="utf-8")
+    if to != "transformers":
+        (place / "config.json").write_text(json.dumps(shown, indent=2) + "\n", encoding="utf-8")
     original = source / "README.md"
     text = original.read_text(encoding="utf-8") if original.is_file() else None
-    (place / "README.md").write_text(card.text(text, f"{source.name}, as {to}", to, outputs), encoding="utf-8")
+    written = card.text(text, f"{source.name}, as {to}", to, outputs, kind)
+    (place / "README.md").write_text(written, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -19,8 +19,10 @@ from pruning import Block, LayerReport, NofM, Pattern, as_matrix, matrix_weights
 from runner import models
 from runner.models import heads
 from runner.models.configuration import building
+from runner.models.footprint import Remaining, gone, remaining
 from runner.models.verify import fault, read_tensors
 from runner.models.weights import check_encoder_weights
+from runner.system.disk import human_bytes
 from runner.system.errors import UserError
 from runner.system.process import command
 
@@ -64,6 +66,12 @@ class Inspection:
     """Contradictions between the weights and pruning.json."""
     left_out: dict[str, float]
     """Matrices that are no Linear or Conv weight, by kind, as fractions of all parameters."""
+    gone: list[str]
+    """What is no longer in the file, as the records next to it say: layers, feed-forward channels."""
+    bytes: int
+    """Size of all tensors."""
+    remaining: Remaining
+    """Parameters and multiply-accumulates."""
 
 
 def inspect(folder: Path) -> Inspection:
@@ -90,6 +98,9 @@ def inspect(folder: Path) -> Inspection:
         described["pattern"] if described else None,
         broken_claims(described, matrices) if described else [],
         models.left_out(net),
+        gone(folder),
+        sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()),
+        remaining(net, tensors),
     )
 
 
@@ -232,6 +243,8 @@ def show(inspection: Inspection) -> None:
     if sparse:
         which = ", ".join(inspection.patterns) or "no pattern"
         console.print(f"{which} in all of the {sparse} layers with zeros (of {len(inspection.layers)})")
+    size = human_bytes(inspection.bytes)
+    console.print(*inspection.gone, f"{size} of weights, {inspection.remaining}", sep="\n")
     if inspection.claims is not None:
         console.print(
             f"pruning.json says {inspection.claims}: "

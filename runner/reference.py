@@ -12,7 +12,6 @@ import ast
 import dataclasses
 import inspect
 import itertools
-import sys
 import textwrap
 from collections.abc import Collection, Iterator
 from dataclasses import MISSING as NO_DEFAULT
@@ -23,12 +22,14 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from runner.config.compose import N_OF_M, register
+from runner.config.compose import register
 from runner.config.experiment import GROUPS, Experiment
 from runner.config.keys import all_keys
 from runner.config.recipe import FinetuneRecipe
 from runner.config.runtime import RuntimeSettings
 from runner.config.training import Training
+from runner.system.process import command
+from runner.system.spelling import N_OF_M
 from runner.tracking import Tracking
 
 SECTIONS = {"train": Training, "finetune": Training, "tracking": Tracking}
@@ -192,4 +193,4 @@ def names() -> str:
 
 
 if __name__ == "__main__":
-    print(names() if sys.argv[1:] == ["keys"] else page(), end="")
+    command(lambda arguments: print(names() if arguments == ["keys"] else page(), end=""))

@@ -30,7 +30,7 @@ from runner.stages.inputs import Sources, find_sources, identity_of
 from runner.system import files, ranks
 from runner.system.errors import UserError
 from runner.system.locks import exclusive, saving
-from runner.system.process import RESUMES, exit_status, set_up_process
+from runner.system.process import RESUMES, exit_status, set_up_process, status_of
 from runner.tracking import Tracking
 
 log = logging.getLogger("runner.reproduce")  # __name__ is __main__ on the command line, which logs no progress
@@ -190,8 +190,7 @@ def _tolerance(text: str) -> float:
 def _command_line() -> int:
     if ranks.rank():
         return exit_status(ranks.follow)
-    status: list[int] = []
-    return exit_status(lambda: status.append(main(sys.argv[1:])), RESUMES) or status[0]
+    return status_of(main, RESUMES)
 
 
 if __name__ == "__main__":

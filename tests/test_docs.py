@@ -45,16 +45,17 @@ OTHERS = [line for line in COMMANDS if line not in (*RUNS, *MAKES, *TOOLS)]
 EMBEDDED = [
     line
     for line in commands(GUIDE)
-    if ("model=tiny" in line and "debug=" not in line) or line.split()[-1] in ("results", "--help")
+    if ("model=tiny" in line and "debug=" not in line and "mine" not in line)
+    or line.split()[-1] in ("results", "--help")
 ]
 
 
 def test_all_commands_were_seen() -> None:
     assert {page: len(commands(page)) for page in PAGES} == {
-        **{"README.md": 15, "docs/develop.md": 10, GUIDE: 28, "docs/measured.md": 11},
-        **{"docs/results.md": 11, "docs/running.md": 17, "docs/speed.md": 3},
+        **{"README.md": 15, "docs/develop.md": 10, GUIDE: 29, "docs/measured.md": 11},
+        **{"docs/results.md": 10, "docs/running.md": 19, "docs/speed.md": 3},
     }
-    assert (len(RUNS), len(MAKES), len(TOOLS), len(EMBEDDED)) == (55, 15, 22, 5)
+    assert (len(RUNS), len(MAKES), len(TOOLS), len(EMBEDDED)) == (56, 15, 23, 5)
     assert sorted(OTHERS) == [
         ".venv/bin/pip install -c constraints.txt -e '.[optuna]'",
         ".venv/bin/python -m tests.bad_input -k A2",
@@ -120,10 +121,10 @@ def test_commands_that_need_no_network_run(cli: Cli) -> None:
 
 
 def test_files_of_the_guide_serve_its_commands(cli: Cli, tmp_path: Path) -> None:
-    assert {kind for kind, _, _ in blocks(GUIDE)} == {"sh", "yaml", "csv"}
+    assert {kind for kind, _, _ in blocks(GUIDE)} == {"sh", "yaml", "csv", "python"}
     assert all(bool(name) == (kind != "sh") for kind, name, _ in blocks(GUIDE))
     files = {name: body for _, name, body in blocks(GUIDE) if name}
-    assert len(files) == 3
+    assert len(files) == 6
     for name, body in files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(body, encoding="utf-8")
@@ -136,13 +137,22 @@ def test_files_of_the_guide_serve_its_commands(cli: Cli, tmp_path: Path) -> None
     assert "finetuned: csarron/bert-base-uncased-squad-v1" in done.stdout
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("script", "text"), [("compare.py", "dense_mean")])
+def test_scripts_of_the_guide_run(cli: Cli, tmp_path: Path, script: str, text: str) -> None:
+    (tmp_path / script).write_text(next(body for _, name, body in blocks(GUIDE) if name == script), encoding="utf-8")
+    done = cli("-c", (tmp_path / script).read_text(encoding="utf-8"))
+    assert done.returncode == 0, done.stderr
+    assert text in done.stdout
+
+
 def anchors(text: str) -> list[str]:
     """The anchors that GitHub gives the chapters of a page."""
     titles = re.findall(r"^##+ (.*)$", text, re.MULTILINE)
     return [re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles]
 
 
-@pytest.mark.parametrize(("page", "count"), [(GUIDE, 9), ("docs/running.md", 8), ("docs/results.md", 6),
+@pytest.mark.parametrize(("page", "count"), [(GUIDE, 11), ("docs/running.md", 8), ("docs/results.md", 6),
                                              ("docs/develop.md", 8)])  # fmt: skip
 def test_every_chapter_is_in_the_list_at_the_top(page: str, count: int) -> None:
     listed = re.findall(r"^\* \[(.*)\]\(#(.*)\)$", PAGES[page], re.MULTILINE)
@@ -159,7 +169,7 @@ def test_links_lead_to_files_and_chapters() -> None:
             assert file.is_file(), (page, target)
             assert not anchor or anchor in anchors(file.read_text(encoding="utf-8")), (page, target, anchor)
             count += 1
-    assert count == 60
+    assert count == 64
 
 
 def test_the_readme_is_short() -> None:

@@ -17,6 +17,7 @@ HYDRA = {
     "runner/command_line.py",
     "runner/config/compose.py",
     "runner/config/refusals.py",
+    "runner/config/schemas.py",
     "runner/config/sweep.py",
     "runner/sweeps/launcher.py",
     "runner/sweeps/launchers.py",
@@ -26,12 +27,20 @@ MLFLOW = "runner/tracking/"
 DATASETS = "runner/data/"
 FLOORS = {
     9: ("runner.__main__",),
-    8: ("runner.command_line",),
+    8: ("runner.command_line", "runner.interface"),
     7: ("runner.experiment", "runner.dry_run", "runner.evaluate", "runner.reproduce", "runner.sensitivity"),
     6: ("runner.stages", "runner.sweeps", "runner.share", "runner.examples", "runner.export"),
     5: ("runner.training", "runner.records", "runner.reference", "runner.benchmark"),
     4: ("runner.config", "runner.inspect", "runner.upload"),
-    3: ("runner.data", "runner.models", "runner.tracking", "runner.cache", "runner.speed", "runner.exports"),
+    3: (
+        "runner.data",
+        "runner.models",
+        "runner.tracking",
+        "runner.runs",
+        "runner.cache",
+        "runner.speed",
+        "runner.exports",
+    ),
     2: ("runner.system",),
     1: ("pruning", "results", "runner.demo"),
 }
@@ -110,10 +119,14 @@ def test_the_engine_imports_torch_and_the_standard_library_only() -> None:
     seen: dict[bool, set[str]] = {True: set(), False: set()}
     for path, tree in modules("pruning").items():
         names = {name.split(".")[0] for name in imports(tree, path.rpartition("/")[0].replace("/", "."))}
+        if path == "pruning/transformers.py":  # the callback of Trainer
+            assert names - STANDARD == {"torch", "pruning", "transformers", "safetensors"}
+            continue
         seen[path.startswith("pruning/runtime/")] |= names - STANDARD
     assert seen[False] == {"torch", "pruning"}
     assert seen[True] == {"torch", "pruning", "transformers", "safetensors", "filelock"}  # the runtime runs models
-    assert not any(name.startswith("pruning.runtime") for module, all_imported in graph().items()
+    apart = ("pruning.runtime", "pruning.transformers")
+    assert not any(name.startswith(apart) for module, all_imported in graph().items()
                    if module.startswith("pruning") and not module.startswith("pruning.runtime")
                    for name in all_imported)  # fmt: skip
 
@@ -128,6 +141,9 @@ def test_runner_imports_of_results_what_both_need_only() -> None:
     found = knowing("runner", "results", type_checking=True)
     assert "runner/tracking/operations.py" in found
     names = {(path, ".".join(name.split(".")[:2])) for path, names in found.items() for name in names}
+    interface = {name for path, name in names if path == "runner/interface.py"}  # it returns the rows of the table
+    assert interface == {"results.filters", "results.load", "results.rows", "results.safe_text"}
+    names = {(path, name) for path, name in names if path != "runner/interface.py"}
     drawing = {"results.pictures", "results.layers", "results.runs", "results.sensitivity"}
     assert {name for _, name in names} == {"results.columns", "results.safe_text", "results.sqlite"} | drawing
     assert {path for path, name in names if name in drawing - {"results.pictures"}} == {"runner/sensitivity.py"}

@@ -1,7 +1,8 @@
 """Cut the parts of a model that compute nothing: feed-forward channels and attention heads whose weights are zero.
 
-What remains is an ordinary dense model with smaller matrices, which every runtime computes faster. Its layers may have
-different sizes, so config.json cannot describe it: it is for exporters and for encoder.c, not for save_pretrained.
+What remains is an ordinary dense model with smaller matrices, which every runtime computes faster. Layers cut by `cut`
+may have different sizes, which config.json cannot describe: it is for exporters and for encoder.c. Layers cut by
+`cut_evenly` have one size, for save_pretrained.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from pruning.errors import PruningError
-from pruning.runtime.families import LINEARS, check_layers, structure_of
+from pruning.runtime.families import LINEARS, Structure, check_layers, structure_of
 from pruning.runtime.packing import ROWS, Blocks
 
 if TYPE_CHECKING:
@@ -59,20 +60,74 @@ def cut(model: PreTrainedModel) -> CutReport:
         The counts; of an architecture that `pruning.runtime.families` does not know, the reason, and nothing is cut.
     """
     try:
-        structure = structure_of(model.config)
-        check_layers(model, structure.family)
+        structure, layers = _layers(model)
     except PruningError as reason:
         return CutReport(reason=str(reason))
     report = CutReport()
-    for number in range(structure.layers):
-        modules = {name: _linear(model, structure.family.parameter(number, name, "weight")) for name in LINEARS}
-        layer: Layer = {name: (module.weight, module.bias) for name, module in modules.items()}
+    for modules in layers:
+        layer = _parameters(modules)
         done = cut_layer(layer, structure.head_size, structure.function)
         if done.channels or done.heads:
-            for name, module in modules.items():
-                _fill(module, *layer[name])
+            _fill_all(modules, layer)
         report += done
     return report
+
+
+def channels_in_use(model: PreTrainedModel) -> list[int]:
+    """Feed-forward channels of each layer that are not dead; at least 1.
+
+    Raises:
+        PruningError: `pruning.runtime.families` does not know the architecture.
+    """
+    _, layers = _layers(model)
+    counts = []
+    for modules in layers:
+        layer = _parameters(modules)
+        dead = int(_dead(layer, "up", "down", 1)[0].sum()) if _finite(layer) else 0
+        counts.append(modules["up"].out_features - dead)
+    return counts
+
+
+@torch.no_grad()
+def cut_evenly(model: PreTrainedModel) -> CutReport:
+    """Cut as many dead channels out of each layer as the layer with the fewest has, in place, and set the configuration
+    to the number that remains. Heads stay: no configuration has fewer heads of the same size.
+
+    Raises:
+        PruningError: as `channels_in_use`.
+    """
+    structure, layers = _layers(model)
+    width, report = max(channels_in_use(model)), CutReport()
+    for modules in layers:
+        layer = _parameters(modules)
+        whole = _whole(layer, structure.head_size)
+        cut_off = _cut(layer, "up", "down", 1, structure.function, whole.all_channels - width)
+        _fill_all(modules, layer)
+        report += replace(whole, channels=int(cut_off.sum()))
+    setattr(model.config, structure.family.channels, width)
+    return report
+
+
+def _layers(model: PreTrainedModel) -> tuple[Structure, list[dict[str, nn.Linear]]]:
+    """The structure of a model and the linear modules of each layer, by the names of LINEARS. Raises PruningError if
+    the architecture is not known.
+    """
+    structure = structure_of(model.config)
+    check_layers(model, structure.family)
+    name = structure.family.parameter
+    return structure, [
+        {module: _linear(model, name(number, module, "weight")) for module in LINEARS}
+        for number in range(structure.layers)
+    ]
+
+
+def _parameters(modules: dict[str, nn.Linear]) -> Layer:
+    return {name: (module.weight, module.bias) for name, module in modules.items()}
+
+
+def _fill_all(modules: dict[str, nn.Linear], layer: Layer) -> None:
+    for name, module in modules.items():
+        _fill(module, *layer[name])
 
 
 def cut_layer(layer: Layer, head_size: int, activation: Callable[[Tensor], Tensor]) -> CutReport:
@@ -133,21 +188,28 @@ def _whole(layer: Layer, head_size: int) -> CutReport:
     return CutReport(all_channels=channels, all_heads=features // head_size, all_features=2 * features)
 
 
-def _cut(layer: Layer, writer: str, reader: str, step: int, activation: Callable[[Tensor], Tensor]) -> Tensor:
+def _cut(
+    layer: Layer,
+    writer: str,
+    reader: str,
+    step: int,
+    activation: Callable[[Tensor], Tensor],
+    most: int | None = None,
+) -> Tensor:
     """Cut the dead features between two modules, in groups of `step`.
 
     Args:
         writer: the module that computes the features.
         reader: the module that reads activation(features).
+        most: cut so many groups only, the first; None: all that are dead.
 
     Returns:
         (features,) bool: those that were cut.
     """
-    weight, bias = layer[writer]
-    read, read_bias = layer[reader]
-    constant, unread = ~_used(weight, 1), ~_used(read, 0)
-    groups = (constant | unread).view(-1, step).all(dim=1)
-    groups[0] &= not bool(groups.all())
+    bias, (read, read_bias) = layer[writer][1], layer[reader]
+    groups, constant = _dead(layer, writer, reader, step)
+    if most is not None:
+        groups &= groups.cumsum(0) <= most
     dead = groups.repeat_interleave(step)
     outputs = torch.zeros(len(dead), dtype=torch.float64)
     if bias is not None:
@@ -160,6 +222,16 @@ def _cut(layer: Layer, writer: str, reader: str, step: int, activation: Callable
     layer[reader] = read.select(None, ~dead) if isinstance(read, Blocks) else read[:, ~dead], read_bias
     layer[writer] = _without(layer[writer], dead)
     return dead
+
+
+def _dead(layer: Layer, writer: str, reader: str, step: int) -> tuple[Tensor, Tensor]:
+    """The groups of features between two modules that compute nothing, (features / step,) bool, but one at least; and
+    the features that are constant, (features,) bool.
+    """
+    constant, unread = ~_used(layer[writer][0], 1), ~_used(layer[reader][0], 0)
+    groups = (constant | unread).view(-1, step).all(dim=1)
+    groups[0] &= not bool(groups.all())
+    return groups, constant
 
 
 def _without(parameters: tuple[Tensor | Blocks, Tensor | None], dead: Tensor) -> tuple[Tensor | Blocks, Tensor | None]:

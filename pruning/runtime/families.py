@@ -40,6 +40,8 @@ class Family:
     """Name of the activation in the configuration."""
     epsilon: str = "layer_norm_eps"
     """Name of the epsilon of layer norms in the configuration; 1e-12 if it has none."""
+    channels: str = "intermediate_size"
+    """Name of the number of feed-forward channels in the configuration."""
 
     def parameter(self, layer: int, module: str, what: str) -> str:
         """Name of a parameter in the base model.
@@ -61,7 +63,7 @@ FAMILIES = {
     "xlm-roberta": Family("XLMRobertaLayer", "encoder", _BERT),
     "camembert": Family("CamembertLayer", "encoder", _BERT),
     "electra": Family("ElectraLayer", "encoder", _BERT),
-    "distilbert": Family("TransformerBlock", "transformer", _DISTILBERT, "activation", ""),
+    "distilbert": Family("TransformerBlock", "transformer", _DISTILBERT, "activation", "", "hidden_dim"),
 }
 """Families by `model_type`."""
 

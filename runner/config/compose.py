@@ -6,71 +6,34 @@ its schema in its defaults list and fills the fields. No list to edit: every sub
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 
-from pruning import Block, NofM
 from results.safe_text import without_secrets
-from runner import data
-from runner.config import help
-from runner.config.experiment import GROUPS, PLACES, Experiment, Origin, with_subclasses
+from runner.config import help, plugins, schemas
+from runner.config.experiment import GROUPS, PLACES, Experiment, Origin
 from runner.config.keys import CHOICES, check_keys
 from runner.config.labels import labels
 from runner.config.recipe import Recipe
 from runner.config.record import as_yaml, recorded
 from runner.config.refusals import advice, explained
 from runner.system.errors import UserError
-from runner.system.spelling import N_OF_M, no_option
+from runner.system.spelling import no_option
 
 _LONGEST_NAME = 255  # in bytes, on all common file systems
-_SIZE = re.compile(r"pattern/(0|[1-9]\d{0,8})([x:])(0|[1-9]\d{0,8})\.yaml")
 
 
 def register() -> None:
     """Store every dataclass as a schema. Called once, before Hydra composes."""
-    data.import_all()
-    store = ConfigStore.instance()
-    # Hydra copies its repository with this store in it for each compose, and three times for every group that --help
-    # lists, only to change the list of sources. What is loaded from the store is copied by the store itself.
-    ConfigStore.__deepcopy__ = _shared  # type: ignore[attr-defined]
-    store.store(group="schema", name="experiment", node=Experiment, package="_global_")
-    for group, base in GROUPS.items():
-        for cls in with_subclasses(base):
-            store.store(group=f"schema/{group}", name=cls.__name__, node=cls, package=group)
-    store.repo.pop("pattern", None)
-    for n, m in N_OF_M:
-        _store_pattern(n, ":", m)
-    store.get_type = _type  # type: ignore[method-assign]
-    OmegaConf.register_new_resolver("published_distillation", _published_distillation, replace=True)
-    OmegaConf.register_new_resolver("help", _help, replace=True)
-
-
-def _type(path: str) -> ObjectType:
-    """What Hydra's store has at a path. Hydra asks it after all folders of YAML, so NxM and N:M without a file of their
-    own are stored when they are first asked for."""
-    store, size = ConfigStore.instance(), _SIZE.fullmatch(path)
-    if size is not None:
-        _store_pattern(int(size[1]), size[2], int(size[3]))
-    return ConfigStore.get_type(store, path)
-
-
-def _store_pattern(first: int, sign: str, second: int) -> None:
-    """Store the option NxM as conf/pattern/4x1.yaml defines 4x1, or N:M."""
-    values: dict[str, Any] = {"n": first, "m": second}
-    if sign == "x":
-        values = {"rows": first, "cols": second, "target_sparsity": "${recipe.block_sparsity}"}
-    schema = (Block if sign == "x" else NofM).__name__
-    node = {"defaults": [f"/schema/pattern/{schema}", "_self_"], **values}
-    ConfigStore.instance().store(group="pattern", name=f"{first}{sign}{second}", node=node)
+    schemas.fill()
+    for name, resolver in zip(schemas.RESOLVERS, (_published_distillation, _help), strict=True):
+        OmegaConf.register_new_resolver(name, resolver, replace=True)
 
 
 def _published_distillation(implied: str, *, _root_: DictConfig) -> str:
@@ -92,11 +55,6 @@ def _published_distillation(implied: str, *, _root_: DictConfig) -> str:
 def _help() -> str:
     """The text of --help, for Hydra's template: it reads $ as the beginning of a name."""
     return help.text(_loader().get_group_options).replace("$", "$$")
-
-
-def _shared(store: ConfigStore, memo: dict[int, Any]) -> ConfigStore:
-    """The deep copy of a singleton: itself."""
-    return store
 
 
 def compose(overrides: Sequence[str], with_hydra: bool = False) -> DictConfig:
@@ -132,6 +90,7 @@ def _loader() -> ConfigLoaderImpl:
 
 def compose_experiment(overrides: Sequence[str]) -> tuple[Experiment, Origin]:
     """Compose, check and convert. Raises UserError or PruningError, before anything is loaded."""
+    plugins.load_asked(overrides)
     register()
     with explained(overrides):
         config = compose(overrides, with_hydra=True)
@@ -227,6 +186,7 @@ def _loaded(
         raise UserError(f"no value for {', '.join(missing)}: set it on the command line or in YAML{hint}")
     experiment = OmegaConf.to_object(config)
     assert isinstance(experiment, Experiment)
+    plugins.check(experiment, plugins.load_asked(overrides))
     for name, override in experiment.allocation.layers.items():
         if (override.pattern or "").isdigit():
             raise UserError(
@@ -274,6 +234,6 @@ def _flat(values: dict[str, Any]) -> dict[str, str]:
             else:
                 out[f"{prefix}{key}"] = str(value)
 
-    places = ("recipe", "tracking", "output_dir", "cache_dir", "force", "dry_run", "seed")
+    places = ("recipe", "tracking", "output_dir", "cache_dir", "force", "dry_run", "seed", plugins.KEY)
     walk({key: value for key, value in values.items() if key not in places}, "")
     return out

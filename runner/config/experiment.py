@@ -14,7 +14,7 @@ from runner.config.distillation import DistillationSettings
 from runner.config.recipe import Recipe
 from runner.config.training import Training
 from runner.data.task import Dataset
-from runner.models import Model
+from runner.models import Model, StudentLayers
 from runner.speed.settings import Benchmark
 from runner.system.errors import UserError
 from runner.tracking import Tracking
@@ -61,6 +61,8 @@ class Experiment:
     """Run again although the same run was finished before."""
     dry_run: bool = False
     """Say what the run would do (layers, units, target, steps, mask updates, memory, time), and train nothing."""
+    plugins: list[str] = field(default_factory=list)
+    """Modules of your own with criteria, schedules, patterns, distillations or tasks; on the command line only."""
     seed: int = 0
     """Seed of the head's weights, the data order and dropout."""
     output_dir: str = "outputs"
@@ -101,6 +103,19 @@ class Experiment:
                 f"model.frozen={self.model.frozen}: prune=false only fine-tunes the dense model, which trains all "
                 "parameters; leave it out"
             )
+        if (self.model.layers or self.model.num_layers is not None) and not self.prune:
+            raise UserError(
+                "model.layers and model.num_layers are of the student, and prune=false makes none; add pattern=dense "
+                "for a student with fewer layers that is not pruned, without prune=false"
+            )
+
+    def distillation(self, chosen: StudentLayers | None) -> DistillationSettings:
+        """`distill`; the layers of a student that has some of the dense model's imitate those that they come from,
+        unless another model is the teacher.
+        """
+        if chosen is None or self.distill.teacher:
+            return self.distill
+        return self.distill.with_origins(chosen.layers)
 
     @property
     def keeps_zeros(self) -> bool:

@@ -51,6 +51,7 @@ _FLAGS = {
     "dry_run=true": "show what a run or a sweep would do: layers, steps, time, memory, disk",
     "--cfg job": "print the configuration that would run; with --resolve, its values",
     "--config-dir D": "read further options of the groups from the folder D",
+    "plugins=[M]": "take criteria, schedules, patterns and tasks of your own from the module M",
     "--version": "the version of prune-distill",
     "--hydra-help": "flags of Hydra, which composes the configuration",
     "-sc install=bash": 'tab completion: eval "$(prune-distill -sc install=bash)"; also zsh and fish',

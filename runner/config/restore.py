@@ -14,6 +14,7 @@ from yaml import YAMLError
 
 from pruning import PruningError
 from runner import data
+from runner.config import plugins
 from runner.config.experiment import GROUPS, PLACES, Experiment, with_subclasses
 from runner.system.errors import UserError
 
@@ -52,7 +53,8 @@ def restore(yaml: str, chosen: Mapping[str, str], changes: Mapping[str, Any]) ->
         UserError: this version does not know a class or a key, or refuses a value; or a value is an interpolation.
     """
     data.import_all()
-    given = read(yaml)
+    given, changes = read(yaml), dict(changes)
+    given[plugins.KEY] = _plugins(given.get(plugins.KEY), changes.pop(plugins.KEY, None))
     _refuse_interpolations(given, changes)
     config = OmegaConf.structured(Experiment)
     try:
@@ -73,6 +75,23 @@ def restore(yaml: str, chosen: Mapping[str, str], changes: Mapping[str, Any]) ->
     assert isinstance(experiment, Experiment)
     added = list(_added(given, OmegaConf.to_container(config)))
     return Restored(experiment, OmegaConf.to_yaml(config, resolve=True), added)
+
+
+def _plugins(recorded: Any, asked: str | None) -> list[str]:
+    """Import the modules that the command line names, never those that the record names.
+
+    Raises:
+        UserError: the record names modules, and the command line none.
+    """
+    if recorded and asked is None:
+        listed = ",".join(map(str, recorded)) if isinstance(recorded, list) else recorded
+        raise UserError(
+            f"config.yaml names {plugins.KEY}=[{listed}], code that is not imported because a record says so; read the "
+            f"modules of these names on your Python path, then add '{plugins.KEY}=[MODULE]' to this command"
+        )
+    names = plugins.named(asked) if asked is not None else []
+    plugins.load(names)
+    return names
 
 
 def read(yaml: str) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from runner.models.checkpoint import (
 from runner.models.configuration import quiet_loading, read_config
 from runner.models.dropout import attention_dropout, hidden_dropout, max_dropout
 from runner.models.frozen import freeze, trained_parameters
+from runner.models.layers import StudentLayers, keep_layers, student_layers, student_skeleton
 from runner.models.structure import (
     check_positions,
     describe_left_out,
@@ -26,8 +27,9 @@ from runner.models.structure import (
 from runner.models.tokenizer import load_tokenizer
 
 __all__ = [
-    "EMBEDDED", "PRETRAINED", "Checkpoint", "Model", "attention_dropout", "check_positions", "check_weights",
-    "describe_left_out", "find", "freeze", "hidden_dropout", "kind_of", "left_out", "load", "load_tokenizer",
-    "max_dropout", "positions", "prunable_parameters", "quiet_loading", "read_config", "shape", "skeleton",
-    "trained_parameters", "with_hidden_dropout",
+    "EMBEDDED", "PRETRAINED", "Checkpoint", "Model", "StudentLayers", "attention_dropout", "check_positions",
+    "check_weights", "describe_left_out", "find", "freeze", "hidden_dropout", "keep_layers", "kind_of", "left_out",
+    "load", "load_tokenizer", "max_dropout", "positions", "prunable_parameters", "quiet_loading", "read_config",
+    "shape", "skeleton", "student_layers", "student_skeleton", "trained_parameters",
+    "with_hidden_dropout",
 ]  # fmt: skip

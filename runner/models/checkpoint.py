@@ -66,6 +66,13 @@ class Model:
     frozen: list[str] = field(default_factory=list)
     """Parameters that the pruning does not train: embeddings, layer_norms, biases, head, or shell patterns of parameter
     and module names. The fine-tuning of the dense model trains them."""
+    num_layers: int | None = None
+    """Number of layers of the student, which starts from that many of the dense model's: the first, the last and others
+    evenly between them, 0, 2, 4, 7, 9 and 11 of 12 (DistilBERT, arXiv 1910.01108). The dense model keeps all."""
+    layers: list[int] = field(default_factory=list)
+    """Layers of the dense model that the student starts from, counted from 0, instead of `num_layers`; such as
+    [0,1,2,3,4,5], without the top layers (arXiv 2004.03844). With distill=hidden and logits_hidden each imitates the
+    layer that it comes from."""
     hidden_dropout: float | None = None
     """Dropout of hidden states in both trainings; the checkpoint's own if not given."""
     attention_dropout: float | None = None
@@ -78,8 +85,17 @@ class Model:
             value = getattr(self, key)
             if value is not None and not 0 <= value < 1:
                 raise UserError(f"model.{key}={value} is out of range: from 0 to below 1")
+        self._check_layers()
         if not self.path:
             raise UserError("model.path is empty: a hub id or a folder")
+
+    def _check_layers(self) -> None:
+        if self.num_layers is not None and self.layers:
+            raise UserError(f"model.num_layers={self.num_layers}: model.layers={self.layers} names them; leave one out")
+        if self.num_layers is not None and self.num_layers < 1:
+            raise UserError(f"model.num_layers={self.num_layers} must be at least 1")
+        if self.layers and (self.layers[0] < 0 or self.layers != sorted(set(self.layers))):
+            raise UserError(f"model.layers={self.layers}: name each layer once, ascending, counted from 0: [0,2,4]")
 
 
 @dataclass

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from pruning import EncoderShape, matrix_weights, other_matrices
+from pruning import EncoderShape, other_matrices
 from runner.system.errors import UserError
 
 if TYPE_CHECKING:
@@ -19,9 +19,6 @@ if TYPE_CHECKING:
 
     from runner.models.checkpoint import Checkpoint, Model
 
-# Parts of the names of encoder modules that are never pruned: poolers, embeddings, and what maps embeddings to the
-# encoder's width, which counts as one of them (ELECTRA's embeddings_project, ALBERT's embedding_hidden_mapping_in).
-_NOT_PRUNABLE = ("pooler", "embed")
 # Tables with a row for each position, by the names that transformers gives them.
 POSITION_TABLES = ("position_embeddings", "embed_positions", "wpe")
 
@@ -32,12 +29,9 @@ def prunable_parameters(net: PreTrainedModel, model: Model) -> dict[str, nn.Para
     Raises:
         UserError: the encoder has no such layer, or a pattern in model.prunable or model.excluded matches none.
     """
-    inside = f"{net.base_model_prefix}."
-    layers = {
-        name.removesuffix(".weight"): weight
-        for name, weight in matrix_weights(net).items()
-        if name.startswith(inside) and not any(part in name.removeprefix(inside) for part in _NOT_PRUNABLE)
-    }
+    from pruning.transformers import encoder_weights  # imports transformers
+
+    layers = {name.removesuffix(".weight"): weight for name, weight in encoder_weights(net).items()}
     if net.base_model is net or not layers:
         others = describe_left_out(left_out(net))
         raise UserError(

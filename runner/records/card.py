@@ -144,19 +144,23 @@ def variables(facts: Facts) -> dict[str, Any]:
         "command": block(f"python -m runner {shlex.join(repeatable(facts.overrides))}".strip(), "bash"),
         "licences": licences(facts),
         "speed": speed_section(facts.result.speed),
+        "student_layers": result.student_layers,
     }
     return values | (pruning_variables(facts, facts.pruning) if facts.pruning is not None else {})
 
 
 def pruning_variables(facts: Facts, pruning: Mapping[str, Any]) -> dict[str, Any]:
     """The variables that only the card of a pruned model has."""
-    counted = facts.result.verification
+    counted, weighed = facts.result.verification, facts.result.footprint
     assert counted is not None
+    assert weighed is not None
     layers = [layer for layer in pruning["layers"] if not layer["skipped"]]
     patterns = sorted({line(layer["pattern"]) for layer in layers})
     teacher = " and ".join(map(code, facts.teachers)) or "it"
     distills = facts.distill["name"] != "NoDistillation"
     return {
+        "prunes": any(layer["pruned_units"] for layer in layers) or facts.result.student_layers is None,
+        "parameters": f"{weighed.parameters:,} of {weighed.parameters_dense:,}",
         "supervision": f"distilled from {teacher}" if distills else "trained on the labels",
         "sparsity": f"{counted.sparsity:.2%}",
         "exact_sparsity": repr(counted.sparsity),

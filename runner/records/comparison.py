@@ -68,6 +68,7 @@ def differences(then: MadeBy, now: MadeBy) -> Iterator[str]:
     yield from _changed("version of the stage {}", then.stages, now.stages)
     yield from _changed("{}", then.packages, now.packages)
     yield from _changed("{}", *({"hardware": m.hardware, "instructions": m.instructions} for m in (then, now)))
+    yield from _changed("source of the plugin {}", then.plugins, now.plugins)
     if then.ranks != now.ranks:
         yield (
             f"ranks: {then.ranks} then, {now.ranks} now "

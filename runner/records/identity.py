@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from pruning import Allocation
 from runner.config.experiment import Experiment
+from runner.config.plugins import source_of
 from runner.system.fingerprint import SHORT, hash_json
 from runner.system.versions import VERSIONS
 
@@ -27,51 +27,61 @@ class Identity:
     """`control` without the distillation."""
 
 
-def identify(
-    experiment: Experiment,
-    model: str,
-    data: str,
-    teacher: str | list[str] | None,
-    sparse: str | None = None,
-    unlabelled: str = "",
-) -> Identity:
-    """Hash what determines the result: contents, not paths and logging.
+@dataclass
+class Contents:
+    """Fingerprints of what a run reads."""
 
-    Args:
-        model: fingerprint of the checkpoint that the run starts from (fine-tuned or not).
-        data: fingerprint of the examples.
-        teacher: fingerprint of a teacher other than the dense model, or of each of several.
-        sparse: fingerprint of the sparse checkpoint that the student starts from, where that is not the dense model.
-        unlabelled: fingerprint of the examples without labels; empty if there are none.
-    """
+    model: str
+    """The checkpoint that the run starts from, fine-tuned or not."""
+    data: str
+    """The examples."""
+    teacher: str | list[str] | None = None
+    """A teacher other than the dense model, or each of several."""
+    sparse: str | None = None
+    """The sparse checkpoint that the student starts from, where that is not the dense model."""
+    unlabelled: str = ""
+    """The examples without labels; empty if there are none."""
+    layers: list[int] | None = None
+    """Layers of the dense model that the student has; None: all."""
+
+
+def identify(experiment: Experiment, contents: Contents) -> Identity:
+    """Hash what determines the result: contents, not paths and logging."""
+
+    def typed(value: Any) -> dict[str, Any]:
+        return {"type": type(value).__name__, **asdict(value), **source_of(experiment, value)}
+
+    task = experiment.dataset
     dense: dict[str, Any] = {
-        "model": model,
+        "model": contents.model,
         "dropout": [experiment.model.hidden_dropout, experiment.model.attention_dropout],
-        "data": [data, type(experiment.dataset).__name__, experiment.dataset.settings()],
+        "data": [contents.data, type(task).__name__, task.settings(), *source_of(experiment, task).values()],
         "versions": {stage: VERSIONS[stage] for stage in ("prepare", "finetune")},
     }
     if experiment.model.finetuned is None:
         dense["finetune"] = experiment.finetune.determinants()
-    run = dict(dense, versions=VERSIONS, prune=experiment.prune, scores=experiment.dataset.score_settings())
+    run = dict(dense, versions=VERSIONS, prune=experiment.prune, scores=task.score_settings())
     if experiment.prune:
         run |= {
-            "pattern": _typed(experiment.pattern),
-            "distill": {**_typed(experiment.distill), "teacher": teacher},
+            "pattern": typed(experiment.pattern),
+            "distill": {**typed(experiment.distill), "teacher": contents.teacher},
             "train": experiment.student_train.determinants(),
         }
-        if unlabelled:
-            run["unlabelled"] = unlabelled
+        if contents.unlabelled:
+            run["unlabelled"] = contents.unlabelled
         if experiment.model.frozen:
             run["frozen"] = sorted(set(experiment.model.frozen))
-        if sparse is not None:
-            run["sparse"] = [sparse, "zeros stay"] if experiment.keeps_zeros else sparse
+        if contents.layers is not None:  # the control has all: it shows what pruning and fewer layers cost together
+            run["student_layers"] = contents.layers
+        if contents.sparse is not None:
+            run["sparse"] = [contents.sparse, "zeros stay"] if experiment.keeps_zeros else contents.sparse
         if experiment.pattern.prunes or experiment.pattern.locks or experiment.allocation.layers:
             run |= {
                 "layers": [experiment.model.prunable, experiment.model.excluded],
-                "criterion": _typed(experiment.criterion),
-                "allocation": _allocation(experiment.allocation),
-                "schedule": _typed(experiment.schedule),
-                "regularizer": _typed(experiment.regularizer),
+                "criterion": typed(experiment.criterion),
+                "allocation": _without_later(typed(experiment.allocation)),
+                "schedule": typed(experiment.schedule),
+                "regularizer": typed(experiment.regularizer),
             }
     seed = experiment.seed
     control = {key: run[key] for key in (*dense, "scores", "distill", "train", "unlabelled", "frozen") if key in run}
@@ -87,19 +97,14 @@ def identify(
     )
 
 
-def _typed(value: Any) -> dict[str, Any]:
-    return {"type": type(value).__name__, **asdict(value)}
-
-
-def _allocation(allocation: Allocation) -> dict[str, Any]:
-    """As `_typed`, without what an exception leaves out and older versions did not know."""
-    typed = _typed(allocation)
+def _without_later(allocation: dict[str, Any]) -> dict[str, Any]:
+    """An allocation without what an exception leaves out and older versions did not know."""
     later = ("max_per_layer", "criterion")
-    typed["layers"] = {
+    layers = {
         name: {key: value for key, value in layer.items() if key not in later or value is not None}
-        for name, layer in typed["layers"].items()
+        for name, layer in allocation["layers"].items()
     }
-    return typed
+    return allocation | {"layers": layers}
 
 
 def _hash(value: Any) -> str:

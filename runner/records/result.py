@@ -9,6 +9,7 @@ from typing import Any
 
 from results import columns
 from runner.models.footprint import Footprint
+from runner.models.layers import StudentLayers
 from runner.models.structure import describe_left_out
 from runner.models.verify import Verification
 from runner.speed.measure import Speed
@@ -53,6 +54,8 @@ class Result:
     """Times of the saved model on a CPU; None unless benchmark=cpu."""
     unlabelled_examples: int = 0
     """Training examples without labels, which only the distillation used."""
+    student_layers: StudentLayers | None = None
+    """Layers of the dense model that the pruned one started from; None: all."""
 
     def save(self) -> None:
         """Write it to its folder."""
@@ -68,6 +71,8 @@ class Result:
             verification, footprint = values["verification"], values["footprint"]
             values["verification"] = Verification(**verification) if verification else None
             speed = values.get("speed")
+            chosen = values.get("student_layers")
+            values["student_layers"] = StudentLayers(**chosen) if chosen else None
             values["speed"] = Speed.from_plain(speed) if speed else None
             return cls(**{**values, "footprint": Footprint(**footprint) if footprint else None})
         except (KeyError, TypeError):
@@ -85,6 +90,9 @@ class Result:
                 "zeros": f"{self.verification.linear_ratio:.4f} of all Linear and Conv weights, "
                 f"{self.verification.violations} violations of the pattern (counted on the file)",
             }
+            if self.student_layers is not None and (weighed := self.footprint) is not None:
+                share = f"{weighed.parameters:,} of {weighed.parameters_dense:,} parameters"
+                lines["student"] = f"{self.student_layers} of the dense model, {share}"
             if (left_out := describe_left_out(self.verification.left_out)) is not None:
                 lines["left out"] = left_out
         if self.speed is not None:

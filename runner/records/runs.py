@@ -15,6 +15,7 @@ import torch
 
 from results import columns
 from runner import models, tracking
+from runner.config import plugins
 from runner.config.experiment import PLACES, Experiment, Origin
 from runner.config.restore import Restored, classes, new_place, read, restore
 from runner.data.examples import Examples
@@ -172,6 +173,8 @@ class MadeBy:
     ranks: int
     folder: str
     """The working folder: paths are relative to it."""
+    plugins: dict[str, str] = field(default_factory=dict)
+    """Modules of the user's own, each with a hash of its source."""
     others: list[str] = field(default_factory=list)
     """Parts of the run that were made under other circumstances than these: before an interruption, or by the process
     that filled the cache."""
@@ -204,6 +207,7 @@ def made_by(
         threads=torch.get_num_threads(),
         ranks=ranks.world_size(),
         folder=os.getcwd(),
+        plugins=plugins.sources(experiment),
     )
 
 
@@ -241,7 +245,7 @@ def places(given: Sequence[str]) -> dict[str, Any]:
         by_key[key] = value
         if key == "distill.teacher" and value.startswith("[") and value.endswith("]"):
             by_key[key] = [name.strip(" '\"") for name in value[1:-1].split(",")]
-        if key not in PLACES or not value:
+        if key not in (*PLACES, plugins.KEY) or not value:
             raise UserError(
                 f"{text}: only what has moved since can be named here, with its new place: {', '.join(PLACES)}"
             )

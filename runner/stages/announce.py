@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from results import columns
 from runner import models
-from runner.config.experiment import Experiment, Origin
+from runner.config.experiment import GROUPS, Experiment, Origin
+from runner.config.plugins import source_of, sources
 from runner.data import slips
 from runner.data.examples import Examples
 from runner.data.layout import shown
@@ -43,6 +44,7 @@ def tags(inputs: Inputs) -> dict[str, str]:
         "ranks": str(ranks.world_size()),
         "dataset.source": inputs.examples.source,
         "recipe": experiment.recipe.name,
+        **({columns.STUDENT_LAYERS: str(inputs.sources.chosen)} if inputs.sources.chosen is not None else {}),
         **_counts(inputs),
     }
 
@@ -100,6 +102,8 @@ def params(experiment: Experiment, origin: Origin, base: models.Checkpoint) -> d
         out["pattern.target_sparsity"] = experiment.pattern.target
         out |= {f"distill.{k}": v for k, v in asdict(experiment.distill).items()}
         out |= {f"schedule.{k}": v for k, v in asdict(experiment.schedule).items()}
+    if any(source_of(experiment, getattr(experiment, group)) for group in GROUPS):  # for the column Differs
+        out |= {f"plugins.{name}": source for name, source in sources(experiment).items()}
     out["model.hidden_dropout"] = models.hidden_dropout(base.config)
     out["model.attention_dropout"] = models.attention_dropout(base.config)
     for key in ("max_train_samples", "max_eval_samples", "holdout"):
@@ -121,6 +125,8 @@ def announce(inputs: Inputs) -> None:
         log.warning("%s", left_out)
     if experiment.keeps_zeros:
         log.info("the student starts from model.sparse=%s: its zeros stay, and count", experiment.model.sparse)
+    if (chosen := inputs.sources.chosen) is not None:
+        log.info("the student has %s of the dense model", chosen)
     if data is None:
         return
     log.info("disk: %s", disk.in_one_line(inputs.disk_needs, Path(experiment.cache_dir)))

@@ -26,16 +26,17 @@ def check(experiment: Experiment, sources: Sources) -> PreTrainedModel:
     """Check the whole request.
 
     Returns:
-        The network, without memory for its weights.
+        The student's network, without memory for its weights.
 
     Raises:
         UserError, PruningError: it cannot be trained, pruned or compared.
     """
     model, architecture = experiment.model, experiment.dataset.architecture
-    net = models.skeleton(architecture, sources.base.config)
+    net = models.student_skeleton(architecture, sources.base.config, sources.chosen)
     models.freeze(net, model.frozen)
     student = models.with_hidden_dropout(sources.base, experiment.student_train.hidden_dropout)
-    check_gradient(experiment, net if student is sources.base else models.skeleton(architecture, student.config))
+    alike = net if student is sources.base else models.skeleton(architecture, student.config)
+    check_gradient(experiment, alike, sources.chosen is None)
     check_benchmark(experiment, net)
     networks = [(sources.base, net)]
     check_teachers(sources.teachers)
@@ -48,14 +49,14 @@ def check(experiment: Experiment, sources: Sources) -> PreTrainedModel:
         plan = plan_of(experiment, net)
         plan.check(experiment.schedule, experiment.regularizer, experiment.criterion)
         locks = any(group.pattern.locks for group in plan.groups)
-    check_sparse(experiment, sources.sparse, net, locks)
+    check_sparse(experiment, sources, net, locks)
     for checkpoint in (sources.base, *sources.others):
         models.check_weights(architecture, checkpoint)
     for other in sources.others:
         check_vocabulary(sources.base, other)
     projection_parameters(experiment, sources, net)
     if locks or (experiment.prune and model.sparse):
-        check_start(experiment, sources.sparse or sources.base)
+        check_start(experiment, sources)
     return net
 
 
@@ -68,12 +69,13 @@ def plan_of(experiment: Experiment, net: PreTrainedModel) -> Plan:
 def projection_parameters(experiment: Experiment, sources: Sources, net: PreTrainedModel) -> int:
     """Number of parameters of the projections that are trained with the student. Raises UserError or PruningError if
     student and teacher cannot be compared."""
-    how = experiment.distill
+    how = experiment.distillation(sources.chosen)
     if not (experiment.prune and how.needs_teacher and how.weight):
         return 0
-    if not sources.teachers:
-        return projections.check(how, net, net)
-    return projections.check(how, net, models.skeleton(experiment.dataset.architecture, sources.teachers[0].config))
+    base = next(iter(sources.teachers), sources.base)
+    alike = base is sources.base and sources.chosen is None
+    teacher = net if alike else models.skeleton(experiment.dataset.architecture, base.config)
+    return projections.check(how, net, teacher)
 
 
 def check_teachers(teachers: Sequence[models.Checkpoint]) -> None:
@@ -88,9 +90,9 @@ def check_teachers(teachers: Sequence[models.Checkpoint]) -> None:
         names[content] = teacher.path
 
 
-def check_sparse(experiment: Experiment, sparse: models.Checkpoint | None, net: PreTrainedModel, locks: bool) -> None:
+def check_sparse(experiment: Experiment, sources: Sources, net: PreTrainedModel, locks: bool) -> None:
     """Refuse a sparse checkpoint that does not fit; `locks` says whether a layer has the pattern `locked`."""
-    model = experiment.model
+    model, sparse, architecture = experiment.model, sources.sparse, experiment.dataset.architecture
     if model.sparse and not (locks or experiment.keeps_zeros):
         what = f"pattern={experiment.pattern}" if experiment.prune else "prune=false"
         raise UserError(
@@ -103,19 +105,21 @@ def check_sparse(experiment: Experiment, sparse: models.Checkpoint | None, net: 
         return
     theirs, ours = (
         {name: tuple(p.shape) for name, p in of.base_model.named_parameters()}  # the head's shape is the task's
-        for of in (models.skeleton(experiment.dataset.architecture, sparse.config), net)
+        for of in (models.student_skeleton(architecture, sparse.config, sources.chosen), net)
     )
     differs = sorted(name for name in theirs.keys() | ours.keys() if theirs.get(name) != ours.get(name))
     if differs:
         raise UserError(
-            f"model.sparse={model.sparse}: it is another network than the dense model: {differs[0]} is "
+            f"model.sparse={model.sparse}: it is another network than the "
+            f"{'student' if sources.chosen else 'dense model'}: {differs[0]} is "
             f"{theirs.get(differs[0], 'not there')}, not {ours.get(differs[0], 'there')}"
         )
 
 
-def check_start(experiment: Experiment, start: models.Checkpoint) -> None:
+def check_start(experiment: Experiment, sources: Sources) -> None:
     """Refuse to keep the zeros of a checkpoint that has none, or with a pattern that they break."""
-    network = models.load(experiment.dataset.architecture, start)
+    start = sources.sparse or sources.base
+    network = models.keep_layers(models.load(experiment.dataset.architecture, start), sources.chosen)
     plan = plan_of(experiment, network)
     held = {name for name, pattern in plan.patterns.items() if pattern.locks or plan.keeps_zeros}
     if all(bool(plan.parameters[name].all()) for name in held):
@@ -134,10 +138,14 @@ def check_start(experiment: Experiment, start: models.Checkpoint) -> None:
                     "trained, and they do not stay", start.place, others[0], len(others) - 1)  # fmt: skip
 
 
-def check_gradient(experiment: Experiment, net: PreTrainedModel) -> None:
-    """Refuse a student that starts as an exact copy of its teacher without dropout or labels: its gradient is zero."""
+def check_gradient(experiment: Experiment, net: PreTrainedModel, whole: bool = True) -> None:
+    """Refuse a student that starts as an exact copy of its teacher without dropout or labels: its gradient is zero.
+
+    Args:
+        whole: whether it has all of its teacher's layers.
+    """
     alike = experiment.distill.needs_teacher and not experiment.distill.teacher and not experiment.distill.label_weight
-    alike = alike and not experiment.model.sparse and experiment.train.takes_steps
+    alike = alike and not experiment.model.sparse and whole and experiment.train.takes_steps
     if not (experiment.prune and alike) or models.max_dropout(net) > 0:
         return
     what = None

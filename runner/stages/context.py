@@ -13,6 +13,7 @@ from runner import tracking
 from runner.config.experiment import Experiment, Origin
 from runner.records.folder import RunFolder
 from runner.records.result import stored
+from runner.runs import FAILURE, note_failure
 from runner.stages.announce import announce, log_start, tags
 from runner.stages.prepare import AlreadyFinished, Inputs, finished
 from runner.system.circumstances import Span, others
@@ -78,6 +79,7 @@ class RunContext:
             if experiment.force:  # else the run would resume from its last checkpoint
                 shutil.rmtree(folder / "checkpoints", ignore_errors=True)
                 (folder / tracking.STEPS).unlink(missing_ok=True)
+            (folder / FAILURE).unlink(missing_ok=True)
             keep_bf16_speedup(Path(experiment.cache_dir))
             title = inputs.name if inputs.origin.repeats is None else f"{inputs.name} (reproduction)"
             with (
@@ -88,4 +90,8 @@ class RunContext:
                 run = cls(inputs, RunFolder(folder, tracker), tracker, {"prepare": inputs.digest})
                 announce(inputs)
                 log_start(inputs, run.folder)
-                yield run
+                try:
+                    yield run
+                except Exception as error:
+                    note_failure(folder, error)
+                    raise

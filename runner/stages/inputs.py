@@ -9,7 +9,7 @@ from runner.config.experiment import Experiment
 from runner.data.classes import check_same
 from runner.data.examples import Examples
 from runner.records import runs
-from runner.records.identity import Identity, identify
+from runner.records.identity import Contents, Identity, identify
 
 
 @dataclass
@@ -22,6 +22,8 @@ class Sources:
     """Teachers other than the dense model; empty: it is the teacher."""
     sparse: models.Checkpoint | None
     """A sparse checkpoint that the student starts from; None: from the dense model."""
+    chosen: models.StudentLayers | None = None
+    """Layers of the dense model that the student starts from; None: all."""
 
     @property
     def others(self) -> list[models.Checkpoint]:
@@ -43,7 +45,7 @@ def find_sources(experiment: Experiment) -> Sources:
     sparse, key = None, "model.sparse"
     if model.sparse:
         sparse = models.find(runs.pruned_model(model.sparse, key, experiment.tracking), key, model)
-    return Sources(base, teachers, sparse)
+    return Sources(base, teachers, sparse, models.student_layers(model, base))
 
 
 def match_heads(experiment: Experiment, sources: Sources, examples: Examples) -> None:
@@ -63,4 +65,6 @@ def identity_of(experiment: Experiment, sources: Sources, examples: Examples) ->
     teachers = [teacher.fingerprint for teacher in sources.teachers]
     teacher = teachers if len(teachers) > 1 else next(iter(teachers), None)
     sparse = sources.sparse.fingerprint if sources.sparse is not None else None
-    return identify(experiment, sources.base.fingerprint, data, teacher, sparse, examples.unlabelled_fingerprint)
+    layers = sources.chosen.layers if sources.chosen is not None else None
+    unlabelled = examples.unlabelled_fingerprint
+    return identify(experiment, Contents(sources.base.fingerprint, data, teacher, sparse, unlabelled, layers))

@@ -58,7 +58,7 @@ class Inputs:
     origin: Origin
     sources: Sources
     net: PreTrainedModel
-    """The network, without memory for its weights."""
+    """The student's network, without memory for its weights."""
     examples: Examples
     identity: Identity
     tokenizer: PreTrainedTokenizerBase
@@ -85,6 +85,13 @@ class Inputs:
     def dense_folder(self) -> Path:
         """The dense model in the cache, if this run fine-tunes it."""
         return Path(self.experiment.cache_dir) / "dense" / self.identity.dense
+
+    @property
+    def dense_parameters(self) -> int:
+        """Number of parameters of the dense model, which has more layers than the student if `sources.chosen`."""
+        if self.sources.chosen is None:
+            return self.net.num_parameters()
+        return models.skeleton(self.experiment.dataset.architecture, self.sources.base.config).num_parameters()
 
     @property
     def digest(self) -> str:
@@ -195,14 +202,15 @@ def disk_needs(inputs: Inputs, units: int) -> list[DiskNeed]:
     """
     experiment, dense, data = inputs.experiment, inputs.dense_folder, inputs.data
     assert data is not None
-    parameters = inputs.net.num_parameters() + projection_parameters(experiment, inputs.sources, inputs.net)
+    whole, parameters = inputs.dense_parameters, inputs.net.num_parameters()
+    parameters += projection_parameters(experiment, inputs.sources, inputs.net)
     needs = [DiskNeed(inputs.folder / "model", "the model", disk.model_bytes(parameters))]
     if experiment.model.finetuned is None:
-        needs.append(DiskNeed(dense, "the dense model", disk.model_bytes(parameters)))
+        needs.append(DiskNeed(dense, "the dense model", disk.model_bytes(whole)))
         if not dense.is_dir():
             work = dense.with_name(f"{dense.name}.work")
             size = disk.training_bytes(
-                parameters, experiment.finetune.save_total_limit, average_bytes(experiment.finetune, parameters)
+                whole, experiment.finetune.save_total_limit, average_bytes(experiment.finetune, whole)
             )
             needs.append(DiskNeed(work, "checkpoints of the fine-tuning", size))
     if experiment.prune:

@@ -43,6 +43,15 @@ class PruningTask:
     start: models.Checkpoint
     """The checkpoint that the student starts from."""
     checkpoints: Path
+    chosen: models.StudentLayers | None = None
+    """Layers of the dense model that the student has; None: all."""
+
+    @property
+    def title(self) -> str:
+        """The title of the training's progress."""
+        if not isinstance(self.experiment.pattern, Dense):
+            return f"Pruning to {self.experiment.pattern}"
+        return "Training the control" if self.chosen is None else f"Training {len(self.chosen.layers)} layers"
 
 
 def prune(run: RunContext, dense: models.Checkpoint, supervision: Supervision) -> Pruned:
@@ -50,7 +59,12 @@ def prune(run: RunContext, dense: models.Checkpoint, supervision: Supervision) -
     inputs, sources = run.inputs, run.inputs.sources
     assert inputs.data is not None
     task = PruningTask(
-        run.experiment, inputs.data, sources.teachers or [dense], sources.sparse or dense, run.folder.checkpoints
+        run.experiment,
+        inputs.data,
+        sources.teachers or [dense],
+        sources.sparse or dense,
+        run.folder.checkpoints,
+        sources.chosen,
     )
     student, pruner, stats = ranks.on_all_ranks(
         train_student, task, supervision=supervision, logger=run.tracker.logger("train")
@@ -78,23 +92,31 @@ def train_student(
     from runner.training.loop import train
 
     experiment, data = task.experiment, task.data
-    supervision = supervision or supervision_of(experiment, data, task.teachers)
+    supervision = supervision or supervision_of(experiment, data, task.teachers, task.chosen)
     set_seed(experiment.seed)
-    student = load_student(experiment, task.start)
+    student = load_student(experiment, task.start, task.chosen)
     data_for_updates = calibration(experiment.criterion, student, data, experiment.train.precision)
     pruner = new_pruner(experiment, student, data.length(experiment.train), data_for_updates)
     if not experiment.train.takes_steps:
         return student, pruner, prune_only(student, pruner)
-    title = "Training the control" if isinstance(experiment.pattern, Dense) else f"Pruning to {experiment.pattern}"
-    job = TrainingJob(student, data, experiment.train, supervision, pruner, experiment.seed, task.checkpoints, title)
+    job = TrainingJob(
+        student, data, experiment.train, supervision, pruner, experiment.seed, task.checkpoints, task.title
+    )
     return student, pruner, train(job, logger)
 
 
-def load_student(experiment: Experiment, start: models.Checkpoint) -> PreTrainedModel:
-    """The model that is to be pruned, with `model.frozen` frozen."""
+def load_student(
+    experiment: Experiment, start: models.Checkpoint, chosen: models.StudentLayers | None
+) -> PreTrainedModel:
+    """The model that is to be pruned, with `model.frozen` frozen.
+
+    Args:
+        chosen: the layers that it has; None: all.
+    """
     how = experiment.distill
     start = models.with_hidden_dropout(start, experiment.student_train.hidden_dropout)
-    student = models.load(experiment.dataset.architecture, start, how.needs_attention and bool(how.weight))
+    whole = models.load(experiment.dataset.architecture, start, how.needs_attention and bool(how.weight))
+    student = models.keep_layers(whole, chosen)
     models.freeze(student, experiment.model.frozen)
     return student
 

@@ -62,13 +62,13 @@ def record(run: RunContext, outcome: Outcome) -> Result:
 
 
 def _result(run: RunContext, outcome: Outcome) -> Result:
-    experiment, dense, sparse = run.experiment, outcome.dense, outcome.sparse
+    experiment, dense, sparse, sources = run.experiment, outcome.dense, outcome.sparse, run.inputs.sources
     task, metric, weighed, drop = experiment.dataset, experiment.dataset.metric, None, None
     if sparse is not None:
         with run.cost.stage("save"):
-            weighed = footprint(run.folder.model, task.architecture, task.max_seq_length)
+            larger = sources.base.config if sources.chosen is not None else None
+            weighed = footprint(run.folder.model, task.architecture, task.max_seq_length, larger)
         drop = columns.relative_drop(dense.metrics[metric], sparse.metrics[metric])
-    sources = run.inputs.sources
     made_by = runs.made_by(experiment, run.origin, (sources.base, *sources.others), run.inputs.examples)
     return Result(
         **run.origin.labels,
@@ -89,6 +89,7 @@ def _result(run: RunContext, outcome: Outcome) -> Result:
         made_by=asdict(replace(made_by, others=run.other_circumstances)),
         speed=outcome.speed,
         unlabelled_examples=len(run.inputs.examples.unlabelled or ()),
+        student_layers=sources.chosen,
     )
 
 
@@ -117,6 +118,8 @@ def _metrics(result: Result, target: float) -> dict[str, float]:
             columns.VIOLATIONS: verification.violations,
             columns.BYTES: weighed.bytes,
             columns.COMPRESSED: weighed.compressed_bytes,
+            columns.PARAMETERS: weighed.parameters or 0,
+            columns.PARAMETERS_DENSE: weighed.parameters_dense or 0,
             columns.MACS_DENSE: weighed.macs_dense,
             columns.MACS_SPARSE: weighed.macs_sparse,
         }
@@ -187,4 +190,6 @@ def _describe_pruning(run: RunContext, outcome: Outcome) -> None:
         "sparse": sparse.metrics,
         "layers": [_layer(layer) for layer in pruned.layers],
     }
+    if (chosen := run.inputs.sources.chosen) is not None:
+        described["student_layers"] = asdict(chosen)
     files.extend(run.folder.model, "pruning.json", json.dumps(described, indent=2, default=str) + "\n")

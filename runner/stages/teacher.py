@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 def teach(run: RunContext, dense: models.Checkpoint) -> Supervision:
     """The student's supervision: by the configured teachers, else by the dense model."""
     assert run.inputs.data is not None
+    sources = run.inputs.sources
     with run.cost.stage("teacher"):
-        supervision = supervision_of(run.experiment, run.inputs.data, run.inputs.sources.teachers or [dense])
+        supervision = supervision_of(run.experiment, run.inputs.data, sources.teachers or [dense], sources.chosen)
     if supervision.logits is not None:
         run.stages["teacher"] = supervision.logits.checksum()
         for i, part in enumerate(supervision.logits.parts, start=1):
@@ -28,11 +29,17 @@ def teach(run: RunContext, dense: models.Checkpoint) -> Supervision:
     return supervision
 
 
-def supervision_of(experiment: Experiment, data: TrainingData, teachers: list[models.Checkpoint]) -> Supervision:
-    """The supervision that an experiment asks for; the teachers' logits come from the cache or are computed now."""
+def supervision_of(
+    experiment: Experiment, data: TrainingData, teachers: list[models.Checkpoint], chosen: models.StudentLayers | None
+) -> Supervision:
+    """The supervision that an experiment asks for; the teachers' logits come from the cache or are computed now.
+
+    Args:
+        chosen: layers of the dense model that the student has; None: all.
+    """
     from runner.training.teacher_logits import joined, teacher_logits
 
-    how, task = experiment.distill, experiment.dataset
+    how, task = experiment.distillation(chosen), experiment.dataset
     if not has_teacher(experiment):
         return Supervision(how)
     if not caches_logits(experiment, data):

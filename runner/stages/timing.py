@@ -40,17 +40,18 @@ def tokens(inputs: Inputs, training: Training) -> float:
     return sum(data.features["length"]) / (1 - batches.padding()) * length.steps / batches.steps
 
 
-def timed(inputs: Inputs, data: TrainingData) -> TrainingStats:
-    """Real optimizer steps on a copy that is thrown away, with a live teacher if the run would have one."""
+def timed(inputs: Inputs, data: TrainingData, training: Training) -> TrainingStats:
+    """Real optimizer steps of a training on a copy that is thrown away, with a live teacher if the run would have
+    one."""
     from runner.training.job import TrainingJob
     from runner.training.loop import train
 
     experiment, sources = inputs.experiment, inputs.sources
-    training = experiment.train if experiment.trains_student else experiment.finetune
-    student = load_student(experiment, sources.sparse or sources.base)
+    chosen = sources.chosen if training is experiment.train else None
+    student = load_student(experiment, sources.sparse or sources.base, chosen)
     supervision = Supervision(NoDistillation())
     if has_teacher(experiment) and not caches_logits(experiment, data):
-        supervision = supervision_of(experiment, data, sources.teachers or [sources.base])
+        supervision = supervision_of(experiment, data, sources.teachers or [sources.base], sources.chosen)
     few = replace(training, max_steps=min(STEPS, data.length(training).steps), save_steps=10**9, warmup_steps=0,
                   evaluate=None, patience=None, best_checkpoint=False)  # fmt: skip
     with TemporaryDirectory() as folder:

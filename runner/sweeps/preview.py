@@ -120,7 +120,7 @@ class Preview:
         if not trainings:
             return total
         if identity.control not in self._seconds_per_token:
-            stats = timed(inputs, inputs.data)
+            stats = timed(inputs, inputs.data, trainings[0])
             self._seconds_per_token[identity.control] = stats.seconds / stats.tokens
         return total + self._seconds_per_token[identity.control] * sum(
             tokens(inputs, training) for training in trainings

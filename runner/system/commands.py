@@ -13,6 +13,7 @@ COMMANDS = {
     "reproduce": ("runner.reproduce", "run a finished run again, and compare"),
     "share": ("runner.share", "upload a model with its card to the hub"),
     "upload": ("runner.upload", "send what MLflow's server did not get"),
+    "runs": ("runner.runs", "finished, interrupted and failed runs, with score, age and size"),
     "cache": ("runner.cache", "what runs share on the disk, and how to free it"),
     "reference": ("runner.reference", "every key of the configuration"),
 }

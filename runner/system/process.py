@@ -14,8 +14,8 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from results.safe_text import printable, safe_streams
-from runner.system.interrupts import Interrupted, raise_on_signals
+from results.safe_text import printable, readers_may_leave, safe_streams
+from runner.system.interrupts import SIGNALS, Interrupted, raise_on_signals
 
 if TYPE_CHECKING:
     from pruning import PruningError
@@ -133,9 +133,25 @@ def with_keys(error: PruningError) -> str:
 def command(main: Callable[[list[str]], Any]) -> None:
     """The last line of a command's module: run `main` on the command line, and exit with its status, an int if it
     returns one."""
-    status: list[Any] = []
-    failed = exit_status(lambda: status.append(main(sys.argv[1:])))
-    sys.exit(failed or (status[0] if isinstance(status[0], int) else 0))
+    sys.exit(status_of(main))
+
+
+def status_of(main: Callable[[list[str]], Any], interrupted: str = "interrupted") -> int:
+    """Run `main` on the command line; its exit status. It is 0 if the reader of stdout has left.
+
+    Args:
+        interrupted: see `exit_status`.
+    """
+    status: list[Any] = [0]
+    with readers_may_leave():
+        failed = exit_status(lambda: status.append(_unless_left(main)), interrupted)
+        return failed or (status[-1] if isinstance(status[-1], int) else 0)
+    return 0
+
+
+def _unless_left(main: Callable[[list[str]], Any]) -> Any:
+    with readers_may_leave():  # within `exit_status`, which takes a closed pipe for a defect
+        return main(sys.argv[1:])
 
 
 def set_up_process() -> None:
@@ -156,13 +172,54 @@ def set_up_process() -> None:
         handler.addFilter(_new)
         root.addHandler(handler)
     root.setLevel(logging.WARNING)
-    for ours in ("runner", "pruning"):
+    for ours in _OURS:
         logging.getLogger(ours).setLevel(logging.INFO)
-    for library in ("huggingface_hub", "datasets"):
-        logging.getLogger(library).propagate = False  # they have handlers of their own
+    for library in _LOUD:
+        logging.getLogger(library).propagate = False
     warnings.filterwarnings("ignore", category=FutureWarning)
 
 
+@contextmanager
+def set_up_for_a_while() -> Iterator[None]:
+    """Let `set_up_process` act in here only: afterwards logging, warnings and signals are as they were. Log lines go to
+    the handlers that the process has, or to stderr if it has none."""
+    import signal
+    import threading
+
+    from transformers.utils import logging as transformers_logging
+
+    main = threading.current_thread() is threading.main_thread()
+    signals = {number: signal.getsignal(number) for number in SIGNALS} if main else {}
+    root, make = logging.getLogger(), logging.getLogRecordFactory()
+    bars = transformers_logging.is_progress_bar_enabled()
+    loggers = [root, *map(logging.getLogger, (*_OURS, *_LOUD))]
+    before = [(logger, logger.level, logger.propagate) for logger in loggers]
+    handlers = list(root.handlers)
+    if handlers:
+        silent = logging.NullHandler()
+        silent.ours = True  # type: ignore[attr-defined]  # stands for the one that set_up_process would add
+        root.addHandler(silent)
+    _shown.clear()
+    try:
+        with warnings.catch_warnings():
+            yield
+    finally:
+        for handler in [handler for handler in root.handlers if handler not in handlers]:
+            root.removeHandler(handler)
+        for logger, level, propagate in before:
+            logger.setLevel(level)
+            logger.propagate = propagate
+        logging.setLogRecordFactory(make)
+        if bars:
+            transformers_logging.enable_progress_bar()
+        for number, handler in signals.items():
+            signal.signal(number, handler)
+
+
+_OURS = ("runner", "pruning")
+"""Loggers whose lines are shown."""
+_LOUD = ("huggingface_hub", "datasets")
+"""Loggers of libraries with handlers of their own."""
 _shown: set[str] = set()
 """The log lines with ONCE that stderr has shown."""
 

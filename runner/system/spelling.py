@@ -29,7 +29,7 @@ ALIASES = {
 KEYS = Path(__file__).parents[1] / "config" / "keys.txt"
 """All keys, made by `python -m runner.reference keys`."""
 _CONF = Path(__file__).parents[2] / "conf"
-_OTHER_OPTIONS = re.compile(r"-cd|-cn|-cp|--config-(dir|name|path)|[+]*hydra\.searchpath")
+_OTHER_OPTIONS = re.compile(r"-cd|-cn|-cp|--config-(dir|name|path)|[+]*hydra\.searchpath|[+]*plugins=")
 """Arguments that add options and keys of the user's own."""
 _PLAIN = re.compile(r"([a-z_]+(?:\.\w+)*)=([^\s'\"\[\]{}()$\\]*)")
 _OPTION = re.compile(r"(?!(null|none|true|false)$)(?=.*[a-z])[\w:.-]+", re.IGNORECASE)

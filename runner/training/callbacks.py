@@ -7,10 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
 from transformers import TrainerCallback, TrainingArguments
 
 from pruning import Pruner
+from pruning.transformers import attach, load
 from runner.system import ranks
 from runner.system.errors import UserError
 from runner.system.progress import Progress
@@ -63,9 +63,7 @@ class PruningCallback(TrainerCallback):
     def on_train_begin(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
         if self.resume_from is not None:
             load_pruner(self.pruner, self.resume_from / PRUNER_FILE)
-        optimizer = kwargs["optimizer"]
-        # The torch optimizer, not accelerate's wrapper, whose step is called even when the inner step is skipped.
-        self.pruner.attach(getattr(optimizer, "optimizer", optimizer))
+        attach(self.pruner, kwargs["optimizer"])
 
 
 def load_pruner(pruner: Pruner, file: Path) -> None:
@@ -74,9 +72,7 @@ def load_pruner(pruner: Pruner, file: Path) -> None:
         raise UserError(
             f"{file} is missing: this checkpoint cannot be resumed; delete {file.parent} to start from the one before"
         )
-    with safe_open(file, framework="pt") as stored:
-        tensors = {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118 (no mapping)
-        pruner.load_state_dict(tensors, stored.metadata() or {})
+    load(pruner, file)
 
 
 class ShowProgress(TrainerCallback):

@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments
 
 from pruning import Distillation, Prediction, averaged, label_loss, projected
+from pruning.transformers import FILE as PRUNER_FILE
+from pruning.transformers import save
 from runner.system import files, ranks
 from runner.system.device import computing
 from runner.system.errors import UserError
@@ -30,7 +31,6 @@ from runner.training.teacher_logits import LOGITS, WithTeacherLogits, unpack
 from runner.training.training_data import LABELLED, collate
 from runner.training.validation import Validation
 
-PRUNER_FILE = "pruner.safetensors"
 METER_FILE = "meter.json"
 """The sum of the losses since one was last logged."""
 
@@ -173,8 +173,7 @@ class DistillTrainer(Trainer):
         if self.args.should_save:
             if self.job.pruner is not None:
                 # Trainer saves such states as JSON, which cannot hold masks.
-                tensors, values = self.job.pruner.state_dict()
-                save_file(tensors, self.staging / name / PRUNER_FILE, values)
+                save(self.job.pruner, self.staging / name / PRUNER_FILE)
             if self.average is not None:
                 self.average.save(self.staging / name)
             if self.validation is not None:

@@ -26,7 +26,7 @@ from runner.config.keys import CHOICES, all_keys, nearest
 from runner.config.refusals import advice
 from runner.config.restore import classes, restore
 from runner.config.sweep import Composer
-from runner.records.identity import identify
+from runner.records.identity import Contents, identify
 from runner.stages.prepare import run_name
 from runner.system.errors import UserError, disk_error
 from runner.system.process import message
@@ -287,7 +287,7 @@ NO_FILE = "refused, with a list of files"
 def identity(*overrides: str) -> tuple[str, dict[str, str], dict[str, str]]:
     """The run's identity, labels and changed keys."""
     experiment, origin = compose_experiment(overrides)
-    return identify(experiment, "model", "data", None).run, origin.labels, origin.changed
+    return identify(experiment, Contents("model", "data")).run, origin.labels, origin.changed
 
 
 @pytest.mark.parametrize(("typed", "text"), [

@@ -194,3 +194,29 @@ def test_a_python_without_the_packages_says_what_to_do(tmp_path: Path, module: s
     (line,) = done.stderr.splitlines()
     assert line.startswith(f"error: {sys.executable} has no package hydra: ")
     assert f"{ROOT}/.venv/bin/python" in line
+
+
+# --- a reader that leaves, as `head` does -------------------------------------------------------------------
+
+
+CLOSED = """
+import os, runpy, sys
+reading, writing = os.pipe()
+os.close(reading)
+os.dup2(writing, 1)
+sys.argv = [{module!r}, *{arguments!r}]
+runpy.run_module({module!r}, run_name="__main__", alter_sys=True)
+"""
+
+
+@pytest.mark.parametrize("module", ["runner", *(module for module, _ in COMMANDS.values())])
+def test_a_reader_that_has_enough_is_no_error(cli: Cli, module: str) -> None:
+    arguments = [] if module == "runner.reference" else ["--help"]
+    done = cli("-c", CLOSED.format(module=module, arguments=arguments))
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_an_error_still_ends_with_its_status(cli: Cli) -> None:
+    done = cli("-c", CLOSED.format(module="runner.inspect", arguments=["nowhere"]))
+    assert (done.returncode, done.stderr) == (1, "error: nowhere: there is no such folder\n")
+    assert cli("-c", CLOSED.format(module="runner.inspect", arguments=["--nothing"])).returncode == 2

@@ -264,6 +264,7 @@ def test_json_is_the_inspection(zoo: Path, found: Inspection, capsys: pytest.Cap
     assert output == json.loads(json.dumps(asdict(found)))
     assert output.keys() == {
         "folder", "layers", "linear_ratio", "overall_ratio", "patterns", "claims", "broken_claims", "left_out",
+        "gone", "bytes", "remaining",
     }  # fmt: skip
     (layer,) = [layer for layer in output["layers"] if layer["name"] == QUERY]
     assert layer == {"name": QUERY, "shape": [32, 32], "zeros": 512, "sparsity": 0.5, "patterns": {"4x1": 0, "2x1": 0}}

@@ -10,9 +10,10 @@ import pytest
 from omegaconf import OmegaConf
 
 from runner import reference
-from runner.config.compose import N_OF_M, compose, register
+from runner.config.compose import compose, register
 from runner.config.experiment import GROUPS
 from runner.system import spelling
+from runner.system.spelling import N_OF_M
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs" / "reference.md").read_text(encoding="utf-8")

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForQuestionAnswering, PreTrainedModel
 
-from pruning.runtime.cut import cut
+from pruning.runtime.cut import channels_in_use, cut, cut_evenly
 from pruning.runtime.families import FAMILIES, LINEARS
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 24}
@@ -133,3 +133,23 @@ def test_an_unknown_architecture_is_named() -> None:
     config = AutoConfig.for_model("albert", vocab_size=50, embedding_size=16, **SIZES)
     report = cut(AutoModelForQuestionAnswering.from_config(config))
     assert str(report).startswith("nothing (no kernels for the architecture 'albert'")
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta", "distilbert", "electra"])
+@settings(max_examples=10, deadline=None)
+@given(parts=st.sets(PARTS, max_size=40), seed=st.integers(0, 9))
+def test_layers_cut_evenly_have_one_size_that_the_configuration_names(kind: str, parts: set, seed: int) -> None:
+    whole = network(kind, seed)
+    for part in parts:
+        kill(whole, *part)
+    dead = [{number for at, way, number in parts if at == layer and way in ("up", "down")} for layer in (0, 1)]
+    used = [max(1, 24 - len(numbers)) for numbers in dead]
+    assert channels_in_use(whole) == used
+    smaller = copy.deepcopy(whole)
+    report = cut_evenly(smaller)
+    assert (report.channels, report.heads) == (2 * (24 - max(used)), 0)
+    name = "hidden_dim" if kind == "distilbert" else "intermediate_size"
+    assert getattr(smaller.config, name) == max(used)
+    again = AutoModelForQuestionAnswering.from_config(smaller.config).eval()
+    again.load_state_dict(smaller.state_dict())  # an ordinary model of this configuration
+    torch.testing.assert_close(outputs(again), outputs(whole), atol=2e-4, rtol=1e-4)

@@ -5,6 +5,7 @@ References take explicit inverses, one row and one unit at a time, and decide wi
 
 import copy
 from itertools import combinations
+from typing import cast
 
 import pytest
 import torch
@@ -63,7 +64,7 @@ def parts(model: Attention) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
     found = collect(Calibration(model, data(), loss_of(model)), matrix_weights(model))
     return {
         name: (
-            torch.cat([p.detach(), model.get_submodule(name[:-7]).bias.detach()[:, None]], 1).double(),
+            torch.cat([p.detach(), cast(Tensor, model.get_submodule(name[:-7]).bias).detach()[:, None]], 1).double(),
             damped(found.hessians[name], 0.01),
             found.fisher[name].double(),
         )

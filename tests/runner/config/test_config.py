@@ -39,14 +39,15 @@ from pruning import (
     TrainingLength,
     Uniform,
 )
-from runner.config.compose import N_OF_M, compose, compose_experiment, register
+from runner.config.compose import compose, compose_experiment, register
 from runner.config.distillation import DistillationSettings, HiddenStates, Logits, NoDistillation, SimKD
 from runner.config.experiment import GROUPS, Experiment, Origin
 from runner.config.training import SchedulerType
 from runner.models import Checkpoint
-from runner.records.identity import Identity, identify
+from runner.records.identity import Contents, Identity, identify
 from runner.stages.announce import params
 from runner.system.errors import UserError
+from runner.system.spelling import N_OF_M
 from tests.pruning.training import updates_of
 
 CONF = Path(conf.__file__).parent
@@ -737,7 +738,7 @@ def identity(
     sparse: str | None = None,
     unlabelled: str = "",
 ) -> Identity:
-    return identify(experiment_with(*overrides), model, data, teacher, sparse, unlabelled)
+    return identify(experiment_with(*overrides), Contents(model, data, teacher, sparse, unlabelled))
 
 
 def test_values_set_without_a_composition_are_as_with_one() -> None:
@@ -929,7 +930,7 @@ def test_run_without_pruning_does_not_depend_on_pruning() -> None:
 def test_identity_is_the_same_for_an_equal_experiment_made_otherwise() -> None:
     experiment = composed()
     copied = replace(experiment, pattern=Block(4, 1, target_sparsity=0.8))
-    assert identify(copied, "m", "d", None) == identity()
+    assert identify(copied, Contents("m", "d")) == identity()
 
 
 def test_missing_value_names_key_and_remedy() -> None:

@@ -25,7 +25,7 @@ from runner.data.windows import null_token
 from runner.demo.text import examples as generated
 from runner.records import runs
 from runner.records.error_analysis import diagnose
-from runner.records.identity import identify
+from runner.records.identity import Contents, identify
 from runner.system.errors import UserError
 from runner.tracking import Tracking
 from tests.conftest import Cli
@@ -425,7 +425,7 @@ def composed(*overrides: str) -> Experiment:
 def test_runs_on_questions_with_answers_are_still_the_same() -> None:
     assert "null_threshold" not in composed("dataset=squad").dataset.settings()
     assert len({
-        identify(composed(*given), "m", "d", None).run
+        identify(composed(*given), Contents("m", "d")).run
         for given in (["dataset=squad"], ["dataset=squad", "dataset.unanswerable=true"],
                       ["dataset=squad_v2", "dataset.null_threshold=-1"])
     }) == 3  # fmt: skip

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import (
     AutoConfig,
     AutoModel,
+    AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
     AutoTokenizer,
@@ -138,6 +139,86 @@ def test_dead_parts_are_cut_out_of_the_graph(small_model: Path) -> None:
     assert (32, 27) in shapes
     assert (27, 32) in shapes
     assert shapes.count((32, 16)) == 3
+
+
+def test_a_smaller_folder_of_a_run_is_an_ordinary_model(run: Path, cli: Cli) -> None:
+    file = run / "model" / "model.safetensors"
+    tensors = load_file(file)
+    for layer in (0, 1):
+        tensors[f"bert.encoder.layer.{layer}.intermediate.dense.weight"][10 * layer : 10 * layer + 30] = 0
+        tensors[f"bert.encoder.layer.{layer}.intermediate.dense.bias"] += 0.3  # what a dead channel adds moves
+    save_file(tensors, file, {"format": "pt"})
+    done = cli("-m", "runner.export", str(run), "--to", "transformers")
+    assert done.returncode == 0, done.stderr
+    assert "checked with 8 evaluation examples of demo" in done.stderr
+    place = run / "exports" / "transformers"
+    assert files.integrity_error(place) is None
+    for written in place.iterdir():
+        for secret in (str(run.parent), str(Path.home()), str(Path(export.__file__).parents[1])):
+            assert secret.encode() not in written.read_bytes(), written.name
+    width = json.loads((place / "config.json").read_text())["intermediate_size"]
+    assert width <= 34
+    smaller = load_file(place / "model.safetensors")
+    for layer in (0, 1):
+        assert smaller[f"bert.encoder.layer.{layer}.intermediate.dense.weight"].shape == (width, 32)
+        assert smaller[f"bert.encoder.layer.{layer}.output.dense.weight"].shape == (32, width)
+    tokens = AutoTokenizer.from_pretrained(place)("A text.", return_tensors="pt")
+    loaded = AutoModelForQuestionAnswering.from_pretrained(place)
+    with torch.inference_mode():
+        expected, got = load(run / "model", "RUN")(**tokens), loaded(**tokens)
+    torch.testing.assert_close(got.start_logits, expected.start_logits, atol=1e-5, rtol=1e-5)
+    text = (place / "README.md").read_text()
+    assert "fewer feed-forward channels" in text
+    assert "AutoModelForQuestionAnswering.from_pretrained" in text
+    scored = cli("-m", "runner.evaluate", str(place), "dataset=demo", "dataset.eval_examples=20")
+    assert scored.returncode == 0, scored.stderr
+    again = cli("-m", "runner.export", str(run), "--to", "transformers")
+    assert (again.returncode, again.stdout) == (0, f"{place} has this export already\n")
+
+
+@pytest.mark.parametrize("kind", ["bert", "distilbert"])
+def test_layers_that_use_unequal_numbers_of_channels_get_the_largest(
+    kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = save_small_model(tmp_path / "m", kind)
+    caplog.set_level("INFO")
+    tensors = load_file(folder / "model.safetensors")
+    ups = [name for name in tensors if name.endswith(("intermediate.dense.weight", "lin1.weight"))]
+    tensors[ups[0]][:20] = 0
+    tensors[ups[1]][30:64] = 0
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    export.main([str(folder), "--to", "transformers"])
+    assert "the layers use 30 to 44 of 64 channels, and all get 44; --to onnx, openvino and packed" in caplog.text
+    place = folder / "exports" / "transformers"
+    config = json.loads((place / "config.json").read_text())
+    assert config["hidden_dim" if kind == "distilbert" else "intermediate_size"] == 44
+    assert json.loads((place / "export.json").read_text())["cut"]["channels"] == 40
+    assert {tuple(value.shape) for name, value in load_file(place / "model.safetensors").items() if name in ups} == {
+        (44, 32)
+    }
+    lines = (place / "README.md").read_text().split("```")[1].removeprefix("python\n").replace(card.HERE, str(place))
+    variables: dict = {}
+    exec(lines, variables)
+    assert variables["model"].num_parameters() == load(place, "x").num_parameters()
+
+
+def test_a_folder_that_would_not_be_smaller_is_refused(small_model: Path, tmp_path: Path) -> None:
+    text = refused(small_model, "--to", "transformers")
+    assert "they use 64 of 64: nothing can be cut. --to onnx, openvino and packed cut each layer by itself" in text
+    tensors = load_file(small_model / "model.safetensors")
+    tensors["bert.encoder.layer.0.output.dense.weight"][:, :20] = 0
+    tensors["bert.encoder.layer.0.attention.output.dense.weight"][:, :16] = 0
+    save_file(tensors, small_model / "model.safetensors", {"format": "pt"})
+    text = refused(small_model, "--to", "transformers")
+    assert "they use 44 to 64 of 64; 1 of 4 heads compute nothing, and config.json cannot name fewer" in text
+    assert not (small_model / "exports" / "transformers").exists()
+    config = AutoConfig.for_model("mpnet", vocab_size=604, hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
+                                  intermediate_size=64)  # fmt: skip
+    AutoModel.from_config(config).save_pretrained(small_model)
+    assert (
+        "--to transformers: nothing can be cut out of this model (no kernels for the architecture 'mpnet'"
+        in refused(small_model, "--to", "transformers")
+    )
 
 
 def test_an_export_that_computes_something_else_is_removed(small_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,10 +6,12 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoConfig
 
 from runner import models
 from runner.models import footprint
+from runner.system.errors import UserError
 from tests.conftest import save_small_model
 
 ARCHITECTURE = "AutoModelForQuestionAnswering"
@@ -67,3 +69,42 @@ def test_large_files_are_compressed_in_chunks(tmp_path: Path, monkeypatch: pytes
     whole = footprint.compressed(file)
     monkeypatch.setattr(footprint, "_CHUNK", 2**16)
     assert whole < footprint.compressed(file) < 1.02 * whole
+
+
+def test_what_remains_is_counted_with_and_without_the_parts_that_compute_nothing(tmp_path: Path) -> None:
+    folder = save_small_model(tmp_path / "model")
+    tensors = load_file(folder / "model.safetensors")
+    tensors["bert.encoder.layer.0.output.dense.weight"][:, :10] = 0
+    tensors["bert.encoder.layer.1.attention.output.dense.weight"][:, 16:] = 0
+    net = models.skeleton(ARCHITECTURE, AutoConfig.from_pretrained(folder))
+    left = footprint.remaining(net, tensors)
+    assert left.parameters == sum(tensor.numel() for tensor in tensors.values())
+    assert left.macs_per_token == 2 * (4 * 32**2 + 2 * 32 * 64) + 2 * 32 + 2 * 2 * 128 * 32
+    assert (left.dead.channels, left.dead.heads) == (10, 1)
+    assert left.parameters - left.parameters_cut == 10 * (2 * 32 + 1) + 16 * 4 * 32 + 3 * 16
+    assert left.macs_per_token - left.macs_per_token_cut == 10 * 2 * 32 + 16 * 4 * 32 + 2 * 128 * 16
+
+
+def test_what_is_gone_is_read_from_the_records(tmp_path: Path) -> None:
+    assert footprint.gone(tmp_path) == []
+    (tmp_path / "pruning.json").write_text('{"student_layers": {"layers": [0, 5], "of": 6}}')
+    (tmp_path / "export.json").write_text('{"to": "transformers", "cut": {"channels": 4, "all_channels": 64}}')
+    assert footprint.gone(tmp_path) == [
+        "it has 2 of 6 layers (0, 5) of the dense model",
+        "4 of 64 channels, 0 of 0 heads were cut out of it by the export",
+    ]
+    for damaged in ("[]", "{", '{"cut": {"nothing": 1}}'):
+        (tmp_path / "export.json").write_text(damaged)
+        with pytest.raises(UserError, match=r"export\.json is damaged"):
+            footprint.gone(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["deberta-v2", "albert"])
+def test_what_remains_of_a_family_that_is_not_cut(kind: str, tmp_path: Path) -> None:
+    config = AutoConfig.for_model(kind, num_hidden_layers=2, hidden_size=32, intermediate_size=64,
+                                  num_attention_heads=2, vocab_size=100, embedding_size=32)  # fmt: skip
+    net = models.skeleton(ARCHITECTURE, config)
+    left = footprint.remaining(net, {})
+    assert left.parameters == left.parameters_cut == net.num_parameters()
+    assert left.macs_per_token == left.macs_per_token_cut > 2 * (4 * 32**2 + 2 * 32 * 64)
+    assert "no kernels for the architecture" in left.dead.reason

@@ -24,7 +24,7 @@ from runner.data.task import Dataset
 from runner.models.verify import Verification
 from runner.records import card, card_facts
 from runner.records.card_facts import Counted, Facts, Source
-from runner.records.identity import identify
+from runner.records.identity import Contents, identify
 from runner.records.result import Result
 from tests.conftest import cli_in, save_small_model
 from tests.loopback_hub import serve
@@ -297,7 +297,7 @@ def test_the_licence_does_not_change_the_identity() -> None:
         compose_experiment(["model=tiny", "dataset=squad", *more])[0]
         for more in ([], ["dataset.licence=mit"])
     )  # fmt: skip
-    assert identify(plain, "m", "d", None) == identify(other, "m", "d", None)
+    assert identify(plain, Contents("m", "d")) == identify(other, Contents("m", "d"))
 
 
 @pytest.mark.parametrize(("counted", "said"), [

@@ -132,13 +132,13 @@ def test_what_determines_a_run_with_several_teachers(models_here: Path) -> None:
     assert (of_one.what, of_both.what) == ("the teacher's logits", "the logits of 2 teachers")
     assert of_both.bytes == 2 * of_one.bytes > 0
     teachers = both.sources.teachers
-    supervision = supervision_of(both.experiment, both.data, teachers)
+    supervision = supervision_of(both.experiment, both.data, teachers, None)
     assert supervision.logits is not None
     assert len(supervision.logits.parts) == 2
     assert supervision.teachers == []
     files = {file.name for file in (models_here / "cache" / "teacher").glob("*.safetensors")}
     assert len(files) == 2
-    again = supervision_of(turned.experiment, turned.data, turned.sources.teachers)
+    again = supervision_of(turned.experiment, turned.data, turned.sources.teachers, None)
     assert {file.name for file in (models_here / "cache" / "teacher").glob("*.safetensors")} == files
     assert again.logits is not None
     assert torch.equal(again.logits.heads[0], supervision.logits.heads[2])
@@ -149,7 +149,7 @@ def test_what_determines_a_run_with_several_teachers(models_here: Path) -> None:
 
 def _without_cache(inputs: Any) -> tuple[Any, ...]:
     other = prepared("distill.teacher=[a,b]", "distill.cache=false")
-    return other.experiment, inputs.data, inputs.sources.teachers
+    return other.experiment, inputs.data, inputs.sources.teachers, None
 
 
 def test_teachers_that_cannot_teach_together_are_refused(models_here: Path) -> None:

@@ -1,0 +1,129 @@
+"""The runner from Python, in a script, a notebook or a thread: `from runner import run, compose, results`.
+
+    result = run("model=tiny", "dataset=demo", "pattern=4x1")   # a Result, which result.json in its folder has too
+    experiment = compose("model=bert-base", "pattern=2:4")      # the checked configuration, without running it
+    rows = results(model="tiny")                                # of the table; pandas.DataFrame(rows) takes them
+
+Overrides are those of the command line. What the command line reports in one line is raised as `UserError`. Nothing of
+the process is changed for good: not its folder, logging, signals or Hydra. Runs of several threads wait for each other.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
+
+from results.safe_text import printable
+from runner.config.compose import compose_experiment, override_parser
+from runner.config.refusals import explained
+from runner.config.schemas import isolated
+from runner.system import ranks, spelling
+from runner.system.errors import UserError
+from runner.system.process import message, set_up_for_a_while
+
+if TYPE_CHECKING:
+    from results.rows import Row
+    from runner.config.experiment import Experiment, Origin
+    from runner.records.result import Result
+
+_one_at_a_time = threading.RLock()
+"""Held while a configuration is composed or a run is in progress: Hydra, logging and random numbers are global."""
+
+
+def run(*overrides: str) -> Result:
+    """Run one experiment, or return its stored result if it finished before.
+
+    Args:
+        overrides: as on the command line, such as "model=bert-base".
+
+    Raises:
+        UserError: what the command line refuses, or cannot do.
+        KeyboardInterrupt: the process was interrupted; a checkpoint was saved, and the same call resumes from it.
+    """
+    from runner import experiment
+
+    with _errors():
+        asked, origin = _composed(overrides)
+        if asked.dry_run:
+            raise UserError("dry_run=true: run() returns a result; use compose(), or `python -m runner` for a dry run")
+        if ranks.world_size() > 1:
+            raise UserError("run() works in one process: start several ranks with `torchrun -m runner ...`")
+        with _one_at_a_time, set_up_for_a_while():
+            ranks.check_launcher()
+            return experiment.run(asked, origin)
+
+
+def compose(*overrides: str) -> Experiment:
+    """The configuration of a run, checked, as the objects that it is made of. Nothing is loaded.
+
+    Args:
+        overrides: as on the command line.
+
+    Raises:
+        UserError: what the command line refuses before it loads anything.
+    """
+    with _errors():
+        return _composed(overrides)[0]
+
+
+def results(
+    tracking_uri: str | None = None,
+    experiment: str | None = None,
+    intervals: bool = True,
+    published: bool = False,
+    **filters: Any,
+) -> list[Row]:
+    """The rows of the table, each of which pools runs that differ only in their seed.
+
+    Args:
+        tracking_uri: MLflow's store; None: $MLFLOW_TRACKING_URI, or else mlflow.db in the working folder.
+        experiment: the name of one experiment of MLflow; None: all active ones.
+        intervals: compute 95 % intervals, which reads an artifact of every run.
+        published: add the published figures.
+        filters: fields of `results.filters.Filters`: model, dataset, pattern (shell patterns), tags (a
+            mapping), sweep.
+
+    Raises:
+        UserError: the store cannot be read, or the filters match no run.
+    """
+    from runner.tracking import Tracking  # isort: skip  # sets variables that MLflow reads when it is imported
+    from results.filters import Filters
+    from results.load import Unreadable, client_of, read
+
+    names = [field.name for field in fields(Filters)]
+    with _errors():
+        for name in filters.keys() - {*names}:
+            raise UserError(f"results({name}=...): there is no such filter; there are {', '.join(names)}")
+        filters["tags"] = list(dict(filters.get("tags") or {}).items())
+        uri = Tracking(tracking_uri).store
+        try:
+            return read(client_of(uri), uri, experiment, Filters(**filters), intervals, published)[0]
+        except Unreadable as error:
+            raise UserError(str(error).replace("by --tracking-uri", "as tracking_uri")) from error
+
+
+def _composed(overrides: tuple[str, ...]) -> tuple[Experiment, Origin]:
+    if misspelled := spelling.mistake(overrides):
+        raise UserError(misspelled)
+    with _one_at_a_time, isolated():
+        with explained(overrides):
+            for override in override_parser().parse_overrides(list(overrides)):
+                if override.is_sweep_override():
+                    raise UserError(f"{override.input_line}: these are several values; call run() for each of them")
+        return compose_experiment(overrides)
+
+
+@contextmanager
+def _errors() -> Iterator[None]:
+    """Raise what the user can fix as one UserError, without credentials and without the traceback of libraries."""
+    try:
+        yield
+    except Exception as error:
+        text = message(error)
+        if text is None:
+            raise
+        raise UserError(printable(text)) from (error if os.environ.get("PRUNE_DISTILL_TRACEBACK") else None)
