@@ -12,6 +12,7 @@ and `pruning.transformers`, a callback of transformers' Trainer.
 
 from pruning.allocation import Allocation, Global, LayerOverride, Uniform
 from pruning.blocks import Block
+from pruning.coupled import Coupled, CoupledWeights, FeedForward, Heads, Structured, Weight, couple, parts_of
 from pruning.criteria import (
     Criterion,
     DiagonalFisher,
@@ -35,9 +36,10 @@ from pruning.distillation import (
 )
 from pruning.errors import PruningError
 from pruning.hidden_states import HiddenStates, LogitsHidden
+from pruning.matrices import as_matrix, matrix_weights, other_matrices
 from pruning.nofm import NofM
 from pruning.patterns import Dense, Locked, Pattern, parse
-from pruning.plan import Plan, as_matrix, matrix_weights, misfit, other_matrices
+from pruning.plan import Plan, misfit
 from pruning.prediction import IGNORED, Prediction, label_loss, sampled_loss
 from pruning.pruner import Pruner
 from pruning.regularizers import GroupLasso, Regularizer
@@ -57,15 +59,19 @@ __all__ = [
     "CalibratedFisher",
     "CalibratedSnip",
     "Calibration",
+    "Coupled",
+    "CoupledWeights",
     "Criterion",
     "Dense",
     "DiagonalFisher",
     "Distillation",
     "EncoderShape",
+    "FeedForward",
     "Global",
     "Gradient",
     "Gradual",
     "GroupLasso",
+    "Heads",
     "HiddenStates",
     "LayerOverride",
     "LayerReport",
@@ -91,18 +97,22 @@ __all__ = [
     "SimKD",
     "Snip",
     "SnipMomentum",
+    "Structured",
     "TrainingLength",
     "Uniform",
     "Wanda",
+    "Weight",
     "as_matrix",
     "averaged",
     "check_zeros",
+    "couple",
     "label_loss",
     "matrix_weights",
     "misfit",
     "obs",
     "other_matrices",
     "parse",
+    "parts_of",
     "projected",
     "sampled_loss",
     "sensitivity",

@@ -39,7 +39,7 @@ class Quota:
     units: int
     """Units in the layer."""
     zeros: int
-    """Weights that a pruned unit sets to zero."""
+    """Weights that a pruned unit sets to zero; or multiply-accumulates that it saves."""
     floor: int = 0
     """The fewest units to prune."""
     cap: int | None = None
@@ -67,8 +67,13 @@ class Allocation:
     layers: dict[str, LayerOverride] = field(default_factory=dict)
     """Exceptions by shell pattern of layer names: pattern, target, frozen, excluded, max_per_layer, criterion. Of
     several that match, each sets what it names, later ones first."""
+    cost: str = field(default="parameters", repr=False)
+    """What the target is a fraction of, and what units of several sizes are ranked by: parameters or macs. Multiply-
+    accumulates differ for attention heads only: their products of tokens with tokens count too."""
 
     def __post_init__(self) -> None:
+        if self.cost not in ("parameters", "macs"):
+            raise PruningError(f"cost={self.cost!r} must be parameters or macs", self)
         if not 0 < self.max_per_layer <= 1:
             raise PruningError(f"max_per_layer={self.max_per_layer} must be in (0, 1]", self)
         if not 0 <= self.min_per_layer <= self.max_per_layer:

@@ -88,7 +88,8 @@ class Block(Pattern):
         return view, pooled[:, None, :, None]
 
     def violations(self, weight: Tensor) -> int:
-        """Blocks that hold both zeros and other values."""
+        """Blocks that hold both zeros and other values. A bias [out] is a column."""
+        weight = weight if weight.dim() > 1 else weight[:, None]
         zero = (weight == 0).float()[None, None]
         share = torch.nn.functional.avg_pool2d(zero, self.block(weight.shape))  # fraction of zeros per block
         return int(((share > 0) & (share < 1)).sum())

@@ -4,9 +4,9 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from torch import nn
 from torch.optim import Adam, AdamW, NAdam, Optimizer, RAdam
 
+from pruning.coupled import Weight, parts_of
 from pruning.criteria import Criterion
 from pruning.errors import PruningError
 
@@ -92,10 +92,12 @@ class StepHooks:
             self._after()
 
 
-def check_optimizer(optimizer: Optimizer, parameters: Mapping[str, nn.Parameter], criterion: Criterion) -> None:
-    """Raise PruningError if an optimizer does not train all parameters, or lacks what the criterion reads."""
+def check_optimizer(optimizer: Optimizer, parameters: Mapping[str, Weight], criterion: Criterion) -> None:
+    """Raise PruningError if an optimizer does not train all weights, or lacks what the criterion reads. Biases of
+    coupled units may be frozen."""
     owned = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    foreign = [name for name, p in parameters.items() if id(p) not in owned]
+    tensors = [part for name, weight in parameters.items() for part in parts_of(name, weight)]
+    foreign = [name for name, p in tensors if id(p) not in owned and (p.requires_grad or p.dim() > 1)]
     if foreign:
         raise PruningError(f"the optimizer does not train {foreign[0]} (and {len(foreign) - 1} more to be pruned)")
     if criterion.needs_second_moment and not isinstance(optimizer, (Adam, AdamW, NAdam, RAdam)):

@@ -1,13 +1,14 @@
 """Masks: which weights are pruned, and the one place that sets weights, gradients and moments to zero."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, NAdam, Optimizer, RAdam, RMSprop
 
+from pruning.coupled import CoupledWeights, Part, Weight, parts_of
+from pruning.matrices import as_matrix, from_matrix, matrix_shape
 from pruning.patterns import Pattern
-from pruning.plan import as_matrix, from_matrix, matrix_shape
 
 KEEPS_ZEROS = (SGD, Adam, AdamW, NAdam, RAdam, RMSprop)
 """A step of these leaves a weight of +0.0 whose gradient and moments are 0 as it is, and its moments too. Any other
@@ -25,7 +26,7 @@ class Masks:
     """
 
     def __init__(
-        self, parameters: Mapping[str, nn.Parameter], patterns: Mapping[str, Pattern], keeps_zeros: bool = False
+        self, parameters: Mapping[str, Weight], patterns: Mapping[str, Pattern], keeps_zeros: bool = False
     ) -> None:
         self._parameters, self._patterns, self._keeps_zeros = parameters, patterns, keeps_zeros
         self._masks: dict[str, Tensor] = {}
@@ -64,18 +65,27 @@ class Masks:
         return self._patterns[name].expand(self._masks[name], matrix_shape(self._parameters[name].shape))
 
     def broken(self, name: str) -> Tensor | None:
-        """bool [units]: units of a block pattern that are not pruned and have a zero; None if there is none."""
-        if name not in self.single:
+        """bool [units]: units of a block pattern that are not pruned and have a zero; None if there is none. A coupled
+        unit with some zeros breaks nothing."""
+        if name not in self.single or isinstance(self._parameters[name], CoupledWeights):
             return None
         return ((self._patterns[name].pool(self.single[name].float(), torch.amin) == 0) & self._masks[name]).flatten()
 
     def zeros(self, name: str) -> int:
         """Number of weights that are held at zero."""
-        if name in self.single:
-            return self.single[name].numel() - int((self._whole(name) & self.single[name]).count_nonzero())
-        mask = self._masks[name]
-        weights = self._parameters[name].numel() // mask.numel()  # behind each entry
-        return (mask.numel() - int(mask.count_nonzero())) * weights
+        return sum(self.zeros_of_parts(name).values())
+
+    def zeros_of_parts(self, name: str) -> dict[str, int]:
+        """Number of weights that are held at zero, by name of each parameter behind a weight."""
+        mask, weight = self._masks[name], self._parameters[name]
+        if name not in self.single and (mask.dim() == 1 or not isinstance(weight, CoupledWeights)):
+            pruned = mask.numel() - int(mask.count_nonzero())
+            return {part: pruned * (p.numel() // mask.numel()) for part, p in parts_of(name, weight)}
+        whole = self._whole(name)
+        dead = (whole & self.single.get(name, whole)).logical_not_()
+        if isinstance(weight, CoupledWeights):
+            return {part: int(dead[:, columns].count_nonzero()) for part, columns in weight.columns.items()}
+        return {name: int(dead.count_nonzero())}
 
     def replace(self, masks: Mapping[str, Tensor], single: Mapping[str, Tensor]) -> None:
         """Forget all masks and take these.
@@ -107,31 +117,42 @@ class Masks:
     @torch.no_grad()
     def clear_gradients(self) -> None:
         """Zero pruned weights, in case the training loop has written to them, and their gradients."""
-        for name, p in self._parameters.items():
-            if name in self._bits:
-                self._zero(name, p)
-                if p.grad is not None:
-                    self._zero(name, p.grad)
+        for name, part, p in self._masked():
+            self._zero(name, part, p)
+            if p.grad is not None:
+                self._zero(name, part, p.grad)
 
     @torch.no_grad()
     def enforce(self, optimizer: Optimizer | None) -> None:
         """Zero pruned weights and the optimizer's moments of them, which would keep pushing."""
-        for name, p in self._parameters.items():
-            if name not in self._bits:
-                continue
-            self._zero(name, p)
+        for name, part, p in self._masked():
+            self._zero(name, part, p)
             state = {} if optimizer is None else optimizer.state.get(p, {})
             for moment in state.values():
                 if isinstance(moment, Tensor) and moment.shape == p.shape and moment.is_floating_point():
-                    self._zero(name, moment)
+                    self._zero(name, part, moment)
 
-    def _zero(self, name: str, tensor: Tensor) -> None:
-        """Set the pruned entries of a tensor shaped like the weight to +0.0.
+    def _masked(self) -> Iterator[tuple[str, Part | None, nn.Parameter]]:
+        """The parameters of weights that have a mask, each with the weight's name; with the part that it is of coupled
+        weights."""
+        for name, weight in self._parameters.items():
+            if name not in self._bits:
+                continue
+            if isinstance(weight, CoupledWeights):
+                yield from ((name, part, part.parameter) for part in weight.parts)
+            else:
+                yield name, None, weight
+
+    def _zero(self, name: str, part: Part | None, tensor: Tensor) -> None:
+        """Set the pruned entries of a tensor shaped like a parameter to +0.0.
 
         A bitwise AND with 0 or -1: unlike a multiplication it leaves neither -0.0 nor NaN, a mask of one number per
         block is enough, and it is several times faster than `masked_fill_`.
         """
         data = tensor.detach()
+        if part is not None:
+            self._zero_part(name, part, data.view(_INTEGER_OF_SIZE[data.element_size()]))
+            return
         matrix = as_matrix(data).contiguous()
         integers = matrix.view(_INTEGER_OF_SIZE[matrix.element_size()])
         view, bits = self._patterns[name].tile(integers, self._bits[name])
@@ -140,3 +161,13 @@ class Masks:
             integers.masked_fill_(~self.single[name], 0)
         if matrix.data_ptr() != data.data_ptr():  # a copy
             data.copy_(from_matrix(matrix, data.shape))
+
+    def _zero_part(self, name: str, part: Part, integers: Tensor) -> None:
+        """Set the pruned entries of a part's tensor, seen as integers, to 0."""
+        view, weight, bits = part.view(integers), self._parameters[name], self._bits[name]
+        assert isinstance(weight, CoupledWeights)
+        columns = weight.columns[part.name]
+        shape = view.shape if bits.dim() > 1 else (-1, *(view.dim() - 1) * [1])  # a bit for each weight, or each unit
+        view.bitwise_and_((bits[:, columns] if bits.dim() > 1 else bits).reshape(shape))
+        if name in self.single:
+            view.masked_fill_(~self.single[name][:, columns].reshape(view.shape), 0)

@@ -2,75 +2,37 @@
 
 import dataclasses
 import logging
-import math
-import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from pruning.allocation import Allocation, Global, LayerOverride, Quota
+from pruning.coupled import Coupled, CoupledWeights, Weight, parts_of
 from pruning.criteria import Criterion
 from pruning.criteria import named as criterion_of
 from pruning.errors import PruningError
+from pruning.matrices import matrix_shape
 from pruning.patterns import Locked, Pattern, parse
 from pruning.regularizers import Regularizer
 from pruning.schedules import Schedule
 
 log = logging.getLogger(__name__)
 
-MATRIX_MODULES = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-
-
-def matrix_weights(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The weights of all Linear and Conv modules by parameter name; a shared one by its first name."""
-    weights: dict[int, tuple[str, nn.Parameter]] = {}
-    for name, module in model.named_modules():
-        if isinstance(module, MATRIX_MODULES) and isinstance(module.weight, nn.Parameter):
-            weights.setdefault(id(module.weight), (f"{name}.weight".lstrip("."), module.weight))
-    return dict(weights.values())
-
-
-def other_matrices(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Parameters with two axes or more that are no weight of a Linear, Conv or embedding module, by name.
-
-    They stay dense: their shapes do not show which axes are inputs. Such are XLNet's q, k, v, o and r, transformers'
-    Conv1D, the in_proj_weight of nn.MultiheadAttention and nn.Bilinear. Biases and embeddings are known by their names.
-    """
-    known = {id(weight) for weight in matrix_weights(model).values()}
-    known |= {id(module.weight) for module in model.modules() if isinstance(module, (nn.Embedding, nn.EmbeddingBag))}
-    return {
-        name: p
-        for name, p in model.named_parameters()
-        if id(p) not in known
-        and sum(size > 1 for size in p.shape) > 1
-        and not re.search(r"bias$|embed[^.]*(\.[^.]*)?$", name)
-    }
-
-
-def matrix_shape(shape: torch.Size) -> torch.Size:
-    """[out, in, k, ...] -> [out, k * ... * in], for convolutions; other shapes stay."""
-    return torch.Size((shape[0], math.prod(shape[1:]))) if len(shape) > 2 else shape
-
-
-def as_matrix(tensor: Tensor) -> Tensor:
-    """A tensor in its `matrix_shape`: a view where memory allows, else a copy.
-
-    A convolution becomes the [out, in] matrices of its kernel's taps next to each other, so that consecutive columns
-    are consecutive input channels (of one group, if it is grouped): sparse tensor cores count N:M along them.
-    """
-    return tensor.movedim(1, -1).flatten(1) if tensor.dim() > 2 else tensor
-
-
-def from_matrix(matrix: Tensor, shape: torch.Size) -> Tensor:
-    """The inverse of `as_matrix`: a view of the matrix in the shape of the weight."""
-    return matrix.view(shape[0], *shape[2:], shape[1]).movedim(-1, 1) if len(shape) > 2 else matrix
-
 
 def misfit(pattern: Pattern, shape: torch.Size) -> str | None:
     """Why a weight of this shape cannot take the pattern, or None if it can: the matrix of each tap has to fit."""
     return pattern.misfit(shape[:2])
+
+
+def _misfit(pattern: Pattern, weight: Weight) -> str | None:
+    """Why a candidate cannot take the pattern, or None if it can."""
+    if isinstance(weight, CoupledWeights) and pattern.prunes and not isinstance(pattern, Coupled):
+        return f"its weights are pruned in units of several matrices, not by {pattern}"
+    if isinstance(pattern, Coupled) and not isinstance(weight, CoupledWeights):
+        return f"it belongs to no unit of {pattern}"
+    return misfit(pattern, weight.shape)
 
 
 @dataclass
@@ -82,6 +44,8 @@ class Group:
     """The matrix shape of each layer, sorted by parameter name."""
     criterion: str | None = None
     """The name of the criterion; None: the main one."""
+    macs: dict[str, int] = field(default_factory=dict)
+    """Multiply-accumulates of a unit of each layer; empty where units are counted by their weights."""
 
     @property
     def key(self) -> str:
@@ -93,9 +57,13 @@ class Group:
         """Units of the pattern in each layer."""
         return {name: shape.numel() // self.pattern.unit_size(shape) for name, shape in self.shapes.items()}
 
+    def rate(self, name: str) -> float:
+        """Cost of each weight of a layer: 1, or its share of the multiply-accumulates."""
+        return self.macs[name] / self.pattern.unit_size(self.shapes[name]) if name in self.macs else 1.0
+
     def quotas(self, allocation: Allocation, progress: float = 1.0) -> dict[str, Quota]:
         """How many units of each layer may be pruned when this part of the target is due."""
-        zeros = {name: self.pattern.unit_zeros(shape) for name, shape in self.shapes.items()}
+        zeros = {name: self.macs.get(name, self.pattern.unit_zeros(shape)) for name, shape in self.shapes.items()}
         return allocation.quotas(self.units, zeros, self.pattern.max_sparsity, progress)
 
     def budget(
@@ -122,11 +90,12 @@ class Plan:
 
     Args:
         parameters: candidates by name; those with more than two dimensions are convolutions, seen as `as_matrix` does.
-            Names break ties and are the keys of saved masks.
+            Names break ties and are the keys of saved masks. `couple` makes those of a `Coupled` pattern.
         pattern: for all layers that `allocation.layers` does not give another.
         allocation: spreads the target over the layers; if not given: `Global`.
         keeps_zeros: zeros that the parameters have when training begins stay, and count towards the target. Parameters
             that are trained and not pruned are then `Locked`.
+        tokens: length of the texts for which `allocation.cost` counts multiply-accumulates.
 
     Raises:
         PruningError: no parameter fits, a target is out of reach, a name in `allocation.layers` matches nothing, or
@@ -135,16 +104,17 @@ class Plan:
 
     def __init__(
         self,
-        parameters: Mapping[str, nn.Parameter],
+        parameters: Mapping[str, Weight],
         pattern: Pattern,
         allocation: Allocation | None = None,
         keeps_zeros: bool = False,
+        tokens: int = 128,
     ) -> None:
         self.pattern, self.allocation = pattern, allocation if allocation is not None else Global()
         self.keeps_zeros = keeps_zeros
         if keeps_zeros and self.allocation.regrow:
             raise PruningError("regrow=True would bring back zeros that are to stay; leave it out", self.allocation)
-        self.allocation.check_names(parameters)
+        self.allocation.check_names({n for name, p in parameters.items() for n in (name, *dict(parts_of(name, p)))})
         self.candidates = {name: parameters[name] for name in sorted(parameters)}
         """All parameters given, sorted by name."""
         self.left: dict[str, str] = {}
@@ -157,7 +127,7 @@ class Plan:
             names.setdefault(id(p), []).append(name)
         for name, p in self.candidates.items():
             shared = names[id(p)]
-            override = self.allocation.override(*shared)
+            override = self.allocation.override(*shared, *dict(parts_of(name, p)))
             try:
                 own = _pattern(pattern, override)
             except PruningError as error:
@@ -165,7 +135,7 @@ class Plan:
             reason = _reason(p, own, override, shared[0] if shared[0] != name else None)
             if override.frozen:
                 self.frozen.append(name)
-            if keeps_zeros and (override.excluded or misfit(own, p.shape) or not own.prunes):
+            if keeps_zeros and (override.excluded or _misfit(own, p) or not own.prunes):
                 excluded = dataclasses.replace(override, excluded=False)
                 if _reason(p, Locked(), excluded, shared[0] if shared[0] != name else None) is None:
                     own, reason = Locked(), None
@@ -173,7 +143,10 @@ class Plan:
                 self.left[name] = reason
             else:
                 group = Group(own, {}, override.criterion if own.prunes else None)
-                groups.setdefault(group.key, group).shapes[name] = matrix_shape(p.shape)
+                group = groups.setdefault(group.key, group)
+                group.shapes[name] = matrix_shape(p.shape)
+                if self.allocation.cost == "macs" and isinstance(p, CoupledWeights):
+                    group.macs[name] = p.macs(tokens)
         self.groups = list(groups.values())
         self.patterns = {name: group.pattern for group in self.groups for name in group.shapes}
         """The pattern of each parameter that has one."""
@@ -191,10 +164,16 @@ class Plan:
 
     def _check(self) -> None:
         if not self.groups or (self.keeps_zeros and self.pattern.prunes and not self.prunes):
-            unfit = {name: misfit(self.pattern, p.shape) or "it is not pruned" for name, p in self.candidates.items()}
+            unfit = {name: _misfit(self.pattern, p) or "it is not pruned" for name, p in self.candidates.items()}
             reasons = "; ".join(f"{name}: {reason}" for name, reason in list((self.left or unfit).items())[:3])
             raise PruningError(
                 f"no layer can be pruned with pattern {self.pattern}" + (f" ({reasons})" if reasons else "")
+            )
+        if self.allocation.regrow and any(isinstance(group.pattern, Coupled) for group in self.groups):
+            raise PruningError(
+                f"regrow=True: a unit of {self.pattern} whose weights are all zero has no gradient and never grows "
+                "again; leave regrow out",
+                self.allocation,
             )
         for group in self.groups:
             fraction = group.pattern.unit_fraction(group.pattern.target)
@@ -210,29 +189,44 @@ class Plan:
                 self.allocation,
             )
         for group in self.groups:
+            if isinstance(group.pattern, Coupled) and criterion.updates_survivors:
+                raise PruningError(
+                    f"{type(criterion).__name__} adapts the other weights of each row to those that are pruned, and "
+                    f"{group.pattern} prunes whole rows of several matrices; take another criterion",
+                    criterion,
+                )
             if group.pattern.prunes:
                 schedule.sparsity(0.0, group.pattern.target)
                 regularizer.check(group.pattern)
+
+    @property
+    def tensors(self) -> dict[str, nn.Parameter]:
+        """All parameters behind the candidates, by name."""
+        return dict(part for name, weight in self.candidates.items() for part in parts_of(name, weight))
 
     @property
     def prunes(self) -> bool:
         """Whether mask updates are needed at all."""
         return any(group.pattern.prunes for group in self.groups)
 
-    def pruned(self) -> Iterator[tuple[str, Pattern, nn.Parameter]]:
-        """Name, pattern and parameter of all that mask updates prune."""
+    def pruned(self) -> Iterator[tuple[str, Pattern, Weight]]:
+        """Name, pattern and weight of all that mask updates prune."""
         for group in self.groups:
             if group.pattern.prunes:
                 yield from ((name, group.pattern, self.parameters[name]) for name in group.shapes)
 
     def ranked_by_main(self) -> dict[str, nn.Parameter]:
-        """What mask updates prune by the main criterion, by parameter name."""
-        return {name: p for name, _, p in self.pruned() if name not in self.criteria}
+        """All parameters that mask updates prune by the main criterion, by name."""
+        main = ((name, weight) for name, _, weight in self.pruned() if name not in self.criteria)
+        return dict(part for name, weight in main for part in parts_of(name, weight))
 
     def warn(self) -> None:
         """Log the layers that are left dense."""
-        for name, reason in self.left.items():
-            log.warning("%s is left dense: %s", name, reason)
+        outside = [name for name in self.left if isinstance(self.pattern, Coupled) and name in self.tensors]
+        if outside:
+            log.info("%d matrices are no part of units of %s and stay dense", len(outside), self.pattern)
+        for name in [name for name in self.left if name not in outside]:
+            log.warning("%s is left dense: %s", name, self.left[name])
 
 
 def _pattern(pattern: Pattern, override: LayerOverride) -> Pattern:
@@ -247,7 +241,7 @@ def _pattern(pattern: Pattern, override: LayerOverride) -> Pattern:
     return pattern
 
 
-def _reason(parameter: nn.Parameter, pattern: Pattern, override: LayerOverride, shared: str | None) -> str | None:
+def _reason(parameter: Weight, pattern: Pattern, override: LayerOverride, shared: str | None) -> str | None:
     """Why a parameter is left dense, or None if it is pruned."""
     if override.excluded:
         return "allocation.layers excludes it"
@@ -259,4 +253,4 @@ def _reason(parameter: nn.Parameter, pattern: Pattern, override: LayerOverride, 
         return "it is frozen"
     if not parameter.numel():
         return "it is empty"
-    return misfit(pattern, parameter.shape)
+    return _misfit(pattern, parameter)

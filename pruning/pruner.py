@@ -186,12 +186,12 @@ class Pruner:
         update = MaskUpdate(self.steps_taken, 0.0, {}, {})
         for masks in chosen:
             for name, mask in masks.items():
-                weights = self.parameters[name].numel() // mask.numel()  # behind each entry of the mask
-                update.count(name, self.masks.get(name), mask, weights, self.allocation.regrow)
-                before = self.masks.zeros(name) if self.plan.keeps_zeros else 0
+                update.count(name, self.parameters[name], self.masks.get(name), mask, self.allocation.regrow)
+                before = self.masks.zeros_of_parts(name) if self.plan.keeps_zeros else {}
                 self.masks.set(name, mask)
-                if name in update.removed and self.plan.keeps_zeros:  # a unit may have had zeros
-                    update.removed[name] = self.masks.zeros(name) - before
+                for part, count in self.masks.zeros_of_parts(name).items() if self.plan.keeps_zeros else ():
+                    if part in update.removed:  # a unit may have had zeros
+                        update.removed[part] = count - before[part]
         update.sparsity = self.sparsity
         if survivors is not None:
             survivors.write()

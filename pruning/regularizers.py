@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from pruning.blocks import Block
+from pruning.coupled import Coupled
 from pruning.errors import PruningError
 from pruning.patterns import Pattern
 
@@ -39,7 +40,7 @@ class GroupLasso(Regularizer):
             raise PruningError(f"weight={self.weight} must be above 0 (Regularizer() has no penalty)", self)
 
     def check(self, pattern: Pattern) -> None:
-        if not isinstance(pattern, Block):
+        if not isinstance(pattern, (Block, Coupled)):
             raise PruningError(f"GroupLasso() needs a block pattern: {pattern} has no block to shrink whole", self)
 
     def gradient(self, weight: Tensor, pattern: Pattern) -> Tensor | None:

@@ -1,13 +1,16 @@
 """Reports: what the pruner did to each weight, and what each mask update changed."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from torch import Tensor
 
+from pruning.coupled import Coupled, CoupledWeights, Weight, parts_of
 from pruning.errors import PruningError
 from pruning.masks import Masks
-from pruning.plan import Plan, as_matrix
+from pruning.matrices import as_matrix
+from pruning.plan import Plan
 
 
 @dataclass
@@ -17,7 +20,8 @@ class LayerReport:
     name: str
     shape: tuple[int, ...]
     pattern: str
-    """The pattern's name; "" if the weight is left dense."""
+    """The pattern's name; "" if the weight is left dense. Of a unit that spans several matrices, the block in this one,
+    or 1x1 if the weight has zeros in other units too."""
     units: int
     """Units of the pattern in this weight; 0 if it is left dense."""
     pruned_units: int
@@ -47,30 +51,34 @@ class MaskUpdate:
     returned: dict[str, int]
     """Number of weights that the update brought back, by parameter name. Empty unless `Allocation.regrow`."""
 
-    def count(self, name: str, before: Tensor | None, after: Tensor, weights: int, regrow: bool) -> None:
-        """Add a parameter whose mask changes.
+    def count(self, name: str, weight: Weight, before: Tensor | None, after: Tensor, regrow: bool) -> None:
+        """Add a weight whose mask changes.
 
         Args:
             before, after: bool masks, True = not pruned; before is None if there was none.
-            weights: number of weights behind each entry of the mask.
             regrow: whether pruned weights may come back.
         """
-        taken = ~after if before is None else before & ~after
-        if removed := int(taken.count_nonzero()):
-            self.removed[name] = removed * weights
-        if before is not None and regrow and (returned := int((after & ~before).count_nonzero())):
-            self.returned[name] = returned * weights
+        taken = int((~after if before is None else before & ~after).count_nonzero())
+        back = int((after & ~before).count_nonzero()) if before is not None and regrow else 0
+        for part, p in parts_of(name, weight):
+            for entries, counts in ((taken, self.removed), (back, self.returned)):
+                if entries:
+                    counts[part] = entries * (p.numel() // after.numel())
 
 
 def describe(plan: Plan, masks: Masks, unranked: dict[str, str]) -> list[LayerReport]:
-    """One entry per weight, also for those left dense, in the order of their names.
+    """One entry per weight, also for those left dense, in the order of their names; of coupled units one per parameter.
 
     Args:
         unranked: weights that could not be ranked, each with the reason.
     """
     rows = []
     for name, candidate in plan.candidates.items():
-        row = LayerReport(name, tuple(candidate.shape), "", 0, 0, 0, 0, plan.left.get(name, unranked.get(name)))
+        skipped = plan.left.get(name, unranked.get(name))
+        if isinstance(candidate, CoupledWeights):
+            rows += _describe_parts(name, plan, masks, skipped)
+            continue
+        row = LayerReport(name, tuple(candidate.shape), "", 0, 0, 0, 0, skipped)
         rows.append(row)
         if row.skipped is not None:
             continue
@@ -80,17 +88,42 @@ def describe(plan: Plan, masks: Masks, unranked: dict[str, str]) -> list[LayerRe
             row.pruned_units = masks.pruned_units(name)
             row.zeros = masks.zeros(name)
             row.violations = pattern.violations(matrix)
-    return rows
+    return sorted(rows, key=lambda row: row.name)
+
+
+def _describe_parts(name: str, plan: Plan, masks: Masks, skipped: str | None) -> Iterator[LayerReport]:
+    """One entry for each parameter of coupled units, by the block of it that belongs to a unit."""
+    weight, mask = plan.candidates[name], masks.get(name)
+    zeros = masks.zeros_of_parts(name) if mask is not None else {}
+    for part in weight.parts if isinstance(weight, CoupledWeights) else ():
+        row = LayerReport(part.name, tuple(part.parameter.shape), "", 0, 0, 0, 0, skipped)
+        yield row
+        if skipped is not None:
+            continue
+        tensor, block, size = part.parameter.detach(), part.block, part.size // part.repeat
+        row.zeros = zeros.get(part.name, 0)
+        row.pattern, row.units = str(block), part.units * part.repeat
+        row.pruned_units = int(plan.patterns[name].pruned(mask).sum()) * part.repeat if mask is not None else 0
+        if not isinstance(plan.patterns[name], Coupled):
+            row.pattern, row.units, row.pruned_units = str(plan.patterns[name]), tensor.numel(), row.zeros
+        elif row.zeros > row.pruned_units * size:  # zeros that the weight had before
+            row.pattern, row.units, row.pruned_units = "1x1", tensor.numel(), row.zeros
+        elif mask is not None:
+            row.violations = block.violations(tensor)
 
 
 def check_targets(plan: Plan, report: list[LayerReport]) -> None:
     """Raise PruningError if a pattern did not reach its target over the layers that could be pruned."""
     rows = {row.name: row for row in report if row.skipped is None}
     for group in plan.groups:
-        of_group = [rows[name] for name in group.shapes if name in rows and group.pattern.prunes]
-        elements, zeros = sum(math.prod(row.shape) for row in of_group), sum(row.zeros for row in of_group)
-        unit = max((math.prod(row.shape) / row.units for row in of_group), default=0)
-        if group.pattern.target * elements - zeros > unit * len(of_group):  # uniform rounds each layer
+        if not group.pattern.prunes:
+            continue
+        parts = {name: [part for part, _ in parts_of(name, plan.parameters[name])] for name in group.shapes}
+        of_group = [(rows[part], group.rate(name)) for name in parts for part in parts[name] if part in rows]
+        elements = sum(math.prod(row.shape) * rate for row, rate in of_group)
+        zeros = sum(row.zeros * rate for row, rate in of_group)
+        unit = max(group.pattern.unit_size(shape) * group.rate(name) for name, shape in group.shapes.items())
+        if group.pattern.target * elements - zeros > unit * len(parts):  # uniform rounds each layer
             raise PruningError(
                 f"pattern {group.pattern}: sparsity is {zeros / elements:g}, not {group.pattern.target:g}, over the "
                 "layers that could be pruned"

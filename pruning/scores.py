@@ -7,9 +7,11 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from pruning.coupled import CoupledWeights, Weight
 from pruning.criteria import Criterion, Layer
 from pruning.masks import Masks
-from pruning.plan import Group, Plan, as_matrix, from_matrix
+from pruning.matrices import as_matrix, from_matrix
+from pruning.plan import Group, Plan
 from pruning.regularizers import Regularizer
 from pruning.zeros import unit_costs
 
@@ -68,18 +70,20 @@ class Scores:
         known = ((name, self.of(name, masks, optimizer, regrow)) for name in group.shapes)
         scores = {name: score for name, score in known if score is not None}
         losers = {name: group.pattern.losers(score) for name, score in scores.items()}
-        return {
-            name: unit_costs(self._plan, masks, name, score, losers[name]) for name, score in scores.items()
-        }, losers
+        costs = {name: unit_costs(self._plan, masks, name, score, losers[name]) for name, score in scores.items()}
+        return {name: cost / group.rate(name) if name in group.macs else cost for name, cost in costs.items()}, losers
 
     def calibrate(self, scores: Mapping[str, Tensor]) -> None:
         """Replace the scores of a criterion that reads calibration data.
 
         Args:
-            scores: [out, in] by parameter name.
+            scores: [out, in] by parameter name; those of biases are [out].
         """
-        for name, values in scores.items():
-            self.state[name] = {"score": self._plan.patterns[name].pool(values, self.criterion.reduction)}
+        for name, pattern, weight in self._plan.pruned():
+            coupled = isinstance(weight, CoupledWeights)
+            values = weight.gather(lambda part: scores.get(part.name)) if coupled else scores.get(name)
+            if values is not None:
+                self.state[name] = {"score": pattern.pool(values, self.criterion.reduction)}
 
     def of(self, name: str, masks: Masks, optimizer: Optimizer | None, regrow: bool) -> Tensor | None:
         """The pooled scores of a parameter; None if nothing is known of it.
@@ -89,7 +93,7 @@ class Scores:
         parameter, pattern, criterion = self._plan.parameters[name], self._plan.patterns[name], self.criterion_for(name)
         moment = None
         if optimizer is not None and criterion.needs_second_moment:
-            moment = optimizer.state.get(parameter, {}).get("exp_avg_sq")
+            moment = _second_moment(parameter, optimizer)
         layer = Layer(
             name,
             as_matrix(parameter.detach()),
@@ -105,7 +109,14 @@ class Scores:
         return score if mask is None or regrow else score.masked_fill(~mask, -torch.inf)
 
 
-def float_matrix(tensor: Tensor, scale: float = 1.0) -> Tensor:
+def _second_moment(weight: Weight, optimizer: Optimizer) -> Tensor | None:
+    """Adam's running mean of squared gradients in the shape of a weight, if there is one."""
+    if isinstance(weight, CoupledWeights):
+        return weight.gather(lambda part: _second_moment(part.parameter, optimizer))
+    return optimizer.state.get(weight, {}).get("exp_avg_sq")
+
+
+def float_matrix(tensor: Tensor | CoupledWeights, scale: float = 1.0) -> Tensor:
     """A tensor times a scale as a float32 matrix, without a graph."""
     matrix = as_matrix(tensor.detach()).float()
     return matrix if scale == 1 else matrix * scale
@@ -127,5 +138,11 @@ def add_penalty(plan: Plan, regularizer: Regularizer, gradient_scale: float) -> 
     """Add the gradient of the regularizer to those of the loss."""
     for _, pattern, p in plan.pruned():
         pull = None if p.grad is None else regularizer.gradient(float_matrix(p), pattern)
-        if p.grad is not None and pull is not None:
+        if pull is None:
+            continue
+        if isinstance(p, CoupledWeights):
+            for part, values in p.scatter(pull):
+                if part.parameter.grad is not None:
+                    part.view(part.parameter.grad).add_(values, alpha=gradient_scale)
+        elif p.grad is not None:
             p.grad.add_(from_matrix(pull, p.shape), alpha=gradient_scale)

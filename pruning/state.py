@@ -5,10 +5,12 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from pruning.coupled import Weight
 from pruning.criteria import Criterion
 from pruning.errors import PruningError
 from pruning.masks import Masks
-from pruning.plan import Plan, matrix_shape
+from pruning.matrices import matrix_shape
+from pruning.plan import Plan
 from pruning.regularizers import Regularizer
 from pruning.schedules import Schedule, TrainingLength
 from pruning.scores import Scores
@@ -19,20 +21,25 @@ def identity(
 ) -> dict[str, str]:
     """What two pruners must agree on for one to take over the state of the other."""
     zeros = {"zeros": "held"} if plan.keeps_zeros else {}
-    return zeros | {
-        "pattern": repr(plan.pattern),
-        "criterion": repr(criterion),
-        "allocation": repr(plan.allocation),
-        "schedule": repr(schedule),
-        "length": repr(length),
-        "regularizer": repr(regularizer),
-        "layers": json.dumps({name: _layout(p) for name, p in plan.parameters.items()}),
-    }
+    cost = {"cost": repr([group.macs for group in plan.groups])} if plan.allocation.cost != "parameters" else {}
+    return (
+        zeros
+        | cost
+        | {
+            "pattern": repr(plan.pattern),
+            "criterion": repr(criterion),
+            "allocation": repr(plan.allocation),
+            "schedule": repr(schedule),
+            "length": repr(length),
+            "regularizer": repr(regularizer),
+            "layers": json.dumps({name: _layout(p) for name, p in plan.parameters.items()}),
+        }
+    )
 
 
-def _layout(parameter: Tensor) -> list[int]:
+def _layout(weight: Weight) -> list[int]:
     """The shape of a weight in the order that `as_matrix` flattens, which masks and scores follow."""
-    return list(parameter.movedim(1, -1).shape) if parameter.dim() > 2 else list(parameter.shape)
+    return list(weight.movedim(1, -1).shape if isinstance(weight, Tensor) and weight.dim() > 2 else weight.shape)
 
 
 def check(tensors: Mapping[str, Tensor], values: Mapping[str, str], mine: Mapping[str, str]) -> None:

@@ -22,8 +22,9 @@ from transformers import TrainerCallback, TrainingArguments
 from pruning.allocation import Allocation
 from pruning.criteria import Criterion
 from pruning.errors import PruningError
+from pruning.matrices import matrix_weights
 from pruning.patterns import Pattern
-from pruning.plan import Plan, matrix_weights
+from pruning.plan import Plan
 from pruning.pruner import Pruner
 from pruning.regularizers import Regularizer
 from pruning.schedules import Gradual, Schedule, TrainingLength

@@ -1,7 +1,8 @@
 """Zeros that weights have before they are pruned. They stay, and count towards the target of whatever pattern follows.
 
 Each zero is behind one of two masks: that of the pattern where a whole unit is zero, else one of single weights.
-A unit of a block pattern that has both zeros and other values breaks the pattern, so such units are pruned first.
+A unit of a block pattern that has both zeros and other values breaks the pattern, so such units are pruned first. One
+that spans several matrices may have both.
 """
 
 from collections.abc import Iterable
@@ -10,10 +11,12 @@ import torch
 from torch import Tensor
 
 from pruning.allocation import Quota
+from pruning.coupled import Coupled
 from pruning.errors import PruningError
 from pruning.masks import Masks
+from pruning.matrices import as_matrix
 from pruning.patterns import Pattern
-from pruning.plan import Group, Plan, as_matrix
+from pruning.plan import Group, Plan
 from pruning.selection import count_true
 
 
@@ -97,6 +100,7 @@ def _check(plan: Plan, group: Group, alive: dict[str, Tensor]) -> None:
     for name, weight in alive.items():
         some, every = _some(pattern, weight), pattern.pool(weight.float(), torch.amin) > 0
         gone, odd = count_true(pattern.pruned(some)), count_true(some & ~every)
+        odd = 0 if isinstance(pattern, Coupled) else odd  # other zeros stay in units that are not pruned
         whole, broken = whole + gone, broken + odd
         needed += max(quotas[name].floor, gone + odd) * quotas[name].zeros
     total = sum(quota.units * quota.zeros for quota in quotas.values())

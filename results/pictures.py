@@ -169,8 +169,9 @@ def training(history: History, about: str | None = None) -> Figure:
 
 def sparsity_by_layer(layers: Sequence[Mapping[str, Any]], about: str | None = None) -> Figure:
     """A heat map of `columns.LAYERS` with numbers: a row for each layer, a column for each kind of matrix."""
-    at = places(layer["name"] for layer in layers)
-    placed = {at[layer["name"]]: layer for layer in layers}
+    matrices = [layer for layer in layers if len(layer["shape"]) > 1]  # no biases
+    at = places(layer["name"] for layer in matrices)
+    placed = {at[layer["name"]]: layer for layer in matrices}
     rows = sorted({row for row, _ in placed}, key=natural)
     kinds = in_order(kind for _, kind in placed)
     values = [[placed[row, kind]["sparsity"] if (row, kind) in placed else float("nan") for kind in kinds]

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from pruning import Calibrated, matrix_weights
+from pruning import Calibrated, CoupledWeights, Weight, matrix_weights, parts_of
 from runner import models
 from runner.config.experiment import Experiment, Origin
 from runner.config.training import Training
@@ -79,21 +79,32 @@ def layers(inputs: Inputs) -> Iterator[str]:
     plan = plan_of(experiment, net)
     zeros = 0.0
     for group in plan.groups:
-        target = group.pattern.target
-        alike = Counter((models.kind_of(name), tuple(shape)) for name, shape in group.shapes.items())
-        units = sum(group.units.values())
-        zeros += target * sum(shape.numel() for shape in group.shapes.values())
+        target, units = group.pattern.target, sum(group.units.values())
+        weights = {name: plan.parameters[name] for name in group.shapes}
+        alike = Counter((models.kind_of(name), shape, slices(weights[name])) for name, shape in group.shapes.items())
+        parts = [p for name, weight in weights.items() for _, p in parts_of(name, weight) if p.dim() > 1]
+        zeros += target * sum(p.numel() for p in parts)
         own = f" by {group.criterion}" if group.criterion else ""
-        yield f"pattern {group.pattern}{own}, target {target:g}: {len(group.shapes)} layers, {units:,} units"
-        for (kind, shape), count in alike.items():
-            yield f"  {count:>3} x {kind} {list(shape)}"
+        of = " of the multiply-accumulates" if group.macs else ""
+        yield f"pattern {group.pattern}{own}, target {target:g}{of}: {len(group.shapes)} layers, {units:,} units"
+        for (kind, shape, of), count in alike.items():
+            yield f"  {count:>3} x {kind} {list(shape)}{of}"
     reasons = Counter(plan.left.values())
     yield from (f"left dense: {count} layers: {reason}" for reason, count in reasons.items())
-    outside = sorted(matrices.keys() - plan.candidates.keys())
+    outside = sorted(matrices.keys() - plan.tensors.keys())
     if outside:
         yield f"not candidates: {', '.join(name.removesuffix('.weight') for name in outside)}"
-    least = "at least " if plan.keeps_zeros else ""  # a group of N:M, or a layer that keeps its zeros, may have more
+    least = "about " if any(group.macs for group in plan.groups) else ""
+    least = "at least " if plan.keeps_zeros else least  # a group of N:M, or a layer that keeps its zeros, may have more
     yield f"zeros in the end: {least}{zeros / everything:.4f} of all Linear and Conv weights"
+
+
+def slices(weight: Weight) -> str:
+    """The parts of units that span several matrices, in words; empty for a matrix."""
+    if not isinstance(weight, CoupledWeights):
+        return ""
+    rows, columns = (", ".join(models.kind_of(p.name) for p in weight.parts if p.axis == axis) for axis in (0, 1))
+    return f": rows of {rows}; columns of {columns}"
 
 
 def steps_and_sparsity(inputs: Inputs) -> Iterator[str]:

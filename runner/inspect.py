@@ -89,6 +89,7 @@ def inspect(folder: Path) -> Inspection:
     zeros = sum(layer.zeros for layer in layers)
     sparse = [set(layer.patterns) for layer in layers if layer.zeros]
     described = read_claims(folder / "pruning.json")
+    biases = {name: tensor for name, tensor in tensors.items() if tensor.dim() == 1}
     return Inspection(
         str(folder),
         layers,
@@ -96,7 +97,7 @@ def inspect(folder: Path) -> Inspection:
         zeros / sum(tensor.numel() for tensor in tensors.values()),
         strongest(set.intersection(*sparse)) if sparse else [],
         described["pattern"] if described else None,
-        broken_claims(described, matrices) if described else [],
+        broken_claims(described, matrices | biases) if described else [],
         models.left_out(net),
         gone(folder),
         sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()),
@@ -203,7 +204,11 @@ def strongest(names: Iterable[str]) -> list[str]:
 
 
 def broken_claims(described: Mapping[str, Any], matrices: Mapping[str, Tensor]) -> list[str]:
-    """The layers whose weights contradict pruning.json, with the reason."""
+    """The layers whose weights contradict pruning.json, with the reason.
+
+    Args:
+        matrices: weights [out, in] and biases [out] by parameter name.
+    """
     known = {field.name for field in fields(LayerReport)}
     broken = []
     for values in described["layers"]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
+from pruning.architectures import BERT_ATTENTION, BERT_FEED_FORWARD, DISTILBERT_ATTENTION, DISTILBERT_FEED_FORWARD
 from pruning.errors import PruningError
 
 if TYPE_CHECKING:
@@ -53,10 +54,8 @@ class Family:
         return f"{self.encoder}.layer.{layer}.{self.modules[(*LINEARS, *NORMS).index(module)]}.{what}"
 
 
-_BERT = ("attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense",
-         "intermediate.dense", "output.dense", "attention.output.LayerNorm", "output.LayerNorm")  # fmt: skip
-_DISTILBERT = ("attention.q_lin", "attention.k_lin", "attention.v_lin", "attention.out_lin", "ffn.lin1", "ffn.lin2",
-               "sa_layer_norm", "output_layer_norm")  # fmt: skip
+_BERT = (*BERT_ATTENTION.all, *BERT_FEED_FORWARD.all, "attention.output.LayerNorm", "output.LayerNorm")
+_DISTILBERT = (*DISTILBERT_ATTENTION.all, *DISTILBERT_FEED_FORWARD.all, "sa_layer_norm", "output_layer_norm")
 FAMILIES = {
     "bert": Family("BertLayer", "encoder", _BERT),
     "roberta": Family("RobertaLayer", "encoder", _BERT),

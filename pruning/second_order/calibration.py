@@ -253,7 +253,9 @@ def _sum_over_ranks(tensor: Tensor) -> None:
 def weight_gradients(
     calibration: Calibration, parameters: Mapping[str, nn.Parameter], seed: int, term: Callable[[Tensor], Tensor]
 ) -> dict[str, Tensor]:
-    """The sum over batches of `term` of each weight's gradient, in the weight's shape; the same on all ranks."""
+    """The sum over batches of `term` of each weight's gradient, in the weight's shape; the same on all ranks. Frozen
+    parameters have none."""
+    parameters = {name: p for name, p in parameters.items() if p.requires_grad}
     sums = {name: torch.zeros_like(p, dtype=_precise(p)) for name, p in parameters.items()}
     number = -1
     with _evaluating(calibration.model):

@@ -4,11 +4,12 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import ClassVar
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from pruning.criteria import Criterion, Layer
 from pruning.errors import PruningError
-from pruning.plan import Plan, as_matrix
+from pruning.matrices import as_matrix
+from pruning.plan import Plan
 from pruning.second_order.calibration import Calibration, collect, weight_gradients
 from pruning.second_order.solver import CHUNK
 
@@ -31,7 +32,7 @@ class Calibrated(Criterion):
             raise PruningError(f"samples={self.samples} must be at least 1, seed={self.seed} from 0 to 2^31 - 1", self)
 
     def scores(self, calibration: Calibration, plan: Plan) -> dict[str, Tensor]:
-        """[out, in] saliencies by parameter name, not pooled."""
+        """[out, in] saliencies by parameter name, not pooled; those of biases are [out]."""
         raise NotImplementedError
 
     def saliency(self, layer: Layer) -> Tensor | None:
@@ -44,14 +45,19 @@ class Calibrated(Criterion):
 
 @dataclass
 class Wanda(Calibrated):
-    """|w_rj| * ||x_j||_2 (Sun et al. 2023, arXiv 2306.11695). The paper ranks within rows; here the allocation does."""
+    """|w_rj| * ||x_j||_2 (Sun et al. 2023, arXiv 2306.11695). The paper ranks within rows; here the allocation does.
+
+    A bias is a weight with the constant input 1.
+    """
 
     evidence: ClassVar[str] = "calibration input"
 
     def scores(self, calibration: Calibration, plan: Plan) -> dict[str, Tensor]:
-        hessians = collect(calibration, plan.ranked_by_main(), self.seed, fisher=False).hessians
-        return {
-            name: as_matrix(plan.parameters[name].detach()).to(h.dtype).abs() * h.diagonal()[:-1].sqrt()
+        tensors = plan.ranked_by_main()
+        hessians = collect(calibration, _matrices(plan), self.seed, fisher=False).hessians
+        biases = {name: p.detach().abs() for name, p in tensors.items() if p.dim() == 1}
+        return biases | {
+            name: as_matrix(tensors[name].detach()).to(h.dtype).abs() * h.diagonal()[:-1].sqrt()
             for name, h in hessians.items()
         }
 
@@ -64,8 +70,9 @@ class CalibratedSnip(Calibrated):
     """Sum over calibration batches of |w * dL/dw| (Lee et al. 2019, arXiv 1810.02340), labels from the model itself."""
 
     def scores(self, calibration: Calibration, plan: Plan) -> dict[str, Tensor]:
-        sums = weight_gradients(calibration, plan.ranked_by_main(), self.seed, Tensor.abs)
-        return {name: as_matrix(plan.parameters[name].detach().abs() * g) for name, g in sums.items()}
+        tensors = plan.ranked_by_main()
+        sums = weight_gradients(calibration, tensors, self.seed, Tensor.abs)
+        return {name: as_matrix(tensors[name].detach().abs() * g) for name, g in sums.items()}
 
 
 @dataclass
@@ -73,8 +80,9 @@ class CalibratedFisher(Calibrated):
     """w^2 * sum over calibration batches of g^2: optimal brain damage with the diagonal of the Fisher information."""
 
     def scores(self, calibration: Calibration, plan: Plan) -> dict[str, Tensor]:
-        sums = weight_gradients(calibration, plan.ranked_by_main(), self.seed, Tensor.square)
-        return {name: as_matrix(plan.parameters[name].detach().square() * g) for name, g in sums.items()}
+        tensors = plan.ranked_by_main()
+        sums = weight_gradients(calibration, tensors, self.seed, Tensor.square)
+        return {name: as_matrix(tensors[name].detach().square() * g) for name, g in sums.items()}
 
 
 @dataclass
@@ -111,6 +119,11 @@ class OBS(Calibrated):
         return super().memory(plan) + _hessian_bytes(plan) + one
 
 
+def _matrices(plan: Plan) -> dict[str, nn.Parameter]:
+    """Weights of Linear and Conv modules that the main criterion ranks, without biases, by name."""
+    return {name: p for name, p in plan.ranked_by_main().items() if p.dim() > 1}
+
+
 def _hessian_bytes(plan: Plan) -> int:
     """At most: layers that share their input share a Hessian too."""
-    return sum(4 * (p[0].numel() + 1) ** 2 for p in plan.ranked_by_main().values())
+    return sum(4 * (p[0].numel() + 1) ** 2 for p in _matrices(plan).values())

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from pruning.allocation import Allocation
 from pruning.blocks import Block
 from pruning.masks import Masks
+from pruning.matrices import as_matrix, from_matrix
 from pruning.nofm import NofM
-from pruning.plan import Group, Plan, as_matrix, from_matrix
+from pruning.plan import Group, Plan
 from pruning.second_order.calibration import Calibration, Statistics, collect, modules_of
 from pruning.second_order.criteria import OBS
 from pruning.second_order.solver import LayerSolver
@@ -135,6 +136,7 @@ class SurvivorUpdate:
         """Set the survivors, and the biases that were refitted with them."""
         for name, layer in self.solvers.items():
             p, bias = self.plan.parameters[name], self.biases[name]
+            assert isinstance(p, nn.Parameter)  # `Plan.check`
             p.copy_(from_matrix(layer.weights[:, : layer.inputs].contiguous(), p.shape))
             if bias is not None:
                 bias.copy_(layer.weights[:, -1])

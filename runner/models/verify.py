@@ -23,11 +23,11 @@ class Verification:
     """Counts in the file of a saved model."""
 
     linear_ratio: float
-    """Zeros in pruned weights over the elements of all Linear and Conv weights."""
+    """Zeros in pruned Linear and Conv weights over the elements of all of them."""
     overall_ratio: float
-    """Zeros in pruned weights over the elements of all parameters, embeddings and biases included."""
+    """Zeros in pruned weights and biases over the elements of all parameters, embeddings included."""
     sparsity: float
-    """Zeros over elements, of the weights that a pattern prunes."""
+    """Zeros over elements, of the weights that a pattern prunes, and of the biases if it prunes these too."""
     violations: int
     """Units that break the pattern."""
     left_out: dict[str, float] = field(default_factory=dict)
@@ -56,7 +56,7 @@ def verify(folder: Path, architecture: str, layers: list[LayerReport]) -> Verifi
     net = skeleton(architecture, read_config(str(folder), "FOLDER"))
     matrices = sum(weight.numel() for weight in matrix_weights(net).values())
     everything = sum(weight.numel() for weight in net.parameters())
-    zeros = pruned_elements = violations = 0
+    zeros = linear_zeros = pruned_elements = violations = 0
     for layer in layers:
         if layer.skipped:
             continue
@@ -66,10 +66,11 @@ def verify(folder: Path, architecture: str, layers: list[LayerReport]) -> Verifi
             raise VerificationError(f"{folder}: {layer.name}: {wrong}")
         pruned_elements += matrix.numel()
         if layer.pruned_units:
-            zeros += int((matrix == 0).sum())
+            count = int((matrix == 0).sum())
+            zeros, linear_zeros = zeros + count, linear_zeros + (count if matrix.dim() > 1 else 0)
             violations += parse(layer.pattern).violations(matrix)
     sparsity = zeros / pruned_elements if pruned_elements else 0.0
-    return Verification(zeros / matrices, zeros / everything, sparsity, violations, left_out(net))
+    return Verification(linear_zeros / matrices, zeros / everything, sparsity, violations, left_out(net))
 
 
 def fault(layer: LayerReport, matrix: torch.Tensor) -> str | None:

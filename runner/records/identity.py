@@ -98,13 +98,14 @@ def identify(experiment: Experiment, contents: Contents) -> Identity:
 
 
 def _without_later(allocation: dict[str, Any]) -> dict[str, Any]:
-    """An allocation without what an exception leaves out and older versions did not know."""
+    """An allocation without what is at its default and older versions did not know."""
     later = ("max_per_layer", "criterion")
     layers = {
         name: {key: value for key, value in layer.items() if key not in later or value is not None}
         for name, layer in allocation["layers"].items()
     }
-    return allocation | {"layers": layers}
+    rest = {key: value for key, value in allocation.items() if (key, value) != ("cost", "parameters")}
+    return rest | {"layers": layers}
 
 
 def _hash(value: Any) -> str:

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from pruning import Plan, PruningError, check_zeros, matrix_weights
+from pruning import Coupled, Plan, PruningError, Weight, check_zeros, couple, matrix_weights
 from runner import models
 from runner.config.experiment import Experiment
 from runner.models.tokenizer import check_vocabulary
@@ -62,8 +62,11 @@ def check(experiment: Experiment, sources: Sources) -> PreTrainedModel:
 
 def plan_of(experiment: Experiment, net: PreTrainedModel) -> Plan:
     """What is pruned of a network, with or without weights. Raises UserError or PruningError if it cannot be."""
-    parameters = models.prunable_parameters(net, experiment.model)
-    return Plan(parameters, experiment.pattern, experiment.allocation, experiment.keeps_zeros)
+    parameters: dict[str, Weight] = {**models.prunable_parameters(net, experiment.model)}
+    if isinstance(experiment.pattern, Coupled):
+        parameters = couple(net, parameters, experiment.pattern, models.shape(net.config).heads)
+    tokens = experiment.dataset.max_seq_length
+    return Plan(parameters, experiment.pattern, experiment.allocation, experiment.keeps_zeros, tokens)
 
 
 def projection_parameters(experiment: Experiment, sources: Sources, net: PreTrainedModel) -> int:
@@ -122,7 +125,7 @@ def check_start(experiment: Experiment, sources: Sources) -> None:
     network = models.keep_layers(models.load(experiment.dataset.architecture, start), sources.chosen)
     plan = plan_of(experiment, network)
     held = {name for name, pattern in plan.patterns.items() if pattern.locks or plan.keeps_zeros}
-    if all(bool(plan.parameters[name].all()) for name in held):
+    if all(bool(plan.parameters[name].detach().all()) for name in held):
         raise UserError(
             f"{start.place}: none of its {len(held)} prunable weights has a zero, so "
             + ("there is nothing to keep" if plan.keeps_zeros else "pattern=locked has nothing to keep")
@@ -132,7 +135,7 @@ def check_start(experiment: Experiment, sources: Sources) -> None:
         check_zeros(plan)
     except PruningError as error:
         raise PruningError(f"{start.place}: {error}", error.owner) from error
-    others = [name for name, p in matrix_weights(network).items() if name not in plan.candidates and not bool(p.all())]
+    others = [name for name, p in matrix_weights(network).items() if name not in plan.tensors and not bool(p.all())]
     if plan.keeps_zeros and others:
         log.warning("%s: %s (and %d more) has zeros, but is left out by model.prunable or model.excluded: it is "
                     "trained, and they do not stay", start.place, others[0], len(others) - 1)  # fmt: skip

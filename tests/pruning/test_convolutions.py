@@ -27,7 +27,7 @@ from pruning import (
     matrix_weights,
     misfit,
 )
-from pruning.plan import from_matrix
+from pruning.matrices import from_matrix
 
 KINDS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 PATTERNS = [Block(4, 1), Block(2, 2), Block(1, 4), Block(1, 0), Block(0, 1), NofM(2, 4), NofM(1, 4), NofM(1, 2)]

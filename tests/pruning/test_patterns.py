@@ -10,7 +10,7 @@ import torch
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from pruning import Block, Dense, Locked, NofM, Pattern, PruningError, parse
+from pruning import Block, Dense, FeedForward, Heads, Locked, NofM, Pattern, PruningError, Structured, parse
 
 PROPERTY = settings(deadline=None, derandomize=True, max_examples=60)
 SMALL_SHAPES = [torch.Size(shape) for shape in itertools.product(range(1, 25), repeat=2) if shape[0] * shape[1] <= 240]
@@ -27,11 +27,13 @@ def concrete(base: type) -> list[type]:
 
 
 PATTERNS = concrete(Pattern)
+COUPLED = {"FeedForward": FeedForward, "Heads": Heads, "Structured": Structured}
+"""Those whose units are rows of a matrix that is put together from several: test_coupled.py."""
 
 
 def test_all_concrete_patterns_are_found():
-    assert {cls.__name__ for cls in PATTERNS} == {"Block", "NofM", "Dense", "Locked"}
-    assert len(PATTERNS) == len(set(PATTERNS)) == 4
+    assert {cls.__name__ for cls in PATTERNS} == {"Block", "NofM", "Dense", "Locked", *COUPLED}
+    assert len(PATTERNS) == len(set(PATTERNS)) == 4 + len(COUPLED)
     assert not any(inspect.isabstract(cls) for cls in PATTERNS)
 
 
@@ -54,6 +56,7 @@ def any_nofm(draw):
 
 # A new pattern has to be added here.
 ANY = {Block: any_block(), NofM: any_nofm(), Dense: st.just(Dense()), Locked: st.just(Locked())}
+ANY |= {cls: st.builds(cls, target_sparsity=TARGETS) for cls in COUPLED.values()}
 
 
 def patterns(cls):
@@ -291,13 +294,22 @@ def all_kept(pattern: Pattern, saliency: torch.Tensor, sparsity: float) -> torch
     return torch.ones(saliency.shape, dtype=torch.bool)
 
 
+def row_keep(pattern: Pattern, saliency: torch.Tensor, sparsity: float) -> torch.Tensor:
+    return block_keep(Block(1, 0), saliency, sparsity)
+
+
+def row_violations(pattern: Pattern, weight: torch.Tensor) -> int:
+    return block_violations(Block(1, 0), weight)
+
+
 KEEP = {Block: block_keep, NofM: nofm_keep, Dense: all_kept, Locked: all_kept}
+KEEP |= dict.fromkeys(COUPLED.values(), row_keep)
 VIOLATIONS = {
     Block: block_violations,
     NofM: nofm_violations,
     Dense: lambda pattern, weight: 0,
     Locked: lambda pattern, weight: 0,
-}
+} | dict.fromkeys(COUPLED.values(), row_violations)
 
 
 def test_every_pattern_has_its_definition_here():

@@ -21,7 +21,7 @@ from pruning import (
     matrix_weights,
     other_matrices,
 )
-from pruning.plan import from_matrix, matrix_shape
+from pruning.matrices import from_matrix, matrix_shape
 
 
 def parameters(**shapes):

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pruning import (
@@ -27,6 +27,7 @@ from pruning import (
     scores,
 )
 from pruning.allocation import Allocation
+from pruning.coupled import Part
 from pruning.masks import Masks
 from pruning.plan import Plan
 from pruning.selection import lowest
@@ -71,7 +72,7 @@ class Training:
 
     def sparsity(self) -> float:
         weights = list(self.pruner.parameters.values())
-        return sum(int((w == 0).sum()) for w in weights) / sum(w.numel() for w in weights)
+        return sum(int((w.detach() == 0).sum()) for w in weights) / sum(w.numel() for w in weights)
 
 
 # --- what must hold --------------------------------------------------------------------------------------------------
@@ -196,6 +197,7 @@ def moments_of_pruned_weights_are_zero():
     training = Training().run(STEPS)
     assert training.sparsity() == 0.75
     for p in training.pruner.parameters.values():
+        assert isinstance(p, nn.Parameter)
         state = training.optimizer.state[p]
         for key in ("exp_avg", "exp_avg_sq"):
             assert not bool(state[key][p == 0].any())
@@ -265,7 +267,11 @@ def look_at_all_layers_for_each(patch: pytest.MonkeyPatch) -> None:
 
 def leave_the_moments(patch: pytest.MonkeyPatch) -> None:
     zero = Masks._zero
-    only_weights = lambda self, name, t: zero(self, name, t) if isinstance(t, nn.Parameter) else None  # noqa: E731
+
+    def only_weights(self: Masks, name: str, part: Part | None, tensor: Tensor) -> None:
+        if isinstance(tensor, nn.Parameter):
+            zero(self, name, part, tensor)
+
     patch.setattr(Masks, "_zero", only_weights)
 
 

@@ -1,5 +1,6 @@
 """Ways to prune through the real command line: criteria, schedules, exceptions by layer, locked zeros, N:M mixes."""
 
+import itertools
 import json
 import math
 import re
@@ -12,9 +13,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
+from transformers import AutoModelForQuestionAnswering
 
+from pruning.runtime.cut import cut
 from runner.inspect import inspect
-from tests.conftest import Cli
+from tests.conftest import Cli, Refused
 
 SHORT = (
     "model=tiny", "dataset=demo", "dataset.train_examples=96", "dataset.eval_examples=16", "train.max_steps=30",
@@ -244,3 +247,76 @@ def test_a_pruned_model_is_pruned_further_and_to_another_pattern(cli: Cli, tmp_p
     refusal = cli("-m", "runner", *again, "pattern=4x1", "pattern.target_sparsity=0.3", "dry_run=true")
     assert refusal.returncode == 1
     assert "pattern.target_sparsity=0.3 cannot hold with the zeros that the weights have" in refusal.stderr
+
+
+# --- units that span several matrices ---------------------------------------------------------------------------------
+
+
+def features_of(kind: str, layer: int, tensors: dict[str, Tensor]) -> tuple[list[Tensor], Tensor]:
+    """Rows and biases that write the features of a layer, and columns that read them, one entry for each unit."""
+    name = f"bert.encoder.layer.{layer}."
+    if kind == "ffn":
+        writers, reader, units = ["intermediate.dense"], "output.dense", 512
+    else:
+        writers, reader, units = [f"attention.self.{x}" for x in ("query", "key", "value")], "attention.output.dense", 4
+    rows = [tensors[f"{name}{writer}.{what}"].reshape(units, -1) for writer in writers for what in ("weight", "bias")]
+    return rows, tensors[f"{name}{reader}.weight"].t().reshape(units, -1)
+
+
+@pytest.mark.slow
+def test_heads_and_channels_go_whole_and_exports_are_cut(cli: Cli, tmp_path: Path) -> None:
+    said = ok(cli("-m", "runner", *SHORT, "pattern=ffn", "dry_run=true")).stdout
+    assert "pattern ffn, target 0.5: 4 layers, 2,048 units\n" in said
+    rows = "rows of intermediate.dense, intermediate.dense.bias; columns of output.dense"
+    assert f"    4 x channels [512, 257]: {rows}\n" in said
+    assert "left dense: 16 layers: it belongs to no unit of ffn\n" in said
+    said = ok(cli("-m", "runner", *SHORT, "pattern=structured", "allocation.cost=macs", "dry_run=true")).stdout
+    assert "pattern structured, target 0.5 of the multiply-accumulates: 8 layers, 2,064 units\n" in said
+    done = ok(cli("-m", "runner", "-m", *SHORT, "train.max_steps=12", "pattern=ffn,heads,structured",
+                  "allocation.cost=macs"))  # fmt: skip
+    assert "is left dense" not in done.stderr
+    macs = {"ffn": 2 * 128, "heads": 4 * 32 * 128 + 2 * 32 * 128}  # of a unit, with 128 tokens
+    for pattern in ("ffn", "heads", "structured"):
+        run = finished(tmp_path, pattern)
+        result, pruning, tensors = read(run)
+        dead, cost, total = {"ffn": 0, "heads": 0}, 0, 0
+        for kind, layer in itertools.product(dead if pattern == "structured" else [pattern], range(4)):
+            writers, reader = features_of(kind, layer, tensors)
+            gone = (reader == 0).all(1)
+            assert all(bool((rows[gone] == 0).all()) and bool((rows != 0).any(1)[~gone].any()) for rows in writers)
+            dead[kind] += int(gone.sum())
+            cost, total = cost + int(gone.sum()) * macs[kind], total + len(gone) * macs[kind]
+        assert abs(cost - total / 2) <= max(macs.values()) / 2
+        matrices = [name for name, p in tensors.items() if p.dim() > 1 and "encoder" in name]
+        pruned = {row["name"]: row for row in pruning["layers"] if row["skipped"] is None}
+        assert {name for name in pruned if name.endswith("weight")} >= {n for n in matrices if zeros(tensors[n])}
+        for name, row in pruned.items():
+            assert (row["zeros"], row["violations"]) == (zeros(tensors[name]), 0)
+        found = result["verification"]
+        total = sum(tensors[name].numel() for name in matrices) + tensors["qa_outputs.weight"].numel()
+        assert found["linear_ratio"] == pytest.approx(sum(zeros(tensors[name]) for name in matrices) / total)
+        assert found["sparsity"] == pytest.approx(0.5, abs=1e-9 if pattern != "structured" else 0.1)
+        assert inspect(run / "model").broken_claims == []
+
+        model = AutoModelForQuestionAnswering.from_pretrained(run / "model").eval()
+        tokens = torch.arange(5, 45).view(2, 20)
+        with torch.inference_mode():
+            before = model(input_ids=tokens)
+            report = cut(model)
+            after = model(input_ids=tokens)
+        assert (report.channels, report.heads) == (dead["ffn"], dead["heads"])
+        torch.testing.assert_close(after.start_logits, before.start_logits, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(after.end_logits, before.end_logits, rtol=1e-4, atol=1e-4)
+    table = ok(cli("-m", "results", "--format", "csv")).stdout
+    assert {line.split(",")[2] for line in table.splitlines()[1:]} >= {"ffn", "heads", "structured"}
+
+
+def test_units_that_span_matrices_are_refused_where_they_cannot_be_found_or_scored(refused: Refused) -> None:
+    text = refused(*SHORT, "pattern=ffn", "model.excluded=['*.output.dense']")
+    assert text.startswith(
+        "error: no units of ffn: among the matrices that may be pruned (such as bert.encoder.layer.0"
+    )
+    text = refused(*SHORT, "pattern=heads", "criterion=obs")
+    assert text.startswith("error: OBS adapts the other weights of each row to those that are pruned, and heads prunes")
+    text = refused(*SHORT, "pattern=heads", "allocation.regrow=true")
+    assert text.startswith("error: allocation.regrow=True: a unit of heads whose weights are all zero has no gradient")

@@ -199,7 +199,8 @@ def test_command_line_shows_the_published_recipe(cli, model: str, pattern: str, 
     assert shown["schedule"] == {"decay": "exp", "initial": "0", "start": "1000", "end": None, "frequency": "1000",
                                  "cooldown": f"{row.cooldown} epochs"}  # fmt: skip
     assert shown["criterion"] == {"reduce": "mean", "momentum": 0.9, "scale": 1}
-    assert shown["allocation"] == {"max_per_layer": 0.98, "min_per_layer": 0, "regrow": False, "layers": {}}
+    assert shown["allocation"] == {"max_per_layer": 0.98, "min_per_layer": 0, "regrow": False, "layers": {},
+                                   "cost": "parameters"}  # fmt: skip
     assert shown["regularizer"] == {}
     assert shown["distill"] == {"weight": row.distill_weight, "label_weight": 0, "teacher": None, "cache": True,
                                     "temperature": 2}  # fmt: skip

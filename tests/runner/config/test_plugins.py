@@ -11,7 +11,7 @@ import pytest
 from runner.config import plugins
 from runner.config.compose import compose_experiment
 from runner.config.experiment import GROUPS, with_subclasses
-from runner.records.identity import Identity, identify
+from runner.records.identity import Contents, Identity, identify
 from runner.records.runs import find as find_run
 from runner.records.runs import made_by_of
 from runner.system.errors import UserError
@@ -44,7 +44,9 @@ def write(folder: Path, module: str, text: str) -> None:
 
 
 def identity(*overrides: str) -> Identity:
-    return identify(compose_experiment(["model=tiny", "dataset=demo", "pattern=4x1", *overrides])[0], "m", "d", None)
+    return identify(
+        compose_experiment(["model=tiny", "dataset=demo", "pattern=4x1", *overrides])[0], Contents("m", "d")
+    )
 
 
 def test_the_example_has_six_lines() -> None:
