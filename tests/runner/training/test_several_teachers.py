@@ -32,7 +32,7 @@ from tests.training import quiet, train
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 QA = "AutoModelForQuestionAnswering"
-NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "initializer_range": 0.5}
+NO_DROPOUT: dict[str, Any] = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "initializer_range": 0.5}
 INPUTS = ("input_ids", "token_type_ids", "attention_mask")
 
 
