@@ -2,6 +2,7 @@
 
 python -m runner.reference > docs/reference.md
 python -m runner.reference keys > runner/config/keys.txt     # their names alone, for mistakes of spelling
+python -m runner.reference schema > docs/schema.json         # a JSON schema of the composed configuration, for editors
 
 A test compares this output with the files.
 """
@@ -12,13 +13,15 @@ import ast
 import dataclasses
 import inspect
 import itertools
+import json
 import textwrap
 from collections.abc import Collection, Iterator
 from dataclasses import MISSING as NO_DEFAULT
 from dataclasses import dataclass, fields
 from enum import Enum
 from importlib.resources import files
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from omegaconf import MISSING
 
@@ -28,6 +31,7 @@ from runner.config.keys import all_keys
 from runner.config.recipe import FinetuneRecipe
 from runner.config.runtime import RuntimeSettings
 from runner.config.training import Training
+from runner.system.errors import UserError
 from runner.system.process import command
 from runner.system.spelling import N_OF_M
 from runner.tracking import Tracking
@@ -178,11 +182,12 @@ def _table(entries: list[Key], prefix: str = "") -> str:
     return "\n".join(lines) + "\n"
 
 
-HEAD = """# Every key
+ABOUT_DEFAULTS = """A default is that of the dataclass: an option of the group or a recipe may say
+otherwise, as `python -m runner --cfg job --resolve` shows."""
+HEAD = f"""# Every key
 
 Made by `python -m runner.reference` from the fields of the dataclasses; a test compares. A value stands on the command
-line as `key=value`, or in YAML. A default is that of the dataclass: an option of the group or a recipe may say
-otherwise, as `python -m runner --cfg job --resolve` shows.
+line as `key=value`, or in YAML. {ABOUT_DEFAULTS}
 """
 
 
@@ -192,5 +197,95 @@ def names() -> str:
     return "\n".join(sorted({*all_keys(), *SECTIONS})) + "\n"
 
 
+# --- the JSON schema ----------------------------------------------------------------------------------------
+
+_PLAIN: dict[Any, Any] = {str: ["string", "number"], float: "number", int: "integer", bool: "boolean", NoneType: "null"}
+"""Types of JSON by those of Python. OmegaConf takes a number where a text is asked for: `schedule.start=0`."""
+
+
+def schema() -> str:
+    """The JSON schema (draft 7, which editors know) of a composed configuration, such as the config.yaml of a run.
+
+    A group has one of the classes that its options fill; the configuration does not name it. No key is required, as a
+    default stands in; `defaults` and `hydra` are accepted for files of the group `experiment`.
+    """
+    register()
+    definitions: dict[str, Any] = {"interpolation": {"type": "string", "pattern": r"\$\{"}}
+    accepted: dict[str, Any] = {
+        "defaults": {"description": "Hydra's list of options, in a file of the group experiment.", "type": "array"},
+        "hydra": {"description": "Settings of Hydra, in a file of the group experiment.", "type": "object"},
+    }
+    for group, base in GROUPS.items():
+        names = {cls: [o.name for o in options(group) if o.schema == cls.__name__] for cls in [base, *_below(base)]}
+        of_group = {cls: _sentence(cls).strip() + f" {group}={', '.join(of)}" for cls, of in names.items() if of}
+        choices = [_defined(cls, definitions, text) for cls, text in of_group.items()]
+        accepted[group] = {"description": _sentence(base).strip(), "anyOf": choices}
+    for key, cls in SECTIONS.items():
+        accepted[key] = {"description": _sentence(cls).strip(), "anyOf": [_defined(cls, definitions, "")]}
+    accepted |= _properties(Experiment, {*GROUPS, *SECTIONS}, definitions)
+    head = {"$schema": "http://json-schema.org/draft-07/schema#", "title": "prune-distill"}
+    whole = head | _object(accepted, ABOUT_DEFAULTS) | {"definitions": definitions}
+    return json.dumps(whole, indent=1, ensure_ascii=False) + "\n"
+
+
+def _object(properties: dict[str, Any], description: str) -> dict[str, Any]:
+    text = " ".join(description.split())
+    return {"description": text, "type": "object", "properties": properties, "additionalProperties": False}
+
+
+def _defined(cls: type, definitions: dict[str, Any], description: str) -> dict[str, Any]:
+    """A reference to the definition of a dataclass, which is added."""
+    if cls.__name__ not in definitions:
+        properties = _properties(cls, (), definitions)
+        definitions[cls.__name__] = _object(properties, description or _sentence(cls))
+    return {"$ref": f"#/definitions/{cls.__name__}"}
+
+
+def _properties(cls: type, without: Collection[str], definitions: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a dataclass; each may also be an interpolation, as `--cfg job` shows it without `--resolve`."""
+    hints, of_class = get_type_hints(cls), {field.name: field for field in fields(cls)}
+    properties = {}
+    for key in keys(cls, without):
+        default = _json_default(of_class[key.name])
+        kinds = [*_accepted(hints[key.name], definitions), {"$ref": "#/definitions/interpolation"}]
+        properties[key.name] = {"description": key.meaning, **default, "anyOf": kinds}
+    return properties
+
+
+def _accepted(hint: Any, definitions: dict[str, Any]) -> list[dict[str, Any]]:
+    """The schemas of a type, any of which may hold."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin in (Union, UnionType):
+        return [kind for each in arguments for kind in _accepted(each, definitions)]
+    if origin is list:
+        return [{"type": "array", "items": {"anyOf": _accepted(arguments[0], definitions)}}]
+    if origin is dict:
+        return [{"type": "object", "additionalProperties": {"anyOf": _accepted(arguments[1], definitions)}}]
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+        return [_defined(hint, definitions, "")]
+    if issubclass(hint, Enum):
+        return [{"enum": [member.name for member in hint]}]
+    return [{"type": _PLAIN[hint]}]
+
+
+def _json_default(field: dataclasses.Field[Any]) -> dict[str, Any]:
+    value = field.default_factory() if field.default_factory is not NO_DEFAULT else field.default
+    if value is NO_DEFAULT or value == MISSING or dataclasses.is_dataclass(value):
+        return {}
+    return {"default": value.name if isinstance(value, Enum) else value}
+
+
+LISTS = {"": page, "keys": names, "schema": schema}
+"""What the command prints, by its argument."""
+
+
+def main(arguments: list[str]) -> None:
+    """Print the list that is asked for."""
+    asked = " ".join(arguments)
+    if asked not in LISTS:
+        raise UserError(f"{asked}: there is no such list; python -m runner.reference [keys | schema]")
+    print(LISTS[asked](), end="")
+
+
 if __name__ == "__main__":
-    command(lambda arguments: print(names() if arguments == ["keys"] else page(), end=""))
+    command(main)

@@ -174,7 +174,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
                         help="use the features, dense model and teacher's logits that the run left")  # fmt: skip
     parser.add_argument("--again", action="store_true", help="do not resume an earlier reproduction")
     parser.add_argument("--no-log", dest="log", action="store_false", help="leave MLflow alone")
-    return parser.parse_args(arguments)
+    return parser.parse_intermixed_args(arguments)
 
 
 def _tolerance(text: str) -> float:

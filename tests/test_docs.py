@@ -5,9 +5,12 @@ import importlib.util
 import math
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from runner.config.compose import compose_experiment
 from runner.config.runtime import split
@@ -25,7 +28,7 @@ GUIDE = "docs/guide.md"
 
 def blocks(page: str) -> list[tuple[str, str, str]]:
     """Language, file name and body of each fenced block of a page."""
-    return re.findall(r"^```(\w+)(?: (\S+))?\n(.*?)^```$", PAGES[page], re.MULTILINE | re.DOTALL)
+    return re.findall(r'^```(\w+)(?: title="(\S+)")?\n(.*?)^```$', PAGES[page], re.MULTILINE | re.DOTALL)
 
 
 def commands(page: str) -> list[str]:
@@ -52,7 +55,7 @@ EMBEDDED = [
 
 def test_all_commands_were_seen() -> None:
     assert {page: len(commands(page)) for page in PAGES} == {
-        **{"README.md": 15, "docs/develop.md": 10, GUIDE: 36, "docs/measured.md": 11},
+        **{"README.md": 15, "docs/develop.md": 10, GUIDE: 36, "docs/index.md": 0, "docs/measured.md": 11},
         **{"docs/results.md": 12, "docs/running.md": 19, "docs/speed.md": 3},
     }
     assert (len(RUNS), len(MAKES), len(TOOLS), len(EMBEDDED)) == (62, 15, 26, 5)
@@ -169,7 +172,25 @@ def test_links_lead_to_files_and_chapters() -> None:
             assert file.is_file(), (page, target)
             assert not anchor or anchor in anchors(file.read_text(encoding="utf-8")), (page, target, anchor)
             count += 1
-    assert count == 68
+    assert count == 72
+
+
+def test_the_site_has_every_page() -> None:
+    settings = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
+    pages = [page for entry in settings["nav"] for page in entry.values()]
+    assert sorted(pages) == sorted(file.name for file in (ROOT / "docs").glob("*.md"))
+    assert (settings["strict"], settings["theme"]["font"]) == (True, False)
+
+
+@pytest.mark.slow
+def test_the_site_builds(tmp_path: Path) -> None:
+    """Strictly: a link or an anchor that leads nowhere ends it. Blocks with a file name are blocks."""
+    for library in ("mkdocs", "material"):
+        pytest.importorskip(library)
+    subprocess.run([sys.executable, "-m", "mkdocs", "build", "-d", str(tmp_path)], check=True, cwd=ROOT)
+    guide = (tmp_path / "guide" / "index.html").read_text(encoding="utf-8")
+    assert '<span class="filename">reviews.csv</span>' in guide
+    assert "```" not in guide
 
 
 def test_the_readme_is_short() -> None:

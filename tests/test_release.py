@@ -1,4 +1,4 @@
-"""CHANGELOG.md and CITATION.cff belong to the version of pyproject.toml."""
+"""CHANGELOG.md and CITATION.cff belong to the version of pyproject.toml, docs/Dockerfile to its files."""
 
 import re
 import tomllib
@@ -7,7 +7,9 @@ import yaml
 
 from tests.conftest import ROOT
 
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+PROJECT, TOOLS = SETTINGS["project"], SETTINGS["tool"]
+DOCKERFILE = (ROOT / "docs" / "Dockerfile").read_text(encoding="utf-8")
 
 
 def test_the_citation_is_of_this_version() -> None:
@@ -21,3 +23,28 @@ def test_the_change_log_begins_with_this_version() -> None:
     chapters = re.findall(r"^## (\S+) \((.*)\)$", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
     assert chapters[0][0] == PROJECT["version"]
     assert all(re.fullmatch(r"not released|\d{4}-\d\d-\d\d", date) for _, date in chapters)
+
+
+def test_the_image_has_what_the_set_up_needs() -> None:
+    """Every source of a COPY exists, and all that pyproject.toml and the Makefile name is copied."""
+    copies = [line.split()[1:] for line in DOCKERFILE.splitlines() if line.startswith("COPY ")]
+    copied = {source for *sources, _ in copies for source in sources}
+    assert all((ROOT / source).exists() for source in copied)
+    assert all(target in ("./", *sources) for *sources, target in copies)
+    packages = {pattern.rstrip("*") for pattern in TOOLS["setuptools"]["packages"]["find"]["include"]}
+    assert copied == {
+        *packages,
+        PROJECT["readme"],
+        *PROJECT["license-files"],
+        "Makefile",
+        "pyproject.toml",
+        "constraints.txt",
+    }
+    assert "make setup" in DOCKERFILE
+    (entry,) = re.findall(r'^ENTRYPOINT \["(.*)"\]$', DOCKERFILE, re.MULTILINE)
+    assert entry in PROJECT["scripts"]
+
+
+def test_the_image_names_no_registry() -> None:
+    assert not re.search(r"https?:|\b[\w-]+\.(?:com|org|io|dev|net)\b", DOCKERFILE)
+    assert 'ARG TORCH_INDEX=""' in DOCKERFILE

@@ -303,7 +303,8 @@ def test_a_recipe_of_the_users_chooses_the_distillation(cli, tmp_path: Path) -> 
     assert "attention_weight" in shown["distill"]
 
 
-EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
+BEST = "best"  # an experiment for any model and dataset; the others are rows
+EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml") if path.stem != BEST)
 
 
 def test_there_is_an_experiment_file_for_each_published_row() -> None:
@@ -325,6 +326,34 @@ def test_experiment_file_is_its_groups_and_opens_with_its_command(name: str) -> 
     assert f"# Command: python -m runner experiment={name}" in header
     assert any(line.startswith(("# Published F1 ", "# Published accuracy ")) for line in header)
     assert any(line.startswith("# Hardware and time:") for line in header)
+
+
+def test_the_best_recipe_is_for_any_model_dataset_and_pattern() -> None:
+    experiment, origin = compose_experiment([f"experiment={BEST}", "model=minilm-l6", "dataset=sst2", "pattern=2:4"])
+    assert (type(experiment.criterion).__name__, origin.choices["distill"]) == ("OBS", "logits_hidden")
+    assert experiment.schedule == OneShot(start="0")
+    assert (experiment.train.learning_rate, experiment.train.hidden_dropout) == (3e-4, 0)
+    assert origin.labels == {"model": "minilm-l6", "dataset": "sst2", "pattern": "2:4"}
+
+
+def test_the_dropout_of_the_pruning_is_not_that_of_its_control() -> None:
+    contents = Contents("model", "data")
+
+    def of(*overrides: str) -> Identity:
+        return identify(compose_experiment(["model=tiny", "dataset=demo", *overrides])[0], contents)
+
+    pruned, own, control = of("train.hidden_dropout=0"), of(), of("pattern=dense", "train.hidden_dropout=0")
+    assert pruned.run != own.run
+    assert (pruned.dense, pruned.control, pruned.budget) == (own.dense, own.control, own.budget)
+    assert control == of("pattern=dense")
+    assert control.control == pruned.control
+
+
+def test_the_fine_tuning_has_the_dropout_of_the_model() -> None:
+    with pytest.raises(UserError, match=r"finetune.hidden_dropout=0.1: .* set model.hidden_dropout, or train"):
+        composed("finetune.hidden_dropout=0.1")
+    with pytest.raises(UserError, match=r"hidden_dropout=1.0 is out of range in train"):
+        composed("train.hidden_dropout=1")
 
 
 def options() -> list[tuple[str, str]]:

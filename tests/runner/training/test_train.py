@@ -21,6 +21,7 @@ from runner.experiment import run
 from runner.models import Model
 from runner.models.verify import VerificationError, read_tensors, verify
 from runner.stages.checks import check_gradient
+from runner.stages.prune import load_student
 from runner.system.device import Precision
 from runner.system.errors import UserError
 from runner.system.process import message
@@ -201,6 +202,16 @@ def test_dropout_settings_reach_the_model(tmp_path: Path) -> None:
     settings_ = Model(path=str(path), hidden_dropout=0.25, attention_dropout=0.0)
     config = models.load("AutoModelForQuestionAnswering", models.find(str(path), "k", settings_)).config
     assert (config.hidden_dropout_prob, config.attention_probs_dropout_prob) == (0.25, 0.0)
+
+
+def test_the_pruning_has_a_dropout_of_its_own(tmp_path: Path) -> None:
+    path = save_small_model(tmp_path / "model")
+    common = ["model=hub", f"model.path={path}", "dataset=demo", "model.attention_dropout=0", "train.hidden_dropout=0"]
+    for overrides, expected in ([], 0.0), (["pattern=dense"], 0.1):
+        experiment, _ = compose_experiment([*common, *overrides])
+        start = models.find(str(path), "model.path", experiment.model)
+        assert models.max_dropout(load_student(experiment, start, None)) == expected
+        assert start.config.hidden_dropout_prob == 0.1, "the dense model keeps its own"
 
 
 def test_prunable_and_excluded_layers(tmp_path: Path) -> None:
