@@ -31,6 +31,7 @@ from pruning.distillation import (
     NoDistillation,
     Projector,
     SimKD,
+    averaged,
     projected,
 )
 from pruning.errors import PruningError
@@ -102,6 +103,7 @@ __all__ = [
     "Wanda",
     "Weight",
     "as_matrix",
+    "averaged",
     "check_zeros",
     "couple",
     "label_loss",

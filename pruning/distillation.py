@@ -1,5 +1,6 @@
 """Distillation: losses that pull the student towards its dense teacher."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -63,6 +64,11 @@ class Distillation:
             )
 
     @property
+    def needs_logits(self) -> bool:
+        """Whether the loss reads the teacher's logits."""
+        return True
+
+    @property
     def needs_attention(self) -> bool:
         """Whether the loss reads attention weights."""
         return False
@@ -91,6 +97,35 @@ class Distillation:
             student: `projected`.
         """
         raise NotImplementedError
+
+
+def averaged(teachers: Sequence[Prediction], temperature: float = 1.0) -> Prediction:
+    """Several teachers as one: softened by the temperature, its probabilities are the means of theirs (Hinton et al.
+    2015, arXiv 1503.02531, section 5; You et al. 2017); of numbers, the means. Hidden states and attention weights are
+    those of the first.
+
+    With K teachers' logits z_k: z = T * (logsumexp_k log_softmax(z_k / T) - log K) over the real choices, 0 elsewhere.
+
+    Args:
+        teachers: one at least, for the same batch.
+    """
+    first = teachers[0]
+    if len(teachers) == 1:
+        return first
+    heads = [torch.stack(head).float() for head in zip(*(each.logits for each in teachers), strict=True)]
+    if first.numbers:
+        return replace(first, logits=tuple(head.mean(0) for head in heads))
+    padding = ~first.choices if first.choices is not None and first.logits[0].dim() == 2 else None
+    return replace(first, logits=tuple(_averaged(head, temperature, padding) for head in heads))
+
+
+def _averaged(logits: Tensor, temperature: float, padding: Tensor | None) -> Tensor:
+    """The mean over the first dimension of softened probabilities, as logits."""
+    if padding is not None:
+        logits = logits.masked_fill(padding, -math.inf)
+    log_odds = (logits / temperature).log_softmax(-1)
+    mean = temperature * (log_odds.logsumexp(0) - math.log(len(logits)))
+    return mean if padding is None else mean.masked_fill(padding, 0.0)
 
 
 @dataclass
@@ -161,6 +196,10 @@ class SimKD(Distillation):
 
     needs_hidden: ClassVar[bool] = True
     shares_head: ClassVar[bool] = True
+
+    @property
+    def needs_logits(self) -> bool:
+        return False
 
     def projections(self, student: EncoderShape, teacher: EncoderShape) -> dict[int, nn.Module]:
         if student.width == teacher.width:

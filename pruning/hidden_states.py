@@ -159,6 +159,10 @@ class HiddenStates(Distillation):
             )
 
     @property
+    def needs_logits(self) -> bool:
+        return self.logits_weight > 0
+
+    @property
     def needs_attention(self) -> bool:
         return self.attention_weight > 0
 

@@ -15,6 +15,7 @@ import logging
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from results import columns
 from runner import experiment, tracking
@@ -56,7 +57,7 @@ def prepared(run: Run, options: argparse.Namespace, place: Path) -> Repetition:
         UserError: what it needs is missing, or this version cannot restore it.
     """
     then = runs.made_by_of(run)
-    changes: dict[str, str | None] = {**runs.places(options.places), "force": "false", "output_dir": str(place)}
+    changes: dict[str, Any] = {**runs.places(options.places), "force": "false", "output_dir": str(place)}
     recorded = read(run.yaml)
     changes["cache_dir"] = str(recorded.get("cache_dir", "cache") if options.keep_cache else place / "cache")
     changes["tracking.experiment"] = recorded.get("tracking", {}).get("experiment", Tracking().experiment)

@@ -13,7 +13,7 @@ from typing import Any
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 
 from results.safe_text import without_secrets
 from runner.config import help, plugins, schemas
@@ -161,14 +161,15 @@ def _check_texts(config: DictConfig, overrides: list[str]) -> None:
     for override in OverridesParser.create().parse_overrides(overrides):
         value, (key, _, given) = override.value(), str(override.input_line).partition("=")
         changed = isinstance(value, (int, float)) and not isinstance(value, bool) and str(value) != given
-        if changed and isinstance(OmegaConf.select(config, override.key_or_group), str):
+        if changed and (key in PLACES or isinstance(OmegaConf.select(config, override.key_or_group), str)):
             raise UserError(f"{key}={given}: this reads as the number {value}; type {advice(f'{key}={given}')}")
 
 
 def _check_names(config: DictConfig) -> None:
     """Refuse paths with a name that no file system takes."""
     for key in (*PLACES, "output_dir", "cache_dir"):
-        parts = str(OmegaConf.select(config, key) or "").split("/")
+        value = OmegaConf.select(config, key) or ""
+        parts = "/".join(map(str, value if isinstance(value, ListConfig) else [value])).split("/")
         size = max(len(part.encode(errors="surrogateescape")) for part in parts)
         if size > _LONGEST_NAME:
             raise UserError(

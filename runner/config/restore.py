@@ -40,7 +40,7 @@ def classes(experiment: Experiment) -> dict[str, str]:
     return {group: type(getattr(experiment, group)).__name__ for group in GROUPS}
 
 
-def restore(yaml: str, chosen: Mapping[str, str], changes: Mapping[str, str | None]) -> Restored:
+def restore(yaml: str, chosen: Mapping[str, str], changes: Mapping[str, Any]) -> Restored:
     """The experiment of a recorded configuration: no YAML file is read, so nothing depends on what those say today. Its
     store and its folders are today's: those of the record belong to who made it.
 
@@ -108,7 +108,7 @@ def read(yaml: str) -> dict[str, Any]:
     return {str(key): value for key, value in values.items()}
 
 
-def _refuse_interpolations(given: Mapping[str, Any], changes: Mapping[str, str | None]) -> None:
+def _refuse_interpolations(given: Mapping[str, Any], changes: Mapping[str, Any]) -> None:
     """Refuse values that would be read from this process's environment, or computed: a record has plain values."""
     for key, value in _leaves(given, ""):
         if (
@@ -118,11 +118,18 @@ def _refuse_interpolations(given: Mapping[str, Any], changes: Mapping[str, str |
         ):
             continue
         place = key in PLACES
-        remedy = f"add {key}=PLACE to this command" if place else "write there the value that the run had"
+        remedy = f"add {new_place(given, key)} to this command" if place else "write there the value that the run had"
         raise UserError(
             f"config.yaml: {key}={value} is an interpolation, which is not followed in the record of a run: it could "
             f"read a secret of whoever repeats the run; {remedy}"
         )
+
+
+def new_place(values: Mapping[str, Any], key: str) -> str:
+    """The argument that gives a recorded place anew, as it is typed: `distill.teacher=[PLACE,PLACE]` for a list."""
+    group, _, name = key.partition(".")
+    value = values.get(group, {}).get(name)
+    return f"{key}=[{','.join(['PLACE'] * len(value))}]" if isinstance(value, list) else f"{key}=PLACE"
 
 
 def _leaves(values: Any, key: str) -> Iterator[tuple[str, Any]]:

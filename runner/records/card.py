@@ -156,7 +156,7 @@ def pruning_variables(facts: Facts, pruning: Mapping[str, Any]) -> dict[str, Any
     assert weighed is not None
     layers = [layer for layer in pruning["layers"] if not layer["skipped"]]
     patterns = sorted({line(layer["pattern"]) for layer in layers})
-    teacher = "it" if facts.teacher is None else code(facts.teacher)
+    teacher = " and ".join(map(code, facts.teachers)) or "it"
     distills = facts.distill["name"] != "NoDistillation"
     return {
         "prunes": any(layer["pruned_units"] for layer in layers) or facts.result.student_layers is None,
@@ -231,8 +231,9 @@ def making(facts: Facts) -> dict[str, str]:
 def methods(facts: Facts, pruning: Mapping[str, Any]) -> dict[str, str]:
     """Distillation, and how the pruned weights were chosen."""
     distill = {key: value for key, value in facts.distill.items() if key not in ("cache", "teacher")}
-    teacher = code(facts.teacher) if facts.teacher is not None else "the dense model"
-    taught_by = f"; teacher: {teacher}" if distill["name"] != "NoDistillation" else ""
+    teachers = ", ".join(map(code, facts.teachers)) or "the dense model"
+    who = "teacher" if len(facts.teachers) < 2 else "mean of the teachers"
+    taught_by = f"; {who}: {teachers}" if distill["name"] != "NoDistillation" else ""
     items = {"Distillation": settings(distill) + taught_by}
     steps = [int(step) for step in pruning["updates"]]
     if steps:  # else nothing is chosen: the dense control, or a mask that stays
@@ -279,6 +280,8 @@ def repeatable(overrides: Iterable[str]) -> list[str]:
 
 def _elsewhere(value: str) -> str:
     """The value, or `path/to/NAME` if it is a place on this machine."""
+    if listed := re.fullmatch(r"\[([^\[\]{}]*)\]", value):
+        return f"[{','.join(map(_elsewhere, listed[1].split(',')))}]"
     bare = value.strip("'\"")
     here = Path(os.path.expanduser(bare))  # Path.expanduser raises for an unknown user
     if not re.search(r"[/\\]|^~", bare) or (_HUB_ID.fullmatch(bare) and not here.exists()):

@@ -68,8 +68,8 @@ class Facts:
     """True if the run fine-tuned the dense model itself."""
     sparse: Source | None
     """The sparse checkpoint that the student starts from."""
-    teacher: str | None
-    """A teacher other than the dense model."""
+    teachers: list[str]
+    """Teachers other than the dense model."""
     data: Source
     evaluated: Counted
     trained: Counted | None
@@ -116,7 +116,7 @@ def collect(folder: Path, experiment: Experiment, origin: Origin, examples: Exam
         dense=source(*dense),
         fine_tunes=not model.finetuned,
         sparse=of_run(model.sparse) if model.sparse else None,
-        teacher=shown(experiment.distill.teacher) if prune and experiment.distill.teacher else None,
+        teachers=[shown(teacher) for teacher in experiment.distill.teachers] if prune else [],
         data=data_of(task, origin),
         evaluated=Counted(
             len(examples.evaluation), official[1], task.max_eval_samples, examples.held_out, examples.has_split
@@ -149,9 +149,9 @@ def is_official(origin: Origin) -> bool:
 def head_of(experiment: Experiment) -> Source | None:
     """The teacher whose head the model has, if that is not the dense model."""
     distill = experiment.distill
-    if not (experiment.prune and distill.shares_head and distill.weight and distill.teacher):
+    if not (experiment.prune and distill.shares_head and distill.weight and distill.teachers):
         return None
-    return of_run(distill.teacher)
+    return of_run(distill.teachers[0])
 
 
 def of_run(path: str) -> Source:

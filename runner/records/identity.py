@@ -35,8 +35,8 @@ class Contents:
     """The checkpoint that the run starts from, fine-tuned or not."""
     data: str
     """The examples."""
-    teacher: str | None = None
-    """A teacher other than the dense model."""
+    teacher: str | list[str] | None = None
+    """A teacher other than the dense model, or each of several."""
     sparse: str | None = None
     """The sparse checkpoint that the student starts from, where that is not the dense model."""
     unlabelled: str = ""

@@ -17,7 +17,7 @@ from results import columns
 from runner import models, tracking
 from runner.config import plugins
 from runner.config.experiment import PLACES, Experiment, Origin
-from runner.config.restore import Restored, classes, restore
+from runner.config.restore import Restored, classes, new_place, read, restore
 from runner.data.examples import Examples
 from runner.system import files, provenance, ranks
 from runner.system.device import hardware, instructions
@@ -198,7 +198,7 @@ def made_by(
         precision={name: t.precision.value if t.precision is not None else None for name, t in trainings.items()},
         data=examples.train_fingerprint + examples.evaluation_fingerprint + examples.unlabelled_fingerprint,
         evaluation=examples.evaluation_fingerprint,
-        checkpoints={start.key: start.fingerprint for start in checkpoints if start is not None},
+        checkpoints=_fingerprints([start for start in checkpoints if start is not None]),
         stages=VERSIONS,
         packages=provenance.versions(),
         code=provenance.code(),
@@ -209,6 +209,14 @@ def made_by(
         folder=os.getcwd(),
         plugins=plugins.sources(experiment),
     )
+
+
+def _fingerprints(checkpoints: Sequence[models.Checkpoint]) -> dict[str, str]:
+    """Fingerprints by key; several teachers have one key."""
+    by_key: dict[str, list[str]] = {}
+    for checkpoint in checkpoints:
+        by_key.setdefault(checkpoint.key, []).append(checkpoint.fingerprint)
+    return {key: " ".join(each) for key, each in by_key.items()}
 
 
 def add_arguments(parser: argparse.ArgumentParser, places: bool = True) -> None:
@@ -225,16 +233,18 @@ def add_arguments(parser: argparse.ArgumentParser, places: bool = True) -> None:
     )
 
 
-def places(given: Sequence[str]) -> dict[str, str]:
-    """Parse `KEY=PLACE` of the command line into places by key.
+def places(given: Sequence[str]) -> dict[str, Any]:
+    """Parse `KEY=PLACE` of the command line into places by key; several teachers are a list, `[A,B]`.
 
     Raises:
         UserError: the key is no place; changing it would make another run.
     """
-    by_key: dict[str, str] = {}
+    by_key: dict[str, Any] = {}
     for text in given:
         key, _, value = text.partition("=")
         by_key[key] = value
+        if key == "distill.teacher" and value.startswith("[") and value.endswith("]"):
+            by_key[key] = [name.strip(" '\"") for name in value[1:-1].split(",")]
         if key not in (*PLACES, plugins.KEY) or not value:
             raise UserError(
                 f"{text}: only what has moved since can be named here, with its new place: {', '.join(PLACES)}"
@@ -242,7 +252,7 @@ def places(given: Sequence[str]) -> dict[str, str]:
     return by_key
 
 
-def restored(run: Run, changes: Mapping[str, str | None]) -> Restored:
+def restored(run: Run, changes: Mapping[str, Any]) -> Restored:
     """Restore the experiment of a run exactly, except for `changes`.
 
     Raises:
@@ -270,7 +280,7 @@ def moved(run: Run, error: UserError) -> UserError:
         return error
     folder = made_by_of(run).folder
     relative = f" (the run was made in {folder})" if folder != os.getcwd() else ""
-    return UserError(f"{error}; if it has moved, add {key}=PLACE to this command{relative}")
+    return UserError(f"{error}; if it has moved, add {new_place(read(run.yaml), key)} to this command{relative}")
 
 
 def _folder_of(run_id: str, where: Tracking) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from pruning import Coupled, Plan, PruningError, Weight, check_zeros, couple, matrix_weights
@@ -38,8 +39,8 @@ def check(experiment: Experiment, sources: Sources) -> PreTrainedModel:
     check_gradient(experiment, alike, sources.chosen is None)
     check_benchmark(experiment, net)
     networks = [(sources.base, net)]
-    if sources.teacher is not None:
-        networks.append((sources.teacher, models.skeleton(architecture, sources.teacher.config)))
+    check_teachers(sources.teachers)
+    networks += [(teacher, models.skeleton(architecture, teacher.config)) for teacher in sources.teachers]
     for checkpoint, network in networks:
         models.check_positions(network, checkpoint, experiment.dataset.max_seq_length)
         check_embeddings(checkpoint, network)
@@ -71,12 +72,25 @@ def plan_of(experiment: Experiment, net: PreTrainedModel) -> Plan:
 def projection_parameters(experiment: Experiment, sources: Sources, net: PreTrainedModel) -> int:
     """Number of parameters of the projections that are trained with the student. Raises UserError or PruningError if
     student and teacher cannot be compared."""
-    how, base = experiment.distillation(sources.chosen), sources.teacher or sources.base
+    how = experiment.distillation(sources.chosen)
     if not (experiment.prune and how.needs_teacher and how.weight):
         return 0
+    base = next(iter(sources.teachers), sources.base)
     alike = base is sources.base and sources.chosen is None
     teacher = net if alike else models.skeleton(experiment.dataset.architecture, base.config)
     return projections.check(how, net, teacher)
+
+
+def check_teachers(teachers: Sequence[models.Checkpoint]) -> None:
+    """Refuse a model that is among the teachers twice, also under two names."""
+    names: dict[str, str] = {}
+    for teacher in teachers:
+        content = teacher.fingerprint
+        if content in names:
+            raise UserError(
+                f"{teacher.place}: it is the model of {names[content]}, which would count twice; name each teacher once"
+            )
+        names[content] = teacher.path
 
 
 def check_sparse(experiment: Experiment, sources: Sources, net: PreTrainedModel, locks: bool) -> None:

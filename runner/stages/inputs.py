@@ -18,8 +18,8 @@ class Sources:
 
     base: models.Checkpoint
     """The checkpoint that training starts from: the fine-tuned dense model if given, else the pretrained one."""
-    teacher: models.Checkpoint | None
-    """A teacher other than the dense model."""
+    teachers: list[models.Checkpoint]
+    """Teachers other than the dense model; empty: it is the teacher."""
     sparse: models.Checkpoint | None
     """A sparse checkpoint that the student starts from; None: from the dense model."""
     chosen: models.StudentLayers | None = None
@@ -28,7 +28,7 @@ class Sources:
     @property
     def others(self) -> list[models.Checkpoint]:
         """All but the base."""
-        return [checkpoint for checkpoint in (self.teacher, self.sparse) if checkpoint is not None]
+        return [*self.teachers, *([self.sparse] if self.sparse is not None else [])]
 
 
 def find_sources(experiment: Experiment) -> Sources:
@@ -38,15 +38,14 @@ def find_sources(experiment: Experiment) -> Sources:
         base = models.find(model.finetuned, "model.finetuned", model, model.finetuned_revision)
     else:
         base = models.find(model.path, models.PRETRAINED, model, model.revision)
-    teacher, key = None, "distill.teacher"
-    if experiment.prune and experiment.distill.teacher:
-        path = runs.dense_model(experiment.distill.teacher, key, experiment.tracking)
-        untrained = replace(model, hidden_dropout=None, attention_dropout=None)
-        teacher = models.find(path, key, untrained)
+    teachers, key = [], "distill.teacher"
+    untrained = replace(model, hidden_dropout=None, attention_dropout=None)
+    for name in experiment.distill.teachers if experiment.prune else []:
+        teachers.append(models.find(runs.dense_model(name, key, experiment.tracking), key, untrained))
     sparse, key = None, "model.sparse"
     if model.sparse:
         sparse = models.find(runs.pruned_model(model.sparse, key, experiment.tracking), key, model)
-    return Sources(base, teacher, sparse, models.student_layers(model, base))
+    return Sources(base, teachers, sparse, models.student_layers(model, base))
 
 
 def match_heads(experiment: Experiment, sources: Sources, examples: Examples) -> None:
@@ -63,7 +62,9 @@ def match_heads(experiment: Experiment, sources: Sources, examples: Examples) ->
 def identity_of(experiment: Experiment, sources: Sources, examples: Examples) -> Identity:
     """Hashes of everything that determines the result."""
     data = examples.train_fingerprint + examples.evaluation_fingerprint
-    teacher, sparse = (c.fingerprint if c is not None else None for c in (sources.teacher, sources.sparse))
+    teachers = [teacher.fingerprint for teacher in sources.teachers]
+    teacher = teachers if len(teachers) > 1 else next(iter(teachers), None)
+    sparse = sources.sparse.fingerprint if sources.sparse is not None else None
     layers = sources.chosen.layers if sources.chosen is not None else None
     unlabelled = examples.unlabelled_fingerprint
     return identify(experiment, Contents(sources.base.fingerprint, data, teacher, sparse, unlabelled, layers))

@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -170,9 +171,8 @@ def _prepare_training(inputs: Inputs) -> None:
             check_reading(sources.base, task, examples, part)
             for other in sources.others:
                 check_texts(sources.base, other, task, examples)
-    teacher = sources.teacher
-    others = tuple(models.load_tokenizer(teacher).model_input_names) if teacher is not None else None
-    names = dict.fromkeys((*inputs.tokenizer.model_input_names, *(others or ())))
+    others = tuple(tuple(models.load_tokenizer(teacher).model_input_names) for teacher in sources.teachers)
+    names = dict.fromkeys((*inputs.tokenizer.model_input_names, *chain.from_iterable(others)))
     cache = Path(experiment.cache_dir) / "features"
     reader = with_inputs(inputs.tokenizer, names)
     features = task.features(train, reader, cache, labels=True)
@@ -221,8 +221,10 @@ def disk_needs(inputs: Inputs, units: int) -> list[DiskNeed]:
         if caches_logits(experiment, data):
             from runner.training.teacher_logits import max_bytes
 
-            size = max_bytes(experiment.dataset, data.features, inputs.sources.base)
-            needs.append(DiskNeed(Path(experiment.cache_dir) / "teacher", "the teacher's logits", size))
+            number = len(inputs.sources.teachers) or 1
+            what = "the teacher's logits" if number == 1 else f"the logits of {number} teachers"
+            size = number * max_bytes(experiment.dataset, data.features, inputs.sources.base)
+            needs.append(DiskNeed(Path(experiment.cache_dir) / "teacher", what, size))
     return needs
 
 

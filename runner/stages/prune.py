@@ -39,7 +39,7 @@ class PruningTask:
 
     experiment: Experiment
     data: TrainingData
-    teacher: models.Checkpoint
+    teachers: list[models.Checkpoint]
     start: models.Checkpoint
     """The checkpoint that the student starts from."""
     checkpoints: Path
@@ -61,7 +61,7 @@ def prune(run: RunContext, dense: models.Checkpoint, supervision: Supervision) -
     task = PruningTask(
         run.experiment,
         inputs.data,
-        sources.teacher or dense,
+        sources.teachers or [dense],
         sources.sparse or dense,
         run.folder.checkpoints,
         sources.chosen,
@@ -92,7 +92,7 @@ def train_student(
     from runner.training.loop import train
 
     experiment, data = task.experiment, task.data
-    supervision = supervision or supervision_of(experiment, data, task.teacher, task.chosen)
+    supervision = supervision or supervision_of(experiment, data, task.teachers, task.chosen)
     set_seed(experiment.seed)
     student = load_student(experiment, task.start, task.chosen)
     data_for_updates = calibration(experiment.criterion, student, data, experiment.train.precision)

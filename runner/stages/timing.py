@@ -51,7 +51,7 @@ def timed(inputs: Inputs, data: TrainingData, training: Training) -> TrainingSta
     student = load_student(experiment, sources.sparse or sources.base, chosen)
     supervision = Supervision(NoDistillation())
     if has_teacher(experiment) and not caches_logits(experiment, data):
-        supervision = supervision_of(experiment, data, sources.teacher or sources.base, sources.chosen)
+        supervision = supervision_of(experiment, data, sources.teachers or [sources.base], sources.chosen)
     few = replace(training, max_steps=min(STEPS, data.length(training).steps), save_steps=10**9, warmup_steps=0,
                   evaluate=None, patience=None, best_checkpoint=False)  # fmt: skip
     with TemporaryDirectory() as folder:

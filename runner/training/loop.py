@@ -77,11 +77,10 @@ def _begin(folder: Path) -> Path | None:
 def _trainer(job: TrainingJob, logger: TrainingLogger, last: Path | None) -> DistillTrainer:
     """The trainer with its callbacks; `last` is the checkpoint to resume from."""
     arguments = _arguments(job.settings, job.seed, job.folder, job.data.length(job.settings).steps)
-    teacher = job.supervision.teacher
-    if teacher is not None:
+    for teacher in job.supervision.teachers:
         teacher.to(arguments.device)  # type: ignore[arg-type]  # transformers' decorator hides the signature
         teacher.eval().requires_grad_(False)
-    attached = projections.attach(job.student, job.supervision.distillation, teacher)
+    attached = projections.attach(job.student, job.supervision.distillation, job.supervision.teacher)
     trainer = DistillTrainer(job, arguments, attached, logger)
     for default in (ProgressCallback, PrinterCallback):  # ours shows the same, without a line per log
         trainer.remove_callback(default)

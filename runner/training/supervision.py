@@ -15,10 +15,17 @@ if TYPE_CHECKING:
 
 @dataclass
 class Supervision:
-    """A loss, and the teacher that it needs: a live model, or its cached logits. Without a teacher the labels teach."""
+    """A loss, and the teachers that it needs: live models, or cached logits. Without a teacher the labels teach."""
 
     distillation: Distillation
     teacher: PreTrainedModel | None = None
     """Runs next to the student at every step."""
     logits: CachedLogits | None = None
-    """The teacher's logits over the training features, computed once."""
+    """The teachers' logits over the training features, computed once."""
+    others: tuple[PreTrainedModel, ...] = ()
+    """Further live teachers, whose softened answers are averaged with those of `teacher`."""
+
+    @property
+    def teachers(self) -> list[PreTrainedModel]:
+        """All live teachers."""
+        return [] if self.teacher is None else [self.teacher, *self.others]

@@ -48,11 +48,14 @@ class CachedLogits:
     """The teacher's logits over a set of features."""
 
     heads: list[torch.Tensor]
-    """One flat float16 tensor per head: logits without padding, feature after feature."""
+    """One flat float16 tensor per head: logits without padding, feature after feature. Of several teachers: all heads
+    of the first, then of the next."""
     counts: torch.Tensor
     """int32 [features]: number of logits of each feature."""
     made_under: dict[str, str] = field(default_factory=circumstances)
-    """See `runner.system.circumstances`; empty if not known."""
+    """See `runner.system.circumstances`; empty if not known, or if several teachers' logits were joined."""
+    parts: tuple[CachedLogits, ...] = ()
+    """The logits of each teacher, where those of several were joined."""
 
     def __post_init__(self) -> None:
         self._ends = np.cumsum(self.counts.numpy(), dtype=np.int64)
@@ -74,6 +77,15 @@ class CachedLogits:
         for tensor in (self.counts, *self.heads):
             value = zlib.crc32(tensor.numpy().tobytes(), value)
         return f"{value:08x}"
+
+
+def joined(teachers: Sequence[CachedLogits]) -> CachedLogits:
+    """Several teachers' logits over the same features as those of one with all their heads."""
+    if len(teachers) == 1:
+        return teachers[0]
+    first = teachers[0]
+    assert all(torch.equal(first.counts, other.counts) for other in teachers)
+    return CachedLogits([head for each in teachers for head in each.heads], first.counts, {}, tuple(teachers))
 
 
 class WithTeacherLogits(torch.utils.data.Dataset):

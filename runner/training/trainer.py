@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments
 
-from pruning import Distillation, Prediction, label_loss, projected
+from pruning import Distillation, Prediction, averaged, label_loss, projected
 from pruning.transformers import FILE as PRUNER_FILE
 from pruning.transformers import save
 from runner.system import files, ranks
@@ -60,7 +61,9 @@ class DistillTrainer(Trainer):
             model=job.student,
             args=arguments,
             train_dataset=data.features if logits is None else WithTeacherLogits(data.features, logits),  # type: ignore[arg-type]
-            data_collator=collate(data.tokenizer, data.task.label_names, self.batches.multiple, data.teacher_inputs),
+            data_collator=collate(
+                data.tokenizer, data.task.label_names, self.batches.multiple, chain.from_iterable(data.teacher_inputs)
+            ),
         )
         self.job, self.projections, self.logger = job, projections, logger
         assert job.settings.precision is not None
@@ -117,16 +120,25 @@ class DistillTrainer(Trainer):
         return (loss, outputs) if return_outputs else loss
 
     def _teacher(self, student: Prediction, inputs: Mapping[str, Any]) -> Prediction:
-        """The teacher's prediction for a batch, from its cached logits if there are any."""
+        """The teachers' mean prediction for a batch, from their cached logits if there are any."""
         if LOGITS in inputs:
-            logits = unpack(inputs[LOGITS], student.logits[0], student.real)
-            return Prediction(logits, student.choices, student.tokens, numbers=student.numbers)
+            heads, each = unpack(inputs[LOGITS], student.logits[0], student.real), len(student.logits)
+            logits = [heads[i : i + each] for i in range(0, len(heads), each)]
+            predictions = [Prediction(z, student.choices, student.tokens, numbers=student.numbers) for z in logits]
+        else:
+            predictions = list(self._live(inputs))
+        return averaged(predictions, getattr(self.job.supervision.distillation, "temperature", 1.0))
+
+    def _live(self, inputs: Mapping[str, Any]) -> Iterator[Prediction]:
+        """The prediction of each live teacher; only that of the first has hidden states and attention weights."""
         data, supervision = self.job.data, self.job.supervision
-        assert supervision.teacher is not None
-        given = {name: value for name, value in inputs.items() if name in data.teacher_inputs}
-        with torch.no_grad(), computing(self.precision):
-            outputs = supervision.teacher(**given, **model_options(supervision.distillation))
-        return data.task.prediction(outputs, given)
+        options = model_options(supervision.distillation)
+        for teacher, names in zip(supervision.teachers, data.teacher_inputs, strict=True):
+            given = {name: value for name, value in inputs.items() if name in names}
+            with torch.no_grad(), computing(self.precision):
+                outputs = teacher(**given, **options)
+            yield data.task.prediction(outputs, given)
+            options = {}
 
     def mean_loss(self) -> float:
         """Mean loss since the last call. Trainer's own mean forgets, on resume, the steps before the checkpoint."""

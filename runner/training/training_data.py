@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,8 +39,8 @@ class TrainingData:
     """Labels are null in those of examples without labels."""
     tokenizer: PreTrainedTokenizerBase
     """The student's tokenizer."""
-    other_inputs: tuple[str, ...] | None = None
-    """Inputs among the features that a teacher other than the dense model takes; None: there is no such teacher."""
+    other_inputs: tuple[tuple[str, ...], ...] = ()
+    """Inputs among the features that each teacher other than the dense model takes; empty: there is no such teacher."""
 
     validation: datasets.Dataset | None = None
     """Examples, not features, that a training scores its model on; None: it does not."""
@@ -53,9 +53,9 @@ class TrainingData:
         return tuple(self.tokenizer.model_input_names)
 
     @property
-    def teacher_inputs(self) -> tuple[str, ...]:
-        """Names of the teacher's inputs."""
-        return self.inputs if self.other_inputs is None else self.other_inputs
+    def teacher_inputs(self) -> tuple[tuple[str, ...], ...]:
+        """Names of each teacher's inputs."""
+        return self.other_inputs or (self.inputs,)
 
     def batches(self, training: Training, seed: int) -> Batches:
         """The batches of this training.
@@ -90,7 +90,7 @@ class TrainingData:
 
 
 def collate(
-    tokenizer: PreTrainedTokenizerBase, label_names: tuple[str, ...], multiple: int = 1, more: tuple[str, ...] = ()
+    tokenizer: PreTrainedTokenizerBase, label_names: tuple[str, ...], multiple: int = 1, more: Iterable[str] = ()
 ) -> Collate:
     """A function that pads the inputs of a batch to its longest, with labels and teacher's logits where rows have them.
 

@@ -20,6 +20,7 @@ from pruning import (
     Projector,
     PruningError,
     SimKD,
+    averaged,
     label_loss,
     projected,
 )
@@ -528,3 +529,51 @@ def test_what_each_distillation_needs():
     assert (LogitsHidden.needs_teacher, LogitsHidden.needs_hidden, LogitsHidden.shares_head) == (True, True, False)
     assert [each.needs_attention for each in (HiddenStates(), HiddenStates(attention_weight=0.1))] == [False, True]
     assert (NoDistillation().weight, NoDistillation().label_weight) == (0.0, 1.0)
+
+
+# --- several teachers ---------------------------------------------------------------------------------------
+
+
+@PROPERTY
+@given(st.lists(span_batches(), min_size=1, max_size=1), st.integers(1, 4), st.sampled_from([0.5, 1.0, 2.0, 8.0]))
+def test_the_loss_against_several_teachers_is_that_against_their_mean_probabilities(batches, count, temperature):
+    student, first, lengths = batches[0]
+    random = torch.Generator().manual_seed(7)
+    teachers = [first] + [
+        replace(first, logits=tuple(torch.randn(z.shape, generator=random) * 10 for z in first.logits), hidden=())
+        for _ in range(count - 1)
+    ]
+    total = 0.0
+    for head in range(2):
+        for row, length in enumerate(lengths):
+            mine = softened(student.logits[head][row, :length].tolist(), temperature)
+            theirs = [softened(each.logits[head][row, :length].tolist(), temperature) for each in teachers]
+            mean = [sum(odds) / count for odds in zip(*theirs, strict=True)]
+            total += sum(p * (math.log(p) - math.log(max(q, 1e-300))) for p, q in zip(mean, mine, strict=True) if p)
+    wanted = total / len(lengths) / 2 * temperature**2
+    mean_teacher = averaged(teachers, temperature)
+    assert float(Logits(temperature=temperature).loss(student, mean_teacher)) == pytest.approx(wanted, 1e-3, 1e-4)
+    assert all(bool(head.isfinite().all()) for head in mean_teacher.logits)
+    assert mean_teacher.hidden is first.hidden
+
+
+@pytest.mark.parametrize("shape", [(3, 4), (3, 5, 4)])
+def test_the_mean_of_teachers_of_classes(shape):
+    random = torch.Generator().manual_seed(0)
+    tokens = real_tokens([5, 2, 4], 5)
+    teachers = [
+        Prediction((torch.randn(shape, generator=random).half() * 3,), choices=None, tokens=tokens) for _ in range(3)
+    ]
+    made = (averaged(teachers, 2.0).logits[0] / 2).softmax(-1)
+    wanted = sum((each.logits[0].double() / 2).softmax(-1) for each in teachers) / 3
+    assert made.dtype is torch.float32
+    torch.testing.assert_close(made.double(), wanted, rtol=1e-5, atol=1e-6)
+    other = averaged(teachers, 1.0).logits[0] / 2
+    assert float((other.softmax(-1).double() - wanted).abs().max()) > 1e-3
+
+
+def test_the_mean_of_teachers_of_numbers_and_of_one():
+    tokens = real_tokens([2, 2], 2)
+    both = [Prediction((torch.tensor([[1.0], [value]]),), None, tokens, numbers=True) for value in (3.0, 6.0)]
+    assert averaged(both, 4.0).logits[0].tolist() == [[1.0], [4.5]]
+    assert averaged(both[:1], 4.0) is both[0]

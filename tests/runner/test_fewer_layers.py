@@ -69,14 +69,14 @@ def test_states_are_compared_with_those_of_the_origin_unless_another_model_is_th
     experiment = composed(small, "distill=hidden", "model.layers=[0,1,4]")
     sources = find_sources(experiment)
     data = data_of(experiment)
-    taught = supervision_of(experiment, data, sources.base, sources.chosen)
+    taught = supervision_of(experiment, data, [sources.base], sources.chosen)
     assert vars(taught.distillation)["layers"] == {0: 0, 1: 1, 2: 2, 3: 5}
     assert taught.teacher is not None
     assert taught.teacher.config.num_hidden_layers == 6
     other = composed(small, "distill=hidden", "model.layers=[0,1,4]", f"distill.teacher={small}")
-    assert vars(supervision_of(other, data, sources.base, sources.chosen).distillation)["layers"] == {}
+    assert vars(supervision_of(other, data, [sources.base], sources.chosen).distillation)["layers"] == {}
     named = composed(small, "distill=hidden", "model.layers=[0,1,4]", "+distill.layers={3: 6}")
-    assert vars(supervision_of(named, data, sources.base, sources.chosen).distillation)["layers"] == {3: 6}
+    assert vars(supervision_of(named, data, [sources.base], sources.chosen).distillation)["layers"] == {3: 6}
 
 
 @pytest.mark.usefixtures("one_thread")
@@ -93,7 +93,7 @@ def test_an_interrupted_training_ends_with_the_same_bits(distill: str, small: Pa
     experiment = composed(small, *given, "model.num_layers=2")
     sources, data, ends = find_sources(experiment), data_of(experiment), {}
     for name, attempts in (("whole", (Recorder(),)), ("interrupted", (Recorder(interrupt), Recorder()))):
-        task = PruningTask(experiment, data, sources.base, sources.base, tmp_path / name, sources.chosen)
+        task = PruningTask(experiment, data, [sources.base], sources.base, tmp_path / name, sources.chosen)
         for logger in attempts:
             try:
                 student, pruner, stats = train_student(task, logger=logger)

@@ -366,7 +366,7 @@ def pruned_once(experiment: Experiment, folder: Path) -> Verification:
     examples, tokenizer = task.read().train, models.load_tokenizer(base)
     assert examples is not None
     lesson = TrainingData(task, task.features(examples, tokenizer, None, labels=True), tokenizer)
-    student, pruner, work = train_student(PruningTask(experiment, lesson, base, base, folder / "checkpoints"))
+    student, pruner, work = train_student(PruningTask(experiment, lesson, [base], base, folder / "checkpoints"))
     assert work.steps == (6 if experiment.train.takes_steps else 0)
     finetune.save_model(student, tokenizer, folder / "model")
     return verify(folder / "model", QA, pruner.report())

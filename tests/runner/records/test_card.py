@@ -152,7 +152,7 @@ def facts(**changes: object) -> Facts:
     named = {group: {"name": group.title()} for group in ("criterion", "allocation", "schedule", "regularizer")}
     known = Facts(
         result=result, architecture="AutoModelForQuestionAnswering", pipeline_tag="question-answering",
-        dense=Source("lab/m", "lab/m", None, "mit"), fine_tunes=True, sparse=None, teacher=None,
+        dense=Source("lab/m", "lab/m", None, "mit"), fine_tunes=True, sparse=None, teachers=[],
         data=Source("d", "lab/d", None, "mit"), evaluated=Counted(100, 100, None), trained=Counted(400, 400, None),
         pruning={"pattern": {"name": "4x1"}, "layers": [layer], "updates": {"3": 0.4, "6": 0.8}, **named},
         pattern_meaning="Blocks.", distill={"name": "Logits", "weight": 1.0}, train={},
@@ -193,7 +193,7 @@ def test_what_comes_from_outside_does_not_break_out(bad: str) -> None:
                 result=replace(known.result, model=name, dataset=name, pattern=name),
                 dense=Source(name, name, name, None),
                 sparse=Source(name, None, None, None),
-                teacher=name,
+                teachers=[name],
                 data=Source(name, name, name, None),
                 pruning=pruning,
                 made_by={"version.torch": name, "mlflow.source.git.commit": name, "hardware": name},

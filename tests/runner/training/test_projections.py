@@ -55,7 +55,7 @@ def lesson() -> TrainingData:
     examples = task.read()
     assert examples.train is not None
     features = task.features(examples.train, with_inputs(tokenizer, names), None, labels=True)
-    return TrainingData(task, features, tokenizer, tuple(names))
+    return TrainingData(task, features, tokenizer, (tuple(names),))
 
 
 def found(folder: Path, key: str = "model.path") -> models.Checkpoint:
@@ -311,14 +311,14 @@ def test_two_ranks_train_the_same_projections(tmp_path: Path) -> None:
 
 def test_a_teacher_with_token_types_gets_them(tmp_path: Path, lesson: TrainingData) -> None:
     wide = found(save_small_model(tmp_path / "t", **WIDE))
-    reader = with_inputs(lesson.tokenizer, lesson.teacher_inputs)
+    reader = with_inputs(lesson.tokenizer, lesson.teacher_inputs[0])
     kept = teacher_logits.teacher_logits(
         wide, reader, lesson.task, lesson.features, Precision.float32, tmp_path / "cache"
     )
     live: Any = models.load(QA, wide).eval()
     row = lesson.features[3]
     assert set(row["token_type_ids"]) == {0, 1}
-    given = {name: torch.tensor([row[name]]) for name in lesson.teacher_inputs}
+    given = {name: torch.tensor([row[name]]) for name in lesson.teacher_inputs[0]}
     blind = {**given, "token_type_ids": torch.zeros_like(given["token_type_ids"])}
     with torch.no_grad():
         right, wrong = live(**given).start_logits[0], live(**blind).start_logits[0]
