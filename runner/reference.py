@@ -265,7 +265,7 @@ def _accepted(hint: Any, definitions: dict[str, Any]) -> list[dict[str, Any]]:
         return [_defined(hint, definitions, "")]
     if issubclass(hint, Enum):
         return [{"enum": [member.name for member in hint]}]
-    return [{"type": _PLAIN[hint]}]
+    return [{} if hint is Any else {"type": _PLAIN[hint]}]  # what is Any is checked by its class
 
 
 def _json_default(field: dataclasses.Field[Any]) -> dict[str, Any]:
