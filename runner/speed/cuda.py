@@ -171,14 +171,27 @@ def sparse(model: PreTrainedModel, backend: str, compiled: bool, convert: Conver
     return Runtime(f"{PREFIX}{backend}{' compiled' * compiled}", "bfloat16", calling(net), sparse=True)
 
 
+def why_not(backend: str, capability: tuple[int, int]) -> str | None:
+    """Why this GPU or this build of torch lacks a backend, or None if it has it.
+
+    Args:
+        capability: compute capability of the GPU.
+    """
+    if backend == "CUTLASS" and capability[0] != 8:  # torch compresses all the same, and fails to multiply
+        return "torch's CUTLASS kernels need compute capability 8.x, and this GPU has {}.{}".format(*capability)
+    if backend == "cuSPARSELt" and not torch.backends.cusparselt.is_available():
+        return "this build of torch lacks cuSPARSELt"
+    return None
+
+
 def compress(weight: Tensor, backend: str) -> Tensor:
     """A weight on the GPU in torch's 2:4 form.
 
     Raises:
         RuntimeError: this GPU or this build of torch lacks the backend.
     """
-    if backend == "cuSPARSELt" and not torch.backends.cusparselt.is_available():
-        raise RuntimeError("this build of torch lacks cuSPARSELt")
+    if reason := why_not(backend, torch.cuda.get_device_capability()):
+        raise RuntimeError(reason)
     before = SparseSemiStructuredTensor._FORCE_CUTLASS
     SparseSemiStructuredTensor._FORCE_CUTLASS = backend == "CUTLASS"
     try:

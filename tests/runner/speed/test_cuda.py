@@ -164,11 +164,18 @@ def test_options_of_the_cpu_are_refused_on_a_gpu(option: list[str]) -> None:
         benchmark.main(["nowhere", "--device", "cuda", *option])
 
 
+@pytest.mark.parametrize(("capability", "has"), [((8, 0), True), ((8, 9), True), ((9, 0), False), ((12, 0), False)])
+def test_cutlass_is_used_on_ampere_and_ada_alone(capability: tuple[int, int], has: bool) -> None:
+    reason = cuda.why_not("CUTLASS", capability)
+    assert (reason is None) == has
+    assert has or f"this GPU has {capability[0]}.0" in str(reason)
+
+
 @gpu
 @pytest.mark.parametrize("backend", list(cuda.BACKENDS))
 def test_the_compressed_form_multiplies_as_the_dense_one(backend: str) -> None:
-    if backend == "cuSPARSELt" and not torch.backends.cusparselt.is_available():
-        pytest.skip("this build of torch lacks cuSPARSELt")
+    if reason := cuda.why_not(backend, torch.cuda.get_device_capability()):
+        pytest.skip(reason)
     weight, x = two_of_four(64, 128).bfloat16().cuda(), torch.rand(32, 128).bfloat16().cuda()
     got = nn.functional.linear(x, cuda.compress(weight, backend))
     torch.testing.assert_close(got, nn.functional.linear(x, weight), rtol=0.02, atol=0.1)
