@@ -153,14 +153,14 @@ def pruning_variables(facts: Facts, pruning: Mapping[str, Any]) -> dict[str, Any
     """The variables that only the card of a pruned model has."""
     counted, weighed = facts.result.verification, facts.result.footprint
     assert counted is not None
-    assert weighed is not None
+    whole = facts.result.student_layers is None
     layers = [layer for layer in pruning["layers"] if not layer["skipped"]]
     patterns = sorted({line(layer["pattern"]) for layer in layers})
     teacher = " and ".join(map(code, facts.teachers)) or "it"
     distills = facts.distill["name"] != "NoDistillation"
     return {
-        "prunes": any(layer["pruned_units"] for layer in layers) or facts.result.student_layers is None,
-        "parameters": f"{weighed.parameters:,} of {weighed.parameters_dense:,}",
+        "prunes": whole or any(layer["pruned_units"] for layer in layers),
+        "parameters": "" if weighed is None else f"{weighed.parameters:,} of {weighed.parameters_dense:,}",
         "supervision": f"distilled from {teacher}" if distills else "trained on the labels",
         "sparsity": f"{counted.sparsity:.2%}",
         "exact_sparsity": repr(counted.sparsity),

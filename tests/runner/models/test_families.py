@@ -411,7 +411,9 @@ def test_training_starts_from_the_weights_of_the_repository(hub: Path) -> None:
         for layer in family.pruned:
             key = f"{layer}.weight"
             assert torch.equal(loaded.get_parameter(key), stored[key]), key
-        inputs: Any = SimpleNamespace(experiment=experiment_of(name, hub), net=net)
+        inputs: Any = SimpleNamespace(
+            experiment=experiment_of(name, hub), net=net, sources=SimpleNamespace(chosen=None)
+        )
         lines = list(dry_run.layers(inputs))
         assert lines[0].startswith(f"pattern 4x1, target 0.8: {len(family.pruned)} layers, ")
         assert f"not candidates: {', '.join(sorted(family.dense))}" in lines
