@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("runner.sensitivity")  # __name__ is __main__ here
 
 SPARSITIES = "0.5,0.6,0.7,0.8,0.9"
-"""Of block patterns, unless others are asked for."""
+"""Sparsities of block patterns that are looked at unless others are asked for."""
 FORMS = ("png", "svg", "pdf")
 """Formats of the picture."""
 

@@ -50,25 +50,25 @@ class RestForm:
         self.target = original @ self.h
         self.rough: Tensor | None = None
 
-    def weights(self, part: Tensor, gone: Tensor, kept: Tensor) -> Tensor:
+    def weights(self, part: Tensor, gone: Tensor, stays: Tensor) -> Tensor:
         """float64 [part, rows, k]: the weights of some groups.
 
         Args:
             part: [part], numbers of groups.
             gone: [part, p], their columns P, padded with n.
-            kept: [part, k], their columns K, padded with n.
+            stays: [part, k], their columns K, padded with n.
         """
-        right = columns(self.target[part], kept).transpose(1, 2)
-        return torch.cholesky_solve(right, cholesky(_square(self.h, kept))).transpose(1, 2)
+        right = columns(self.target[part], stays).transpose(1, 2)
+        return torch.cholesky_solve(right, cholesky(_square(self.h, stays))).transpose(1, 2)
 
-    def ranked(self, part: Tensor, gone: Tensor, kept: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    def ranked(self, part: Tensor, gone: Tensor, stays: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """float64 weights, as `weights`, and float64 [part, k // cols, cols, cols]: the blocks of (H_KK)^-1."""
         if self.rough is None:
             self.rough = self.h.to(dtype)
-        factor, bad = torch.linalg.cholesky_ex(_square(self.rough, kept))
+        factor, bad = torch.linalg.cholesky_ex(_square(self.rough, stays))
         if bool(bad.any()):
-            factor = cholesky(_square(self.h, kept)).to(dtype)
-        right = columns(self.target[part], kept).to(dtype).transpose(1, 2)
+            factor = cholesky(_square(self.h, stays)).to(dtype)
+        right = columns(self.target[part], stays).to(dtype).transpose(1, 2)
         found = torch.cholesky_solve(right, factor).transpose(1, 2).double()
         return found, diagonal_blocks(torch.cholesky_inverse(factor), self.cols)
 
@@ -81,33 +81,33 @@ class InverseForm:
         self.rough: Tensor | None = None
         self.blocks = diagonal_blocks(self.inverse[None, :-1, :-1], cols)
 
-    def weights(self, part: Tensor, gone: Tensor, kept: Tensor) -> Tensor:
+    def weights(self, part: Tensor, gone: Tensor, stays: Tensor) -> Tensor:
         """See `RestForm.weights`."""
         old = self.original[part]
         factor = cholesky(_square(self.inverse, gone))
         moved = torch.cholesky_solve(columns(old, gone).transpose(1, 2), factor).transpose(1, 2)
         spread = torch.zeros_like(old).scatter_(2, _each_row(gone, old), moved)
-        return columns(old - spread @ self.inverse, kept)
+        return columns(old - spread @ self.inverse, stays)
 
-    def ranked(self, part: Tensor, gone: Tensor, kept: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    def ranked(self, part: Tensor, gone: Tensor, stays: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """See `RestForm.ranked`; blocks are those of all groups, [1, ...], if nothing is lost."""
         old = self.original[part]
         if not gone.shape[1]:
-            return columns(old, kept), self.blocks
+            return columns(old, stays), self.blocks
         inv = self._in(dtype)
         factor, bad = torch.linalg.cholesky_ex(_square(inv, gone))
-        right = torch.cat([inv[gone[:, :, None], kept[:, None]], columns(old, gone).transpose(1, 2).to(dtype)], 2)
-        v, u = torch.linalg.solve_triangular(factor, right, upper=False).split([kept.shape[1], old.shape[1]], 2)
-        units = kept[:, : kept.shape[1] // self.cols * self.cols : self.cols] // self.cols
+        right = torch.cat([inv[gone[:, :, None], stays[:, None]], columns(old, gone).transpose(1, 2).to(dtype)], 2)
+        v, u = torch.linalg.solve_triangular(factor, right, upper=False).split([stays.shape[1], old.shape[1]], 2)
+        units = stays[:, : stays.shape[1] // self.cols * self.cols : self.cols] // self.cols
         last = self.blocks.shape[1] - 1
         whole = self.blocks[0, units.clamp(max=last)]
         blocks = whole - _own_products(v, self.cols).double()
         left = blocks.diagonal(dim1=2, dim2=3) / whole.diagonal(dim1=2, dim2=3)
         if dtype is torch.float32 and (bool(bad.any()) or not bool((left[units <= last] > _LEFT).all())):
-            return self.ranked(part, gone, kept, torch.float64)
+            return self.ranked(part, gone, stays, torch.float64)
         if bool(bad.any()):
             raise PruningError(NOT_DEFINITE)
-        return columns(old, kept) - (u.transpose(1, 2) @ v).double(), blocks
+        return columns(old, stays) - (u.transpose(1, 2) @ v).double(), blocks
 
     def _in(self, dtype: torch.dtype) -> Tensor:
         if dtype is torch.float64:

@@ -86,26 +86,26 @@ class LayerSolver:
                 continue
             method = form(h, original, self.cols)
             chosen = torch.nonzero(which)[:, 0]
-            for part, gone, kept in batches(alive, chosen, CHUNK // dtype.itemsize, form is InverseForm):
+            for part, gone, stays in batches(alive, chosen, CHUNK // dtype.itemsize, form is InverseForm):
                 if costs:
-                    found, blocks = method.ranked(part, gone, kept, dtype)
-                    out[part] = self._costs(out[part], found, blocks, part, kept)
+                    found, blocks = method.ranked(part, gone, stays, dtype)
+                    out[part] = self._costs(out[part], found, blocks, part, stays)
                 else:
-                    found = method.weights(part, gone, kept)
-                solved[part] = solved[part].scatter(2, kept[:, None].expand(found.shape), found)
+                    found = method.weights(part, gone, stays)
+                solved[part] = solved[part].scatter(2, stays[:, None].expand(found.shape), found)
         self.weights = solved[:, :, :size].reshape(self.original.shape).to(self.original.dtype)
         return out[:, :-1]
 
-    def _costs(self, out: Tensor, weights: Tensor, blocks: Tensor, part: Tensor, kept: Tensor) -> Tensor:
+    def _costs(self, out: Tensor, weights: Tensor, blocks: Tensor, part: Tensor, stays: Tensor) -> Tensor:
         """`out`, [part, units + 1], with the costs of the units of some groups.
 
         Args:
             weights: [part, rows, k].
             blocks: [part or 1, k // cols, cols, cols], of the inverse of H_KK. The last may be of bias and padding.
-            kept: [part, k].
+            stays: [part, k].
         """
         count = blocks.shape[1]
-        units = (kept[:, : count * self.cols : self.cols] // self.cols).clamp(max=out.shape[1] - 1)
+        units = (stays[:, : count * self.cols : self.cols] // self.cols).clamp(max=out.shape[1] - 1)
         of_units = weights[..., : count * self.cols].unflatten(2, (count, self.cols))
         if self.cols == 1:
             each = of_units.square().squeeze(3) / blocks[:, None, :, 0, 0]
