@@ -47,7 +47,7 @@ class Row:
     seeds: list[int] = field(default_factory=list)
     finished: int = 0
     dense: list[bool] = field(default_factory=list)
-    """Dense model that is to be fine-tuned -> whether the cache has it."""
+    """One for each dense model that is to be fine-tuned: True if the cache has it."""
     seconds: float = 0.0
     bytes: int = 0
 
