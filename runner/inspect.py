@@ -70,8 +70,8 @@ class Inspection:
     """What is no longer in the file, as the records next to it say: layers, feed-forward channels."""
     bytes: int
     """Size of all tensors."""
-    remaining: Remaining
-    """Parameters and multiply-accumulates."""
+    remaining: Remaining | None
+    """Parameters and multiply-accumulates; None if the model does not run."""
 
 
 def inspect(folder: Path) -> Inspection:
@@ -249,7 +249,8 @@ def show(inspection: Inspection) -> None:
         which = ", ".join(inspection.patterns) or "no pattern"
         console.print(f"{which} in all of the {sparse} layers with zeros (of {len(inspection.layers)})")
     size = human_bytes(inspection.bytes)
-    console.print(*inspection.gone, f"{size} of weights, {inspection.remaining}", sep="\n")
+    left = f", {inspection.remaining}" if inspection.remaining is not None else ""
+    console.print(*inspection.gone, f"{size} of weights{left}", sep="\n")
     if inspection.claims is not None:
         console.print(
             f"pruning.json says {inspection.claims}: "

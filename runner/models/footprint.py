@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import zlib
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from transformers import PretrainedConfig, PreTrainedModel
+
+log = logging.getLogger(__name__)
 
 _CHUNK = 2**24
 _LEVEL = 6  # gzip's own choice
@@ -119,14 +122,18 @@ class Remaining:
         return text
 
 
-def remaining(net: PreTrainedModel, tensors: Mapping[str, torch.Tensor]) -> Remaining:
-    """Measure a model.
+def remaining(net: PreTrainedModel, tensors: Mapping[str, torch.Tensor]) -> Remaining | None:
+    """Measure a model; None if it cannot compute a text of TOKENS tokens.
 
     Args:
         net: without memory for its weights; it is used up.
         tensors: the weights, by name.
     """
-    parameters, whole = net.num_parameters(), _macs_anywhere(net)
+    try:
+        parameters, whole = net.num_parameters(), _macs_anywhere(net)
+    except (RuntimeError, ValueError) as error:
+        log.warning("multiply-accumulates are not counted: the model does not run: %s", str(error).split("\n")[0])
+        return None
     net.load_state_dict(dict(tensors), strict=False, assign=True)
     dead = cut(net)
     left = _macs_anywhere(net) if dead.channels or dead.heads else whole

@@ -373,7 +373,7 @@ def test_each_metric_has_its_picture(experiment):
     axes = [tradeoff.score_against_sparsity(group).axes[0] for group in compared.values()]
     assert [each.get_ylabel() for each in axes] == [
         "F1, mean over seeds (fraction)",
-        "Matthews correlation, mean over seeds",
+        "Matthews correlation",
     ]
     low, high = axes[1].get_ylim()
     assert low < -0.1 < 0.4 < high

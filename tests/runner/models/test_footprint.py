@@ -78,6 +78,7 @@ def test_what_remains_is_counted_with_and_without_the_parts_that_compute_nothing
     tensors["bert.encoder.layer.1.attention.output.dense.weight"][:, 16:] = 0
     net = models.skeleton(ARCHITECTURE, AutoConfig.from_pretrained(folder))
     left = footprint.remaining(net, tensors)
+    assert left is not None
     assert left.parameters == sum(tensor.numel() for tensor in tensors.values())
     assert left.macs_per_token == 2 * (4 * 32**2 + 2 * 32 * 64) + 2 * 32 + 2 * 2 * 128 * 32
     assert (left.dead.channels, left.dead.heads) == (10, 1)
@@ -105,6 +106,7 @@ def test_what_remains_of_a_family_that_is_not_cut(kind: str, tmp_path: Path) -> 
                                   num_attention_heads=2, vocab_size=100, embedding_size=32)  # fmt: skip
     net = models.skeleton(ARCHITECTURE, config)
     left = footprint.remaining(net, {})
+    assert left is not None
     assert left.parameters == left.parameters_cut == net.num_parameters()
     assert left.macs_per_token == left.macs_per_token_cut > 2 * (4 * 32**2 + 2 * 32 * 64)
     assert "no kernels for the architecture" in left.dead.reason
