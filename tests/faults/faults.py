@@ -55,7 +55,7 @@ POINTS = {
     "tokenising": ["runner.data.question_answering:Span.tokenized"],
     "training": ["runner.training.trainer:DistillTrainer.compute_loss", "torch.optim.lr_scheduler:LRScheduler.step"],
     "checkpoint": [
-        "runner.training.trainer:DistillTrainer._save_checkpoint", "runner.training.trainer:save_file",
+        "runner.training.trainer:DistillTrainer._save_checkpoint", "pruning.transformers:save_file",
         "runner.system.files:publish",
         "runner.system.files:_crc32", "runner.system.files:_flush", "runner.training.checkpoints:rotate",
         "transformers.trainer:Trainer._save_rng_state", "transformers.trainer:Trainer._save_optimizer_and_scheduler",
