@@ -136,7 +136,7 @@ def test_log_lines_go_to_the_handlers_of_the_process(
     caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
     monkeypatch.chdir(copy_run(finished_run, tmp_path))
-    monkeypatch.setattr(logging.getLogger(), "handlers", [caplog.handler])  # not those that commands in other tests left
+    monkeypatch.setattr(logging.getLogger(), "handlers", [caplog.handler])  # none that another test left
     run("model=hub", f"model.path={finished_run}/small-model", *FINISHED)
     assert "already finished" in caplog.text
     assert capfd.readouterr().err == ""
