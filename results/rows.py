@@ -235,11 +235,22 @@ def differences(groups: list[Group]) -> list[dict[str, str]]:
     """For each of the groups with equal labels, the params in which the groups differ.
 
     A param that differs inside a group is among them too, even in the only group: such seeds should not be pooled.
+    What follows from a choice is left out: `schedule.decay` where rows of one `schedule` agree in it.
     """
     keys = sorted({key for group in groups for run in group for key in run.params})
     values = {key: [{run.params.get(key, DEFAULT) for run in group} for group in groups] for key in keys}
     differing = [key for key in keys if len(set().union(*values[key])) > 1]
-    return [{key: "|".join(sorted(values[key][at], key=natural)) for key in differing} for at in range(len(groups))]
+    cells = [{key: "|".join(sorted(values[key][at], key=natural)) for key in differing} for at in range(len(groups))]
+    follows = {key for key in differing if _follows(key, cells)}
+    return [{key: value for key, value in cell.items() if key not in follows} for cell in cells]
+
+
+def _follows(key: str, cells: list[dict[str, str]]) -> bool:
+    """Whether a key of an option has one value for each option of its group that the rows choose."""
+    group = key.partition(".")[0]
+    if group == key or group not in cells[0]:
+        return False
+    return len({(cell[group], cell[key]) for cell in cells}) == len({cell[group] for cell in cells})
 
 
 def order(row: Row) -> tuple:

@@ -54,6 +54,19 @@ def test_differs_names_what_tells_rows_apart(experiment, rows_of):
     ]
 
 
+def test_differs_leaves_out_what_follows_from_a_choice(experiment, rows_of):
+    short = {"schedule": "short", "schedule.decay": "cubic"}
+    experiment.log(group="a", params={**short, "schedule.start": "10%"})
+    experiment.log(group="b", params={**short, "schedule.start": "0"})
+    experiment.log(group="c", params={"schedule": "one_shot", "schedule.start": "10%"})
+    rows, _ = rows_of(experiment)
+    assert [row.differs for row in rows] == [
+        {"schedule": "one_shot", "schedule.start": "10%"},
+        {"schedule": "short", "schedule.start": "0"},
+        {"schedule": "short", "schedule.start": "10%"},
+    ]
+
+
 def test_differs_shows_what_should_not_be_pooled(experiment, rows_of):
     experiment.log(group="a", seed=0, params={"lr": "10"})
     experiment.log(group="a", seed=1, params={"lr": "9"})
