@@ -87,8 +87,8 @@ def layers(inputs: Inputs) -> Iterator[str]:
         own = f" by {group.criterion}" if group.criterion else ""
         of = " of the multiply-accumulates" if group.macs else ""
         yield f"pattern {group.pattern}{own}, target {target:g}{of}: {len(group.shapes)} layers, {units:,} units"
-        for (kind, shape, of), count in alike.items():
-            yield f"  {count:>3} x {kind} {list(shape)}{of}"
+        for (kind, shape, spanned), count in alike.items():
+            yield f"  {count:>3} x {kind} {list(shape)}{spanned}"
     reasons = Counter(plan.left.values())
     yield from (f"left dense: {count} layers: {reason}" for reason, count in reasons.items())
     outside = sorted(matrices.keys() - plan.tensors.keys())

@@ -245,10 +245,11 @@ def test_no_data_are_refused():
         obs(model, Plan(matrix_weights(model), PATTERNS[0]), [], loss_of(model))
 
 
-def gradual(model: nn.Module, pattern) -> Pruner:
+def gradual(model: nn.Module, pattern, keeps_zeros: bool = False) -> Pruner:
     schedule = Gradual(decay="cubic", start="2", frequency="2", end="8")
     calibration = Calibration(model, data(), loss_of(model))
-    return Pruner(Plan(matrix_weights(model), pattern), schedule, TrainingLength(10), OBS(), calibration=calibration)
+    plan = Plan(matrix_weights(model), pattern, keeps_zeros=keeps_zeros)
+    return Pruner(plan, schedule, TrainingLength(10), OBS(), calibration=calibration)
 
 
 def steps(model: nn.Module, optimizer: torch.optim.Optimizer, numbers: range, each=lambda: None) -> None:
@@ -260,12 +261,35 @@ def steps(model: nn.Module, optimizer: torch.optim.Optimizer, numbers: range, ea
         each()
 
 
+def check_resume(model: nn.Module, pattern, each, keeps_zeros: bool = False) -> None:
+    """Ten steps of a gradual pruning give the same bits as five, a checkpoint, and five more on a copy.
+
+    Args:
+        each: called after each of the ten steps.
+    """
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    pruner = gradual(model, pattern, keeps_zeros)
+    pruner.attach(optimizer)
+    steps(model, optimizer, range(5), each)
+    tensors, values = pruner.state_dict()
+    saved = {name: t.clone() for name, t in tensors.items()}, values
+    again = Attention()
+    again.load_state_dict(model.state_dict())
+    other = torch.optim.AdamW(again.parameters(), lr=1e-2)
+    other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    resumed = gradual(again, pattern, keeps_zeros)
+    resumed.load_state_dict(*saved)
+    resumed.attach(other)
+    steps(model, optimizer, range(5, 10), each)
+    steps(again, other, range(5, 10))
+    pruner.check_reached()
+    resumed.check_reached()
+    assert all(torch.equal(t, again.state_dict()[name]) for name, t in model.state_dict().items())
+
+
 @pytest.mark.parametrize("pattern", PATTERNS, ids=str)
 def test_masks_never_grow_back_and_a_resume_is_bit_for_bit(pattern):
     model = Attention()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    pruner = gradual(model, pattern)
-    pruner.attach(optimizer)
     seen: list[Tensor] = []
 
     def each() -> None:
@@ -273,22 +297,8 @@ def test_masks_never_grow_back_and_a_resume_is_bit_for_bit(pattern):
         assert not seen or bool((seen[-1] <= zeros).all())
         seen.append(zeros)
 
-    steps(model, optimizer, range(5), each)
-    saved = pruner.state_dict()
-    saved = {name: t.clone() for name, t in saved[0].items()}, saved[1]
-    again = Attention()
-    again.load_state_dict(model.state_dict())
-    other = torch.optim.AdamW(again.parameters(), lr=1e-2)
-    other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
-    resumed = gradual(again, pattern)
-    resumed.load_state_dict(*saved)
-    resumed.attach(other)
-    steps(model, optimizer, range(5, 10), each)
-    steps(again, other, range(5, 10))
-    pruner.check_reached()
-    resumed.check_reached()
+    check_resume(model, pattern, each)
     assert len({int(zeros.sum()) for zeros in seen}) >= 3
-    assert all(torch.equal(t, again.state_dict()[name]) for name, t in model.state_dict().items())
 
 
 def test_moments_of_what_goes_are_zeroed_and_those_of_survivors_stay():

@@ -11,14 +11,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import Tensor
 
 from pruning import (
     OBS,
     Block,
     Calibration,
     Global,
-    Gradual,
     LayerOverride,
     NofM,
     OneShot,
@@ -33,7 +32,7 @@ from pruning import (
 )
 from pruning.second_order import collect
 from pruning.second_order.solver import damped
-from tests.pruning.second_order.test_obs import PROPERTY, Attention, data, least_squares, loss_of, steps
+from tests.pruning.second_order.test_obs import PROPERTY, Attention, check_resume, data, least_squares, loss_of
 
 
 def with_zeros(start: str, seed: int = 0) -> Attention:
@@ -229,13 +228,6 @@ def test_survivors_err_less_than_if_they_stayed_as_they_were(seed):
         assert ours <= theirs * (1 + 1e-6) + 1e-9
 
 
-def gradual(model: nn.Module, pattern: Pattern) -> Pruner:
-    schedule = Gradual(decay="cubic", start="2", frequency="2", end="8")
-    plan = Plan(matrix_weights(model), pattern, keeps_zeros=True)
-    calibration = Calibration(model, data(), loss_of(model))
-    return Pruner(plan, schedule, TrainingLength(10), OBS(), calibration=calibration)
-
-
 @pytest.mark.parametrize(
     ("start", "pattern"),
     [("4x1", Block(4, 1, target_sparsity=0.8)), ("1x1", Block(2, 1, target_sparsity=0.9)), ("dead", NofM(2, 4))],
@@ -244,9 +236,6 @@ def gradual(model: nn.Module, pattern: Pattern) -> Pruner:
 def test_gradual_updates_on_zeros_resume_bit_for_bit(start, pattern):
     model = with_zeros(start)
     zero = {name: p == 0 for name, p in matrix_weights(model).items()}
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    pruner = gradual(model, pattern)
-    pruner.attach(optimizer)
     seen: list[Tensor] = []
 
     def each() -> None:
@@ -255,21 +244,8 @@ def test_gradual_updates_on_zeros_resume_bit_for_bit(start, pattern):
         seen.append(torch.cat([mask.flatten() for mask in gone.values()]))
         assert len(seen) < 2 or bool((seen[-2] <= seen[-1]).all())
 
-    steps(model, optimizer, range(5), each)
-    tensors, values = pruner.state_dict()
-    again = Attention()
-    again.load_state_dict(model.state_dict())
-    other = torch.optim.AdamW(again.parameters(), lr=1e-2)
-    other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
-    resumed = gradual(again, pattern)
-    resumed.load_state_dict({name: t.clone() for name, t in tensors.items()}, values)
-    resumed.attach(other)
-    steps(model, optimizer, range(5, 10), each)
-    steps(again, other, range(5, 10))
-    pruner.check_reached()
-    resumed.check_reached()
+    check_resume(model, pattern, each, keeps_zeros=True)
     assert len({int(mask.sum()) for mask in seen}) >= 3
-    assert all(torch.equal(t, again.state_dict()[name]) for name, t in model.state_dict().items())
 
 
 def test_what_the_zeros_forbid_is_refused_and_nothing_changes():
