@@ -163,15 +163,19 @@ def cost(inputs: Inputs, data: TrainingData) -> Iterator[str]:
 
 
 def memory(parameters: int, trainings: Sequence[tuple[Training, int]]) -> str:
-    """The largest memory of trainings one after the other, without activations: 4 bytes for each parameter, 12 more for
-    each that is trained, and 4 more if their average, or the best of them, is held.
+    """The largest memory of trainings one after the other, without activations: 4 bytes for each parameter; for each
+    that is trained 4 more, the optimizer's state, and 4 more if their average, or the best of them, is held.
 
     Args:
         trainings: each with the number of parameters that it trains.
     """
     held = max((average_bytes(training, trained) for training, trained in trainings), default=0)
-    most = max((12 * trained + average_bytes(training, trained) for training, trained in trainings), default=0)
-    parts = "gradients, AdamW's moments and a second set of weights" if held else "gradients and AdamW's moments"
+    most = max(((4 + training.optimizer.state_bytes) * trained + average_bytes(training, trained)
+                for training, trained in trainings), default=0)  # fmt: skip
+    names = {training.optimizer for training, _ in trainings}
+    plain = all(optimizer.has_second_moment for optimizer in names)
+    state = "AdamW's moments" if plain else f"the state of {' and '.join(sorted(o.value for o in names))}"
+    parts = f"gradients, {state} and a second set of weights" if held else f"gradients and {state}"
     return f"weights, {parts} {human_bytes(4 * parameters + most)}"
 
 
