@@ -17,6 +17,7 @@ from runner.speed.settings import CpuBenchmark
 from runner.stages.announce import announce
 from runner.stages.benchmark import seconds
 from runner.stages.checks import plan_of
+from runner.stages.memory import on_a_gpu
 from runner.stages.prepare import Inputs, average_bytes, resolve
 from runner.stages.timing import duration, timed, tokens, trainings
 from runner.system import files, ranks
@@ -46,7 +47,7 @@ def show(experiment: Experiment, origin: Origin) -> None:
     lines += calibration(inputs)
     lines += [f"disk: {need.what} {human_bytes(need.bytes)} at most in {need.folder}" for need in inputs.disk_needs]
     learns = experiment.train.takes_steps or not experiment.prune or not experiment.model.finetuned
-    lines += cost(inputs, inputs.data) if inputs.data is not None and learns else []
+    lines += [*on_a_gpu(inputs), *cost(inputs, inputs.data)] if inputs.data is not None and learns else []
     lines += time_of_benchmark(experiment)
     print(*lines, sep="\n", flush=True)
     log.info("nothing was trained (dry_run=true)")

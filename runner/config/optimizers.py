@@ -37,6 +37,12 @@ class Optimizer(Enum):
         """Bytes of state for each trained parameter. What a row, a column or a block shares is not counted."""
         return _STATE_BYTES[self]
 
+    @property
+    def copies(self) -> int:
+        """Copies of the trained weights that a step on a GPU makes for a moment: torch's optimizers that are not fused
+        compute with all weights at once."""
+        return self in (Optimizer.adamw_torch, Optimizer.sgd, Optimizer.adagrad, Optimizer.rmsprop)
+
     def check_installed(self) -> None:
         """Raise UserError if the library of this optimizer is not installed."""
         module, package = _LIBRARIES.get(self, (None, None))
