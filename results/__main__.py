@@ -13,6 +13,7 @@ import shutil
 import sys
 import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 # MLflow reads these when it is imported. By default it retries an unreachable server for minutes.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -28,6 +29,9 @@ from results.rows import Row
 from results.runs import ForeignServer
 from results.safe_text import printable, readers_may_leave, safe_streams
 from results.table import footnotes
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
 # Where commands write if --output is left out.
 SENTENCES = "sentences"  # a format of its own option
@@ -45,6 +49,8 @@ def main(arguments: list[str] | None = None) -> int:
     uri, compare = options.tracking_uri, options.compare is not None
     try:
         client = client_of(uri)
+        if options.run is not None:
+            return write_picture_of_run(client, options.run, options.output)
         rows, left_out = read(client, uri, options.experiment, filters, options.intervals, compare)
     except Unreadable as error:
         return fail(str(error))
@@ -91,6 +97,27 @@ def write_picture(rows: list[Row], output: Path, against: str) -> int:
     except ValueError as error:  # an unknown suffix
         return fail(f"--output {output}: {error}")
     return write(output, content, f"{model} on {dataset}, {len(group)} rows")
+
+
+def write_picture_of_run(client: "MlflowClient", run_id: str, output: Path | None) -> int:
+    """Writes the picture of one run's scores while it was pruned, and returns the exit status."""
+    from mlflow.exceptions import MlflowException
+
+    from results.figures import rendered
+    from results.pictures import DURING, of_run
+
+    try:
+        figure = of_run(client, run_id).get(DURING)
+    except MlflowException as error:
+        return fail(f"--run {run_id}: {str(error).splitlines()[0]}")
+    if figure is None:
+        return fail(f"--run {run_id}: it was not scored while it was pruned; run with train.evaluate=updates "
+                    "dataset.validation=0.05")  # fmt: skip
+    output = output or Path("score-while-pruned.png")
+    try:
+        return write(output, rendered(figure, output.suffix.removeprefix(".") or "png"), f"run {run_id}")
+    except ValueError as error:  # an unknown suffix
+        return fail(f"--output {output}: {error}")
 
 
 def write_pictures(rows: list[Row], folder: Path, form: str) -> int:
@@ -163,6 +190,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         "steps of runs that differ in nothing else (%(default)s)"
     )
     parser.add_argument("--against", choices=["sparsity", "latency", "steps"], default="sparsity", help=against)
+    run = "picture: of this one run, by its MLflow id: the scores of train.evaluate=updates against the sparsity then"
+    parser.add_argument("--run", metavar="RUN_ID", help=run)
     output = (
         "the file to write (report.html, or score-against-sparsity.png; a picture may be .svg or .pdf); the folder for "
         "pictures (pictures)"
@@ -191,6 +220,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     only.add_argument("--tag", metavar="KEY=VALUE", type=key_value, action="append", default=[], help=tag)
     only.add_argument("--sweep", metavar="RUN_ID", help="the runs of one sweep, by the id of its parent run")
     options = parser.parse_args(arguments)
+    if options.run is not None and options.command != "picture":
+        parser.error(f"--run is of the picture of one run: python -m results picture --run {options.run}")
     drawn = options.command in ("picture", "pictures")
     known = formats.FOR_PICTURES if drawn else tuple(formats.FORMATS)
     options.format = options.format or known[0]

@@ -75,6 +75,8 @@ VIEW = "mlflow.sharedViewState.results"
 LOSS = "train/loss"
 SPARSITY = "train/sparsity"
 LEARNING_RATE = "train/learning_rate"
+VALIDATION = "train/validation_"  # with the metric's name: the score on the hold-out, where train.evaluate asks for it
+VALIDATION_SPARSITY = "train/validation_sparsity"  # sparsity at the step of such a score
 
 # Artifacts.
 CARD = "model_card.md"  # a copy of the one next to the weights

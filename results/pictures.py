@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullFormatter, PercentFormatter
 
 from results import columns, intervals
+from results.during import joined, score_during
 from results.figures import COLOURS, SEQUENTIAL, STYLE, fills_of, rendered, titled
 from results.formats import FOR_PICTURES
 from results.latency import score_against_latency, timed
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 OTHER = "other"
+DURING = "score"
+"""The name of a run's picture of score against sparsity while it was pruned."""
 _LONGEST = 28  # characters of a name below a heat map
 _SLANTED: Any = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"}
 
@@ -70,6 +73,11 @@ def of_run(client: MlflowClient, run_id: str) -> dict[str, Figure]:
         history.pop(columns.SPARSITY, None)  # a dense run prunes nothing
     if history:
         drawn["training"] = training(history, about)
+    if (metric := data.tags.get(columns.METRIC)) and columns.VALIDATION_SPARSITY in data.metrics:
+        scores, sparsities = (_steps(client, run_id, key) for key in (columns.VALIDATION + metric,
+                                                                      columns.VALIDATION_SPARSITY))  # fmt: skip
+        if any(sparsity for _, sparsity in sparsities) and (points := joined(scores, sparsities)):
+            drawn[DURING] = score_during(points, metric, about)
     layers = _entries(client, run_id, columns.LAYERS)
     if any(layer["zeros"] for layer in layers):
         drawn["layers"] = sparsity_by_layer(layers, about)

@@ -35,7 +35,12 @@ if TYPE_CHECKING:
 LIMIT = 12
 """Runs with pictures and configuration: these take most of the time and of the page."""
 SECONDS = columns.seconds("")
-TITLES = {"training": "Training", "layers": "Sparsity by layer", "updates": "What each mask update removed"}
+TITLES = {
+    "training": "Training",
+    "score": "Score while it is pruned",
+    "layers": "Sparsity by layer",
+    "updates": "What each mask update removed",
+}
 VERSION = "version."  # the tags of package versions
 _FIRST = 12  # sentences that the page opens with
 _NAMED = 5  # commits or machines in a line

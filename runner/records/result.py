@@ -56,6 +56,8 @@ class Result:
     """Training examples without labels, which only the distillation used."""
     student_layers: StudentLayers | None = None
     """Layers of the dense model that the pruned one started from; None: all."""
+    validation: list[dict[str, float]] = field(default_factory=list)
+    """Step, sparsity and score of each validation during the pruning; empty unless train.evaluate asks for them."""
 
     def save(self) -> None:
         """Write it to its folder."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,6 +31,8 @@ class Pruned:
 
     layers: list[LayerReport]
     updates: list[MaskUpdate]
+    validation: list[dict[str, float]] = field(default_factory=list)
+    """Scores while it was trained, with step and sparsity, if train.evaluate asks for them."""
 
 
 @dataclass
@@ -74,7 +76,7 @@ def prune(run: RunContext, dense: models.Checkpoint, supervision: Supervision) -
     with run.cost.stage("save"):
         save_model(student, inputs.tokenizer, run.folder.model)
     run.stages["prune"] = models.find(str(run.folder.model), "the saved model", run.experiment.model).weights
-    return Pruned(pruner.report(), pruner.history)
+    return Pruned(pruner.report(), pruner.history, stats.validation)
 
 
 def train_student(

@@ -90,6 +90,7 @@ def _result(run: RunContext, outcome: Outcome) -> Result:
         speed=outcome.speed,
         unlabelled_examples=len(run.inputs.examples.unlabelled or ()),
         student_layers=sources.chosen,
+        validation=outcome.pruned.validation if outcome.pruned is not None else [],
     )
 
 

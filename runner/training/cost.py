@@ -26,6 +26,8 @@ class TrainingStats:
     """Seconds spent training, without mask updates."""
     update_seconds: float = 0.0
     """Seconds spent in mask updates."""
+    validation: list[dict[str, float]] = field(default_factory=list)
+    """Scores on the validation examples with step and sparsity, those before an interruption included."""
 
 
 @dataclass

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -116,7 +116,8 @@ def _stats(trainer: DistillTrainer, last: Path | None, seconds: float) -> Traini
     updating = trainer.job.pruner.update_seconds if trainer.job.pruner is not None else 0.0
     steps = trainer.state.global_step - (checkpoints.step(last) if last is not None else 0)
     tokens, real_tokens = ranks.all_sum([trainer.tokens, int(trainer.real_tokens)])
-    return TrainingStats(steps, tokens, real_tokens, seconds - updating, updating)
+    scores = [asdict(score) for score in trainer.validation.scores] if trainer.validation is not None else []
+    return TrainingStats(steps, tokens, real_tokens, seconds - updating, updating, scores)
 
 
 def _arguments(training: Training, seed: int, folder: Path, steps: int) -> TrainingArguments:

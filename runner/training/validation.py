@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,18 @@ SCORES_FILE = "validation.json"
 BEST_FILE = "best.safetensors"
 
 
+@dataclass
+class ValidationScore:
+    """The student's score at a moment of its training."""
+
+    step: int
+    """Optimizer steps taken."""
+    sparsity: float
+    """Fraction of the weights of the pruned layers that is zero."""
+    score: float
+    """The main metric on the validation examples."""
+
+
 class Validation(TrainerCallback):
     """Scores the student after each mask update or epoch, and after the last step.
 
@@ -49,6 +62,8 @@ class Validation(TrainerCallback):
         """Number of scores since the best one."""
         self.weights: dict[str, Tensor] = {}
         """Parameters of the best score by name, on the CPU, if they are to be saved."""
+        self.scores: list[ValidationScore] = []
+        """All scores of the training, those before a resume included."""
         self._updates = 0  # of the masks, when the student was last scored
 
     def on_train_begin(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
@@ -66,6 +81,7 @@ class Validation(TrainerCallback):
         self.best, self.best_step, self.worse, self._updates = (
             values[key] for key in ("best", "best_step", "worse", "updates")
         )
+        self.scores = [ValidationScore(**values) for values in values["scores"]]
         if self.job.settings.best_checkpoint:
             self.weights = load_file(self.resume_from / BEST_FILE)
 
@@ -88,8 +104,10 @@ class Validation(TrainerCallback):
     def _score(self, step: int) -> None:
         metric = self.job.data.task.metric
         value = ranks.broadcast(self._value)
-        self.logger.log(step, {f"validation_{metric}": value})
-        log.info("step %d: validation %s %.4f", step, metric, value)
+        sparsity = 0.0 if self.job.pruner is None else self.job.pruner.sparsity
+        self.scores.append(ValidationScore(step, sparsity, value))
+        self.logger.log(step, {f"validation_{metric}": value, "validation_sparsity": sparsity})
+        log.info("step %d: validation %s %.4f at %.1f %% sparsity", step, metric, value, 100 * sparsity)
         if not self._is_final():
             return
         if self.best is not None and value <= self.best:
@@ -121,7 +139,8 @@ class Validation(TrainerCallback):
 
     def save(self, checkpoint: Path) -> None:
         """Write the scores, and the best weights, into a checkpoint."""
-        values = {"best": self.best, "best_step": self.best_step, "worse": self.worse, "updates": self._updates}
+        values = {"best": self.best, "best_step": self.best_step, "worse": self.worse, "updates": self._updates,
+                  "scores": [asdict(score) for score in self.scores]}  # fmt: skip
         (checkpoint / SCORES_FILE).write_text(json.dumps(values), encoding="utf-8")
         if self.job.settings.best_checkpoint:
             save_file(self.weights, checkpoint / BEST_FILE)

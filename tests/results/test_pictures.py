@@ -49,6 +49,30 @@ def test_a_run_gets_the_pictures_that_it_has_data_for(experiment):
     assert sparsity.get_shared_x_axes().joined(loss, sparsity)
 
 
+def test_scores_while_a_run_was_pruned_are_drawn_against_their_sparsity(experiment):
+    run = experiment.log(seed=1)
+    points = [(2, 0.0, 0.9), (4, 0.5, 0.7), (6, 0.8, 0.4), (9, 0.8, 0.6)]
+    name = columns.VALIDATION + experiment.client.get_run(run).data.tags[columns.METRIC]
+    log(experiment, run, steps=[(name, step, score) for step, _, score in points])
+    assert pictures.DURING not in pictures.of_run(experiment.client, run)  # scores without sparsities
+    log(experiment, run, steps=[(columns.VALIDATION_SPARSITY, step, sparsity) for step, sparsity, _ in points])
+    axes = axes_of(pictures.of_run(experiment.client, run)[pictures.DURING])
+    assert axes.lines[0].get_xydata().tolist() == [[sparsity, score] for _, sparsity, score in points]
+    assert axes.collections[0].get_array().tolist() == [2, 4, 6, 9]
+    assert "hold-out" in axes.get_ylabel()
+
+
+def test_a_picture_of_a_run_that_was_not_scored_says_how_to_get_one(experiment, capsys):
+    run = experiment.log(seed=1)
+    uri = ["--tracking-uri", experiment.uri]
+    assert main(["picture", "--run", run, *uri]) == 1
+    assert "train.evaluate=updates dataset.validation=0.05" in capsys.readouterr().err
+    assert main(["picture", "--run", "nothing", *uri]) == 1
+    assert "error: --run nothing: " in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["table", "--run", run, *uri])
+
+
 def test_the_heat_map_has_layers_in_their_order_and_says_the_numbers():
     outside = {**LAYERS[3], "name": "outside.weight", "skipped": "odd shape"}
     axes = axes_of(pictures.sparsity_by_layer([*LAYERS, outside]))

@@ -103,6 +103,35 @@ def test_scores_change_no_weight(tmp_path: Path, data: TrainingData, when: Evalu
     assert all(0 <= value <= 1 for value in logged.values())
 
 
+def test_scores_have_the_sparsity_of_their_step_and_survive_an_interruption(tmp_path: Path, data: TrainingData) -> None:
+    how = settings(None, **{**EPOCHS, "evaluate": Evaluation.updates})
+    sparsities: dict[int, float] = {}
+    scored: list[dict[str, float]] = []
+    for name, logs in (("whole", (quiet,)), ("interrupted", (interrupt, quiet))):
+        for log in logs:
+            torch.manual_seed(5)
+            model = student(tmp_path / "model")
+            pruner = new_pruner(model, 8)
+
+            def note(step: int, values: Any, log=log, pruner=pruner) -> None:
+                sparsities.setdefault(step, pruner.sparsity)
+                log(step, values)
+
+            try:
+                stats = train(model, data, how, LABELS, pruner, 5, tmp_path / name, "t", note)
+            except Interrupt:
+                newest = checkpoints.newest(tmp_path / name)
+                assert newest is not None
+                assert newest.name == "checkpoint-10"  # scores of three updates are before it
+        if scored:
+            assert stats.validation == scored
+        scored = stats.validation
+    assert [entry["step"] for entry in scored] == [4, 6, 8, 12]
+    assert [entry["sparsity"] for entry in scored] == [sparsities[step] for step in (4, 6, 8, 12)]
+    assert sparsities[4] < sparsities[6] < sparsities[8] == pytest.approx(0.8, abs=0.01)
+    assert len({entry["score"] for entry in scored}) > 1
+
+
 @pytest.mark.parametrize(
     "changes", [{"best_checkpoint": True}, {"patience": 2}, {"best_checkpoint": True, "patience": 3}]
 )
@@ -170,5 +199,14 @@ def test_a_run_says_in_the_table_that_scores_chose_its_weights(
     with sqlite3.connect(tmp_path / "mlflow.db") as store:
         values = store.execute("select step, value from metrics where key = 'train/validation_f1'").fetchall()
     assert len(values) == 3
+    (file,) = (tmp_path / "outputs").glob("*/result.json")
+    scores = json.loads(file.read_text())["validation"]
+    assert [entry["score"] for entry in scores] == [value for _, value in sorted(values)]
+    drawn = file.parent / "pictures" / "score.svg"
+    assert "Score while it is pruned" in drawn.read_text()
+    run = json.loads(file.read_text())["mlflow_run"]
+    done = cli("-m", "results", "picture", "--run", run, "--output", "again.svg")
+    assert done.returncode == 0, done.stderr
+    assert "Score while it is pruned" in (tmp_path / "again.svg").read_text()
     (row,) = rows()
     assert any("best checkpoint, by scores on a part of train" in note for note in row["notes"])
