@@ -1,7 +1,7 @@
 """Score a model on a dataset, in torch or by the sparse runtime.
 
 python -m runner.evaluate FOLDER_OR_ID [dataset=squad] [dataset.max_eval_samples=1000] ...
-                          [runtime=sparse [precision=int8] [threads=2]]
+                          [runtime=sparse [precision=int8] [threads=2]] ['plugins=[my_module]']
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 against PyTorch.
 
 python -m runner.export FOLDER_OR_RUN --to onnx|openvino|packed|transformers [--precision float32|bfloat16|int8]
-                        [--output DIR] [--force]
+                        [--output DIR] [--force] [--plugins MODULES]
 
 Batch and length are free. The export's folder has the tokenizer, the labels (config.json) and a card, too.
 """
@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from pruning.runtime.cut import cut
 from runner import models
+from runner.config import plugins
 from runner.exports import card, packed
 from runner.exports import folder as smaller_folder
 from runner.exports.check import TOLERANCE, batches, check, sentences
@@ -77,7 +78,7 @@ def main(arguments: list[str]) -> None:
     tokenizer = models.load_tokenizer(models.find(str(source), "RUN", models.Model(str(source))))
     read = inspect.signature(model.forward).parameters
     tokenizer = with_inputs(tokenizer, [name for name in tokenizer.model_input_names if name in read])
-    inputs = real_inputs(folder, tokenizer, model)
+    inputs = real_inputs(folder, tokenizer, model, options.plugins)
     with writing(place), files.atomic_folder(place) as written:
         described |= write(written, model, tokenizer, inputs, options)
         (written / RECORD).write_text(json.dumps(described, indent=1) + "\n", encoding="utf-8")
@@ -95,7 +96,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, metavar="DIR", help="the folder to write (exports/FORMAT in RUN)")
     parser.add_argument("--force", action="store_true", help="replace the folder if it exists")
     parser.add_argument("--tracking-uri", metavar="URI", help="the MLflow store, for an id (mlflow.db here)")
+    plugins.add_option(parser)
     options = parser.parse_args(arguments)
+    plugins.load(options.plugins or [])
     if options.to not in card.FILES:
         raise UserError(f"--to {options.to}: choose from {', '.join(card.FILES)}")
     if options.precision not in TOLERANCE:
@@ -129,13 +132,20 @@ def exists(place: Path, described: dict[str, Any], force: bool) -> bool:
     return False
 
 
-def real_inputs(folder: Path, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> list[Inputs]:
-    """Batches of built-in sentences, and of evaluation examples if the folder is a run's and its data can be read."""
+def real_inputs(
+    folder: Path, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, modules: Sequence[str] | None
+) -> list[Inputs]:
+    """Batches of built-in sentences, and of evaluation examples if the folder is a run's and its data can be read.
+
+    Args:
+        modules: of `--plugins`, which a task of somebody's own needs.
+    """
     inputs = sentences(tokenizer, getattr(model.config, "max_position_embeddings", None) or 512)
     if (folder / "result.json").is_file():
         try:
             run = runs.find(str(folder), Tracking())
-            task = runs.restored(run, {}).experiment.dataset
+            named = {plugins.KEY: f"[{','.join(modules)}]"} if modules is not None else {}
+            task = runs.restored(run, named).experiment.dataset
             task = replace(task, max_eval_samples=min(task.max_eval_samples or EXAMPLES, EXAMPLES))
             features = task.features(task.read(train=False).evaluation, tokenizer, None, labels=False)
             names = [name for name in tokenizer.model_input_names if name in features.column_names]

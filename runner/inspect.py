@@ -1,6 +1,6 @@
 """Sparsity of each layer of a saved model, and the patterns that hold, read from its file.
 
-python -m runner.inspect FOLDER [--json]
+python -m runner.inspect FOLDER [--json] [--plugins MODULES]
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from pruning import Block, LayerReport, NofM, Pattern, as_matrix, matrix_weights, misfit, parse
 from runner import models
+from runner.config import plugins
 from runner.models import heads
 from runner.models.configuration import building
 from runner.models.footprint import Remaining, gone, remaining
@@ -89,6 +90,8 @@ def inspect(folder: Path) -> Inspection:
     zeros = sum(layer.zeros for layer in layers)
     sparse = [set(layer.patterns) for layer in layers if layer.zeros]
     described = read_claims(folder / "pruning.json")
+    named = [layer["pattern"] for layer in described["layers"] if "pattern" in layer] if described else []
+    plugins.check_patterns(folder / "pruning.json", named)
     biases = {name: tensor for name, tensor in tensors.items() if tensor.dim() == 1}
     return Inspection(
         str(folder),
@@ -274,7 +277,9 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m runner.inspect", description="Per-layer sparsity of a saved model")
     parser.add_argument("folder", help="a folder with a saved model")
     parser.add_argument("--json", action="store_true", help="print JSON")
+    plugins.add_option(parser)
     options = parser.parse_args(arguments)
+    plugins.load(options.plugins or [])
     folder = Path(options.folder).expanduser()
     if not folder.is_dir():
         raise UserError(f"{options.folder}: there is no such folder")

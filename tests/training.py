@@ -13,6 +13,10 @@ from runner.training.supervision import Supervision
 from runner.training.training_data import TrainingData
 
 
+class Interrupt(Exception):
+    """Raised by a logger to end a training in the middle."""
+
+
 def quiet(step: int, values: Mapping[str, float]) -> None:
     """Log nothing."""
 

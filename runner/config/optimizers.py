@@ -29,7 +29,7 @@ class Optimizer(Enum):
 
     @property
     def has_second_moment(self) -> bool:
-        """Whether it has the second moment of Adam, one number for each weight, which criterion=fisher reads."""
+        """Whether its state has the second moment of Adam, one number for each weight, which criterion=fisher reads."""
         return self in (Optimizer.adamw_torch_fused, Optimizer.adamw_torch)
 
     @property

@@ -5,14 +5,16 @@ A module is imported because the command line names it: what a YAML file or the 
 
 from __future__ import annotations
 
+import argparse
 import re
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pruning import PruningError, parse
 from runner.config.experiment import GROUPS, with_subclasses
 from runner.config.keys import all_keys
 from runner.system.errors import UserError
@@ -47,6 +49,29 @@ def named(value: str) -> list[str]:
     if listed is None:
         raise UserError(f"{KEY}={value}: name modules, in a list: {KEY}=[my_module]")
     return [name.strip() for name in listed[1].split(",")] if listed[1] else []
+
+
+def add_option(parser: argparse.ArgumentParser) -> None:
+    """Add --plugins to a command that reads a model or a run of somebody else, and obeys no names of modules in it."""
+    what = "import your own modules with patterns or tasks that a run names, such as my_module or one,two"
+    parser.add_argument("--plugins", metavar="MODULES", type=modules, default=None, help=what)
+
+
+def modules(text: str) -> list[str]:
+    """The modules in the value of --plugins: my_module, one,two or [one,two]."""
+    return named(text if text.startswith("[") else f"[{text}]")
+
+
+def check_patterns(file: Path, patterns: Iterable[str]) -> None:
+    """Refuse patterns in a record that are neither ours nor of a module that was loaded. Raises UserError."""
+    for name in sorted(set(patterns)):
+        try:
+            parse(name)
+        except PruningError as error:
+            raise UserError(
+                f"{file}: the pattern {name} is not ours: its class is in a module of whoever pruned the model, which "
+                "is not imported because a folder says so; read that module, then add --plugins MODULE"
+            ) from error
 
 
 def load(names: Sequence[str]) -> None:

@@ -87,7 +87,8 @@ def _plugins(recorded: Any, asked: str | None) -> list[str]:
         listed = ",".join(map(str, recorded)) if isinstance(recorded, list) else recorded
         raise UserError(
             f"config.yaml names {plugins.KEY}=[{listed}], code that is not imported because a record says so; read the "
-            f"modules of these names on your Python path, then add '{plugins.KEY}=[MODULE]' to this command"
+            f"modules of these names on your Python path, then add '{plugins.KEY}=[MODULE]' to this command "
+            f"(--{plugins.KEY} MODULE to runner.export)"
         )
     names = plugins.named(asked) if asked is not None else []
     plugins.load(names)

@@ -35,7 +35,7 @@ class Peak:
     name: str
     training: Training
     examples: int
-    """In the largest batch."""
+    """Examples in the largest batch."""
     tokens: int
     """The length that this batch is padded to."""
     held: int

@@ -22,7 +22,7 @@ from runner.stages.prune import PruningTask, train_student
 from runner.stages.teacher import supervision_of
 from runner.training.training_data import TrainingData
 from tests.conftest import FINISHED, Cli, Refused, cli_in, save_small_model
-from tests.training import Recorder
+from tests.training import Interrupt, Recorder
 
 QA = "AutoModelForQuestionAnswering"
 LAYER = "bert.encoder.layer"
@@ -82,9 +82,6 @@ def test_states_are_compared_with_those_of_the_origin_unless_another_model_is_th
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("distill", ["hidden", pytest.param("none", marks=pytest.mark.slow)])
 def test_an_interrupted_training_ends_with_the_same_bits(distill: str, small: Path, tmp_path: Path) -> None:
-    class Interrupt(Exception):
-        pass
-
     def interrupt(step: int, values: object) -> None:
         if step == 7:
             raise Interrupt

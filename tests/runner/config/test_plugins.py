@@ -7,7 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
+from runner import inspect
 from runner.config import plugins
 from runner.config.compose import compose_experiment
 from runner.config.experiment import GROUPS, with_subclasses
@@ -170,3 +172,88 @@ sys.exit(main())"""
     done = cli("-c", code)
     assert done.returncode == 0, done.stderr
     assert "plugins:\n- mine\n" in done.stdout
+
+
+PAIRS = '''"""A pattern, a task, and a sign that the module was imported."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from pruning import Block
+from runner.data.demo import Demo
+
+Path("imported").touch()
+
+
+@dataclass
+class Pairs(Block):
+    """Two columns."""
+
+    rows: int = 1
+    cols: int = 2
+
+    def __str__(self):
+        return "pairs"
+
+    @classmethod
+    def parse(cls, text, target_sparsity):
+        return cls(target_sparsity=target_sparsity or 0.5) if text == "pairs" else None
+
+
+@dataclass
+class Questions(Demo):
+    """The demo's."""
+'''
+
+
+def test_a_pattern_of_a_folder_is_inspected_once_its_module_is_named(
+    importable: Path, small_model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(importable)
+    (importable / "mine_pairs.py").write_text(PAIRS, encoding="utf-8")
+    file = small_model / "model.safetensors"
+    weights = load_file(file)
+    name = next(name for name in weights if name.endswith("query.weight"))
+    weights[name][:, :16] = 0
+    save_file(weights, file)
+    layer = {"name": name, "shape": [32, 32], "pattern": "pairs", "units": 512, "pruned_units": 256, "zeros": 512,
+             "violations": 0, "skipped": None}  # fmt: skip
+    claims = {"pattern": {"name": "pairs"}, "layers": [layer]}
+    (small_model / "pruning.json").write_text(json.dumps(claims), encoding="utf-8")
+    with pytest.raises(UserError, match=r"pruning.json: the pattern pairs is not ours: .* then add --plugins MODULE"):
+        inspect.main([str(small_model)])
+    assert not (importable / "imported").exists()
+    capsys.readouterr()
+    assert inspect.main([str(small_model), "--plugins", "mine_pairs"]) == 0
+    assert "pruning.json says pairs: the file agrees" in capsys.readouterr().out
+    weights[name][0, 0] = 1  # breaks a pair
+    save_file(weights, file)
+    assert inspect.main([str(small_model), "--plugins", "mine_pairs"]) == 1
+    with pytest.raises(UserError, match="there is no module nowhere on Python's path"):
+        inspect.main([str(small_model), "--plugins", "nowhere"])
+
+
+@pytest.mark.slow
+def test_a_model_is_scored_by_a_task_of_a_named_module(cli: Cli, tmp_path: Path, small_model: Path) -> None:
+    (tmp_path / "mine_pairs.py").write_text(PAIRS, encoding="utf-8")
+    given = ("-m", "runner.evaluate", str(small_model), "dataset=questions", "dataset.eval_examples=8")
+    refused = cli(*given)
+    assert refused.returncode == 1
+    assert "questions" in refused.stderr
+    assert not (tmp_path / "imported").exists()
+    done = cli(*given, "plugins=[mine_pairs]")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["examples"] == 8
+
+
+def test_an_export_of_a_run_reads_its_examples_once_the_module_is_named(
+    importable: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from runner import export
+
+    monkeypatch.chdir(importable)
+    (importable / "mine_pairs.py").write_text(PAIRS, encoding="utf-8")
+    assert export.parse(["RUN", "--to", "packed"]).plugins is None
+    assert not (importable / "imported").exists()
+    assert export.parse(["RUN", "--to", "packed", "--plugins", "mine_pairs"]).plugins == ["mine_pairs"]
+    assert (importable / "imported").exists()

@@ -19,7 +19,7 @@ from runner.training.job import TrainingJob
 from runner.training.supervision import Supervision
 from runner.training.training_data import TrainingData
 from tests.conftest import save_small_model
-from tests.training import quiet, train
+from tests.training import Interrupt, quiet, train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 LABELS = Supervision(NoDistillation())
@@ -71,9 +71,6 @@ def test_the_average_is_that_of_the_steps_after_the_last_update(
 
 
 def test_an_interrupted_average_ends_with_the_same_bits(tmp_path: Path, lesson: TrainingData) -> None:
-    class Interrupt(Exception):
-        pass
-
     def interrupt(step: int, values: object) -> None:
         if step == 11:
             raise Interrupt

@@ -18,17 +18,13 @@ from runner.training import checkpoints
 from runner.training.training_data import TrainingData
 from tests.conftest import Refused
 from tests.runner.training.test_average import LABELS, new_pruner, settings, student, weights
-from tests.training import quiet, train
+from tests.training import Interrupt, quiet, train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 LIBRARY = {Optimizer.stable_adamw: "optimi"} | dict.fromkeys(
     (Optimizer.adamw_bnb_8bit, Optimizer.lion_32bit, Optimizer.lion_8bit, Optimizer.ademamix, Optimizer.ademamix_8bit),
     "bitsandbytes",
 )
-
-
-class Interrupt(Exception):
-    """What ends a training in the middle."""
 
 
 @pytest.mark.parametrize("optimizer", list(Optimizer), ids=lambda o: o.value)

@@ -36,7 +36,7 @@ from runner.training.supervision import Supervision
 from runner.training.training_data import TrainingData
 from tests.conftest import ROOT, Cli, save_small_model
 from tests.tools.pretrain_tiny import build_tokenizer
-from tests.training import train
+from tests.training import Interrupt, train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -233,9 +233,6 @@ WAYS = {
 
 @pytest.mark.parametrize("way", WAYS)
 def test_an_interrupted_training_ends_with_the_same_bits(way: str, tmp_path: Path, lesson: TrainingData) -> None:
-    class Interrupt(Exception):
-        pass
-
     def interrupt(step: int, values: object) -> None:
         if step == 7:
             raise Interrupt

@@ -12,7 +12,7 @@ from runner.training import checkpoints
 from runner.training.rewind import rewound
 from runner.training.training_data import TrainingData
 from tests.runner.training.test_average import LABELS, new_pruner, settings, student, weights
-from tests.training import quiet, train
+from tests.training import Interrupt, quiet, train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -41,9 +41,6 @@ def test_a_training_rewinds_at_its_updates_and_resumes_with_the_same_bits(
     tmp_path: Path,
     lesson: TrainingData,
 ) -> None:
-    class Interrupt(Exception):
-        pass
-
     def interrupt(step: int, values: object) -> None:
         if step == 7:
             raise Interrupt

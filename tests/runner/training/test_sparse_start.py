@@ -13,7 +13,7 @@ from runner.models import Model
 from runner.training import checkpoints
 from runner.training.training_data import TrainingData
 from tests.runner.training.test_average import LABELS, settings, student, weights
-from tests.training import quiet, train
+from tests.training import Interrupt, quiet, train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -24,9 +24,6 @@ def test_zeros_stay_in_a_training_that_is_interrupted_and_ends_with_the_same_bit
     lesson: TrainingData,
     pattern: Pattern,
 ) -> None:
-    class Interrupt(Exception):
-        pass
-
     def interrupt(step: int, values: object) -> None:
         if step == 7:
             raise Interrupt

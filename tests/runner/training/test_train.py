@@ -31,7 +31,7 @@ from runner.training.trainer import PRUNER_FILE
 from runner.training.training_data import TrainingData
 from tests.conftest import ROOT, save_small_model
 from tests.tools.pretrain_tiny import build_tokenizer
-from tests.training import train
+from tests.training import Interrupt, train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -77,9 +77,6 @@ def test_accumulation_does_not_change_the_gradient(tmp_path: Path, lesson: Train
 
 
 def test_an_interrupted_run_ends_with_the_same_bits(tmp_path: Path, lesson: TrainingData) -> None:
-    class Interrupt(Exception):
-        pass
-
     def interrupt(step: int, values: object) -> None:
         if step == 7:
             raise Interrupt

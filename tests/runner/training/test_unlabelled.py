@@ -24,7 +24,7 @@ from runner.training.training_data import LABELLED, TrainingData, collate
 from tests.conftest import Cli
 from tests.runner.training.test_average import new_pruner, settings, student, weights
 from tests.tools.pretrain_tiny import build_tokenizer
-from tests.training import quiet, train
+from tests.training import Interrupt, quiet, train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -86,9 +86,6 @@ def test_labels_count_for_those_that_have_them_and_the_teacher_for_all(tmp_path:
 
 @pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_training_resumes_bit_for_bit(tmp_path: Path, data: TrainingData, workers: int) -> None:
-    class Interrupt(Exception):
-        pass
-
     def stop(step: int, values: Any) -> None:
         if step == 7:
             raise Interrupt

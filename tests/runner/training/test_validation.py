@@ -21,14 +21,10 @@ from runner.training.training_data import TrainingData
 from tests.conftest import Cli
 from tests.runner.training.test_average import LABELS, new_pruner, settings, student, weights
 from tests.tools.pretrain_tiny import build_tokenizer
-from tests.training import Recorder, quiet, train
+from tests.training import Interrupt, Recorder, quiet, train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 EPOCHS = {"evaluate": Evaluation.epochs, "per_device_train_batch_size": 16, "save_steps": 5}
-
-
-class Interrupt(Exception):
-    pass
 
 
 def interrupt(step: int, values: Any) -> None:
