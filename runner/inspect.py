@@ -90,7 +90,7 @@ def inspect(folder: Path) -> Inspection:
     zeros = sum(layer.zeros for layer in layers)
     sparse = [set(layer.patterns) for layer in layers if layer.zeros]
     described = read_claims(folder / "pruning.json")
-    named = [layer["pattern"] for layer in described["layers"] if "pattern" in layer] if described else []
+    named = [layer["pattern"] for layer in described["layers"] if layer.get("pattern")] if described else []
     plugins.check_patterns(folder / "pruning.json", named)
     biases = {name: tensor for name, tensor in tensors.items() if tensor.dim() == 1}
     return Inspection(
