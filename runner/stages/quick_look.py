@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -141,7 +141,8 @@ def points(
                 continue
             report = next(pruned)
             scores = score(net, inputs.tokenizer, task, inputs.examples.evaluation, cache, f"Scoring {title}")
-            times = _timed(net, experiment.pattern, setting, rival)
+            known = {f"{each.runtime} {each.precision}" for each in timings}
+            times = _timed(net, experiment.pattern, setting, rival, known)
             layers = [row for row in report if row.skipped is None]
             zeros = sum(row.zeros for row in layers) / sum(math.prod(row.shape) for row in layers)
             target = experiment.pattern.target
@@ -188,12 +189,20 @@ def _timed_dense(net: PreTrainedModel, setting: Setting) -> Iterator[tuple[list[
         yield timings, next(each for each in runtimes if (each.name, each.precision) == best)
 
 
-def _timed(net: PreTrainedModel, pattern: Pattern, setting: Setting, rival: Runtime) -> list[Timing]:
-    """Times of a pruned model, all relative to the fastest runtime of the dense one."""
+def _timed(
+    net: PreTrainedModel, pattern: Pattern, setting: Setting, rival: Runtime, known: Collection[str]
+) -> list[Timing]:
+    """Times of a pruned model, all relative to the fastest runtime of the dense one.
+
+    Args:
+        known: names of the runtimes that ran the dense model.
+    """
     here: Any = copy.deepcopy(net)
     here.to("cpu").eval()
     example, threads = batch_of(here, 2, 16), setting.threads
-    with available(
-        here, example, setting.precisions, threads, False, lambda name: setting.wants(name, pattern)
-    ) as made:
+
+    def wanted(name: str) -> bool:
+        return setting.wants(name, pattern) and (name in known or name.startswith("sparse"))
+
+    with available(here, example, setting.precisions, threads, False, wanted) as made:
         return time_all(made, batch_of(here, 1, setting.length), threads, setting.seconds, rival=rival)

@@ -25,7 +25,7 @@ def test_points_are_those_of_runs_and_are_found_again(finished_run: Path, tmp_pa
     command = ("-m", "runner", "tradeoff", *overrides, *SMALL, "--output", "look")
     first = run(*command, "--sparsity", "0.5")
     assert first.returncode == 0, first.stderr
-    assert "Calibrating" in first.stderr
+    assert first.stderr.count("round 6 of 6") == 2
     title, scored, calibrated, *_ = first.stdout.splitlines()
     assert title.endswith("on demo: pruned in one shot, nothing trained")
     assert scored.startswith("scored in float32 on 60 examples of the evaluation set, which the table of results")
@@ -125,8 +125,8 @@ def point(pattern: str, target: float, score: float, ratio: float) -> Any:
 def test_the_fastest_within_the_drop_is_named_with_its_command() -> None:
     points = [point("dense", 0, 0.8, 1.0), point("4x1", 0.5, 0.79, 1.5), point("4x1", 0.8, 0.6, 3.0),
               point("2:4", 0.5, 0.8, 0.9)]  # fmt: skip
-    best = tradeoff.fastest(points, 0.03)
-    assert best is points[1]
+    best = points[1]
+    assert tradeoff.fastest(points, 0.03) is best
     assert tradeoff.fastest(points, 0.5) is points[2]
     assert tradeoff.fastest(points, 0.001) is None
     typed = shlex.split(tradeoff.command_of(best, ["model=tiny", "dataset.max_eval_samples=300", "criterion=obs"]))
