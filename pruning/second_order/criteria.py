@@ -115,7 +115,7 @@ class OBS(Calibrated):
             raise PruningError(f"rounds={list(self.rounds)} must rise to 1, from above 0", self)
 
     def memory(self, plan: Plan) -> int:
-        matrices = refitted(plan)
+        matrices = dict(refitted(plan).values())
         weights = [as_matrix(p).shape for p in matrices.values()]
         # the damped Hessian and its inverse with copies, old and new weights, a batch's matrices, factors and copies
         each = (48 * (w[1] + 1) ** 2 + 24 * w.numel() + 4 * max(CHUNK, 8 * (w[1] + 1) ** 2) for w in weights)
@@ -123,14 +123,17 @@ class OBS(Calibrated):
         return super().memory(plan) + _hessian_bytes(matrices) + one
 
 
-def refitted(plan: Plan) -> dict[str, nn.Parameter]:
-    """The matrices that OBS solves for, by name of what the plan prunes: a weight itself, or the matrix that reads the
-    features of coupled units."""
-    matrices = {}
+def refitted(plan: Plan) -> dict[str, tuple[str, nn.Parameter]]:
+    """The matrices that OBS solves for, with their names, by name of what the plan prunes: a weight itself, or the
+    matrix that reads the features of coupled units."""
+    matrices: dict[str, tuple[str, nn.Parameter]] = {}
     for name, _, weight in plan.pruned():
-        if name not in plan.criteria:
-            part = weight.reader if isinstance(weight, CoupledWeights) else None
-            matrices[name] = weight if part is None else part.parameter
+        if name in plan.criteria:
+            continue
+        if not isinstance(weight, CoupledWeights):
+            matrices[name] = name, weight
+        elif weight.reader is not None:  # `Plan.check`
+            matrices[name] = weight.reader.name, weight.reader.parameter
     return matrices
 
 

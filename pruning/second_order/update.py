@@ -41,15 +41,16 @@ class SurvivorUpdate:
         self.plan, self.criterion, self.masks = plan, criterion, masks
         self.matrices = refitted(plan)
         with _timed("calibration"):
-            statistics = collect(calibration, self.matrices, criterion.seed)
-        owners = modules_of(calibration.model, self.matrices)
-        self.biases = {name: _own_bias(owners[name]) for name in self.matrices}
-        self.solvers = {name: self._solver(name, statistics) for name in self.matrices if _matters(name, statistics)}
+            statistics = collect(calibration, dict(self.matrices.values()), criterion.seed)
+        owners = modules_of(calibration.model, dict(self.matrices.values()))
+        self.biases = {name: _own_bias(owners[matrix]) for name, (matrix, _) in self.matrices.items()}
+        used = [name for name, (matrix, _) in self.matrices.items() if _matters(matrix, statistics)]
+        self.solvers = {name: self._solver(name, statistics) for name in used}
         """Layers by name of what the plan prunes, where something is known of the layer."""
 
     def _solver(self, name: str, statistics: Statistics) -> LayerSolver:
-        pattern, weight = self.plan.patterns[name], as_matrix(self.matrices[name].detach())
-        part = self._reader(name)
+        matrix, parameter = self.matrices[name]
+        pattern, weight, part = self.plan.patterns[name], as_matrix(parameter.detach()), self._reader(name)
         pattern = pattern if part is None else part.block
         mask, bias = self.masks.get(name), self.biases[name]
         block = pattern.block(weight.shape) if isinstance(pattern, Block) else (1, 1)
@@ -60,8 +61,8 @@ class SurvivorUpdate:
             alive = pattern.expand(mask if part is None else mask[None], weight.shape)
         return LayerSolver(
             weight if bias is None else torch.cat([weight, bias.detach()[:, None]], 1),
-            statistics.hessians[name],
-            statistics.fisher[name],
+            statistics.hessians[matrix],
+            statistics.fisher[matrix],
             self.criterion.damping,
             block,
             alive[:: block[0]],
@@ -162,7 +163,7 @@ class SurvivorUpdate:
     def write(self) -> None:
         """Set the survivors, and the biases that were refitted with them."""
         for name, layer in self.solvers.items():
-            p, bias = self.matrices[name], self.biases[name]
+            (_, p), bias = self.matrices[name], self.biases[name]
             p.copy_(from_matrix(layer.weights[:, : layer.inputs].contiguous(), p.shape))
             if bias is not None:
                 bias.copy_(layer.weights[:, -1])

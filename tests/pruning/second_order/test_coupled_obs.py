@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from pruning import (
     OBS,
     Allocation,
+    Block,
     Calibration,
     Coupled,
     CoupledWeights,
@@ -27,13 +28,18 @@ from pruning import (
     Heads,
     LayerOverride,
     Magnitude,
+    NofM,
     OneShot,
+    Pattern,
     Plan,
     Pruner,
     PruningError,
     Structured,
     TrainingLength,
     Uniform,
+    matrix_weights,
+    obs,
+    obs_each,
 )
 from pruning.runtime.cut import cut
 from pruning.second_order import collect
@@ -388,3 +394,37 @@ def test_memory_is_that_of_the_matrices_that_are_refitted() -> None:
     weights = {name: w for name, w in candidates(network(), FeedForward()).items() if isinstance(w, CoupledWeights)}
     one, two = (OBS().memory(Plan(dict(list(weights.items())[:n]), FeedForward())) for n in (1, 2))
     assert two - one == 8 * INNER * (2 * WIDTH + 1) + 4 * (INNER + 1) ** 2
+
+
+# --- several targets, one calibration ---------------------------------------------------------------------------------
+
+
+def test_one_calibration_serves_several_patterns_and_targets() -> None:
+    model, alone = network().eval(), dict[str, dict[str, Tensor]]()
+    before = copy.deepcopy(model.state_dict())
+    read: list[int] = []
+
+    class Counted(list[Tensor]):
+        def __iter__(self) -> Any:
+            read.append(1)
+            return super().__iter__()
+
+    inside = {name: p for name, p in matrix_weights(model).items() if ".layer." in name}
+    wanted: list[Pattern] = [Structured(target_sparsity=0.3), Structured(target_sparsity=0.5),
+                             Block(4, 1, target_sparsity=0.5), NofM(2, 4)]  # fmt: skip
+    plans = [Plan(candidates(model, p) if isinstance(p, Coupled) else inside, p) for p in wanted]
+    for plan in plans:
+        one = network().eval()
+        same = Plan(candidates(one, plan.pattern) if isinstance(plan.pattern, Coupled) else {
+            name: p for name, p in matrix_weights(one).items() if name in inside}, plan.pattern)  # fmt: skip
+        of_one = calibration(one)
+        obs(one, same, of_one.batches, of_one.loss)
+        alone[repr(plan.pattern)] = one.state_dict()
+    seen = []
+    for plan, report in obs_each(calibration(model, Counted(batches())), plans):
+        seen.append(repr(plan.pattern))
+        assert all(torch.equal(t, alone[seen[-1]][name]) for name, t in model.state_dict().items())
+        assert sum(row.zeros for row in report) > 0
+    assert seen == list(map(repr, wanted))
+    assert read == [1]
+    assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
