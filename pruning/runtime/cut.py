@@ -48,8 +48,8 @@ class CutReport:
     def __str__(self) -> str:
         if self.reason:
             return f"nothing ({self.reason})"
-        features = f", {self.features} of {self.all_features} features of heads" if self.features else ""
-        return f"{self.channels} of {self.all_channels} channels, {self.heads} of {self.all_heads} heads{features}"
+        features = f", {self.features:,} of {self.all_features:,} features of heads" if self.features else ""
+        return f"{self.channels:,} of {self.all_channels:,} channels, {self.heads} of {self.all_heads} heads{features}"
 
 
 @torch.no_grad()
