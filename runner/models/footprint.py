@@ -106,7 +106,7 @@ class Work:
 
     parameters: int
     bytes: int
-    """Size of the parameters."""
+    """Size of the parameters, as they are stored."""
     macs: int
     """Multiply-accumulates."""
     uses: dict[str, int]
@@ -146,12 +146,13 @@ def measure(net: PreTrainedModel, tensors: Mapping[str, torch.Tensor], tokens: i
     meta = net.device.type == "meta"
     whole = work_of(net, tokens)
     net.load_state_dict(dict(tensors), strict=False, assign=True)
-    whole.bytes = _bytes(net)
-    dead = cut(net)
-    size = _bytes(net)
+    whole.bytes = sum(tensor.nbytes for tensor in tensors.values())
+    before, dead = _size(net), cut(net)
+    numbers, size = (old - new for old, new in zip(before, _size(net), strict=True))
     try:
         left = work_of(net.to("meta") if meta else net, tokens)  # type: ignore[arg-type]
-        left.bytes = size
+        # As differences: loading has untied weights that were shared.
+        left.parameters, left.bytes = whole.parameters - numbers, whole.bytes - size
     except (RuntimeError, ValueError) as error:
         left, dead = whole, CutReport(reason=f"cut, it does not run: {str(error).splitlines()[0]}")
     zeros = sum(int((tensors[name] == 0).sum()) * count for name, count in whole.uses.items() if name in tensors)
@@ -176,11 +177,12 @@ def work_of(net: PreTrainedModel, tokens: int) -> Work:
     """The work of a network, on whatever device, for an example of so many tokens."""
     used, sizes = uses(net, tokens), {name: weight.numel() for name, weight in matrix_weights(net).items()}
     of_weights = sum(count * sizes[name] for name, count in used.items())
-    return Work(net.num_parameters(), _bytes(net), macs(net, tokens), used, of_weights)
+    return Work(net.num_parameters(), _size(net)[1], macs(net, tokens), used, of_weights)
 
 
-def _bytes(net: PreTrainedModel) -> int:
-    return sum(parameter.nbytes for parameter in net.parameters())
+def _size(net: PreTrainedModel) -> tuple[int, int]:
+    """Numbers in the parameters of a network, and their bytes."""
+    return sum(p.numel() for p in net.parameters()), sum(p.nbytes for p in net.parameters())
 
 
 @dataclass

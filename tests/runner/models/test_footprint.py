@@ -185,3 +185,19 @@ def test_heads_that_compute_nothing_and_channels_that_are_gone_count_nothing(
     assert found.parameters - found.parameters_cut == of_weights + biases
     assert found.bytes - found.bytes_cut == 4 * (of_weights + biases)
     assert f"compute nothing; without them {found.parameters_cut:,} of {found.parameters_dense:,}" in found.once_cut
+
+
+def test_weights_that_are_shared_count_once(tmp_path: Path) -> None:
+    import transformers
+
+    config = AutoConfig.for_model("t5", d_model=32, num_layers=2, num_heads=4, d_kv=8, d_ff=24, vocab_size=100)
+    net = transformers.T5ForTokenClassification(config)
+    with torch.no_grad():
+        net.transformer.encoder.block[1].layer[1].DenseReluDense.wo.weight[:, :5] = 0  # type: ignore[union-attr]
+    net.save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    left = footprint.remaining(models.skeleton("AutoModelForTokenClassification", config), tensors)
+    assert left is not None
+    assert left.parameters == net.num_parameters()
+    assert left.parameters - left.parameters_cut == 5 * 2 * 32
+    assert left.bytes_cut == 4 * left.parameters_cut
