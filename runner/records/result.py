@@ -93,6 +93,8 @@ class Result:
             if self.student_layers is not None and (weighed := self.footprint) is not None:
                 share = f"{weighed.parameters:,} of {weighed.parameters_dense:,} parameters"
                 lines["student"] = f"{self.student_layers} of the dense model, {share}"
+            if (weighed := self.footprint) is not None and weighed.once_cut:
+                lines["once cut"] = weighed.once_cut
             if (left_out := describe_left_out(self.verification.left_out)) is not None:
                 lines["left out"] = left_out
         if self.speed is not None:

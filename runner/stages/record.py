@@ -123,6 +123,9 @@ def _metrics(result: Result, target: float) -> dict[str, float]:
             columns.MACS_DENSE: weighed.macs_dense,
             columns.MACS_SPARSE: weighed.macs_sparse,
         }
+        once_cut = {columns.BYTES_CUT: weighed.bytes_cut, columns.PARAMETERS_CUT: weighed.parameters_cut,
+                    columns.MACS_CUT: weighed.macs_cut}  # fmt: skip
+        values |= {name: value for name, value in once_cut.items() if value is not None}
         if result.relative_drop is not None:
             values[columns.RELATIVE_DROP] = result.relative_drop
     return values | _costs(result.cost) | (times(result.speed) if result.speed is not None else {})
