@@ -10,6 +10,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from results import columns
+from runner.tracking import means
 from runner.tracking.outbox import Header, Operation
 from runner.tracking.store import is_unreachable
 
@@ -123,14 +124,17 @@ def apply(client: MlflowClient, run_id: str, operation: Operation, folder: Path 
         case "input":
             client.log_inputs(run_id, [_dataset_input(**values)])
         case "end":
-            _log_pictures(client, run_id, values[0], folder)
+            tags = client.get_run(run_id).data.tags
+            kind, status, parent = tags.get(columns.KIND), values[0], tags.get(means.PARENT)
+            _log_pictures(client, run_id, kind, status, folder)
             client.set_terminated(run_id, *values)
+            if parent is not None and status == "FINISHED":
+                means.update(client, parent)
 
 
-def _log_pictures(client: MlflowClient, run_id: str, status: str, folder: Path | None) -> None:
+def _log_pictures(client: MlflowClient, run_id: str, kind: str | None, status: str, folder: Path | None) -> None:
     """Draw a run that is about to end, from all its metrics: those before an interruption too. MLflow gets them as
     PNG, the folder as PNG, SVG and PDF."""
-    kind = client.get_run(run_id).data.tags.get(columns.KIND)
     if not ((kind == columns.PRUNED and status == "FINISHED") or (kind == columns.SWEEP and status != "KILLED")):
         return
     from results import pictures
