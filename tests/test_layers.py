@@ -29,7 +29,7 @@ FLOORS = {
     9: ("runner.__main__",),
     8: ("runner.command_line", "runner.interface"),
     7: ("runner.experiment", "runner.dry_run", "runner.evaluate", "runner.reproduce", "runner.sensitivity"),
-    6: ("runner.stages", "runner.sweeps", "runner.share", "runner.examples", "runner.export"),
+    6: ("runner.stages", "runner.sweeps", "runner.share", "runner.examples", "runner.export", "runner.serving"),
     5: ("runner.training", "runner.records", "runner.reference", "runner.benchmark"),
     4: ("runner.config", "runner.inspect", "runner.upload"),
     3: (

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from results import columns
 from runner.tracking import means
+from runner.tracking.logged_model import log_model
 from runner.tracking.outbox import Header, Operation
 from runner.tracking.store import is_unreachable
 
@@ -105,7 +106,7 @@ def apply(client: MlflowClient, run_id: str, operation: Operation, folder: Path 
     """Write one operation to a run. Idempotent: metrics carry their own time stamps.
 
     Args:
-        folder: the run's own, which gets its pictures at the end.
+        folder: the run's own, which has the model and gets its pictures at the end.
     """
     from mlflow.entities import Metric, Param, RunTag
 
@@ -123,6 +124,8 @@ def apply(client: MlflowClient, run_id: str, operation: Operation, folder: Path 
             client.log_text(run_id, *values)
         case "input":
             client.log_inputs(run_id, [_dataset_input(**values)])
+        case "model":
+            log_model(client, run_id, values, folder)
         case "end":
             tags = client.get_run(run_id).data.tags
             kind, status, parent = tags.get(columns.KIND), values[0], tags.get(means.PARENT)

@@ -107,6 +107,10 @@ class Tracker:
         """
         self._do("text", [text if is_data else without_secrets(text), name])
 
+    def model(self, values: Mapping[str, Any]) -> None:
+        """Log the model, after the metrics: see `logged_model.log_model`."""
+        self._do("model", dict(values))
+
     def begin(self, prefix: str, step: int) -> None:
         """Log the metrics of a training up to the step from which it resumes that the store lacks."""
         if self.curve is not None:
