@@ -205,6 +205,10 @@ def disk_needs(inputs: Inputs, units: int) -> list[DiskNeed]:
     whole, parameters = inputs.dense_parameters, inputs.net.num_parameters()
     parameters += projection_parameters(experiment, inputs.sources, inputs.net)
     needs = [DiskNeed(inputs.folder / "model", "the model", disk.model_bytes(parameters))]
+    store = experiment.tracking.artifacts
+    if store is not None and experiment.tracking.log_model is tracking.Logging.copy:
+        place = store / inputs.folder.name  # stands for the place that MLflow will choose
+        needs.append(DiskNeed(place, "the model's copy in MLflow", disk.model_bytes(parameters)))
     if experiment.model.finetuned is None:
         needs.append(DiskNeed(dense, "the dense model", disk.model_bytes(whole)))
         if not dense.is_dir():
