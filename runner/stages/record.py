@@ -90,6 +90,7 @@ def _result(run: RunContext, outcome: Outcome) -> Result:
         speed=outcome.speed,
         unlabelled_examples=len(run.inputs.examples.unlabelled or ()),
         student_layers=sources.chosen,
+        predicted=outcome.pruned.predicted if outcome.pruned is not None else None,
     )
 
 
@@ -123,6 +124,8 @@ def _metrics(result: Result, target: float) -> dict[str, float]:
             columns.MACS_DENSE: weighed.macs_dense,
             columns.MACS_SPARSE: weighed.macs_sparse,
         }
+        if result.predicted is not None:
+            values[columns.PREDICTED] = result.predicted.speedup
         if result.relative_drop is not None:
             values[columns.RELATIVE_DROP] = result.relative_drop
     return values | _costs(result.cost) | (times(result.speed) if result.speed is not None else {})
@@ -192,4 +195,6 @@ def _describe_pruning(run: RunContext, outcome: Outcome) -> None:
     }
     if (chosen := run.inputs.sources.chosen) is not None:
         described["student_layers"] = asdict(chosen)
+    if pruned.predicted is not None:
+        described["predicted"] = asdict(pruned.predicted)
     files.extend(run.folder.model, "pruning.json", json.dumps(described, indent=2, default=str) + "\n")
