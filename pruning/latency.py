@@ -79,7 +79,7 @@ class LatencyTable:
         try:
             model, settings = values["model"], LatencySettings(**values["settings"])
             heads = _filled(values["heads_ms"], model["heads"])
-            channels = _filled(values["channels_ms"], model["channels"])
+            channels = _filled(values["channels_ms"], model["channels"], int(values.get("channels_step", 1)))
             whole, layers, hidden = float(values["whole_ms"]), int(model["layers"]), int(model["hidden"])
             table = cls(whole, layers, hidden, heads, channels, settings)
             table._check()
@@ -120,15 +120,20 @@ class LatencyTable:
         return tuple(times[-1] - time for time in reversed(times))
 
 
-def _filled(measured: Mapping[str, float], most: int) -> tuple[float, ...]:
-    """Times with 0 to `most` units, linear between those measured; 0 costs as much as 1, which is always left."""
+def _filled(measured: Mapping[str, float], most: int, step: int = 1) -> tuple[float, ...]:
+    """Times with 0 to `most` units, linear between those measured; 0 costs as much as 1, which is always left.
+
+    Args:
+        step: numbers that are no multiple of it cost as much as the next that is.
+    """
     known = sorted((int(units), float(time)) for units, time in measured.items())
     if not known or (known[0][0], known[-1][0]) != (1, most):
         raise ValueError(f"times must reach from 1 to {most} units")
-    times = [known[0][1]] * 2
+    times = [known[0][1]]
     for (low, first), (high, last) in pairwise(known):
-        times += [first + (last - first) * step / (high - low) for step in range(1, high - low + 1)]
-    return tuple(time - known[0][1] for time in times)
+        times += [first + (last - first) * number / (high - low) for number in range(1, high - low + 1)]
+    stepped = [times[min(most, -(-units // step) * step) - 1] for units in range(1, most + 1)]
+    return (0.0, *(time - stepped[0] for time in stepped))
 
 
 @dataclass(frozen=True)

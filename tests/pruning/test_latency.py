@@ -264,7 +264,7 @@ def test_contradictions_are_refused(table: str) -> None:
          "target_sparsity=0.5, target_speedup=2: give one of them"),
         (lambda: Structured(target_speedup=1), Global, "target_speedup=1 must be above 1, such as 2"),
         (lambda: Heads(target_speedup=math.inf), Global, "target_speedup=inf must be above 1"),
-        (lambda: Structured(target_speedup=2), Global, "target_speedup=2 needs times: give the allocation a latency=FILE"),
+        (lambda: Structured(target_speedup=2), Global, "target_speedup=2 needs times: give the allocation"),
         (Structured, lambda: Global(cost="latency"), "cost=latency needs times"),
         (Structured, lambda: Global(cost="seconds"), "cost='seconds' must be parameters, macs or latency"),
         (Structured, lambda: Global(latency=table), "has no effect with cost=parameters: set cost=latency"),
@@ -316,6 +316,9 @@ def test_a_table_is_interpolated_and_known_by_its_times(tmp_path: Path, table: s
     read = LatencyTable.read(table)
     assert read.heads == pytest.approx((0, 0, 0.8, 0.9, 1.5))
     assert read.channels == pytest.approx((0, 0, 0.3, 0.6, 0.9, 1.1, 1.3, 1.5, 1.7, 1.9, 2.1, 2.3, 2.5))
+    stepped = LatencyTable.read(write(tmp_path, {**TABLE, "channels_step": 5})).channels
+    assert stepped == pytest.approx((*[0] * 6, *[1.0] * 5, 1.4, 1.4))
+    write(tmp_path, TABLE)
     same = json.dumps({**TABLE, "machine": {"cpu": "another"}}, indent=4)
     (tmp_path / "same.json").write_text(same)
     assert LatencyTable.read(str(tmp_path / "same.json")).fingerprint == read.fingerprint
