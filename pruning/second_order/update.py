@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from pruning.allocation import Allocation
 from pruning.blocks import Block
 from pruning.coupled import Coupled, CoupledWeights, Part
+from pruning.groups import Group
 from pruning.masks import Masks
 from pruning.matrices import as_matrix, from_matrix
 from pruning.nofm import NofM
-from pruning.plan import Group, Plan
+from pruning.plan import Plan
 from pruning.second_order.calibration import Calibration, Statistics, collect, modules_of
 from pruning.second_order.criteria import OBS, refitted
 from pruning.second_order.solver import LayerSolver

@@ -68,7 +68,8 @@ def test_long_labels_stand_below_the_axes_whole() -> None:
     assert labels == ["dense", *(f"snip, short (model.attention_dropout={x})" for x in (0, 0.1))]
     figure.draw_without_rendering()
     legend, (axes,) = figure.legends[0].get_window_extent(), figure.axes
-    assert legend.y1 < axes.get_tightbbox().y0 and legend.x1 < figure.bbox.x1
+    assert legend.y1 < axes.get_tightbbox().y0
+    assert legend.x1 < figure.bbox.x1
     assert "100% is 300" in figure.legends[0].get_title().get_text()
 
 

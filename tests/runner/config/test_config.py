@@ -342,10 +342,12 @@ def test_the_seed_of_a_criterion_follows_that_of_the_run() -> None:
         return identify(experiment, Contents("model", "data")), origin.changed
 
     (first, plain), (second, changed) = of("seed=0"), of("seed=1")
-    assert first.run != second.run and first.group == second.group
+    assert first.run != second.run
+    assert first.group == second.group
     assert plain == changed  # a row of three seeds does not list it as a difference
     fixed, own = of("seed=1", "criterion.seed=7")
-    assert fixed.group != second.group and own == changed | {"criterion.seed": "7"}
+    assert fixed.group != second.group
+    assert own == changed | {"criterion.seed": "7"}
 
 
 def test_the_dropout_of_the_pruning_is_not_that_of_its_control() -> None:
