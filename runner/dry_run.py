@@ -86,7 +86,7 @@ def layers(inputs: Inputs) -> Iterator[str]:
         parts = [p for name, weight in weights.items() for _, p in parts_of(name, weight) if p.dim() > 1]
         zeros += target * sum(p.numel() for p in parts)
         own = f" by {group.criterion}" if group.criterion else ""
-        of = " of the multiply-accumulates" if group.macs else ""
+        of = " of the multiply-accumulates" if group.macs else " of the time" if group.saved else ""
         yield f"pattern {group.pattern}{own}, target {target:g}{of}: {len(group.shapes)} layers, {units:,} units"
         for (kind, shape, spanned), count in alike.items():
             yield f"  {count:>3} x {kind} {list(shape)}{spanned}"
@@ -95,6 +95,9 @@ def layers(inputs: Inputs) -> Iterator[str]:
     outside = sorted(matrices.keys() - plan.tensors.keys())
     if outside:
         yield f"not candidates: {', '.join(name.removesuffix('.weight') for name in outside)}"
+    if (predicted := plan.predict()) is not None:
+        yield f"predicted at the target: {predicted}; how many weights are zero depends on the scores"
+        return
     least = "about " if any(group.macs for group in plan.groups) else ""
     least = "at least " if plan.keeps_zeros else least  # a group of N:M, or a layer that keeps its zeros, may have more
     yield f"zeros in the end: {least}{zeros / everything:.4f} of all Linear and Conv weights"

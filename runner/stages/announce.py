@@ -127,6 +127,9 @@ def announce(inputs: Inputs) -> None:
         log.info("the student starts from model.sparse=%s: its zeros stay, and count", experiment.model.sparse)
     if (chosen := inputs.sources.chosen) is not None:
         log.info("the student has %s of the dense model", chosen)
+    if (table := inputs.sources.latency) is not None and table.settings.length != experiment.dataset.max_seq_length:
+        log.info("allocation.latency has times for texts of %d tokens, and dataset.max_seq_length=%d",
+                 table.settings.length, experiment.dataset.max_seq_length)  # fmt: skip
     if data is None:
         return
     log.info("disk: %s", disk.in_one_line(inputs.disk_needs, Path(experiment.cache_dir)))

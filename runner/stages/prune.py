@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pruning import Dense, LayerReport, MaskUpdate, Pruner
+from pruning import Dense, LayerReport, MaskUpdate, Pruner, TimePrediction, predict
 from runner import models
 from runner.config.experiment import Experiment
 from runner.models.verify import Verification, verify
@@ -33,6 +33,8 @@ class Pruned:
     updates: list[MaskUpdate]
     validation: list[dict[str, float]] = field(default_factory=list)
     """Scores while it was trained, with step and sparsity, if train.evaluate asks for them."""
+    predicted: TimePrediction | None = None
+    """The time of the model once what is pruned is cut out; None if no times were given."""
 
 
 @dataclass
@@ -76,7 +78,7 @@ def prune(run: RunContext, dense: models.Checkpoint, supervision: Supervision) -
     with run.cost.stage("save"):
         save_model(student, inputs.tokenizer, run.folder.model)
     run.stages["prune"] = models.find(str(run.folder.model), "the saved model", run.experiment.model).weights
-    return Pruned(pruner.report(), pruner.history, stats.validation)
+    return Pruned(pruner.report(), pruner.history, stats.validation, predict(pruner.plan, pruner.masks))
 
 
 def train_student(
