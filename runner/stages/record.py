@@ -93,6 +93,7 @@ def _result(run: RunContext, outcome: Outcome) -> Result:
         speed=outcome.speed,
         unlabelled_examples=len(run.inputs.examples.unlabelled or ()),
         student_layers=sources.chosen,
+        predicted=outcome.pruned.predicted if outcome.pruned is not None else None,
     )
 
 
@@ -126,6 +127,11 @@ def _metrics(result: Result, target: float) -> dict[str, float]:
             columns.MACS_DENSE: weighed.macs_dense,
             columns.MACS_SPARSE: weighed.macs_sparse,
         }
+        once_cut = {columns.BYTES_CUT: weighed.bytes_cut, columns.PARAMETERS_CUT: weighed.parameters_cut,
+                    columns.MACS_CUT: weighed.macs_cut}  # fmt: skip
+        values |= {name: value for name, value in once_cut.items() if value is not None}
+        if result.predicted is not None:
+            values[columns.PREDICTED] = result.predicted.speedup
         if result.relative_drop is not None:
             values[columns.RELATIVE_DROP] = result.relative_drop
     return values | _costs(result.cost) | (times(result.speed) if result.speed is not None else {})
@@ -205,4 +211,6 @@ def _describe_pruning(run: RunContext, outcome: Outcome) -> None:
     }
     if (chosen := run.inputs.sources.chosen) is not None:
         described["student_layers"] = asdict(chosen)
+    if pruned.predicted is not None:
+        described["predicted"] = asdict(pruned.predicted)
     files.extend(run.folder.model, "pruning.json", json.dumps(described, indent=2, default=str) + "\n")
