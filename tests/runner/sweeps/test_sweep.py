@@ -92,7 +92,7 @@ def test_a_failing_job_fails_alone_and_the_sweep_says_so(cli: Cli, small_model: 
         )
     (mean,) = (score for name, score in scores.items() if name.startswith("sweep"))
     assert mean == pytest.approx(sum(score for name, score in scores.items() if not name.startswith("sweep")) / 2)
-    assert labels == {"model": "small-model, missing", "dataset": "demo", "pattern": "4x1", "seed": "0"}
+    assert labels == {"model": f"small-model, {tmp_path}/missing", "dataset": "demo", "pattern": "4x1", "seed": "0"}
 
 
 @pytest.mark.slow
