@@ -243,9 +243,8 @@ class Tag(Dataset):
     def answered(self, examples: datasets.Dataset, features: datasets.Dataset, logits: list[np.ndarray]) -> list[Any]:
         """The tag of each word. A word without any token, such as one of invisible characters, is outside all entities
         (or has the first tag, if there is no such tag)."""
-        names = _names(examples)
+        names, best = _names(examples), logits[0].argmax(axis=-1)
         tagged = [[_default(names)] * len(words) for words in examples["tokens"]]
-        best = logits[0].argmax(axis=-1)
         for row, (example, words) in enumerate(zip(features["example"], features["word"], strict=True)):
             for at, word in enumerate(words):
                 if word != NO_WORD:

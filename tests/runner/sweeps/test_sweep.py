@@ -83,6 +83,16 @@ def test_a_failing_job_fails_alone_and_the_sweep_says_so(cli: Cli, small_model: 
         "sweep": "FINISHED", "small-model-demo-4x1-s0": "FINISHED", "missing-demo-4x1-s0": "FINISHED",
         unprepared: "FAILED",
     }  # fmt: skip
+    # The sweep's own line has the labels of its runs, and the mean of their scores.
+    with sqlite3.connect(tmp_path / "mlflow.db") as database:
+        tables = "latest_metrics join runs using (run_uuid) where key = 'dense/f1' and status = 'FINISHED'"
+        scores = dict(database.execute(f"select name, value from {tables}"))
+        labels = dict(
+            database.execute("select key, value from params join runs using (run_uuid) where name like 'sweep%'")
+        )
+    (mean,) = (score for name, score in scores.items() if name.startswith("sweep"))
+    assert mean == pytest.approx(sum(score for name, score in scores.items() if not name.startswith("sweep")) / 2)
+    assert labels == {"model": f"small-model, {tmp_path}/missing", "dataset": "demo", "pattern": "4x1", "seed": "0"}
 
 
 @pytest.mark.slow
