@@ -68,6 +68,7 @@ MEMORY = "peak_memory_bytes"  # of the process, or of the GPU that it used
 CPU = "prune_distill.cpu"  # a tag: the CPU on which the metrics below were measured
 LATENCY = "latency/"  # milliseconds of a call: CPU time with one thread, else time on the clock
 SPEEDUP = "speedup/"  # how many times faster than the best dense runtime of the same batch, length and threads
+PREDICTED = "predicted_speedup"  # by a table of times, of the model with its pruned heads and channels cut out
 SPARSE = "sparse"  # the name of the sparse runtime
 SPARSE_LINEARS = "sparse linears"  # its name where single layers are sparse, the rest runs in torch
 

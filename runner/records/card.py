@@ -169,6 +169,7 @@ def pruning_variables(facts: Facts, pruning: Mapping[str, Any]) -> dict[str, Any
         "overall_ratio": f"{counted.overall_ratio:.2%}",
         "left_out": describe_left_out(counted.left_out),
         "violations": counted.violations,
+        "predicted": plain(str(facts.result.predicted)) if facts.result.predicted is not None else None,
         "pruned_layers": len(layers),
         "pattern_meaning": facts.pattern_meaning,
         "pattern_settings": settings(pruning["pattern"]),

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pruning import Coupled, Plan, PruningError, Weight, check_zeros, couple, matrix_weights
 from runner import models
-from runner.config.experiment import Experiment
+from runner.config.experiment import MEASURE, Experiment
 from runner.models.tokenizer import check_vocabulary
 from runner.models.vocabulary import check_embeddings
 from runner.stages.benchmark import check_benchmark
@@ -67,7 +68,21 @@ def plan_of(experiment: Experiment, net: PreTrainedModel) -> Plan:
     if isinstance(experiment.pattern, Coupled):
         parameters = couple(net, parameters, experiment.pattern, models.shape(net.config).heads)
     tokens = experiment.dataset.max_seq_length
-    return Plan(parameters, experiment.pattern, experiment.allocation, experiment.keeps_zeros, tokens)
+    plan = Plan(parameters, experiment.pattern, experiment.allocation, experiment.keeps_zeros, tokens)
+    layers = models.shape(net.config).layers
+    if plan.table is not None and plan.table.layers != layers:
+        raise UserError(
+            f"allocation.latency={experiment.allocation.latency}: it was measured with {plan.table.layers} layers, and "
+            f"the student has {layers}: {MEASURE} --layers {layers}"
+        )
+    return plan
+
+
+def aimed(experiment: Experiment, net: PreTrainedModel) -> Experiment:
+    """The experiment with the target sparsity that pattern.target_speedup asks for with this network."""
+    if not experiment.prune or experiment.allocation.cost != "latency":
+        return experiment
+    return replace(experiment, pattern=plan_of(experiment, net).pattern)
 
 
 def projection_parameters(experiment: Experiment, sources: Sources, net: PreTrainedModel) -> int:
