@@ -28,6 +28,9 @@ MEASURES = (
     columns.PARAMETERS_DENSE,
     columns.MACS_DENSE,
     columns.MACS_SPARSE,
+    columns.BYTES_CUT,
+    columns.PARAMETERS_CUT,
+    columns.MACS_CUT,
     columns.STEPS,
 )
 

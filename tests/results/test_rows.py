@@ -155,7 +155,8 @@ def test_every_run_is_shown_once_or_counted(drawn, entry):
 
 def test_sizes_and_counts_are_pooled(experiment):
     counts = {columns.TRAIN_EXAMPLES: 10, columns.OFFICIAL_TRAIN: 20}
-    sizes = {columns.BYTES: 100, columns.MACS_DENSE: 50}
+    sizes = {columns.BYTES: 100, columns.MACS_DENSE: 50, columns.MACS_CUT: 20, columns.BYTES_CUT: 60,
+             columns.PARAMETERS_CUT: 15}  # fmt: skip
     for seed in (0, 1):
         experiment.log(seed=seed, dense_model=f"m{seed // 2}", counts=counts,
                        metrics={**sizes, columns.COMPRESSED: 40 + 20 * seed, "sparse/exact_match": 0.5 + 0.1 * seed,
@@ -163,6 +164,7 @@ def test_sizes_and_counts_are_pooled(experiment):
                        params={"train.precision": ["bf16", "float32"][seed]})  # fmt: skip
     (row,), _ = load(experiment.client, experiment.name)
     assert (row.size_bytes, row.compressed_bytes, row.macs_dense, row.macs_sparse) == (100, 50, 50, None)
+    assert (row.bytes_cut, row.parameters_cut, row.macs_cut) == (60, 15, 20)
     assert (row.train_examples, row.evaluation_examples, row.official_train) == (10, None, 20)
     assert (row.dense_models, row.precision, row.hidden_dropout) == (1, "bf16|float32", None)
     assert row.sparse_others == pytest.approx({"exact_match": 0.55})

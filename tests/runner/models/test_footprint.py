@@ -175,6 +175,7 @@ def test_heads_that_compute_nothing_and_channels_that_are_gone_count_nothing(
     assert f"{cut_heads} of {4 * layers} heads" in found.dead
     gated = kind == "modernbert"
     assert found.parameters is not None
+    assert found.parameters_cut is not None
     assert found.macs_cut is not None
     assert found.bytes_cut is not None
     of_weights = cut_heads * 8 * 4 * 32 + 10 * (3 if gated else 2) * 32
@@ -190,7 +191,7 @@ def test_heads_that_compute_nothing_and_channels_that_are_gone_count_nothing(
 def test_weights_that_are_shared_count_once(tmp_path: Path) -> None:
     import transformers
 
-    config = AutoConfig.for_model("t5", d_model=32, num_layers=2, num_heads=4, d_kv=8, d_ff=24, vocab_size=100)
+    config = transformers.T5Config(d_model=32, num_layers=2, num_heads=4, d_kv=8, d_ff=24, vocab_size=100)
     net = transformers.T5ForTokenClassification(config)
     with torch.no_grad():
         net.transformer.encoder.block[1].layer[1].DenseReluDense.wo.weight[:, :5] = 0  # type: ignore[union-attr]
