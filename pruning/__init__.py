@@ -47,7 +47,7 @@ from pruning.regularizers import GroupLasso, Regularizer
 from pruning.report import LayerReport, MaskUpdate, predict
 from pruning.schedules import Gradual, OneShot, Schedule, TrainingLength
 from pruning.second_order import OBS, Calibrated, CalibratedFisher, CalibratedSnip, Calibration, Wanda
-from pruning.second_order.one_shot import obs
+from pruning.second_order.one_shot import obs, obs_each
 from pruning.second_order.sensitivity import sensitivity
 from pruning.zeros import check_zeros
 
@@ -115,6 +115,7 @@ __all__ = [
     "matrix_weights",
     "misfit",
     "obs",
+    "obs_each",
     "other_matrices",
     "parse",
     "parts_of",

@@ -66,6 +66,12 @@ class CoupledWeights:
         self.units = self.parts[0].units
         self.shape = torch.Size((self.units, sum(part.size for part in self.parts)))
 
+    @property
+    def reader(self) -> Part | None:
+        """The columns that read the features of the units; None unless exactly one part is sliced by columns."""
+        readers = [part for part in self.parts if part.axis == 1]
+        return readers[0] if len(readers) == 1 else None
+
     def macs(self, tokens: int) -> int:
         """Multiply-accumulates of a unit for each token of a text of so many tokens."""
         return sum(part.size for part in self.parts if part.parameter.dim() > 1) + self.products * tokens

@@ -214,12 +214,14 @@ class Plan:
                 self.allocation,
             )
         for group in self.groups:
-            if isinstance(group.pattern, Coupled) and criterion.updates_survivors:
-                raise PruningError(
-                    f"{type(criterion).__name__} adapts the other weights of each row to those that are pruned, and "
-                    f"{group.pattern} prunes whole rows of several matrices; take another criterion",
-                    criterion,
-                )
+            for name in group.shapes if criterion.updates_survivors and group.criterion is None else ():
+                weight = self.parameters[name]
+                if group.pattern.prunes and isinstance(weight, CoupledWeights) and weight.reader is None:
+                    raise PruningError(
+                        f"{type(criterion).__name__} refits the matrix that reads a unit's features, and {name} has no "
+                        "single one whose columns belong to the units; take another criterion",
+                        criterion,
+                    )
             if group.pattern.prunes:
                 schedule.sparsity(0.0, group.pattern.target)
                 regularizer.check(group.pattern)

@@ -50,9 +50,11 @@ def hold(plan: Plan, masks: Masks) -> None:
         masks.set_single(name, weight)
 
 
-def check_zeros(plan: Plan) -> None:
-    """Raise PruningError for what `Pruner.attach` would refuse of the zeros that weights have now."""
-    hold(plan, Masks(plan.parameters, plan.patterns, plan.keeps_zeros))
+def check_zeros(plan: Plan) -> Masks:
+    """The masks that `Pruner.attach` would make of the zeros that weights have now. Raises PruningError as that."""
+    masks = Masks(plan.parameters, plan.patterns, plan.keeps_zeros)
+    hold(plan, masks)
+    return masks
 
 
 def unit_costs(plan: Plan, masks: Masks, name: str, score: Tensor, losers: Tensor) -> Tensor:

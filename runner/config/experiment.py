@@ -84,6 +84,8 @@ class Experiment:
             raise UserError("finetune.num_train_epochs=0 makes no dense model; name a fine-tuned one: model.finetuned")
         if self.prune and not self.train.takes_steps:
             self._check_untrained()
+        if self.prune and self.train.takes_steps and not self.train.optimizer.has_second_moment:
+            self._check_second_moment()
         if self.finetune.lr_rewind is not None:
             raise UserError(
                 f"finetune.lr_rewind={self.finetune.lr_rewind}: fine-tuning has no mask updates; set train.lr_rewind"
@@ -130,6 +132,21 @@ class Experiment:
         prunes = self.pattern.prunes or any(layer.pattern for layer in self.allocation.layers.values())
         return self.prune and bool(self.model.sparse) and prunes
 
+    def _criteria(self) -> list[Criterion]:
+        """All criteria that rank weights: that of the group, and those of single layers."""
+        own = {layer.criterion for layer in self.allocation.layers.values() if layer.criterion}
+        return [self.criterion, *map(named, sorted(own))]
+
+    def _check_second_moment(self) -> None:
+        """Refuse a criterion that reads what the optimizer does not have."""
+        if not isinstance(self.pattern, Pattern) or not self.pattern.prunes:
+            return
+        if reading := [type(c).__name__ for c in self._criteria() if c.needs_second_moment]:
+            raise UserError(
+                f"train.optimizer={self.train.optimizer.value}: {reading[0]} reads the second moment of AdamW, which "
+                "it does not have; choose adamw_torch_fused or another criterion"
+            )
+
     def _check_latency(self) -> None:
         """Refuse a budget of time without times."""
         speedup = self.pattern.target_speedup if isinstance(self.pattern, Coupled) else None
@@ -141,8 +158,7 @@ class Experiment:
         """Refuse to prune without training by a criterion that observes training steps, or more than once."""
         if not isinstance(self.pattern, Pattern) or not self.pattern.prunes:
             return
-        own = {layer.criterion for layer in self.allocation.layers.values() if layer.criterion}
-        criteria = [self.criterion, *map(named, sorted(own))]
+        criteria = self._criteria()
         if observing := [type(c).__name__ for c in criteria if c.needs_gradient or c.needs_second_moment]:
             raise UserError(
                 f"train.num_train_epochs=0: {observing[0]} observes training steps, and there are "

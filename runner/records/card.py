@@ -161,6 +161,7 @@ def pruning_variables(facts: Facts, pruning: Mapping[str, Any]) -> dict[str, Any
     return {
         "prunes": whole or any(layer["pruned_units"] for layer in layers),
         "parameters": "" if weighed is None else f"{weighed.parameters:,} of {weighed.parameters_dense:,}",
+        "once_cut": "" if weighed is None else weighed.once_cut,
         "supervision": f"distilled from {teacher}" if distills else "trained on the labels",
         "sparsity": f"{counted.sparsity:.2%}",
         "exact_sparsity": repr(counted.sparsity),

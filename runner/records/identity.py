@@ -92,11 +92,17 @@ def identify(experiment: Experiment, contents: Contents) -> Identity:
     budget = {key: value for key, value in control.items() if key != "distill"}
     return Identity(
         run=_hash([run, seed]),
-        group=_hash(run),
+        group=_hash(_without_seeds(run, seed)),
         dense=_hash([dense, seed if experiment.model.finetuned is None else None]),
         control=_hash(control),
         budget=_hash(budget),
     )
+
+
+def _without_seeds(run: dict[str, Any], seed: int) -> dict[str, Any]:
+    """A run with 0 for the criterion's seed where it follows the run's: runs that differ in nothing else are pooled."""
+    criterion = run.get("criterion", {})
+    return {**run, "criterion": {**criterion, "seed": 0}} if criterion.get("seed") == seed else run
 
 
 def _without_open(pattern: dict[str, Any]) -> dict[str, Any]:

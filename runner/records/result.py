@@ -98,6 +98,8 @@ class Result:
             if self.student_layers is not None and (weighed := self.footprint) is not None:
                 share = f"{weighed.parameters:,} of {weighed.parameters_dense:,} parameters"
                 lines["student"] = f"{self.student_layers} of the dense model, {share}"
+            if (weighed := self.footprint) is not None and weighed.once_cut:
+                lines["once cut"] = weighed.once_cut
             if self.predicted is not None:
                 lines["predicted"] = str(self.predicted)
             if (left_out := describe_left_out(self.verification.left_out)) is not None:

@@ -62,6 +62,7 @@ def time_all(
     turns: int = 200,
     *,
     wall: bool = False,
+    rival: Runtime | None = None,
 ) -> list[Timing]:
     """Time runtimes, the fastest first.
 
@@ -71,17 +72,23 @@ def time_all(
         seconds: to spend, at least five turns.
         turns: at most.
         wall: with one thread too the time on the clock counts, as for a GPU.
+        rival: a runtime of another model that takes its turns too. Ratios are to it, and it has no entry of its own.
     """
     with _inference(threads):
         checked = _agreeing(runtimes, inputs)
+        if rival is not None:
+            rival.run(inputs)  # warm
+            checked.append((rival, 0.0))
         cpu, clock = _turns([runtime for runtime, _ in checked], inputs, seconds, turns)
     spent = cpu if threads == 1 and not wall else clock
     medians = [median(times) for times in spent]
-    dense = [i for i, (runtime, _) in enumerate(checked) if not runtime.sparse]
+    dense = [i for i, (runtime, _) in enumerate(checked) if not runtime.sparse and rival in (None, runtime)]
     best = min(dense, key=lambda i: medians[i]) if dense else None
     batch, length = next(iter(inputs.values())).shape
     timings = []
     for i, (runtime, difference) in enumerate(checked):
+        if runtime is rival:
+            continue
         low, high = _spread(spent[i])
         ratio = median(b / a for a, b in zip(spent[i], spent[best], strict=True)) if best is not None else float("nan")
         timings.append(

@@ -176,8 +176,8 @@ def _announce_machine(experiment: Experiment, data: TrainingData, base: models.C
     compiled = ", compiled" if training.torch_compile else ""
     shared = f", batches shared by {ranks.world_size()} ranks" if ranks.world_size() > 1 else ""
     padding = 100 * data.batches(training, experiment.seed).padding()
-    log.info("%s, fused AdamW%s%s; %.1f %% of the computed tokens are padding", precision, compiled, shared, padding,
-             extra=ONCE)  # fmt: skip
+    log.info("%s, %s%s%s; %.1f %% of the computed tokens are padding", precision, training.optimizer.value, compiled,
+             shared, padding, extra=ONCE)  # fmt: skip
     if device().type == "cpu" and models.attention_dropout(base.config) > 0:
         log.info("dropout of attention weights is slow on CPUs: model.attention_dropout=0 leaves it out (in all rows "
                  "that are compared)", extra=ONCE)  # fmt: skip
