@@ -14,7 +14,7 @@ from pruning.criteria import Criterion
 from pruning.criteria import named as criterion_of
 from pruning.errors import PruningError
 from pruning.groups import Group
-from pruning.latency import LatencyTable, TimePrediction, share_for
+from pruning.latency import TimePrediction, share_for
 from pruning.matrices import matrix_shape
 from pruning.patterns import Locked, Pattern, parse
 from pruning.regularizers import Regularizer
@@ -115,8 +115,7 @@ class Plan:
             except PruningError as error:
                 raise PruningError(f"allocation.layers, for {name}: {error}") from error
             reason = _reason(p, own, override, shared[0] if shared[0] != name else None)
-            if override.frozen:
-                self.frozen.append(name)
+            self.frozen += [name] if override.frozen else []
             if keeps_zeros and (override.excluded or _misfit(own, p) or not own.prunes):
                 excluded = dataclasses.replace(override, excluded=False)
                 if _reason(p, Locked(), excluded, shared[0] if shared[0] != name else None) is None:
@@ -125,12 +124,7 @@ class Plan:
                 self.left[name] = reason
             else:
                 group = Group(own, {}, override.criterion if own.prunes else None)
-                group = groups.setdefault(group.key, group)
-                group.shapes[name] = matrix_shape(p.shape)
-                if self.allocation.cost == "macs" and isinstance(p, CoupledWeights):
-                    group.macs[name] = p.macs(tokens)
-                if self.table is not None and isinstance(p, CoupledWeights):
-                    group.saved[name] = self._saved(self.table, name, p)
+                self._add(groups.setdefault(group.key, group), name, p, tokens)
         self.groups = list(groups.values())
         if isinstance(pattern, Coupled) and pattern.target_speedup is not None:
             self._aim(pattern, pattern.target_speedup)
@@ -148,9 +142,16 @@ class Plan:
         """The parameters that have a pattern."""
         self._check()
 
-    def _saved(self, table: LatencyTable, name: str, weights: CoupledWeights) -> tuple[float, ...]:
+    def _add(self, group: Group, name: str, weights: Weight, tokens: int) -> None:
+        """Add a layer to a group, with the cost of its units."""
+        group.shapes[name] = matrix_shape(weights.shape)
+        if not isinstance(weights, CoupledWeights):
+            return
+        if self.allocation.cost == "macs":
+            group.macs[name] = weights.macs(tokens)
         try:
-            return table.saved(name, weights)
+            if self.table is not None:
+                group.saved[name] = self.table.saved(name, weights)
         except PruningError as error:
             raise PruningError(f"latency={self.allocation.latency}: {error}", self.allocation) from error
 

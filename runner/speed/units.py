@@ -31,7 +31,7 @@ from pruning import (
 )
 from pruning.latency import FORMAT
 from pruning.runtime.cut import cut
-from pruning.runtime.families import check_layers, structure_of
+from pruning.runtime.seams import seams_of
 from runner import models
 from runner.exports.libraries import Missing, quiet
 from runner.exports.onnx import export_onnx
@@ -134,18 +134,19 @@ def random_model(config: PretrainedConfig, layers: int | None = None) -> PreTrai
         layers: another number of them.
 
     Raises:
-        UserError: transformers cannot build it, or exports do not cut this architecture.
+        UserError: transformers cannot build it, or exports do not cut each of its layers.
     """
     config = copy.deepcopy(config)
     if layers is not None:
         config.num_hidden_layers = layers
-    skeleton = models.skeleton("AutoModel", config)
-    if reason := why_not_cut(skeleton):
-        raise UserError(f"{config.name_or_path}: exports do not cut heads and channels out of this model: {reason}")
+    models.skeleton("AutoModel", config)  # refuses what cannot be built
     _, from_config = heads.network("AutoModel", config)
     torch.manual_seed(0)
     with models.quiet_loading():
-        return from_config(config, dtype=torch.float32).eval()
+        model = from_config(config, dtype=torch.float32).eval()
+    if reason := why_not_cut(model):
+        raise UserError(f"{config.name_or_path}: exports do not cut heads and channels out of each layer: {reason}")
+    return model
 
 
 def measure_units(
@@ -254,12 +255,13 @@ class Pairs:
 
 
 def why_not_cut(model: PreTrainedModel) -> str:
-    """Why exports do not cut heads and channels out of a model; empty if they do."""
+    """Why exports do not cut heads and channels out of each layer of a model; empty if they do."""
     try:
-        check_layers(model, structure_of(model.config).family)
+        seams, layers = seams_of(model), models.shape(model.config).layers
     except PruningError as reason:
         return str(reason)
-    return ""
+    counts = [sum(seam.heads == heads and seam.can_be_cut for seam in seams) for heads in (True, False)]
+    return "" if counts == [layers, layers] else f"{counts[0]} attentions and {counts[1]} feed-forward networks are cut"
 
 
 def units_of(model: PreTrainedModel) -> dict[str, CoupledWeights]:
