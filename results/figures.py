@@ -47,7 +47,7 @@ STYLE: Any = {
 _FIXED = ("4x1", "2:4", "1x1", "8x1", "16x1", "32x1", "rows", "columns", "4x4", "1:4", "4:8", "locked", "1x4", "1:2")
 """Patterns whose styles are chosen to differ; any other pattern has that of its name's checksum."""
 _BESIDE, _CHARACTERS, _LINE = 32, 13, 0.15
-"""Characters of a label that fits beside the axes; of one below them, for each inch; and inches of a line of it."""
+"""Characters of a label that fits right of the axes; of one below them, for each inch; and inches of a line of it."""
 _UNDATED = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
 
 
