@@ -221,9 +221,9 @@ def fastest(points: Sequence[Point], drop: float) -> Point | None:
 
 def command_of(point: Point, overrides: Sequence[str]) -> str:
     """The run that makes the model of a point."""
-    kept = [each for each in overrides if not each.startswith("dataset.max_eval_samples=")]
+    others = [each for each in overrides if not each.startswith("dataset.max_eval_samples=")]
     target = [] if ":" in point.pattern else [f"pattern.target_sparsity={point.target:g}"]
-    return shlex.join(["python", "-m", "runner", *kept, f"pattern={point.pattern}", *target])
+    return shlex.join(["python", "-m", "runner", *others, f"pattern={point.pattern}", *target])
 
 
 def table(points: Sequence[Point], metric: str) -> str:

@@ -91,7 +91,7 @@ class SurvivorUpdate:
         masks: dict[str, Tensor] = {}
         for i, part in enumerate(self.criterion.rounds):
             due = before + (fraction - before) * part
-            gone = {name: self._units_kept(layer).logical_not_() for name, layer in layers.items()}
+            gone = {name: self._units_left(layer).logical_not_() for name, layer in layers.items()}
             chosen = self._select(group, allocation, costs, gone, due, fraction)
             last = i + 1 == len(self.criterion.rounds)
             for name, layer in layers.items():
@@ -121,10 +121,10 @@ class SurvivorUpdate:
     def _part_gone(self, group: Group, allocation: Allocation, layers: Mapping[str, LayerSolver]) -> float:
         """The fraction of the weights of some layers that is pruned, or goes with the zeros among it."""
         quotas = {name: quota for name, quota in group.quotas(allocation).items() if name in layers}
-        gone = sum(int((~self._units_kept(layers[name])).sum()) * quota.zeros for name, quota in quotas.items())
+        gone = sum(int((~self._units_left(layers[name])).sum()) * quota.zeros for name, quota in quotas.items())
         return gone / sum(quota.units * quota.zeros for quota in quotas.values())
 
-    def _units_kept(self, layer: LayerSolver) -> Tensor:
+    def _units_left(self, layer: LayerSolver) -> Tensor:
         return layer.alive[:, :: layer.cols].flatten()
 
     def _select(

@@ -24,6 +24,9 @@ log = logging.getLogger(__name__)
 NOISY = 0.25
 """Spread of one runtime's times, as (90th - 10th percentile) / median, above which the machine is called noisy."""
 
+TURNS = 200
+"""Turns at most."""
+
 
 @dataclass(frozen=True)
 class Timing:
@@ -58,7 +61,6 @@ def time_all(
     inputs: Inputs,
     threads: int,
     seconds: float = 8,
-    turns: int = 200,
     *,
     wall: bool = False,
     rival: Runtime | None = None,
@@ -68,8 +70,7 @@ def time_all(
     Args:
         inputs: (batch, length) each.
         threads: of torch; the other runtimes were made for so many.
-        seconds: to spend, at least five turns.
-        turns: at most.
+        seconds: to spend, at least five turns and at most TURNS.
         wall: with one thread too the time on the clock counts, as for a GPU.
         rival: a runtime of another model that takes its turns too. Ratios are to it, and it has no entry of its own.
     """
@@ -81,7 +82,7 @@ def time_all(
             if rival is not None:
                 rival.run(inputs)  # warm
                 checked.append((rival, 0.0))
-            cpu, clock = _turns([runtime for runtime, _ in checked], inputs, seconds, turns)
+            cpu, clock = _turns([runtime for runtime, _ in checked], inputs, seconds)
             spent = cpu if threads == 1 and not wall else clock
     finally:
         torch.set_num_threads(before)
@@ -114,14 +115,12 @@ def _spread(times: list[float]) -> tuple[float, float]:
     return tenths[0], tenths[-1]
 
 
-def _turns(
-    runtimes: Sequence[Runtime], inputs: Inputs, seconds: float, turns: int
-) -> tuple[list[list[float]], list[list[float]]]:
+def _turns(runtimes: Sequence[Runtime], inputs: Inputs, seconds: float) -> tuple[list[list[float]], list[list[float]]]:
     """CPU and wall milliseconds of each runtime, turn by turn."""
     cpu: list[list[float]] = [[] for _ in runtimes]
     wall: list[list[float]] = [[] for _ in runtimes]
     start = time.perf_counter()
-    for turn in range(turns):
+    for turn in range(TURNS):
         if turn >= 5 and time.perf_counter() - start > seconds:
             break
         for i, runtime in enumerate(runtimes):
