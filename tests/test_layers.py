@@ -36,7 +36,7 @@ FLOORS = {
         "runner.sensitivity",
         "runner.tradeoff",
     ),
-    6: ("runner.stages", "runner.sweeps", "runner.share", "runner.examples", "runner.export"),
+    6: ("runner.stages", "runner.sweeps", "runner.share", "runner.examples", "runner.export", "runner.serving"),
     5: ("runner.training", "runner.records", "runner.reference", "runner.benchmark"),
     4: ("runner.config", "runner.inspect", "runner.upload"),
     3: (

@@ -30,8 +30,8 @@ class Calibrated(Criterion):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.samples < 1 or not 0 <= self.seed < 2**31:
-            raise PruningError(f"samples={self.samples} must be at least 1, seed={self.seed} from 0 to 2^31 - 1", self)
+        if self.samples < 1 or not 0 <= self.seed < 2**32:
+            raise PruningError(f"samples={self.samples} must be at least 1, seed={self.seed} from 0 to 2^32 - 1", self)
 
     def scores(self, calibration: Calibration, plan: Plan) -> dict[str, Tensor]:
         """[out, in] saliencies by parameter name, not pooled; those of biases are [out]."""

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from pruning.allocation import Allocation
 from pruning.blocks import Block
 from pruning.coupled import Coupled, CoupledWeights, Part
+from pruning.groups import Group
 from pruning.masks import Masks
 from pruning.matrices import as_matrix, from_matrix
 from pruning.nofm import NofM
-from pruning.plan import Group, Plan
+from pruning.plan import Plan
 from pruning.second_order.calibration import Calibration, Statistics, collect, modules_of
 from pruning.second_order.criteria import OBS, refitted
 from pruning.second_order.solver import LayerSolver
@@ -121,8 +122,8 @@ class SurvivorUpdate:
     def _part_gone(self, group: Group, allocation: Allocation, layers: Mapping[str, LayerSolver]) -> float:
         """The fraction of the weights of some layers that is pruned, or goes with the zeros among it."""
         quotas = {name: quota for name, quota in group.quotas(allocation).items() if name in layers}
-        gone = sum(int((~self._units_left(layers[name])).sum()) * quota.zeros for name, quota in quotas.items())
-        return gone / sum(quota.units * quota.zeros for quota in quotas.values())
+        gone = sum(quota.saves(int((~self._units_left(layers[name])).sum())) for name, quota in quotas.items())
+        return gone / sum(quota.saves(quota.units) for quota in quotas.values())
 
     def _units_left(self, layer: LayerSolver) -> Tensor:
         return layer.alive[:, :: layer.cols].flatten()
@@ -143,7 +144,8 @@ class SurvivorUpdate:
             for quota in quotas.values():
                 quota.cap = max(quota.most, quota.gone)
         if isinstance(group.pattern, Coupled):
-            costs = {name: cost / quotas[name].zeros for name, cost in costs.items()}
+            weighed = [name for name in costs if quotas[name].saved is None]  # where time counts, it is in the quota
+            costs = {**costs, **{name: costs[name] / quotas[name].zeros for name in weighed}}
         ranked = {name: cost.flatten().masked_fill(gone[name], -torch.inf) for name, cost in costs.items()}
         return allocation.select(ranked, due, quotas)
 
