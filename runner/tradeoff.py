@@ -125,8 +125,8 @@ def with_defaults(typed: Sequence[str], examples: int) -> tuple[list[str], list[
     """The overrides of a run without training, but for its pattern, and the names of the patterns."""
     names = ",".join(each.partition("=")[2] for each in typed if each.startswith("pattern=")) or PATTERNS
     keys = {each.lstrip("+").partition("=")[0] for each in typed}
-    if "pattern.target_sparsity" in keys:
-        raise UserError("pattern.target_sparsity is one point: give the sparsities with --sparsity, such as 0.3,0.5")
+    if one := keys & {"pattern.target_sparsity", "pattern.target_speedup"}:
+        raise UserError(f"{min(one)} is one point: give the sparsities with --sparsity, such as 0.3,0.5")
     added = {"criterion": "obs"}
     if "model.finetuned" in keys:  # else they are part of the identity of the dense model in the cache
         added |= {"dataset.max_train_samples": str(CALIBRATED), "dataset.max_eval_samples": str(examples)}

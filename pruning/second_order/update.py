@@ -92,7 +92,7 @@ class SurvivorUpdate:
         masks: dict[str, Tensor] = {}
         for i, part in enumerate(self.criterion.rounds):
             due = before + (fraction - before) * part
-            gone = {name: self._units_kept(layer).logical_not_() for name, layer in layers.items()}
+            gone = {name: self._units_left(layer).logical_not_() for name, layer in layers.items()}
             chosen = self._select(group, allocation, costs, gone, due, fraction)
             last = i + 1 == len(self.criterion.rounds)
             for name, layer in layers.items():
@@ -122,10 +122,10 @@ class SurvivorUpdate:
     def _part_gone(self, group: Group, allocation: Allocation, layers: Mapping[str, LayerSolver]) -> float:
         """The fraction of the weights of some layers that is pruned, or goes with the zeros among it."""
         quotas = {name: quota for name, quota in group.quotas(allocation).items() if name in layers}
-        gone = sum(int((~self._units_kept(layers[name])).sum()) * quota.zeros for name, quota in quotas.items())
-        return gone / sum(quota.units * quota.zeros for quota in quotas.values())
+        gone = sum(quota.saves(int((~self._units_left(layers[name])).sum())) for name, quota in quotas.items())
+        return gone / sum(quota.saves(quota.units) for quota in quotas.values())
 
-    def _units_kept(self, layer: LayerSolver) -> Tensor:
+    def _units_left(self, layer: LayerSolver) -> Tensor:
         return layer.alive[:, :: layer.cols].flatten()
 
     def _select(
@@ -144,7 +144,8 @@ class SurvivorUpdate:
             for quota in quotas.values():
                 quota.cap = max(quota.most, quota.gone)
         if isinstance(group.pattern, Coupled):
-            costs = {name: cost / quotas[name].zeros for name, cost in costs.items()}
+            weighed = [name for name in costs if quotas[name].saved is None]  # where time counts, it is in the quota
+            costs = {**costs, **{name: costs[name] / quotas[name].zeros for name in weighed}}
         ranked = {name: cost.flatten().masked_fill(gone[name], -torch.inf) for name, cost in costs.items()}
         return allocation.select(ranked, due, quotas)
 

@@ -25,6 +25,9 @@ log = logging.getLogger(__name__)
 NOISY = 0.25
 """Spread of one runtime's times, as (90th - 10th percentile) / median, above which the machine is called noisy."""
 
+TURNS = 200
+"""Turns at most."""
+
 
 @dataclass(frozen=True)
 class Timing:
@@ -59,7 +62,6 @@ def time_all(
     inputs: Inputs,
     threads: int,
     seconds: float = 8,
-    turns: int = 200,
     *,
     wall: bool = False,
     rival: Runtime | None = None,
@@ -69,8 +71,7 @@ def time_all(
     Args:
         inputs: (batch, length) each.
         threads: of torch; the other runtimes were made for so many.
-        seconds: to spend, at least five turns.
-        turns: at most.
+        seconds: to spend, at least five turns and at most TURNS.
         wall: with one thread too the time on the clock counts, as for a GPU.
         rival: a runtime of another model that takes its turns too. Ratios are to it, and it has no entry of its own.
     """
@@ -79,7 +80,7 @@ def time_all(
         if rival is not None:
             rival.run(inputs)  # warm
             checked.append((rival, 0.0))
-        cpu, clock = _turns([runtime for runtime, _ in checked], inputs, seconds, turns)
+        cpu, clock = _turns([runtime for runtime, _ in checked], inputs, seconds)
     spent = cpu if threads == 1 and not wall else clock
     medians = [median(times) for times in spent]
     dense = [i for i, (runtime, _) in enumerate(checked) if not runtime.sparse and rival in (None, runtime)]
@@ -105,19 +106,17 @@ def time_all(
     return sorted(timings, key=lambda timing: timing.ms)
 
 
-def time_in_turns(
-    runtimes: Sequence[Runtime], inputs: Inputs, threads: int, seconds: float, turns: int = 200
-) -> list[list[float]]:
+def time_in_turns(runtimes: Sequence[Runtime], inputs: Inputs, threads: int, seconds: float) -> list[list[float]]:
     """Milliseconds of runtimes of different models, turn by turn: CPU time with one thread, time on the clock with
     several.
 
     Args:
-        inputs, threads, seconds, turns: as for `time_all`.
+        inputs, threads, seconds: as for `time_all`.
     """
     with _inference(threads):
         for runtime in runtimes:
             runtime.run(inputs)  # warm
-        cpu, clock = _turns(runtimes, inputs, seconds, turns)
+        cpu, clock = _turns(runtimes, inputs, seconds)
     return cpu if threads == 1 else clock
 
 
@@ -138,14 +137,12 @@ def _spread(times: list[float]) -> tuple[float, float]:
     return tenths[0], tenths[-1]
 
 
-def _turns(
-    runtimes: Sequence[Runtime], inputs: Inputs, seconds: float, turns: int
-) -> tuple[list[list[float]], list[list[float]]]:
+def _turns(runtimes: Sequence[Runtime], inputs: Inputs, seconds: float) -> tuple[list[list[float]], list[list[float]]]:
     """CPU and wall milliseconds of each runtime, turn by turn."""
     cpu: list[list[float]] = [[] for _ in runtimes]
     wall: list[list[float]] = [[] for _ in runtimes]
     start = time.perf_counter()
-    for turn in range(turns):
+    for turn in range(TURNS):
         if turn >= 5 and time.perf_counter() - start > seconds:
             break
         for i, runtime in enumerate(runtimes):

@@ -5,6 +5,7 @@ time, and decide with plain sorts.
 
 import copy
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -41,6 +42,7 @@ from pruning import (
     obs,
     obs_each,
 )
+from pruning.latency import select_by_time
 from pruning.runtime.cut import cut
 from pruning.second_order import collect
 from pruning.second_order.solver import damped
@@ -61,6 +63,7 @@ from tests.pruning.test_coupled import (
     units,
     values,
 )
+from tests.pruning.test_latency import TABLE
 
 Unit = tuple[str, int, int]
 PATTERNS: list[type[Coupled]] = [FeedForward, Heads, Structured]
@@ -428,3 +431,23 @@ def test_one_calibration_serves_several_patterns_and_targets() -> None:
     assert seen == list(map(repr, wanted))
     assert read == [1]
     assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
+
+
+def test_a_budget_of_time_takes_the_error_of_whole_units(tmp_path: Path) -> None:
+    """Where times count, units are not weighed by their size too: a head is four channels here."""
+    file = tmp_path / "table.json"
+    file.write_text(json.dumps(TABLE))
+    allocation = Global(cost="latency", latency=str(file), max_per_layer=1.0)
+    pattern, model = Structured(target_sparsity=0.5), network().eval()
+    plan = Plan(candidates(model, pattern), pattern, allocation)
+    (group,) = plan.groups
+    costs = {f"bert.encoder.layer.{layer}.{kind}": torch.tensor(Reader(model, kind, layer).costs())
+             for kind in ("channels", "heads") for layer in range(LAYERS)}  # fmt: skip
+    fraction, quotas = group.budget(plan.allocation, 0.5, dict.fromkeys(costs, 0))
+    expected = select_by_time(costs, fraction, quotas)
+    criterion = OBS(rounds=[1.0])
+    pruner = Pruner(plan, OneShot("0"), TrainingLength(0), criterion, calibration=calibration(model))
+    pruner.update_now()
+    assert {name: (~mask).tolist() for name, mask in pruner.masks.items()} == {
+        name: mask.tolist() for name, mask in expected.items()
+    }
