@@ -11,7 +11,6 @@ the model is timed dense and in the 2:4 forms of torch: see `runner.speed.cuda`.
 
 from __future__ import annotations
 
-import argparse
 import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING
@@ -22,6 +21,7 @@ from runner.speed.cuda import measure_cuda, require_cuda, verdicts
 from runner.speed.measure import Grid, batch_of, load, measure
 from runner.speed.runtimes import TOLERANCE, default_precisions
 from runner.speed.timing import Timing
+from runner.system.commands import command_parser
 from runner.system.errors import UserError
 from runner.system.process import command, set_up_process
 from runner.tracking import Tracking
@@ -38,7 +38,9 @@ def main(arguments: list[str]) -> None:
     Raises:
         UserError: there is no model, or an argument makes no sense.
     """
-    parser = argparse.ArgumentParser("python -m runner.benchmark", description="Time a saved model on a CPU or GPU.")
+    parser = command_parser(
+        "benchmark", "outputs/RUN", "outputs/RUN --batch 1,8 --length 128,384", "outputs/RUN --device cuda"
+    )
     where = "folder of a saved model or of a run, or a run's id in MLflow"
     parser.add_argument("folder", metavar="FOLDER_OR_RUN", help=where)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="cuda: dense and 2:4 on a GPU")

@@ -145,7 +145,8 @@ def test_runner_imports_of_results_what_both_need_only() -> None:
     assert interface == {"results.filters", "results.load", "results.rows", "results.safe_text"}
     names = {(path, name) for path, name in names if path != "runner/interface.py"}
     drawing = {"results.pictures", "results.layers", "results.runs", "results.sensitivity"}
-    assert {name for _, name in names} == {"results.columns", "results.safe_text", "results.sqlite"} | drawing
+    text = {"results.arguments", "results.columns", "results.safe_text"}  # command lines, names, printing
+    assert {name for _, name in names} == text | {"results.sqlite"} | drawing
     assert {path for path, name in names if name in drawing - {"results.pictures"}} == {"runner/sensitivity.py"}
     assert {path for path, name in names if name == "results.pictures"} == {"runner/tracking/operations.py"}
 
