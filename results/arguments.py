@@ -40,12 +40,11 @@ class Parser(argparse.ArgumentParser):
         """As argparse does, after a look at the options: argparse would first complain of the value that follows."""
         arguments = sys.argv[1:] if args is None else list(args)
         if not any(isinstance(action, argparse._SubParsersAction) for action in self._actions):
+            names = [*self._option_string_actions]
             for argument in arguments[: arguments.index("--")] if "--" in arguments else arguments:
                 option = argument.partition("=")[0]
-                if re.match(r"--\w", option) and not any(
-                    name.startswith(option) for name in self._option_string_actions
-                ):
-                    self.error(f"{option}: there is no such option{meant(option, self._option_string_actions)}")
+                if re.match(r"--\w", option) and not any(name.startswith(option) for name in names):
+                    self.error(f"{option}: there is no such option{meant(option, names)}")
         return super().parse_known_args(arguments, namespace)
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
