@@ -3,16 +3,18 @@
 import dataclasses
 import logging
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from copy import copy
 
 import torch
 from torch import nn
 
-from pruning.allocation import Allocation, Global, LayerOverride, Quota
+from pruning.allocation import Allocation, Global, LayerOverride
 from pruning.coupled import Coupled, CoupledWeights, Weight, parts_of
 from pruning.criteria import Criterion
 from pruning.criteria import named as criterion_of
 from pruning.errors import PruningError
+from pruning.groups import Group
+from pruning.latency import LatencyTable, TimePrediction, share_for
 from pruning.matrices import matrix_shape
 from pruning.patterns import Locked, Pattern, parse
 from pruning.regularizers import Regularizer
@@ -35,54 +37,31 @@ def _misfit(pattern: Pattern, weight: Weight) -> str | None:
     return misfit(pattern, weight.shape)
 
 
-@dataclass
-class Group:
-    """Layers that share a pattern, a target and a criterion, and so one budget."""
+def budgeted(pattern: Pattern, allocation: Allocation) -> Allocation:
+    """The allocation with the cost that the pattern's target implies: time, for a target that is a speed-up.
 
-    pattern: Pattern
-    shapes: dict[str, torch.Size]
-    """The matrix shape of each layer, sorted by parameter name."""
-    criterion: str | None = None
-    """The name of the criterion; None: the main one."""
-    macs: dict[str, int] = field(default_factory=dict)
-    """Multiply-accumulates of a unit of each layer; empty where units are counted by their weights."""
-
-    @property
-    def key(self) -> str:
-        """What the group is saved under."""
-        return repr(self.pattern) + (f" by {self.criterion}" if self.criterion else "")
-
-    @property
-    def units(self) -> dict[str, int]:
-        """Units of the pattern in each layer."""
-        return {name: shape.numel() // self.pattern.unit_size(shape) for name, shape in self.shapes.items()}
-
-    def rate(self, name: str) -> float:
-        """Cost of each weight of a layer: 1, or its share of the multiply-accumulates."""
-        return self.macs[name] / self.pattern.unit_size(self.shapes[name]) if name in self.macs else 1.0
-
-    def quotas(self, allocation: Allocation, progress: float = 1.0) -> dict[str, Quota]:
-        """How many units of each layer may be pruned when this part of the target is due."""
-        zeros = {name: self.macs.get(name, self.pattern.unit_zeros(shape)) for name, shape in self.shapes.items()}
-        return allocation.quotas(self.units, zeros, self.pattern.max_sparsity, progress)
-
-    def budget(
-        self, allocation: Allocation, fraction: float, gone: Mapping[str, int], due: float | None = None
-    ) -> tuple[float, dict[str, Quota]]:
-        """The fraction of units to prune and the quotas of some layers: rounding, or a layer that can no longer be
-        ranked, may ask for less than is pruned already.
-
-        Args:
-            gone: layer -> units that are pruned and stay so.
-            due: the fraction on the way to `fraction`; None: that itself.
-        """
-        quotas = self.quotas(allocation, fraction / self.pattern.unit_fraction(self.pattern.target))
-        quotas = {name: quotas[name] for name in gone}
-        for name, quota in quotas.items():
-            quota.gone = gone[name]
-        total = sum(quota.units * quota.zeros for quota in quotas.values())
-        pruned = sum(quota.gone * quota.zeros for quota in quotas.values()) / total
-        return max(fraction if due is None else due, pruned), quotas
+    Raises:
+        PruningError: they contradict each other.
+    """
+    speedup = pattern.target_speedup if isinstance(pattern, Coupled) else None
+    if speedup is not None:
+        if allocation.latency is None:
+            raise PruningError(f"target_speedup={speedup:g} needs times: give the allocation a latency=FILE", pattern)
+        if allocation.cost == "macs":
+            raise PruningError(f"cost=macs: target_speedup={speedup:g} counts time; leave cost out", allocation)
+        if other := [name for name, layer in allocation.layers.items() if layer.target is not None or layer.pattern]:
+            text = f"layers[{other[0]!r}]: target_speedup={speedup:g} is one target for all; give no target or pattern"
+            raise PruningError(f"{text} here (excluded leaves layers as they are)", allocation)
+        return dataclasses.replace(allocation, cost="latency")
+    if allocation.cost == "latency" and pattern.prunes and not isinstance(pattern, Coupled):
+        text = f"cost=latency counts heads and channels, not units of {pattern}: choose structured, heads or ffn"
+        raise PruningError(text, allocation)
+    if allocation.cost == "latency" and allocation.latency is None:
+        raise PruningError("cost=latency needs times: measure a table, and give its file as latency=FILE", allocation)
+    if allocation.latency is not None and allocation.cost != "latency":
+        text = f"latency={allocation.latency} has no effect with cost={allocation.cost}: set cost=latency"
+        raise PruningError(text, allocation)
+    return allocation
 
 
 class Plan:
@@ -110,7 +89,10 @@ class Plan:
         keeps_zeros: bool = False,
         tokens: int = 128,
     ) -> None:
-        self.pattern, self.allocation = pattern, allocation if allocation is not None else Global()
+        self.pattern, self.allocation = pattern, budgeted(pattern, allocation if allocation is not None else Global())
+        """The allocation with the cost that it takes effect with."""
+        self.table = self.allocation.table() if self.allocation.cost == "latency" else None
+        """Measured times, where the budget is time."""
         self.keeps_zeros = keeps_zeros
         if keeps_zeros and self.allocation.regrow:
             raise PruningError("regrow=True would bring back zeros that are to stay; leave it out", self.allocation)
@@ -147,7 +129,11 @@ class Plan:
                 group.shapes[name] = matrix_shape(p.shape)
                 if self.allocation.cost == "macs" and isinstance(p, CoupledWeights):
                     group.macs[name] = p.macs(tokens)
+                if self.table is not None and isinstance(p, CoupledWeights):
+                    group.saved[name] = self._saved(self.table, name, p)
         self.groups = list(groups.values())
+        if isinstance(pattern, Coupled) and pattern.target_speedup is not None:
+            self._aim(pattern, pattern.target_speedup)
         self.patterns = {name: group.pattern for group in self.groups for name in group.shapes}
         """The pattern of each parameter that has one."""
         self.criteria = {
@@ -161,6 +147,41 @@ class Plan:
         self.parameters = {name: p for name, p in self.candidates.items() if name in self.patterns}
         """The parameters that have a pattern."""
         self._check()
+
+    def _saved(self, table: LatencyTable, name: str, weights: CoupledWeights) -> tuple[float, ...]:
+        try:
+            return table.saved(name, weights)
+        except PruningError as error:
+            raise PruningError(f"latency={self.allocation.latency}: {error}", self.allocation) from error
+
+    def _aim(self, pattern: Coupled, speedup: float) -> None:
+        """Give the pattern the target that its speed-up asks for."""
+        assert self.table is not None
+        quotas = {name: quota for group in self.groups for name, quota in group.quotas(self.allocation).items()}
+        try:
+            target = share_for(speedup, self.table.whole, quotas)
+        except PruningError as error:
+            raise PruningError(str(error), pattern) from error
+        self.pattern = copy(pattern)
+        self.pattern.target_sparsity = target
+        for group in self.groups:
+            group.pattern = self.pattern if group.pattern.prunes else group.pattern
+
+    def predict(self, pruned: Mapping[str, int] | None = None) -> TimePrediction | None:
+        """The time of the model once the pruned units are cut out; None without a table of times.
+
+        Args:
+            pruned: units by name of their weights; None: as many as the target asks for.
+        """
+        if self.table is None:
+            return None
+        saved = 0.0
+        for group in self.groups:
+            if pruned is None and group.pattern.prunes:
+                saved += group.pattern.target * sum(times[-1] for times in group.saved.values())
+            else:
+                saved += sum(times[(pruned or {}).get(name, 0)] for name, times in group.saved.items())
+        return TimePrediction(self.table.whole, self.table.whole - saved, self.table.settings)
 
     def _check(self) -> None:
         if not self.groups or (self.keeps_zeros and self.pattern.prunes and not self.prunes):
@@ -176,6 +197,9 @@ class Plan:
                 self.allocation,
             )
         for group in self.groups:
+            if group.pattern.prunes and group.saved and not any(times[-1] for times in group.saved.values()):
+                text = f"latency={self.allocation.latency}: units of {group.pattern} take no measurable time in it"
+                raise PruningError(f"{text}; measure again, longer or on a machine that does less", self.allocation)
             fraction = group.pattern.unit_fraction(group.pattern.target)
             self.allocation.check(group.quotas(self.allocation), fraction, group.pattern.max_sparsity)
 
@@ -189,12 +213,14 @@ class Plan:
                 self.allocation,
             )
         for group in self.groups:
-            if isinstance(group.pattern, Coupled) and criterion.updates_survivors:
-                raise PruningError(
-                    f"{type(criterion).__name__} adapts the other weights of each row to those that are pruned, and "
-                    f"{group.pattern} prunes whole rows of several matrices; take another criterion",
-                    criterion,
-                )
+            for name in group.shapes if criterion.updates_survivors and group.criterion is None else ():
+                weight = self.parameters[name]
+                if group.pattern.prunes and isinstance(weight, CoupledWeights) and weight.reader is None:
+                    raise PruningError(
+                        f"{type(criterion).__name__} refits the matrix that reads a unit's features, and {name} has no "
+                        "single one whose columns belong to the units; take another criterion",
+                        criterion,
+                    )
             if group.pattern.prunes:
                 schedule.sparsity(0.0, group.pattern.target)
                 regularizer.check(group.pattern)

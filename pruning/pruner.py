@@ -12,9 +12,10 @@ from torch.optim import Optimizer
 
 from pruning.criteria import Criterion, SnipMomentum
 from pruning.errors import PruningError
+from pruning.groups import Group
 from pruning.hooks import StepHooks, check_optimizer
 from pruning.masks import KEEPS_ZEROS, Masks
-from pruning.plan import Group, Plan
+from pruning.plan import Plan
 from pruning.regularizers import Regularizer
 from pruning.report import LayerReport, MaskUpdate, check_targets, describe
 from pruning.schedules import Schedule, TrainingLength
@@ -259,7 +260,7 @@ class Pruner:
                 f"the training ended after {self.steps_taken} optimizer steps, {why}: sparsity is {self.sparsity:g}, "
                 f"not {self.pattern.target:g}"
             )
-        check_targets(self.plan, self.report())
+        check_targets(self.plan, self.report(), self.masks)
 
     def report(self) -> list[LayerReport]:
         """One entry per weight, also for those left dense, in the order of their names."""

@@ -9,9 +9,10 @@ from torch.optim import Optimizer
 
 from pruning.coupled import CoupledWeights, Weight
 from pruning.criteria import Criterion, Layer
+from pruning.groups import Group
 from pruning.masks import Masks
 from pruning.matrices import as_matrix, from_matrix
-from pruning.plan import Group, Plan
+from pruning.plan import Plan
 from pruning.regularizers import Regularizer
 from pruning.zeros import unit_costs
 
@@ -71,7 +72,8 @@ class Scores:
         scores = {name: score for name, score in known if score is not None}
         losers = {name: group.pattern.losers(score) for name, score in scores.items()}
         costs = {name: unit_costs(self._plan, masks, name, score, losers[name]) for name, score in scores.items()}
-        return {name: cost / group.rate(name) if name in group.macs else cost for name, cost in costs.items()}, losers
+        weighed = group.macs or group.saved
+        return {name: cost / group.rate(name) if name in weighed else cost for name, cost in costs.items()}, losers
 
     def calibrate(self, scores: Mapping[str, Tensor]) -> None:
         """Replace the scores of a criterion that reads calibration data.

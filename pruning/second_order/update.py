@@ -10,12 +10,14 @@ from torch import Tensor, nn
 
 from pruning.allocation import Allocation
 from pruning.blocks import Block
+from pruning.coupled import Coupled, CoupledWeights, Part
+from pruning.groups import Group
 from pruning.masks import Masks
 from pruning.matrices import as_matrix, from_matrix
 from pruning.nofm import NofM
-from pruning.plan import Group, Plan
+from pruning.plan import Plan
 from pruning.second_order.calibration import Calibration, Statistics, collect, modules_of
-from pruning.second_order.criteria import OBS
+from pruning.second_order.criteria import OBS, refitted
 from pruning.second_order.solver import LayerSolver
 
 log = logging.getLogger(__name__)
@@ -38,30 +40,39 @@ class SurvivorUpdate:
 
     def __init__(self, calibration: Calibration, plan: Plan, criterion: OBS, masks: Masks) -> None:
         self.plan, self.criterion, self.masks = plan, criterion, masks
-        pruned = plan.ranked_by_main()
+        self.matrices = refitted(plan)
         with _timed("calibration"):
-            statistics = collect(calibration, pruned, criterion.seed)
-        owners = modules_of(calibration.model, pruned)
-        self.biases = {name: _own_bias(owners[name]) for name in pruned}
-        self.solvers = {name: self._solver(name, statistics) for name in pruned if _matters(name, statistics)}
-        """Layers by parameter name, where something is known of the layer."""
+            statistics = collect(calibration, dict(self.matrices.values()), criterion.seed)
+        owners = modules_of(calibration.model, dict(self.matrices.values()))
+        self.biases = {name: _own_bias(owners[matrix]) for name, (matrix, _) in self.matrices.items()}
+        used = [name for name, (matrix, _) in self.matrices.items() if _matters(matrix, statistics)]
+        self.solvers = {name: self._solver(name, statistics) for name in used}
+        """Layers by name of what the plan prunes, where something is known of the layer."""
 
     def _solver(self, name: str, statistics: Statistics) -> LayerSolver:
-        pattern, weight = self.plan.patterns[name], as_matrix(self.plan.parameters[name].detach())
+        matrix, parameter = self.matrices[name]
+        pattern, weight, part = self.plan.patterns[name], as_matrix(parameter.detach()), self._reader(name)
+        pattern = pattern if part is None else part.block
         mask, bias = self.masks.get(name), self.biases[name]
         block = pattern.block(weight.shape) if isinstance(pattern, Block) else (1, 1)
         alive = torch.ones(weight.shape, dtype=torch.bool, device=weight.device)
         if mask is not None:
             broken = self.masks.broken(name)
-            alive = pattern.expand(mask if broken is None else mask & ~broken.view(mask.shape), weight.shape)
+            mask = mask if broken is None else mask & ~broken.view(mask.shape)
+            alive = pattern.expand(mask if part is None else mask[None], weight.shape)
         return LayerSolver(
             weight if bias is None else torch.cat([weight, bias.detach()[:, None]], 1),
-            statistics.hessians[name],
-            statistics.fisher[name],
+            statistics.hessians[matrix],
+            statistics.fisher[matrix],
             self.criterion.damping,
             block,
             alive[:: block[0]],
         )
+
+    def _reader(self, name: str) -> Part | None:
+        """The columns of coupled units in the matrix that is solved for; None for a weight of its own."""
+        weight = self.plan.parameters[name]
+        return weight.reader if isinstance(weight, CoupledWeights) else None
 
     @_timed("choosing masks and solving for survivors")
     def choose(self, group: Group, allocation: Allocation, before: float, fraction: float) -> dict[str, Tensor]:
@@ -76,7 +87,7 @@ class SurvivorUpdate:
         if isinstance(group.pattern, NofM):
             return self._choose_groups(group, group.pattern, layers, allocation, fraction)
         if self.plan.keeps_zeros:
-            before = max(before, self._part_gone(group, layers))
+            before = max(before, self._part_gone(group, allocation, layers))
         costs = {name: layer.solve(costs=True) for name, layer in layers.items()}
         masks: dict[str, Tensor] = {}
         for i, part in enumerate(self.criterion.rounds):
@@ -85,18 +96,34 @@ class SurvivorUpdate:
             chosen = self._select(group, allocation, costs, gone, due, fraction)
             last = i + 1 == len(self.criterion.rounds)
             for name, layer in layers.items():
-                masks[name] = chosen[name].logical_not().view(costs[name].shape)
-                alive = masks[name].repeat_interleave(layer.cols, 1)
+                units = chosen[name].logical_not()
+                masks[name] = units.view(self.masks.shape(name))
+                alive = units.view(costs[name].shape).repeat_interleave(layer.cols, 1)
                 if last or not torch.equal(alive, layer.alive):
                     layer.alive = alive
+                    if last and name in self.masks.single and self._reader(name) is not None:
+                        self._keep_single_zeros(name, layer)
                     costs[name] = layer.solve(costs=not last)
             log.info("round %d of %d: %.4f of the units are pruned", i + 1, len(self.criterion.rounds), due)
         return masks
 
-    def _part_gone(self, group: Group, layers: Mapping[str, LayerSolver]) -> float:
+    def _keep_single_zeros(self, name: str, layer: LayerSolver) -> None:
+        """Solve for the survivors of each row alone: zeros in units that stay differ from row to row. Costs of units
+        do not look at them."""
+        weight, part = self.plan.parameters[name], self._reader(name)
+        assert isinstance(weight, CoupledWeights)
+        assert part is not None
+        alive = torch.empty(part.parameter.shape, dtype=torch.bool, device=layer.alive.device)
+        view = part.view(alive)
+        view.copy_(self.masks.single[name][:, weight.columns[part.name]].view(view.shape))
+        layer.cols, layer.rows = 1, next(rows for rows in (8, 4, 2, 1) if _alike(alive, rows))
+        layer.alive = (alive & layer.alive)[:: layer.rows]
+
+    def _part_gone(self, group: Group, allocation: Allocation, layers: Mapping[str, LayerSolver]) -> float:
         """The fraction of the weights of some layers that is pruned, or goes with the zeros among it."""
-        total = sum(group.shapes[name].numel() for name in layers)
-        return sum(layer.rows * int((~layer.alive).sum()) for layer in layers.values()) / total
+        quotas = {name: quota for name, quota in group.quotas(allocation).items() if name in layers}
+        gone = sum(int((~self._units_kept(layers[name])).sum()) * quota.zeros for name, quota in quotas.items())
+        return gone / sum(quota.units * quota.zeros for quota in quotas.values())
 
     def _units_kept(self, layer: LayerSolver) -> Tensor:
         return layer.alive[:, :: layer.cols].flatten()
@@ -116,6 +143,8 @@ class SurvivorUpdate:
         if self.plan.keeps_zeros:  # a layer may have more zeros than its cap
             for quota in quotas.values():
                 quota.cap = max(quota.most, quota.gone)
+        if isinstance(group.pattern, Coupled):
+            costs = {name: cost / quotas[name].zeros for name, cost in costs.items()}
         ranked = {name: cost.flatten().masked_fill(gone[name], -torch.inf) for name, cost in costs.items()}
         return allocation.select(ranked, due, quotas)
 
@@ -135,11 +164,15 @@ class SurvivorUpdate:
     def write(self) -> None:
         """Set the survivors, and the biases that were refitted with them."""
         for name, layer in self.solvers.items():
-            p, bias = self.plan.parameters[name], self.biases[name]
-            assert isinstance(p, nn.Parameter)  # `Plan.check`
+            (_, p), bias = self.matrices[name], self.biases[name]
             p.copy_(from_matrix(layer.weights[:, : layer.inputs].contiguous(), p.shape))
             if bias is not None:
                 bias.copy_(layer.weights[:, -1])
+
+
+def _alike(alive: Tensor, rows: int) -> bool:
+    """Whether consecutive rows, so many at a time, are the same."""
+    return len(alive) % rows == 0 and torch.equal(alive, alive[::rows].repeat_interleave(rows, 0))
 
 
 def _matters(name: str, statistics: Statistics) -> bool:

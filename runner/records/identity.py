@@ -43,6 +43,8 @@ class Contents:
     """The examples without labels; empty if there are none."""
     layers: list[int] | None = None
     """Layers of the dense model that the student has; None: all."""
+    latency: str | None = None
+    """The table of times that the budget is counted in; None: it is not counted in time."""
 
 
 def identify(experiment: Experiment, contents: Contents) -> Identity:
@@ -63,7 +65,7 @@ def identify(experiment: Experiment, contents: Contents) -> Identity:
     run = dict(dense, versions=VERSIONS, prune=experiment.prune, scores=task.score_settings())
     if experiment.prune:
         run |= {
-            "pattern": typed(experiment.pattern),
+            "pattern": _without_open(typed(experiment.pattern)),
             "distill": {**typed(experiment.distill), "teacher": contents.teacher},
             "train": experiment.student_train.determinants(),
         }
@@ -79,7 +81,7 @@ def identify(experiment: Experiment, contents: Contents) -> Identity:
             run |= {
                 "layers": [experiment.model.prunable, experiment.model.excluded],
                 "criterion": typed(experiment.criterion),
-                "allocation": _without_later(typed(experiment.allocation)),
+                "allocation": _without_later(typed(experiment.allocation), contents.latency),
                 "schedule": typed(experiment.schedule),
                 "regularizer": typed(experiment.regularizer),
             }
@@ -90,21 +92,41 @@ def identify(experiment: Experiment, contents: Contents) -> Identity:
     budget = {key: value for key, value in control.items() if key != "distill"}
     return Identity(
         run=_hash([run, seed]),
-        group=_hash(run),
+        group=_hash(_without_seeds(run, seed)),
         dense=_hash([dense, seed if experiment.model.finetuned is None else None]),
         control=_hash(control),
         budget=_hash(budget),
     )
 
 
-def _without_later(allocation: dict[str, Any]) -> dict[str, Any]:
-    """An allocation without what is at its default and older versions did not know."""
+def _without_seeds(run: dict[str, Any], seed: int) -> dict[str, Any]:
+    """A run with 0 for the criterion's seed where it follows the run's: runs that differ in nothing else are pooled."""
+    criterion = run.get("criterion", {})
+    return {**run, "criterion": {**criterion, "seed": 0}} if criterion.get("seed") == seed else run
+
+
+def _without_open(pattern: dict[str, Any]) -> dict[str, Any]:
+    """A pattern with the target that was given: a sparsity that follows from a speed-up is none."""
+    if pattern.get("target_speedup") is not None:
+        return {key: value for key, value in pattern.items() if key != "target_sparsity"}
+    return {key: value for key, value in pattern.items() if key != "target_speedup"}
+
+
+def _without_later(allocation: dict[str, Any], latency: str | None) -> dict[str, Any]:
+    """An allocation without what is at its default and older versions did not know.
+
+    Args:
+        latency: what stands for the file of times.
+    """
     later = ("max_per_layer", "criterion")
     layers = {
         name: {key: value for key, value in layer.items() if key not in later or value is not None}
         for name, layer in allocation["layers"].items()
     }
-    rest = {key: value for key, value in allocation.items() if (key, value) != ("cost", "parameters")}
+    later = {"cost": "parameters", "latency": None}
+    rest = {key: value for key, value in allocation.items() if key not in later or value != later[key]}
+    if latency is not None:
+        rest["latency"] = latency
     return rest | {"layers": layers}
 
 
