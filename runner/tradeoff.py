@@ -88,7 +88,7 @@ def main(arguments: list[str]) -> None:
 def parse(arguments: list[str]) -> argparse.Namespace:
     """Parse the command line."""
     parser = command_parser(
-        "tradeoff", "model=tiny dataset=demo", "model=tiny dataset=demo pattern=4x1 --sparsity 0.5,0.9", more=_MORE
+        "tradeoff", "model=tiny dataset=demo", "model=tiny dataset=demo --sparsity 0.3,0.5", more=_MORE
     )
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as for a run: model=tiny dataset=demo")
     parser.add_argument("--sparsity", metavar="LIST", help="of all patterns but N:M, such as 0.3,0.5")
