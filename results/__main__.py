@@ -23,6 +23,7 @@ os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 
 from results import columns, formats, sentences
+from results.arguments import Parser, meant
 from results.filters import Filters
 from results.load import Unreadable, client_of, read
 from results.rows import Row
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 # Where commands write if --output is left out.
 SENTENCES = "sentences"  # a format of its own option
 OUTPUTS = {"report": "report.html", "picture": "score-against-{against}.{form}", "pictures": "pictures"}
+EXAMPLES = ("", "--model 'bert-*' --pattern 4x1,2:4 --compare published", "--sentences", "pictures --format pdf",
+            "report --output report.html")  # fmt: skip
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -171,14 +174,14 @@ def show(rows: list[Row], notes: list[str], form: str, wide: bool) -> None:
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """Parses the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m results",
-        description="Print the table of the runs in MLflow: each row pools runs that differ only in their seed.",
-        epilog="A table wider than the terminal is split into blocks, one below the other. Intervals are of drops of "
+    more = (
+        "A table wider than the terminal is split into blocks, one below the other. Intervals are of drops of "
         "means, by a bootstrap over examples and seeds; the published drop, and ours with --wide or --compare, is of "
         "the maxima. "
-        "Controls are the rows pattern=dense, and pattern=dense distill=none, with as many steps on the same data.",
+        "Controls are the rows pattern=dense, and pattern=dense distill=none, with as many steps on the same data."
     )
+    does = "print the table of the runs in MLflow: each row pools runs that differ only in their seed"
+    parser = Parser("python -m results", does, EXAMPLES, more)
     what = (
         "table: print it; report: write one HTML page with table, pictures and details of the runs; picture: write the "
         "picture of score against sparsity, latency or steps, of one model, dataset and metric; pictures: write all of "
@@ -227,7 +230,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     options.format = options.format or known[0]
     if options.format not in (*known, SENTENCES):
         what = "pictures" if drawn else "the table"
-        parser.error(f"--format {options.format}: formats of {what} are {', '.join(known)}")
+        meant_form = meant(options.format, known)
+        parser.error(f"--format {options.format}: formats of {what} are {', '.join(known)}{meant_form}")
     return options
 
 

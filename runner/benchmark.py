@@ -36,6 +36,7 @@ from runner.speed.measure import Grid, batch_of, load, measure
 from runner.speed.runtimes import TOLERANCE, default_precisions
 from runner.speed.timing import Timing
 from runner.system import disk, spelling
+from runner.system.commands import command_parser
 from runner.system.errors import UserError
 from runner.system.process import command, set_up_process
 from runner.tracking import Tracking
@@ -52,7 +53,7 @@ _OF_UNITS = ("backend", "layers", "output", "cache_dir")
 
 def parser() -> argparse.ArgumentParser:
     """The arguments."""
-    made = argparse.ArgumentParser("python -m runner.benchmark", description="Time a saved model on a CPU or GPU.")
+    made = command_parser("benchmark", "outputs/RUN", "outputs/RUN --batch 1,8 --length 384", "bert-base --units")
     where = "folder of a saved model or of a run, or a run's id in MLflow; with --units also a model's name or id"
     made.add_argument("folder", metavar="FOLDER_OR_RUN", help=where)
     made.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="cuda: dense and 2:4 on a GPU")

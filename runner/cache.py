@@ -17,7 +17,9 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from results.arguments import meant
 from runner.runs import CHECKPOINTS, runs_in
+from runner.system.commands import command_parser
 from runner.system.disk import file_stats, human_bytes, size_of
 from runner.system.errors import UserError, disk_error
 from runner.system.files import lock_is_held, lock_path, remove
@@ -125,10 +127,12 @@ def _clean_checkpoints(options: argparse.Namespace) -> None:
 
 def main(arguments: list[str]) -> None:
     """List or clean."""
-    parser = argparse.ArgumentParser(prog="python -m runner.cache", description="The cache that runs share")
+    parser = command_parser("cache", "list", "clean teacher", "clean checkpoints --dry-run")
+    listed = "the entries, and how much space they take"
+    cleaned = "remove entries; runs that need them make them again"
     commands = parser.add_subparsers(dest="command", required=True)
-    listing = commands.add_parser("list", help="the entries, and how much space they take")
-    cleaning = commands.add_parser("clean", help="remove entries; runs that need them make them again")
+    listing = commands.add_parser("list", help=listed, does=listed)
+    cleaning = commands.add_parser("clean", help=cleaned, does=cleaned)
     cleaning.add_argument(
         "kinds",
         nargs="*",
@@ -137,9 +141,13 @@ def main(arguments: list[str]) -> None:
         "runs in the output folder",
     )
     cleaning.add_argument("--dry-run", action="store_true", help="remove nothing, and say how much it would free")
-    cleaning.add_argument("--output-dir", type=Path, default=Path("outputs"), help="as output_dir of the runs: outputs")
+    cleaning.add_argument(
+        "--output-dir", type=Path, default=Path("outputs"), metavar="DIR", help="output_dir of the runs (outputs)"
+    )
     for subparser in (listing, cleaning):
-        subparser.add_argument("--cache-dir", type=Path, default=Path("cache"), help="as cache_dir of the runs: cache")
+        subparser.add_argument(
+            "--cache-dir", type=Path, default=Path("cache"), metavar="DIR", help="cache_dir of the runs (cache)"
+        )
     options = parser.parse_args(arguments)
     if options.command == "clean" and CHECKPOINTS in options.kinds:
         _clean_checkpoints(options)
@@ -151,7 +159,8 @@ def main(arguments: list[str]) -> None:
     if options.command == "clean":
         unknown = sorted(set(options.kinds) - {*KINDS, "all"})
         if unknown:
-            parser.error(f"unknown kind {unknown[0]!r}: {', '.join(KINDS)} or all")
+            known = [*KINDS, "all", CHECKPOINTS]
+            parser.error(f"unknown kind {unknown[0]!r}: {', '.join(KINDS)} or all{meant(unknown[0], known)}")
         kinds = list(KINDS) if "all" in options.kinds else options.kinds
         freed, busy = clean(options.cache_dir, kinds, options.dry_run)
         print(f"{human_bytes(freed)} {'to free' if options.dry_run else 'freed'} in {options.cache_dir}")

@@ -1,8 +1,4 @@
-"""Score a model on a dataset, in torch or by the sparse runtime.
-
-python -m runner.evaluate FOLDER_OR_ID [dataset=squad] [dataset.max_eval_samples=1000] ...
-                          [runtime=sparse [precision=int8] [threads=2]] ['plugins=[my_module]']
-"""
+"""Score a model on a dataset, in torch or by the sparse runtime."""
 
 from __future__ import annotations
 
@@ -22,6 +18,7 @@ from runner.config.compose import compose_experiment
 from runner.config.refusals import quoted
 from runner.models.vocabulary import check_embeddings, check_reading
 from runner.stages.score import score_once
+from runner.system.commands import command_parser
 from runner.system.errors import UserError
 from runner.system.process import command, set_up_process
 from runner.training.inference import score
@@ -47,16 +44,25 @@ class _Inputs:
     tokenizer: PreTrainedTokenizerBase
 
 
+def parse(arguments: list[str]) -> tuple[str, list[str]]:
+    """The model and the overrides of the command line."""
+    squad = "ID dataset=squad dataset.max_eval_samples=1000"
+    more = "runtime=sparse also takes threads=2. model.* and dataset.* are as for a run."
+    parser = command_parser("evaluate", squad, "FOLDER dataset=demo runtime=sparse precision=int8", more=more)
+    parser.add_argument("model", metavar="FOLDER_OR_ID", help="a folder with a saved model, or a model of the hub")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as for a run: dataset=demo")
+    given = parser.parse_args(arguments)
+    if "=" in given.model and not Path(given.model).exists():
+        raise UserError(
+            f"{given.model}: the model comes first: python -m runner.evaluate FOLDER_OR_ID {given.model} ..."
+        )
+    return given.model, given.overrides
+
+
 def main(arguments: list[str]) -> dict[str, Any]:
     """Compose the configuration for this model, score it, print and return the metrics. Also printed is what a setting
     chosen on these examples, such as SQuAD v2.0's threshold, would give: use it on a hold-out of train only."""
-    if arguments[:1] in (["--help"], ["-h"]):
-        print(str(__doc__).strip())
-        raise SystemExit(0)
-    is_override = arguments and "=" in arguments[0] and not Path(arguments[0]).exists()
-    if not arguments or arguments[0].startswith("-") or is_override:
-        raise UserError("usage: python -m runner.evaluate FOLDER_OR_ID [dataset=NAME] [dataset.KEY=VALUE] ...")
-    path, *overrides = arguments
+    path, overrides = parse(arguments)
     settings, overrides = runtime.split(overrides)
     experiment, _ = compose_experiment(["model=hub", f"model.path={quoted(path)}", *overrides])
     settings.check()

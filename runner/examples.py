@@ -18,6 +18,7 @@ from runner.records import runs
 from runner.records.error_analysis import Diagnosis, diagnose
 from runner.records.error_tables import FORMATS, text_of
 from runner.records.runs import Run
+from runner.system.commands import command_parser
 from runner.system.errors import UserError, writing
 from runner.system.process import command, set_up_process
 from runner.tracking import Tracking
@@ -60,9 +61,7 @@ def _log(diagnosis: Diagnosis, run: Run, where: Tracking) -> None:
 
 def parse(arguments: list[str]) -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m runner.examples", description="The examples that a sparse model lost and won"
-    )
+    parser = command_parser("examples", "outputs/RUN --lost 20 --won 5", "outputs/RUN --format html --output lost.html")
     runs.add_arguments(parser)
     parser.add_argument("--lost", type=_count, default=10, metavar="N", help="lost examples to show (%(default)s)")
     parser.add_argument("--won", type=_count, default=10, metavar="N", help="won examples to show (%(default)s)")

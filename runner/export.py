@@ -32,6 +32,7 @@ from runner.models.tokenizer import with_inputs
 from runner.records import runs
 from runner.speed.measure import load
 from runner.system import files
+from runner.system.commands import command_parser
 from runner.system.errors import UserError, writing
 from runner.system.fingerprint import hash_files
 from runner.system.process import command, set_up_process
@@ -89,7 +90,7 @@ def main(arguments: list[str]) -> None:
 
 def parse(arguments: list[str]) -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser("python -m runner.export", description="Export a model for other runtimes.")
+    parser = command_parser("export", "outputs/RUN --to onnx", "outputs/RUN --to packed --precision int8")
     parser.add_argument("run", metavar="FOLDER_OR_RUN", help="folder or MLflow id of a run, or a model's folder")
     parser.add_argument("--to", required=True, help=f"the format: {', '.join(card.FILES)}")
     parser.add_argument("--precision", default="float32", help="of a packed file: float32, bfloat16 or int8")

@@ -5,7 +5,6 @@ python -m runner.inspect FOLDER [--json] [--plugins MODULES]
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
@@ -23,6 +22,7 @@ from runner.models.configuration import building
 from runner.models.footprint import Remaining, gone, remaining
 from runner.models.verify import fault, read_tensors
 from runner.models.weights import check_encoder_weights
+from runner.system.commands import command_parser
 from runner.system.disk import human_bytes
 from runner.system.errors import UserError
 from runner.system.process import command
@@ -274,7 +274,7 @@ def describe(layer: Layer) -> str:
 
 def main(arguments: list[str]) -> int:
     """Inspect the model of the command line; the exit status is 1 if it contradicts pruning.json."""
-    parser = argparse.ArgumentParser(prog="python -m runner.inspect", description="Per-layer sparsity of a saved model")
+    parser = command_parser("inspect", "outputs/RUN/model", "FOLDER --json")
     parser.add_argument("folder", help="a folder with a saved model")
     parser.add_argument("--json", action="store_true", help="print JSON")
     plugins.add_option(parser)

@@ -31,6 +31,7 @@ from runner.config.keys import all_keys, values_of
 from runner.config.recipe import FinetuneRecipe
 from runner.config.runtime import RuntimeSettings
 from runner.config.training import Training
+from runner.system.commands import command_parser
 from runner.system.errors import UserError
 from runner.system.process import command
 from runner.system.spelling import N_OF_M
@@ -281,7 +282,12 @@ LISTS = {"": page, "keys": names, "schema": schema}
 
 def main(arguments: list[str]) -> None:
     """Print the list that is asked for."""
-    asked = " ".join(arguments)
+    parser = command_parser("reference", "> docs/reference.md", "keys > runner/config/keys.txt")
+    what = (
+        "keys: their names alone; schema: the JSON schema for editors; left out: a page with all that is known of them"
+    )
+    parser.add_argument("list", nargs="*", metavar="{keys,schema}", help=what)
+    asked = " ".join(parser.parse_args(arguments).list)
     if asked not in LISTS:
         raise UserError(f"{asked}: there is no such list; python -m runner.reference [keys | schema]")
     print(LISTS[asked](), end="")

@@ -28,6 +28,7 @@ from runner.records.result import Result
 from runner.records.runs import MadeBy, Run
 from runner.stages.inputs import Sources, find_sources, identity_of
 from runner.system import files, ranks
+from runner.system.commands import command_parser
 from runner.system.errors import UserError
 from runner.system.locks import exclusive, saving
 from runner.system.process import RESUMES, exit_status, set_up_process, status_of
@@ -163,9 +164,7 @@ def _log(comparison: Comparison, now: Result, where: Tracking) -> None:
 
 def parse(arguments: list[str]) -> argparse.Namespace:
     """The options of the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m runner.reproduce", description="Run a finished run again, and compare what comes out"
-    )
+    parser = command_parser("reproduce", "outputs/RUN", "outputs/RUN dataset.path=FOLDER --tolerance 0.001")
     runs.add_arguments(parser)
     parser.add_argument("--output-dir", type=Path, default=Path("reproductions"), metavar="DIR", help="(%(default)s)")
     parser.add_argument("--tolerance", type=_tolerance, metavar="X",

@@ -8,7 +8,6 @@ folder; a sweep's log and MLflow have it.
 
 from __future__ import annotations
 
-import argparse
 import json
 import time
 from collections.abc import Iterator, Mapping
@@ -22,6 +21,7 @@ from filelock import FileLock
 from results import columns
 from results.safe_text import without_secrets
 from runner.system import files
+from runner.system.commands import command_parser
 from runner.system.disk import human_bytes, size_of
 from runner.system.errors import UserError
 from runner.system.process import command, message
@@ -114,7 +114,7 @@ def age(seconds: float) -> str:
 
 def main(arguments: list[str]) -> None:
     """Show the runs of an output folder."""
-    parser = argparse.ArgumentParser(prog="python -m runner.runs", description="The runs in an output folder")
+    parser = command_parser("runs", "", "--state interrupted")
     folder = "as output_dir of the runs (%(default)s)"
     parser.add_argument("--output-dir", type=Path, default=Path("outputs"), metavar="DIR", help=folder)
     parser.add_argument("--state", choices=STATES, help="only runs in this state")

@@ -1,12 +1,4 @@
-"""Which layers bear pruning: the loss by layer and sparsity, from the Hessians of training windows; nothing is trained.
-
-python -m runner.sensitivity model=NAME dataset=NAME pattern=NAME [KEY=VALUE ...]
-                             [--sparsity 0.5,0.6,0.7,0.8,0.9] [--output FILE.png] [--json]
-
-The overrides are those of a run, whose dense model is looked at: that of model.finetuned, or the one in the cache.
-Each matrix is pruned alone, its other weights adapted by OBS, and the rise of the loss is estimated to second order.
-`criterion=obs` with criterion.samples, .damping and .seed sets the calibration. A picture is written, too.
-"""
+"""Which layers bear pruning: the loss by layer and sparsity, from Hessians of training windows, without training."""
 
 from __future__ import annotations
 
@@ -24,6 +16,7 @@ from runner.config.compose import compose_experiment
 from runner.stages.checks import plan_of
 from runner.stages.prepare import Inputs, resolve
 from runner.system import files, ranks, spelling
+from runner.system.commands import command_parser
 from runner.system.device import device
 from runner.system.errors import UserError, writing
 from runner.system.process import command, set_up_process
@@ -40,6 +33,13 @@ FORMS = ("png", "svg", "pdf")
 
 Losses = Mapping[str, Mapping[float, float]]
 """Name of the weight -> sparsity -> rise of the loss, in nats a training window."""
+
+
+_MORE = """
+The overrides are those of a run, whose dense model is looked at: that of model.finetuned, or the one in the cache.
+Each matrix is pruned alone, its other weights adapted by OBS, and the rise of the loss is estimated to second order.
+`criterion=obs` with criterion.samples, .damping and .seed sets the calibration. A picture is written, too.
+"""
 
 
 def main(arguments: list[str]) -> None:
@@ -73,9 +73,10 @@ def main(arguments: list[str]) -> None:
 
 def parse(arguments: list[str]) -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(
-        "python -m runner.sensitivity", formatter_class=argparse.RawDescriptionHelpFormatter, description=__doc__
-    )
+    parser = command_parser(
+        "sensitivity", "model=tiny dataset=demo pattern=2:4", "model=tiny dataset=demo --sparsity 0.5,0.9",
+        more=_MORE,
+    )  # fmt: skip
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as for a run: model=tiny dataset=demo")
     parser.add_argument("--sparsity", metavar="LIST", help=f"for block patterns, such as 0.5,0.9 ({SPARSITIES})")
     parser.add_argument("--output", metavar="FILE", type=Path, help="the picture: .png, .svg or .pdf")

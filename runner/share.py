@@ -8,7 +8,6 @@ pattern and the numbers of the run. All files are uploaded in one commit.
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,6 +18,7 @@ from runner import models
 from runner.inspect import inspect
 from runner.records import card, markdown, runs
 from runner.records.runs import Run
+from runner.system.commands import command_parser
 from runner.system.errors import UserError
 from runner.system.files import integrity_error, manifest_names
 from runner.system.hub import explain_upload
@@ -160,7 +160,7 @@ def upload(
 
 def main(arguments: list[str]) -> None:
     """Share a run."""
-    parser = argparse.ArgumentParser(prog="python -m runner.share", description="Upload a run's model to the hub")
+    parser = command_parser("share", "outputs/RUN --repo-id owner/name --dry-run")
     runs.add_arguments(parser, places=False)
     parser.add_argument("--repo-id", required=True, metavar="OWNER/NAME", help="repository on the hub (HF_ENDPOINT)")
     parser.add_argument("--private", action="store_true", help="make the repository private")

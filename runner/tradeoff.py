@@ -1,14 +1,4 @@
-"""Score against speed before anything is trained: one-shot pruned models, scored and timed on this machine.
-
-python -m runner.tradeoff model=NAME dataset=NAME [pattern=structured,4x1] [KEY=VALUE ...]
-                          [--sparsity 0.3,0.5] [--examples 300] [--length 128] [--threads 1] [--seconds 2] [--int8]
-                          [--drop 3] [--output FOLDER] [--json]
-
-The overrides are those of a run, whose dense model is pruned: that of model.finetuned, or the one in the cache. OBS
-prunes it to each sparsity, from one calibration (criterion.samples, .damping, .seed). Each point is the model of a run
-with schedule=one_shot train.num_train_epochs=0. The folder gets a picture and the points; repeated, the command
-continues from them.
-"""
+"""Score against speed before anything is trained: one-shot pruned models, scored and timed on this machine."""
 
 from __future__ import annotations
 
@@ -30,6 +20,7 @@ from runner.stages import checks, quick_look
 from runner.stages.inputs import find_sources
 from runner.stages.prepare import Inputs, resolve
 from runner.system import files, ranks, spelling
+from runner.system.commands import command_parser
 from runner.system.errors import UserError, writing
 from runner.system.process import command, set_up_process
 
@@ -38,6 +29,13 @@ if TYPE_CHECKING:
     from runner.stages.quick_look import Point
 
 log = logging.getLogger("runner.tradeoff")  # __name__ is __main__ here
+
+_MORE = """
+The overrides are those of a run, whose dense model is pruned: that of model.finetuned, or the one in the cache. OBS
+prunes it to each sparsity, from one calibration (criterion.samples, .damping, .seed). Each point is the model of a run
+with schedule=one_shot train.num_train_epochs=0. The folder gets a picture and the points; repeated, the command
+continues from them.
+"""
 
 PATTERNS = "structured,4x1"
 """Patterns where none is asked for."""
@@ -89,8 +87,8 @@ def main(arguments: list[str]) -> None:
 
 def parse(arguments: list[str]) -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(
-        "python -m runner.tradeoff", formatter_class=argparse.RawDescriptionHelpFormatter, description=__doc__
+    parser = command_parser(
+        "tradeoff", "model=tiny dataset=demo", "model=tiny dataset=demo --sparsity 0.3,0.5", more=_MORE
     )
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as for a run: model=tiny dataset=demo")
     parser.add_argument("--sparsity", metavar="LIST", help="of all patterns but N:M, such as 0.3,0.5")

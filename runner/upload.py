@@ -8,9 +8,9 @@ and repeated.
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
+from runner.system.commands import command_parser
 from runner.system.errors import UserError
 from runner.system.locks import exclusive
 from runner.system.process import command, set_up_process
@@ -31,7 +31,7 @@ def waiting(folder: Path) -> list[Path]:
 
 def main(arguments: list[str]) -> None:
     """Upload the outboxes of all given folders."""
-    parser = argparse.ArgumentParser(prog="python -m runner.upload", description="Upload what runs could not log")
+    parser = command_parser("upload", "outputs")
     parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="a run's folder, or an output_dir")
     parser.add_argument("--tracking-uri", metavar="URI", help="the MLflow store, if another than the runs'")
     options = parser.parse_args(arguments)

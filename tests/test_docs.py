@@ -160,7 +160,7 @@ def anchors(text: str) -> list[str]:
 def test_every_chapter_is_in_the_list_at_the_top(page: str, count: int) -> None:
     listed = re.findall(r"^\* \[(.*)\]\(#(.*)\)$", PAGES[page], re.MULTILINE)
     assert [title for title, _ in listed] == re.findall(r"^## (.*)$", PAGES[page], re.MULTILINE)
-    assert [anchor for _, anchor in listed] == anchors(PAGES[page])
+    assert [anchor for _, anchor in listed] == anchors(re.sub(r"^###.*$", "", PAGES[page], flags=re.MULTILINE))
     assert len(listed) == count
 
 

@@ -152,7 +152,8 @@ def test_runner_imports_of_results_what_both_need_only() -> None:
     assert interface == {"results.filters", "results.load", "results.rows", "results.safe_text"}
     names = {(path, name) for path, name in names if path != "runner/interface.py"}
     drawing = {"results.pictures", "results.layers", "results.runs", "results.sensitivity", "results.quick_look"}
-    assert {name for _, name in names} == {"results.columns", "results.safe_text", "results.sqlite"} | drawing
+    text = {"results.arguments", "results.columns", "results.safe_text"}  # command lines, names, printing
+    assert {name for _, name in names} == text | {"results.sqlite"} | drawing
     by_name = {name: {path for path, other in names if other == name} for name in drawing - {"results.pictures"}}
     assert by_name.pop("results.quick_look") == {"runner/tradeoff.py"}
     assert all(paths == {"runner/sensitivity.py"} for paths in by_name.values())

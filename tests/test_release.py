@@ -19,6 +19,14 @@ def test_the_citation_is_of_this_version() -> None:
     assert (cited["title"], cited["version"], cited["license"], cited["abstract"]) == expected
 
 
+def test_the_set_up_has_what_builds_the_site() -> None:
+    """`make setup` installs the extra dev, with every version pinned."""
+    extras = PROJECT["optional-dependencies"]
+    assert "docs" in re.findall(r"\w+", extras["dev"][0].partition("[")[2])
+    pinned = {line.partition("==")[0] for line in (ROOT / "constraints.txt").read_text("utf-8").splitlines()}
+    assert {re.split(r"\W{2}", need)[0] for need in extras["docs"]} <= pinned
+
+
 def test_the_change_log_begins_with_this_version() -> None:
     chapters = re.findall(r"^## (\S+) \((.*)\)$", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
     assert chapters[0][0] == PROJECT["version"]

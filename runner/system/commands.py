@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from results.arguments import Parser
+
 COMMANDS = {
     "results": ("results", "the table of all runs, its pictures and its report"),
     "evaluate": ("runner.evaluate", "score a saved model again, in torch or by the sparse runtime"),
@@ -19,3 +23,14 @@ COMMANDS = {
     "reference": ("runner.reference", "every key of the configuration"),
 }
 """Name -> module, and what it does."""
+
+
+def command_parser(name: str, *examples: str, **options: Any) -> Parser:
+    """The parser of a command, whose help begins with the sentence of `prune-distill --help`.
+
+    Args:
+        examples: arguments, each of a command that makes sense.
+        options: as `Parser` has them.
+    """
+    module, does = COMMANDS[name]
+    return Parser(f"python -m {module}", does, examples, **options)

@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from difflib import get_close_matches
+from itertools import pairwise
 from pathlib import Path
 
 N_OF_M = ((1, 4), (2, 4), (3, 4), (2, 8), (4, 8), (1, 2), (1, 8), (2, 16), (4, 16))
@@ -44,8 +45,7 @@ _FOLDERS = ("model.path", "model.finetuned", "model.sparse", "distill.teacher")
 
 def mistake(arguments: Sequence[str]) -> str | None:
     """The message for the first misspelled flag, option, key or path of a command line; None if none is seen here."""
-    following = [*arguments[1:], ""]
-    for argument, after in zip(arguments, following, strict=True):
+    for argument, after in pairwise([*arguments, ""]):
         if argument.startswith("--") and (problem := _no_flag(argument, after)):
             return problem
     if has_own_options(arguments) or {"-sc", "--shell-completion"} & {*arguments}:  # its words are no keys

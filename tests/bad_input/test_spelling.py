@@ -46,6 +46,10 @@ def test_a_flag_that_does_not_exist(arguments: list[str], message: str) -> None:
     assert spelling.mistake(["model=tiny", *arguments]) == message
 
 
+def test_no_argument_is_no_mistake() -> None:
+    assert spelling.mistake([]) is None
+
+
 def test_the_flags_are_those_of_hydra() -> None:
     known = {flag for action in get_args_parser()._actions for flag in action.option_strings if flag.startswith("--")}
     assert known == {*spelling.FLAGS}
