@@ -181,8 +181,11 @@ class Pruner:
             Whether there was anything to rank them by. If not, nothing is changed.
         """
         fractions = [(group, self._fraction(group, progress)) for group in self.plan.groups if group.pattern.prunes]
-        survivors = self._calibrate() if any(fraction > 0 for _, fraction in fractions) else None
-        chosen = [self._choose(group, fraction, survivors) for group, fraction in fractions if fraction > 0]
+        due = [(group, fraction) for group, fraction in fractions if fraction > 0]
+        survivors = self._calibrate() if due else None
+        chosen = [self._choose(group, fraction, survivors) for group, fraction in due]
+        chosen = chosen if survivors is None else survivors.settle(chosen)
+        self._fractions |= {group.key: fraction for (group, fraction), masks in zip(due, chosen, strict=True) if masks}
         update = MaskUpdate(self.steps_taken, 0.0, {}, {})
         for masks in chosen:
             for name, mask in masks.items():
@@ -217,12 +220,11 @@ class Pruner:
 
     def _choose(self, group: Group, fraction: float, survivors: SurvivorUpdate | None) -> dict[str, Tensor]:
         """The masks of one group. Layers without scores keep theirs, and their units are not in the budget."""
-        pattern, allocation = group.pattern, self.allocation
-        key, losers = group.key, {}
+        pattern, allocation, losers = group.pattern, self.allocation, {}
         survivors = survivors if group.criterion is None else None
         what = self.scores.criterion_for(next(iter(group.shapes))).evidence
         if survivors is not None:
-            known = survivors.choose(group, allocation, self._fractions[key], fraction)
+            known = survivors.choose(group, allocation, self._fractions[group.key], fraction)
         else:
             known, losers = self.scores.costs(group, self.masks, self._optimizer, allocation.regrow)
         if not known:
@@ -232,7 +234,6 @@ class Pruner:
             silent = sorted(group.shapes.keys() - known.keys())
             why = self.scores.no_evidence(silent[0])
             self._warn_once(f"{silent[0]} (and {len(silent) - 1} more) cannot be pruned: {why}")
-        self._fractions[key] = fraction
         if survivors is not None:
             return known
         chosen = allocation.select(known, *budget(self.plan, self.masks, group, fraction, known))

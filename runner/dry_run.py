@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from pruning import Calibrated, CoupledWeights, Weight, matrix_weights, parts_of
+from pruning import OBS, Calibrated, CoupledWeights, Weight, matrix_weights, parts_of
 from runner import models
 from runner.config.experiment import Experiment, Origin
 from runner.config.training import Training
@@ -133,9 +133,11 @@ def calibration(inputs: Inputs) -> Iterator[str]:
         return
     plan = plan_of(experiment, inputs.net)
     windows = min(criterion.samples, len(inputs.data.features))
+    again = ", and again for the input of each layer" if isinstance(criterion, OBS) and criterion.sequential else ""
+    memory = human_bytes(criterion.memory(plan))
     yield (
-        f"calibration of each mask update: {windows} training windows; up to {human_bytes(criterion.memory(plan))} of "
-        "memory, forward and backward passes not included"
+        f"calibration of each mask update: {windows} training windows{again}; up to {memory} of memory, forward and "
+        "backward passes not included"
     )
 
 

@@ -10,12 +10,15 @@ from torch import Tensor, nn
 
 from pruning.allocation import Allocation
 from pruning.blocks import Block
+from pruning.coupled import parts_of
+from pruning.errors import PruningError
 from pruning.masks import Masks
-from pruning.matrices import as_matrix, from_matrix
+from pruning.matrices import as_matrix, from_matrix, matrix_shape
 from pruning.nofm import NofM
 from pruning.plan import Group, Plan
 from pruning.second_order.calibration import Calibration, Statistics, collect, modules_of
 from pruning.second_order.criteria import OBS
+from pruning.second_order.sequence import Before, Moved, collect_again
 from pruning.second_order.solver import LayerSolver
 
 log = logging.getLogger(__name__)
@@ -29,39 +32,46 @@ def _timed(what: str) -> Iterator[None]:
 
 
 class SurvivorUpdate:
-    """One mask update by OBS: `choose` the masks of each group, then `write` the survivors.
+    """One mask update by OBS: `choose` the masks of each group, `settle` them, then `write` the survivors.
 
     Args:
-        calibration: the model and its data; the model is run once.
+        calibration: the model and its data; the model is run once, and again for each input if OBS is sequential.
         masks: those so far. What they prune stays pruned; zeros that are held singly go with their whole unit.
     """
 
     def __init__(self, calibration: Calibration, plan: Plan, criterion: OBS, masks: Masks) -> None:
-        self.plan, self.criterion, self.masks = plan, criterion, masks
+        self.calibration, self.plan, self.criterion, self.masks = calibration, plan, criterion, masks
         pruned = plan.ranked_by_main()
         with _timed("calibration"):
             statistics = collect(calibration, pruned, criterion.seed)
-        owners = modules_of(calibration.model, pruned)
-        self.biases = {name: _own_bias(owners[name]) for name in pruned}
+        self.owners = modules_of(calibration.model, pruned)
+        self.biases = {name: _own_bias(self.owners[name]) for name in pruned}
+        self.calls = statistics.calls
         self.solvers = {name: self._solver(name, statistics) for name in pruned if _matters(name, statistics)}
         """Layers by parameter name, where something is known of the layer."""
+        self.units: dict[str, Tensor] = {}
+        """bool [units] by name: the units that were chosen, True = pruned."""
 
     def _solver(self, name: str, statistics: Statistics) -> LayerSolver:
         pattern, weight = self.plan.patterns[name], as_matrix(self.plan.parameters[name].detach())
-        mask, bias = self.masks.get(name), self.biases[name]
+        bias = self.biases[name]
         block = pattern.block(weight.shape) if isinstance(pattern, Block) else (1, 1)
-        alive = torch.ones(weight.shape, dtype=torch.bool, device=weight.device)
-        if mask is not None:
-            broken = self.masks.broken(name)
-            alive = pattern.expand(mask if broken is None else mask & ~broken.view(mask.shape), weight.shape)
         return LayerSolver(
             weight if bias is None else torch.cat([weight, bias.detach()[:, None]], 1),
             statistics.hessians[name],
             statistics.fisher[name],
             self.criterion.damping,
             block,
-            alive[:: block[0]],
+            self._alive(name, weight.shape)[:: block[0]],
         )
+
+    def _alive(self, name: str, shape: torch.Size) -> Tensor:
+        """bool [out, in]: what the masks so far leave."""
+        pattern, mask = self.plan.patterns[name], self.masks.get(name)
+        if mask is None:
+            return torch.ones(shape, dtype=torch.bool, device=self.plan.parameters[name].device)
+        broken = self.masks.broken(name)
+        return pattern.expand(mask if broken is None else mask & ~broken.view(mask.shape), shape)
 
     @_timed("choosing masks and solving for survivors")
     def choose(self, group: Group, allocation: Allocation, before: float, fraction: float) -> dict[str, Tensor]:
@@ -89,7 +99,8 @@ class SurvivorUpdate:
                 alive = masks[name].repeat_interleave(layer.cols, 1)
                 if last or not torch.equal(alive, layer.alive):
                     layer.alive = alive
-                    costs[name] = layer.solve(costs=not last)
+                    if not (last and self.criterion.sequential):  # then `settle` solves
+                        costs[name] = layer.solve(costs=not last)
             log.info("round %d of %d: %.4f of the units are pruned", i + 1, len(self.criterion.rounds), due)
         return masks
 
@@ -125,21 +136,105 @@ class SurvivorUpdate:
         costs = {name: layer.group_costs(pattern.n, pattern.m) for name, layer in layers.items()}
         gone = {name: pattern.pruned(layer.alive) for name, layer in layers.items()}
         chosen = self._select(group, allocation, costs, gone, fraction, fraction)
+        self.units |= chosen
         for name, layer in layers.items():
-            new = chosen[name].view(len(layer.alive), -1)
-            layer.alive = layer.alive & ~layer.columns_in_order(pattern.n, pattern.m, new)
-            layer.solve()
+            if not self.criterion.sequential:
+                _prune_groups(layer, pattern, chosen[name])
         return {name: layer.alive for name, layer in layers.items()}
+
+    @torch.no_grad()
+    def settle(self, chosen: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
+        """The masks of this update, given those of `choose` and of other criteria.
+
+        If OBS is sequential, layers are pruned one after the other, in the order in which they run, on inputs that are
+        collected again: blocks by the masks chosen, N:M anew within the groups chosen. Each layer fits the outputs of
+        the model before.
+
+        Raises:
+            PruningError: inputs are not finite; no weight has changed then.
+        """
+        masks = {name: mask for masks in chosen for name, mask in masks.items()}
+        if not self.criterion.sequential or not masks:
+            return chosen
+        tensors = [p for name in masks for _, p in parts_of(name, self.plan.parameters[name])]
+        before = Before([*tensors, *(bias for bias in self.biases.values() if bias is not None)])
+        try:
+            with _timed("pruning in sequence"):
+                self._prune_others({name: mask for name, mask in masks.items() if name not in self.solvers})
+                for number, stage in enumerate(stages := self._stages(masks), 1):
+                    moved = self._collect_again(stage[0], before)
+                    log.info(
+                        "input %d of %d, of %s: moved by %.1f %%", number, len(stages), stage[0], 100 * moved.distance
+                    )
+                    for name in stage:
+                        masks[name] = self._prune_again(name, moved, masks[name])
+        except BaseException:
+            before.take_back()
+            raise
+        return [{name: masks[name] for name in group} for group in chosen]
+
+    def _stages(self, masks: Mapping[str, Tensor]) -> list[list[str]]:
+        """Layers that read the same input, in the order in which they run."""
+        stages: dict[int, list[str]] = {}
+        for name in self.calls:
+            if name in masks and name in self.solvers:
+                stages.setdefault(self.solvers[name].hessian.data_ptr(), []).append(name)
+        return list(stages.values())
+
+    def _collect_again(self, name: str, before: Before) -> Moved:
+        try:
+            return collect_again(self.calibration, self.owners[name], self.calls[name], before, self.criterion.seed)
+        except PruningError as error:
+            raise PruningError(f"calibration of {name}: {error}") from error
+
+    def _prune_others(self, masks: Mapping[str, Tensor]) -> None:
+        """Set the weights to zero that other criteria prune."""
+        others = Masks(self.plan.parameters, self.plan.patterns, self.plan.keeps_zeros)
+        for name, mask in masks.items():
+            others.set(name, mask)
+        others.enforce(None)
+
+    def _prune_again(self, name: str, moved: Moved, mask: Tensor) -> Tensor:
+        """Prune one layer on inputs that moved, and write its weights."""
+        old, pattern = self.solvers.pop(name), self.plan.patterns[name]
+        alive = self._alive(name, matrix_shape(self.plan.parameters[name].shape))[:: old.rows]
+        layer = LayerSolver(
+            moved.target(old.original, old.damping), moved.hessian, old.fisher, old.damping, (old.rows, old.cols), alive
+        )
+        if isinstance(pattern, NofM):
+            if not bool(alive.all()):
+                layer.solve()
+                layer.original = layer.weights
+            _prune_groups(layer, pattern, self.units[name])
+            mask = layer.alive
+        else:
+            layer.alive = old.alive
+            layer.solve()
+        self._write(name, layer)
+        return mask
 
     @torch.no_grad()
     def write(self) -> None:
         """Set the survivors, and the biases that were refitted with them."""
         for name, layer in self.solvers.items():
-            p, bias = self.plan.parameters[name], self.biases[name]
-            assert isinstance(p, nn.Parameter)  # `Plan.check`
-            p.copy_(from_matrix(layer.weights[:, : layer.inputs].contiguous(), p.shape))
-            if bias is not None:
-                bias.copy_(layer.weights[:, -1])
+            self._write(name, layer)
+
+    def _write(self, name: str, layer: LayerSolver) -> None:
+        p, bias = self.plan.parameters[name], self.biases[name]
+        assert isinstance(p, nn.Parameter)  # `Plan.check`
+        p.copy_(from_matrix(layer.weights[:, : layer.inputs].contiguous(), p.shape))
+        if bias is not None:
+            bias.copy_(layer.weights[:, -1])
+
+
+def _prune_groups(layer: LayerSolver, pattern: NofM, chosen: Tensor) -> None:
+    """Prune the chosen N:M groups of a layer, and solve for the survivors.
+
+    Args:
+        chosen: bool [out * in / m].
+    """
+    layer.alive = layer.alive & ~layer.columns_in_order(pattern.n, pattern.m, chosen.view(len(layer.alive), -1))
+    layer.solve()
 
 
 def _matters(name: str, statistics: Statistics) -> bool:

@@ -78,7 +78,7 @@ def identify(experiment: Experiment, contents: Contents) -> Identity:
         if experiment.pattern.prunes or experiment.pattern.locks or experiment.allocation.layers:
             run |= {
                 "layers": [experiment.model.prunable, experiment.model.excluded],
-                "criterion": typed(experiment.criterion),
+                "criterion": _without_default(typed(experiment.criterion), "sequential", False),
                 "allocation": _without_later(typed(experiment.allocation)),
                 "schedule": typed(experiment.schedule),
                 "regularizer": typed(experiment.regularizer),
@@ -104,8 +104,12 @@ def _without_later(allocation: dict[str, Any]) -> dict[str, Any]:
         name: {key: value for key, value in layer.items() if key not in later or value is not None}
         for name, layer in allocation["layers"].items()
     }
-    rest = {key: value for key, value in allocation.items() if (key, value) != ("cost", "parameters")}
-    return rest | {"layers": layers}
+    return _without_default(allocation, "cost", "parameters") | {"layers": layers}
+
+
+def _without_default(settings: dict[str, Any], key: str, default: Any) -> dict[str, Any]:
+    """Settings without one that older versions did not know, if it is at its default."""
+    return {name: value for name, value in settings.items() if (name, value) != (key, default)}
 
 
 def _hash(value: Any) -> str:
