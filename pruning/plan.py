@@ -3,17 +3,18 @@
 import dataclasses
 import logging
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 
 import torch
 from torch import nn
 
-from pruning.allocation import Allocation, Global, LayerOverride, Quota
+from pruning.allocation import Allocation, Global
 from pruning.coupled import Coupled, CoupledWeights, Weight, parts_of
 from pruning.criteria import Criterion
 from pruning.criteria import named as criterion_of
 from pruning.errors import PruningError
+from pruning.groups import Group
 from pruning.matrices import matrix_shape
+from pruning.overrides import LayerOverride
 from pruning.patterns import Locked, Pattern, parse
 from pruning.regularizers import Regularizer
 from pruning.schedules import Schedule
@@ -33,56 +34,6 @@ def _misfit(pattern: Pattern, weight: Weight) -> str | None:
     if isinstance(pattern, Coupled) and not isinstance(weight, CoupledWeights):
         return f"it belongs to no unit of {pattern}"
     return misfit(pattern, weight.shape)
-
-
-@dataclass
-class Group:
-    """Layers that share a pattern, a target and a criterion, and so one budget."""
-
-    pattern: Pattern
-    shapes: dict[str, torch.Size]
-    """The matrix shape of each layer, sorted by parameter name."""
-    criterion: str | None = None
-    """The name of the criterion; None: the main one."""
-    macs: dict[str, int] = field(default_factory=dict)
-    """Multiply-accumulates of a unit of each layer; empty where units are counted by their weights."""
-
-    @property
-    def key(self) -> str:
-        """What the group is saved under."""
-        return repr(self.pattern) + (f" by {self.criterion}" if self.criterion else "")
-
-    @property
-    def units(self) -> dict[str, int]:
-        """Units of the pattern in each layer."""
-        return {name: shape.numel() // self.pattern.unit_size(shape) for name, shape in self.shapes.items()}
-
-    def rate(self, name: str) -> float:
-        """Cost of each weight of a layer: 1, or its share of the multiply-accumulates."""
-        return self.macs[name] / self.pattern.unit_size(self.shapes[name]) if name in self.macs else 1.0
-
-    def quotas(self, allocation: Allocation, progress: float = 1.0) -> dict[str, Quota]:
-        """How many units of each layer may be pruned when this part of the target is due."""
-        zeros = {name: self.macs.get(name, self.pattern.unit_zeros(shape)) for name, shape in self.shapes.items()}
-        return allocation.quotas(self.units, zeros, self.pattern.max_sparsity, progress)
-
-    def budget(
-        self, allocation: Allocation, fraction: float, gone: Mapping[str, int], due: float | None = None
-    ) -> tuple[float, dict[str, Quota]]:
-        """The fraction of units to prune and the quotas of some layers: rounding, or a layer that can no longer be
-        ranked, may ask for less than is pruned already.
-
-        Args:
-            gone: layer -> units that are pruned and stay so.
-            due: the fraction on the way to `fraction`; None: that itself.
-        """
-        quotas = self.quotas(allocation, fraction / self.pattern.unit_fraction(self.pattern.target))
-        quotas = {name: quotas[name] for name in gone}
-        for name, quota in quotas.items():
-            quota.gone = gone[name]
-        total = sum(quota.units * quota.zeros for quota in quotas.values())
-        pruned = sum(quota.gone * quota.zeros for quota in quotas.values()) / total
-        return max(fraction if due is None else due, pruned), quotas
 
 
 class Plan:
@@ -142,7 +93,7 @@ class Plan:
             if reason is not None:
                 self.left[name] = reason
             else:
-                group = Group(own, {}, override.criterion if own.prunes else None)
+                group = _group(own, override)
                 group = groups.setdefault(group.key, group)
                 group.shapes[name] = matrix_shape(p.shape)
                 if self.allocation.cost == "macs" and isinstance(p, CoupledWeights):
@@ -196,8 +147,15 @@ class Plan:
                     criterion,
                 )
             if group.pattern.prunes:
-                schedule.sparsity(0.0, group.pattern.target)
+                self._check_schedule(group, schedule)
                 regularizer.check(group.pattern)
+
+    def _check_schedule(self, group: Group, schedule: Schedule) -> None:
+        own = group.own_schedule(schedule)
+        try:
+            own.sparsity(0.0, group.pattern.target)
+        except PruningError as error:
+            raise PruningError(f"{group.place}: {error}", error.owner if own is schedule else None) from error
 
     @property
     def tensors(self) -> dict[str, nn.Parameter]:
@@ -239,6 +197,12 @@ def _pattern(pattern: Pattern, override: LayerOverride) -> Pattern:
     if override.target is not None:
         return dataclasses.replace(pattern, target_sparsity=override.target)
     return pattern
+
+
+def _group(pattern: Pattern, override: LayerOverride) -> Group:
+    """A group without layers. A pattern that prunes nothing has no use for the exceptions."""
+    override = override if pattern.prunes else LayerOverride()
+    return Group(pattern, {}, override.criterion, {}, override.schedule or {}, override.allocation)
 
 
 def _reason(parameter: Weight, pattern: Pattern, override: LayerOverride, shared: str | None) -> str | None:

@@ -12,9 +12,10 @@ from torch.optim import Optimizer
 
 from pruning.criteria import Criterion, SnipMomentum
 from pruning.errors import PruningError
+from pruning.groups import Group
 from pruning.hooks import StepHooks, check_optimizer
 from pruning.masks import KEEPS_ZEROS, Masks
-from pruning.plan import Group, Plan
+from pruning.plan import Plan
 from pruning.regularizers import Regularizer
 from pruning.report import LayerReport, MaskUpdate, check_targets, describe
 from pruning.schedules import Schedule, TrainingLength
@@ -22,6 +23,7 @@ from pruning.scores import Scores, add_penalty
 from pruning.second_order import OBS, Calibrated, Calibration
 from pruning.second_order.update import SurvivorUpdate
 from pruning.state import check, identity, pack, unpack
+from pruning.timetable import Timetable
 from pruning.zeros import budget, hold
 
 log = logging.getLogger(__name__)
@@ -63,8 +65,9 @@ class Pruner:
         self.calibration = calibration
         for name in plan.frozen:
             plan.candidates[name].requires_grad_(False)
-        self.updates = schedule.steps(length) if plan.prunes else {}
-        """Optimizer steps taken before an update -> progress of the schedule."""
+        self.timetable = Timetable(plan, schedule, length)
+        self.updates = self.timetable.updates
+        """Optimizer steps taken before an update -> progress of the main schedule."""
         plan.check(schedule, self.regularizer, self.criterion)
         self.masks = Masks(self.parameters, plan.patterns, plan.keeps_zeros)
         self.scores = Scores(self.criterion, plan)
@@ -88,7 +91,8 @@ class Pruner:
         if self.plan.keeps_zeros:
             mine = [n for n, p in self.plan.patterns.items() if p == self.pattern and self.masks.get(n) is not None]
             return sum(map(self.masks.zeros, mine)) / max(1, sum(self.parameters[name].numel() for name in mine))
-        mine = [self._fractions[group.key] for group in self.plan.groups if group.pattern == self.pattern]
+        groups = [group for group in self.plan.groups if group.pattern == self.pattern]
+        mine = [self._fractions[g.key] for g in [group for group in groups if not group.schedule] or groups]
         return max(mine, default=0.0) * self.pattern.max_sparsity
 
     # --- in the training loop -------------------------------------------------------------------------------
@@ -159,7 +163,7 @@ class Pruner:
         if (due := self._due(self.steps_taken)) is None or not self._finite:
             return False
         begin = time.perf_counter()
-        made = self.prune(self.updates[due])
+        made = self.prune(self.timetable.due(self._last_update, due))
         self.update_seconds += time.perf_counter() - begin
         if made:
             self._last_update = due
@@ -173,28 +177,29 @@ class Pruner:
         self._update_if_due()
 
     @torch.no_grad()
-    def prune(self, progress: float) -> bool:
-        """Choose the units to prune at this progress of the schedule, those pruned already first, and zero them. The
-        optimizer's step calls it when an update is due.
+    def prune(self, progress: float | Mapping[str, float]) -> bool:
+        """Choose the units to prune at this progress of the schedule (of all groups, or by key of those that are due),
+        those pruned already first, and zero them. The optimizer's step calls it when an update is due.
 
         Returns:
             Whether there was anything to rank them by. If not, nothing is changed.
         """
-        fractions = [(group, self._fraction(group, progress)) for group in self.plan.groups if group.pattern.prunes]
+        groups = {group.key: group for group in self.plan.groups if group.pattern.prunes}
+        progress = progress if isinstance(progress, Mapping) else dict.fromkeys(groups, progress)
+        fractions = [(groups[key], self._fraction(groups[key], at)) for key, at in progress.items()]
         due = [(group, fraction) for group, fraction in fractions if fraction > 0]
-        survivors = self._calibrate() if due else None
-        chosen = [self._choose(group, fraction, survivors) for group, fraction in due]
+        survivors = self._calibrate() if any(group.criterion is None for group, _ in due) else None
+        chosen = [self._choose(g, fraction, None if g.criterion else survivors) for g, fraction in due]
         chosen = chosen if survivors is None else survivors.settle(chosen)
         self._fractions |= {group.key: fraction for (group, fraction), masks in zip(due, chosen, strict=True) if masks}
         update = MaskUpdate(self.steps_taken, 0.0, {}, {})
-        for masks in chosen:
-            for name, mask in masks.items():
-                update.count(name, self.parameters[name], self.masks.get(name), mask, self.allocation.regrow)
-                before = self.masks.zeros_of_parts(name) if self.plan.keeps_zeros else {}
-                self.masks.set(name, mask)
-                for part, count in self.masks.zeros_of_parts(name).items() if self.plan.keeps_zeros else ():
-                    if part in update.removed:  # a unit may have had zeros
-                        update.removed[part] = count - before[part]
+        for name, mask in [item for masks in chosen for item in masks.items()]:
+            update.count(name, self.parameters[name], self.masks.get(name), mask, self.allocation.regrow)
+            before = self.masks.zeros_of_parts(name) if self.plan.keeps_zeros else {}
+            self.masks.set(name, mask)
+            for part, count in self.masks.zeros_of_parts(name).items() if self.plan.keeps_zeros else ():
+                if part in update.removed:  # a unit may have had zeros
+                    update.removed[part] = count - before[part]
         update.sparsity = self.sparsity
         if survivors is not None:
             survivors.write()
@@ -215,13 +220,12 @@ class Pruner:
 
     def _fraction(self, group: Group, progress: float) -> float:
         """The fraction of a group's units to prune."""
-        fraction = group.pattern.unit_fraction(self.schedule.sparsity(progress, group.pattern.target))
+        fraction = group.pattern.unit_fraction(self.timetable.sparsity(group, progress))
         return fraction if self.allocation.regrow else max(fraction, self._fractions[group.key])
 
     def _choose(self, group: Group, fraction: float, survivors: SurvivorUpdate | None) -> dict[str, Tensor]:
         """The masks of one group. Layers without scores keep theirs, and their units are not in the budget."""
-        pattern, allocation, losers = group.pattern, self.allocation, {}
-        survivors = survivors if group.criterion is None else None
+        pattern, allocation, losers = group.pattern, group.own_allocation(self.allocation), {}
         what = self.scores.criterion_for(next(iter(group.shapes))).evidence
         if survivors is not None:
             known = survivors.choose(group, allocation, self._fractions[group.key], fraction)
@@ -264,12 +268,8 @@ class Pruner:
 
     def report(self) -> list[LayerReport]:
         """One entry per weight, also for those left dense, in the order of their names."""
-        due = self.updates.get(self._last_update)
-        unranked = [
-            name
-            for name, pattern, _ in self.plan.pruned()
-            if due is not None and self.masks.get(name) is None and self.schedule.sparsity(due, pattern.target) > 0
-        ]
+        due = [g for g in self.plan.groups if g.pattern.prunes and self.timetable.sparsity_at(g, self._last_update) > 0]
+        unranked = [name for group in due for name in group.shapes if self.masks.get(name) is None]
         return describe(self.plan, self.masks, {name: self.scores.no_evidence(name) for name in unranked})
 
     def _identity(self) -> dict[str, str]:

@@ -9,9 +9,10 @@ from torch.optim import Optimizer
 
 from pruning.coupled import CoupledWeights, Weight
 from pruning.criteria import Criterion, Layer
+from pruning.groups import Group
 from pruning.masks import Masks
 from pruning.matrices import as_matrix, from_matrix
-from pruning.plan import Group, Plan
+from pruning.plan import Plan
 from pruning.regularizers import Regularizer
 from pruning.zeros import unit_costs
 

@@ -13,10 +13,11 @@ from torch import Tensor
 from pruning.allocation import Quota
 from pruning.coupled import Coupled
 from pruning.errors import PruningError
+from pruning.groups import Group
 from pruning.masks import Masks
 from pruning.matrices import as_matrix
 from pruning.patterns import Pattern
-from pruning.plan import Group, Plan
+from pruning.plan import Plan
 from pruning.selection import count_true
 
 

@@ -12,10 +12,11 @@ from pruning.allocation import Allocation
 from pruning.blocks import Block
 from pruning.coupled import parts_of
 from pruning.errors import PruningError
+from pruning.groups import Group
 from pruning.masks import Masks
 from pruning.matrices import as_matrix, from_matrix, matrix_shape
 from pruning.nofm import NofM
-from pruning.plan import Group, Plan
+from pruning.plan import Plan
 from pruning.second_order.calibration import Calibration, Statistics, collect, modules_of
 from pruning.second_order.criteria import OBS
 from pruning.second_order.sequence import Before, Moved, collect_again

@@ -99,7 +99,7 @@ def identify(experiment: Experiment, contents: Contents) -> Identity:
 
 def _without_later(allocation: dict[str, Any]) -> dict[str, Any]:
     """An allocation without what is at its default and older versions did not know."""
-    later = ("max_per_layer", "criterion")
+    later = ("max_per_layer", "criterion", "schedule", "allocation")
     layers = {
         name: {key: value for key, value in layer.items() if key not in later or value is not None}
         for name, layer in allocation["layers"].items()

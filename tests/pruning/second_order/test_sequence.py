@@ -91,12 +91,12 @@ def test_each_layer_fits_the_outputs_before_on_the_inputs_that_it_then_has(patte
         x, moved = inputs(dense, stage[0]), inputs(so_far, stage[0])
         for name in stage:
             old, new = whole(dense.get_submodule(name)), whole(result.get_submodule(name))
-            expected = fitted(old, x, moved, new != 0)
+            expected = fitted(old, x, moved, new.ne(0))
             torch.testing.assert_close(new, expected, rtol=1e-6, atol=1e-8)
             getattr(so_far, name).load_state_dict(result.get_submodule(name).state_dict())
         if stage == ("out",):
             assert float((x - moved).abs().max()) > 0.05  # there was something to make up for
-            error, before = ((x @ old.T - moved @ w.T).square().mean() for w in (new, fitted(old, x, x, new != 0)))
+            error, before = ((x @ old.T - moved @ w.T).square().mean() for w in (new, fitted(old, x, x, new.ne(0))))
             assert float(error) < float(before)
 
 
@@ -153,7 +153,7 @@ def test_padding_does_not_count_and_a_layer_that_runs_twice_fits_both():
     plan = Plan(matrix_weights(result), Block(1, 1, target_sparsity=0.5))
     obs(result, plan, batches(), loss_of(result), tokens=lambda _: real, criterion=SEQUENTIAL)
     so_far = copy.deepcopy(dense)
-    so_far.taps.load_state_dict(result.taps.state_dict())
+    so_far.get_submodule("taps").load_state_dict(result.get_submodule("taps").state_dict())
     x, moved = (inputs(model, "again").view(-1, 16, 9)[:, real].flatten(0, 1) for model in (dense, so_far))
     new = whole(result.again)  # type: ignore[arg-type]
     expected = fitted(whole(dense.again), x, moved, new != 0)  # type: ignore[arg-type]
