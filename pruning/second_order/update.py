@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -21,8 +21,12 @@ from pruning.second_order.calibration import Calibration, Statistics, collect, m
 from pruning.second_order.criteria import OBS
 from pruning.second_order.sequence import Before, Moved, collect_again
 from pruning.second_order.solver import LayerSolver
+from pruning.selection import lowest
 
 log = logging.getLogger(__name__)
+
+Select = Callable[[float, dict[str, Tensor], dict[str, Tensor]], dict[str, Tensor]]
+"""(Part of an update that is due, costs, bool [units] that are pruned so far) -> bool [units] to prune, by layer."""
 
 
 @contextmanager
@@ -88,30 +92,38 @@ class SurvivorUpdate:
             return self._choose_groups(group, group.pattern, layers, allocation, fraction)
         if self.plan.keeps_zeros:
             before = max(before, self._part_gone(group, layers))
+
+        def select(part: float, costs: dict[str, Tensor], gone: dict[str, Tensor]) -> dict[str, Tensor]:
+            due = before + (fraction - before) * part
+            log.info("pruning %.4f of the units", due)
+            return self._select(group, allocation, costs, gone, due, fraction)
+
+        return self._rounds(layers, select, solved=not self.criterion.sequential)
+
+    def _rounds(self, layers: Mapping[str, LayerSolver], select: Select, solved: bool = True) -> dict[str, Tensor]:
+        """The masks of blocks that are pruned in rounds.
+
+        Args:
+            solved: solve for the survivors in the end too.
+        """
         costs = {name: layer.solve(costs=True) for name, layer in layers.items()}
         masks: dict[str, Tensor] = {}
         for i, part in enumerate(self.criterion.rounds):
-            due = before + (fraction - before) * part
-            gone = {name: self._units_kept(layer).logical_not_() for name, layer in layers.items()}
-            chosen = self._select(group, allocation, costs, gone, due, fraction)
+            chosen = select(part, costs, {name: _units_gone(layer) for name, layer in layers.items()})
             last = i + 1 == len(self.criterion.rounds)
             for name, layer in layers.items():
                 masks[name] = chosen[name].logical_not().view(costs[name].shape)
                 alive = masks[name].repeat_interleave(layer.cols, 1)
                 if last or not torch.equal(alive, layer.alive):
                     layer.alive = alive
-                    if not (last and self.criterion.sequential):  # then `settle` solves
+                    if solved or not last:
                         costs[name] = layer.solve(costs=not last)
-            log.info("round %d of %d: %.4f of the units are pruned", i + 1, len(self.criterion.rounds), due)
         return masks
 
     def _part_gone(self, group: Group, layers: Mapping[str, LayerSolver]) -> float:
         """The fraction of the weights of some layers that is pruned, or goes with the zeros among it."""
         total = sum(group.shapes[name].numel() for name in layers)
         return sum(layer.rows * int((~layer.alive).sum()) for layer in layers.values()) / total
-
-    def _units_kept(self, layer: LayerSolver) -> Tensor:
-        return layer.alive[:, :: layer.cols].flatten()
 
     def _select(
         self,
@@ -148,8 +160,8 @@ class SurvivorUpdate:
         """The masks of this update, given those of `choose` and of other criteria.
 
         If OBS is sequential, layers are pruned one after the other, in the order in which they run, on inputs that are
-        collected again: blocks by the masks chosen, N:M anew within the groups chosen. Each layer fits the outputs of
-        the model before.
+        collected again. Each fits the outputs of the model before, and loses as many units as were chosen: blocks are
+        chosen anew in it, N:M anew in each group.
 
         Raises:
             PruningError: inputs are not finite; no weight has changed then.
@@ -202,15 +214,20 @@ class SurvivorUpdate:
         layer = LayerSolver(
             moved.target(old.original, old.damping), moved.hessian, old.fisher, old.damping, (old.rows, old.cols), alive
         )
+        if not bool(alive.all()):  # nothing is chosen by what the pruned weights would do
+            layer.solve()
+            layer.original = layer.weights
         if isinstance(pattern, NofM):
-            if not bool(alive.all()):
-                layer.solve()
-                layer.original = layer.weights
             _prune_groups(layer, pattern, self.units[name])
             mask = layer.alive
         else:
-            layer.alive = old.alive
-            layer.solve()
+            first, count = int(_units_gone(layer).count_nonzero()), int((~mask).count_nonzero())
+
+            def select(part: float, costs: dict[str, Tensor], gone: dict[str, Tensor]) -> dict[str, Tensor]:
+                cost = costs[name].flatten().masked_fill(gone[name], -torch.inf)
+                return {name: lowest(cost, first + round((count - first) * part))}
+
+            mask = self._rounds({name: layer}, select)[name]
         self._write(name, layer)
         return mask
 
@@ -226,6 +243,11 @@ class SurvivorUpdate:
         p.copy_(from_matrix(layer.weights[:, : layer.inputs].contiguous(), p.shape))
         if bias is not None:
             bias.copy_(layer.weights[:, -1])
+
+
+def _units_gone(layer: LayerSolver) -> Tensor:
+    """bool [units]: blocks that are pruned already."""
+    return ~layer.alive[:, :: layer.cols].flatten()  # of some layers a view: not in place
 
 
 def _prune_groups(layer: LayerSolver, pattern: NofM, chosen: Tensor) -> None:

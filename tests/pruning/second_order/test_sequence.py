@@ -25,6 +25,7 @@ from pruning import (
     matrix_weights,
     obs,
 )
+from pruning.second_order import collect
 from tests.pruning.second_order.test_obs import Attention, check_resume, data, loss_of
 from tests.pruning.second_order.test_references import in_order
 
@@ -100,17 +101,26 @@ def test_each_layer_fits_the_outputs_before_on_the_inputs_that_it_then_has(patte
             assert float(error) < float(before)
 
 
-def test_groups_are_chosen_on_the_inputs_that_moved():
+@pytest.mark.parametrize("pattern", [PATTERNS[0], PATTERNS[1], NofM(2, 4)], ids=str)
+def test_units_are_chosen_on_the_inputs_that_moved(pattern):
     dense = exact()
-    result = pruned(dense, NofM(2, 4))
+    result = pruned(dense, pattern, OBS(sequential=True, rounds=[1.0]))
     so_far = copy.deepcopy(result)
-    so_far.out = dense.out
+    so_far.get_submodule("out").load_state_dict(dense.get_submodule("out").state_dict())
     x, moved = inputs(dense, "out"), inputs(so_far, "out")
-    old = whole(dense.out)  # type: ignore[arg-type]
+    old, gone = whole(dense.get_submodule("out")), result.get_parameter("out.weight") == 0
     h = moved.T @ moved / len(moved)
     h += 0.01 * h.diagonal().mean() * torch.eye(9, dtype=h.dtype)
     target = fitted(old, x, moved, torch.ones_like(old, dtype=torch.bool))
-    assert torch.equal(result.out.weight == 0, in_order(target, h, 2, 4))  # type: ignore[union-attr]
+    if isinstance(pattern, NofM):
+        assert torch.equal(gone, in_order(target, h, 2, 4))
+        return
+    fisher = collect(Calibration(dense, batches(), loss_of(dense)), matrix_weights(dense)).fisher["out.weight"]
+    each = fisher[:, None] * target[:, :8] ** 2 / torch.linalg.inv(h).diagonal()[:8]
+    costs = each.view(-1, pattern.rows, 8).sum(1)
+    lost = gone.view(-1, pattern.rows, 8)[:, 0]
+    assert 0 < int(lost.sum()) < lost.numel()
+    assert float(costs[lost].max()) < float(costs[~lost].min())
 
 
 @pytest.mark.parametrize("pattern", PATTERNS, ids=str)
