@@ -36,18 +36,19 @@ from pruning.distillation import (
 )
 from pruning.errors import PruningError
 from pruning.hidden_states import HiddenStates, LogitsHidden
+from pruning.latency import LatencySettings, LatencyTable, TimePrediction
 from pruning.matrices import as_matrix, matrix_weights, other_matrices
 from pruning.nofm import NofM
 from pruning.overrides import LayerOverride
 from pruning.patterns import Dense, Locked, Pattern, parse
-from pruning.plan import Plan, misfit
+from pruning.plan import Plan, budgeted, misfit
 from pruning.prediction import IGNORED, Prediction, label_loss, sampled_loss
 from pruning.pruner import Pruner
 from pruning.regularizers import GroupLasso, Regularizer
-from pruning.report import LayerReport, MaskUpdate
+from pruning.report import LayerReport, MaskUpdate, predict
 from pruning.schedules import Gradual, OneShot, Schedule, TrainingLength
 from pruning.second_order import OBS, Calibrated, CalibratedFisher, CalibratedSnip, Calibration, Wanda
-from pruning.second_order.one_shot import obs
+from pruning.second_order.one_shot import obs, obs_each
 from pruning.second_order.sensitivity import sensitivity
 from pruning.zeros import check_zeros
 
@@ -74,6 +75,8 @@ __all__ = [
     "GroupLasso",
     "Heads",
     "HiddenStates",
+    "LatencySettings",
+    "LatencyTable",
     "LayerOverride",
     "LayerReport",
     "Locked",
@@ -99,21 +102,25 @@ __all__ = [
     "Snip",
     "SnipMomentum",
     "Structured",
+    "TimePrediction",
     "TrainingLength",
     "Uniform",
     "Wanda",
     "Weight",
     "as_matrix",
     "averaged",
+    "budgeted",
     "check_zeros",
     "couple",
     "label_loss",
     "matrix_weights",
     "misfit",
     "obs",
+    "obs_each",
     "other_matrices",
     "parse",
     "parts_of",
+    "predict",
     "projected",
     "sampled_loss",
     "sensitivity",

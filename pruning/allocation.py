@@ -9,29 +9,10 @@ from torch import Tensor
 
 from pruning.criteria import named as criterion_of
 from pruning.errors import PruningError
+from pruning.latency import LatencyTable, select_by_time, select_evenly
 from pruning.overrides import LayerOverride, matches, merged
+from pruning.quotas import Quota
 from pruning.selection import count_true, lowest
-
-
-@dataclass
-class Quota:
-    """How many units one layer has, and how many of them may be pruned."""
-
-    units: int
-    """Units in the layer."""
-    zeros: int
-    """Weights that a pruned unit sets to zero; or multiply-accumulates that it saves."""
-    floor: int = 0
-    """The fewest units to prune."""
-    cap: int | None = None
-    """The most units to prune; None: all."""
-    gone: int = 0
-    """Units pruned already: their cost is -inf, and they stay pruned."""
-
-    @property
-    def most(self) -> int:
-        """`cap`, or all units."""
-        return self.units if self.cap is None else self.cap
 
 
 @dataclass
@@ -49,12 +30,15 @@ class Allocation:
     """Exceptions by shell pattern of layer names: pattern, target, frozen, excluded, max_per_layer, criterion, schedule
     or allocation. Of several that match, each sets what it names, later ones first."""
     cost: str = field(default="parameters", repr=False)
-    """What the target is a fraction of, and what units of several sizes are ranked by: parameters or macs. Multiply-
-    accumulates differ for attention heads only: their products of tokens with tokens count too."""
+    """What the target is a fraction of, and what units of several sizes are ranked by: parameters, macs or latency.
+    Multiply-accumulates differ for attention heads only: their products of tokens with tokens count too. Latency is the
+    time of heads and channels, as measured, above that of the one that is always left."""
+    latency: str | None = field(default=None, repr=False)
+    """File with the times of this model, for cost=latency."""
 
     def __post_init__(self) -> None:
-        if self.cost not in ("parameters", "macs"):
-            raise PruningError(f"cost={self.cost!r} must be parameters or macs", self)
+        if self.cost not in ("parameters", "macs", "latency"):
+            raise PruningError(f"cost={self.cost!r} must be parameters, macs or latency", self)
         if not 0 < self.max_per_layer <= 1:
             raise PruningError(f"max_per_layer={self.max_per_layer} must be in (0, 1]", self)
         if not 0 <= self.min_per_layer <= self.max_per_layer:
@@ -63,6 +47,14 @@ class Allocation:
             )
         for name, override in self.layers.items():
             self._check_override(f"layers[{name!r}]", override)
+
+    def table(self) -> LatencyTable:
+        """The times in the file `latency`. Raises PruningError if it has none."""
+        assert self.latency is not None
+        try:
+            return LatencyTable.read(self.latency)
+        except PruningError as error:
+            raise PruningError(f"latency={error}", self) from error
 
     def _check_override(self, place: str, override: LayerOverride) -> None:
         if override.target is not None and not 0 < override.target < 1:
@@ -111,7 +103,12 @@ class Allocation:
                 )
 
     def quotas(
-        self, units: Mapping[str, int], zeros: Mapping[str, int], max_sparsity: float, progress: float = 1.0
+        self,
+        units: Mapping[str, int],
+        zeros: Mapping[str, int],
+        max_sparsity: float,
+        progress: float = 1.0,
+        saved: Mapping[str, tuple[float, ...]] | None = None,
     ) -> dict[str, Quota]:
         """The quota of each layer.
 
@@ -120,23 +117,30 @@ class Allocation:
             zeros: weights that a pruned unit of each layer sets to zero.
             max_sparsity: of a layer with all units pruned.
             progress: the part of the final sparsity that is due, for the floors.
+            saved: see `Quota.saved`.
         """
         caps = {name: self.override(name).max_per_layer or self.max_per_layer for name in units}
         most = {name: min(1.0, cap / max_sparsity) if max_sparsity else 0.0 for name, cap in caps.items()}
         least = min(1.0, self.min_per_layer / max_sparsity) * progress if max_sparsity else 0.0
         return {
-            name: Quota(count, zeros[name], math.floor(least * count + 1e-9), math.floor(most[name] * count + 1e-9))
+            name: Quota(
+                count,
+                zeros[name],
+                math.floor(least * count + 1e-9),
+                math.floor(most[name] * count + 1e-9),
+                saved=saved.get(name) if saved else None,
+            )
             for name, count in units.items()
         }
 
     def check(self, quotas: Mapping[str, Quota], fraction: float, max_sparsity: float) -> None:
         """Raise PruningError, naming the bound, if the quotas do not let `fraction` of the weights be pruned."""
-        total = sum(q.units * q.zeros for q in quotas.values())
+        total = sum(q.saves(q.units) for q in quotas.values())
         if not total:
             return
-        unit = max(q.zeros for q in quotas.values())
-        reachable = sum(q.most * q.zeros for q in quotas.values())
-        needed = sum(q.floor * q.zeros for q in quotas.values())
+        unit = max(q.zeros if q.saved is None else 0 for q in quotas.values())
+        reachable = sum(q.saves(q.most) for q in quotas.values())
+        needed = sum(q.saves(q.floor) for q in quotas.values())
         target = fraction * max_sparsity
         capped = any(override.max_per_layer is not None for override in self.layers.values())
         also = ", with its exceptions in layers," if capped else ""
@@ -174,10 +178,12 @@ class Global(Allocation):
     """Units are ranked over all layers together; exactly `round(fraction * units)` of them are pruned.
 
     Where units differ in size from layer to layer (whole rows, whole columns), the ranking is walked until the number
-    of zeros is as near as whole units allow.
+    of zeros is as near as whole units allow; where the budget is time, until enough of it is saved.
     """
 
     def select(self, costs: Mapping[str, Tensor], fraction: float, quotas: Mapping[str, Quota]) -> dict[str, Tensor]:
+        if any(quotas[name].saved is not None for name in costs):
+            return select_by_time(costs, fraction, quotas)
         names = sorted(costs)  # ties break by (name, index), whatever the order given
         flat = torch.cat([_floored(costs[name], quotas[name]) for name in names])
         sizes = [quotas[name].units for name in names]
@@ -237,6 +243,8 @@ class Uniform(Allocation):
     """Every layer gets the target, to within a unit, so that the whole meets it to the unit."""
 
     def select(self, costs: Mapping[str, Tensor], fraction: float, quotas: Mapping[str, Quota]) -> dict[str, Tensor]:
+        if any(quotas[name].saved is not None for name in costs):
+            return select_evenly(costs, fraction, quotas)
         mine = {name: quota for name, quota in quotas.items() if name in costs}
         counts = {n: min(max(round(fraction * q.units), q.floor, q.gone), q.most) for n, q in mine.items()}
         self._settle(counts, fraction, mine)

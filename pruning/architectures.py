@@ -16,6 +16,10 @@ class Names:
     """The module that reads them, as columns: the output of attention, or down."""
     more: tuple[str, ...] = ()
     """Further writers that some models of the family have."""
+    bias: str = ""
+    """The argument of attention with a score for each head that all layers share, (1, heads, ...)."""
+    can_be_cut: bool = True
+    """Whether attention computes with fewer heads in one layer than in another."""
 
     @property
     def all(self) -> tuple[str, ...]:
@@ -43,7 +47,9 @@ DISTILBERT_FEED_FORWARD = Names(("ffn.lin1",), "ffn.lin2")
 ATTENTIONS = (
     BERT_ATTENTION,  # RoBERTa, ELECTRA, MobileBERT and others too
     DISTILBERT_ATTENTION,
-    Names(("attention.attn.q", "attention.attn.k", "attention.attn.v"), "attention.attn.o"),  # MPNet
+    Names(
+        ("attention.attn.q", "attention.attn.k", "attention.attn.v"), "attention.attn.o", bias="position_bias"
+    ),  # MPNet
     Names(("attention.query", "attention.key", "attention.value"), "attention.dense"),  # ALBERT
     Names(
         ("attention.self.query_proj", "attention.self.key_proj", "attention.self.value_proj"),
@@ -53,7 +59,9 @@ ATTENTIONS = (
     Names(("attn.Wqkv",), "attn.Wo"),  # ModernBERT: query, key and value in one matrix
     Names(("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), "self_attn.o_proj"),  # EuroBERT, as Llama
     Names(("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), "self_attn.out_proj"),  # BART's encoder
-    Names(("SelfAttention.q", "SelfAttention.k", "SelfAttention.v"), "SelfAttention.o"),  # T5's encoder
+    Names(
+        ("SelfAttention.q", "SelfAttention.k", "SelfAttention.v"), "SelfAttention.o", can_be_cut=False
+    ),  # T5's encoder: the first layer computes the position bias of all heads in all layers
 )
 """Attention by heads, whose features stand one head after the other in rows of writers and columns of the reader."""
 

@@ -66,6 +66,12 @@ class CoupledWeights:
         self.units = self.parts[0].units
         self.shape = torch.Size((self.units, sum(part.size for part in self.parts)))
 
+    @property
+    def reader(self) -> Part | None:
+        """The columns that read the features of the units; None unless exactly one part is sliced by columns."""
+        readers = [part for part in self.parts if part.axis == 1]
+        return readers[0] if len(readers) == 1 else None
+
     def macs(self, tokens: int) -> int:
         """Multiply-accumulates of a unit for each token of a text of so many tokens."""
         return sum(part.size for part in self.parts if part.parameter.dim() > 1) + self.products * tokens
@@ -146,8 +152,10 @@ def parts_of(name: str, weight: Weight) -> list[tuple[str, nn.Parameter]]:
 class Coupled(Pattern):
     """Base of patterns whose units span several matrices: each prunes whole rows of `CoupledWeights`."""
 
-    target_sparsity: float | None = field(default=0.5, kw_only=True)
-    """Fraction of the weights of all units, biases included, that are zero at the end."""
+    target_sparsity: float | None = field(default=None, kw_only=True)
+    """Fraction of the weights of all units, biases included, that are zero at the end; 0.5 if nothing is given."""
+    target_speedup: float | None = field(default=None, kw_only=True, repr=False)
+    """Instead: how many times faster the whole model is, by measured times, with these units cut out."""
 
     @classmethod
     def parse(cls, text: str, target_sparsity: float | None) -> Self | None:
@@ -165,10 +173,16 @@ class Coupled(Pattern):
         raise NotImplementedError
 
     def __post_init__(self) -> None:
-        if not 0 < self.target < 1:
+        if (self.target_speedup, self.target_sparsity) == (None, None):
+            self.target_sparsity = 0.5
+        if self.target_sparsity is not None and not 0 < self.target < 1:
             raise PruningError(
                 f"target_sparsity={self.target} must be in (0, 1), a fraction of zeros (Dense() prunes nothing)", self
             )
+        if (speedup := self.target_speedup) is not None and self.target_sparsity is not None:
+            raise PruningError(f"target_sparsity={self.target}, target_speedup={speedup:g}: give one of them", self)
+        if speedup is not None and not 1 < speedup < float("inf"):
+            raise PruningError(f"target_speedup={speedup:g} must be above 1, such as 2", self)
 
     def unit_size(self, shape: torch.Size) -> int:
         return shape[1]

@@ -1,4 +1,4 @@
-"""Groups: layers that share a pattern, a target, a criterion, a schedule and an allocation."""
+"""Groups: layers of a plan that share one budget."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -7,9 +7,11 @@ from typing import Any
 
 import torch
 
-from pruning.allocation import Allocation, Quota
+from pruning.allocation import Allocation
 from pruning.errors import PruningError
+from pruning.overrides import LayerOverride
 from pruning.patterns import Pattern
+from pruning.quotas import Quota
 from pruning.schedules import Schedule
 
 
@@ -24,10 +26,19 @@ class Group:
     """The name of the criterion; None: the main one."""
     macs: dict[str, int] = field(default_factory=dict)
     """Multiply-accumulates of a unit of each layer; empty where units are counted by their weights."""
+    saved: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    """Milliseconds that each layer saves with 0, 1, ... units pruned; empty where units are not counted by time."""
     schedule: dict[str, Any] = field(default_factory=dict)
     """Fields of the main schedule that differ."""
     allocation: str | None = None
     """The name of the allocation; None: the main one."""
+
+    @classmethod
+    def of(cls, pattern: Pattern, override: LayerOverride) -> "Group":
+        """A group without layers. A pattern that prunes nothing has no use for the exceptions."""
+        if not pattern.prunes:
+            return cls(pattern, {})
+        return cls(pattern, {}, override.criterion, schedule=override.schedule or {}, allocation=override.allocation)
 
     @property
     def key(self) -> str:
@@ -67,6 +78,14 @@ class Group:
         except PruningError as error:
             raise PruningError(f"{self.place}: {error}") from error
 
+    def check_schedule(self, main: Schedule) -> None:
+        """Raise PruningError if the group's schedule does not fit its target."""
+        own = self.own_schedule(main)
+        try:
+            own.sparsity(0.0, self.pattern.target)
+        except PruningError as error:
+            raise PruningError(f"{self.place}: {error}", error.owner if own is main else None) from error
+
     def own_allocation(self, main: Allocation) -> Allocation:
         """The group's allocation, with the bounds of the main one."""
         return main if self.allocation is None else main.spread(self.allocation)
@@ -77,13 +96,15 @@ class Group:
         return {name: shape.numel() // self.pattern.unit_size(shape) for name, shape in self.shapes.items()}
 
     def rate(self, name: str) -> float:
-        """Cost of each weight of a layer: 1, or its share of the multiply-accumulates."""
-        return self.macs[name] / self.pattern.unit_size(self.shapes[name]) if name in self.macs else 1.0
+        """Cost of each weight of a layer: 1, or its share of the multiply-accumulates. Where the budget is time: its
+        share of a unit, so that a score divided by it is what the whole unit is worth."""
+        size = self.pattern.unit_size(self.shapes[name])
+        return 1 / size if name in self.saved else self.macs[name] / size if name in self.macs else 1.0
 
     def quotas(self, allocation: Allocation, progress: float = 1.0) -> dict[str, Quota]:
         """How many units of each layer may be pruned when this part of the target is due."""
         zeros = {name: self.macs.get(name, self.pattern.unit_zeros(shape)) for name, shape in self.shapes.items()}
-        return allocation.quotas(self.units, zeros, self.pattern.max_sparsity, progress)
+        return allocation.quotas(self.units, zeros, self.pattern.max_sparsity, progress, self.saved)
 
     def budget(
         self, allocation: Allocation, fraction: float, gone: Mapping[str, int], due: float | None = None
@@ -99,6 +120,9 @@ class Group:
         quotas = {name: quotas[name] for name in gone}
         for name, quota in quotas.items():
             quota.gone = gone[name]
+        due = fraction if due is None else due
+        if self.saved:  # the choice by time begins with what is pruned
+            return due, quotas
         total = sum(quota.units * quota.zeros for quota in quotas.values())
         pruned = sum(quota.gone * quota.zeros for quota in quotas.values()) / total
-        return max(fraction if due is None else due, pruned), quotas
+        return max(due, pruned), quotas

@@ -1,6 +1,6 @@
 """Masks: which weights are pruned, and the one place that sets weights, gradients and moments to zero."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -124,13 +124,18 @@ class Masks:
 
     @torch.no_grad()
     def enforce(self, optimizer: Optimizer | None) -> None:
-        """Zero pruned weights and the optimizer's moments of them, which would keep pushing."""
+        """Zero pruned weights and the optimizer's moments of them, which would keep pushing.
+
+        Moments that have no number for each weight stay: those that Adafactor has of rows and columns, and those that
+        are stored as codes with a scale for each block, such as AdamW's in 8 bits. They decay, as the gradients of
+        pruned weights are 0.
+        """
         for name, part, p in self._masked():
             self._zero(name, part, p)
             state = {} if optimizer is None else optimizer.state.get(p, {})
             for moment in state.values():
-                if isinstance(moment, Tensor) and moment.shape == p.shape and moment.is_floating_point():
-                    self._zero(name, part, moment)
+                for single in _like(moment, p):
+                    self._zero(name, part, single)
 
     def _masked(self) -> Iterator[tuple[str, Part | None, nn.Parameter]]:
         """The parameters of weights that have a mask, each with the weight's name; with the part that it is of coupled
@@ -171,3 +176,13 @@ class Masks:
         view.bitwise_and_((bits[:, columns] if bits.dim() > 1 else bits).reshape(shape))
         if name in self.single:
             view.masked_fill_(~self.single[name][:, columns].reshape(view.shape), 0)
+
+
+def _like(moment: object, p: nn.Parameter) -> Iterable[Tensor]:
+    """The numbers of an optimizer's state that belong to single weights, in the shape of a parameter; AdEMAMix has two
+    moments in one tensor."""
+    if not isinstance(moment, Tensor) or not moment.is_floating_point():
+        return ()
+    if moment.shape == p.shape:
+        return (moment,)
+    return moment.unbind(0) if moment.shape[1:] == p.shape else ()

@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 from collections.abc import Iterator, Mapping
+from copy import copy
 
 import torch
 from torch import nn
@@ -13,6 +14,7 @@ from pruning.criteria import Criterion
 from pruning.criteria import named as criterion_of
 from pruning.errors import PruningError
 from pruning.groups import Group
+from pruning.latency import LatencyTable, TimePrediction, share_for
 from pruning.matrices import matrix_shape
 from pruning.overrides import LayerOverride
 from pruning.patterns import Locked, Pattern, parse
@@ -34,6 +36,33 @@ def _misfit(pattern: Pattern, weight: Weight) -> str | None:
     if isinstance(pattern, Coupled) and not isinstance(weight, CoupledWeights):
         return f"it belongs to no unit of {pattern}"
     return misfit(pattern, weight.shape)
+
+
+def budgeted(pattern: Pattern, allocation: Allocation) -> Allocation:
+    """The allocation with the cost that the pattern's target implies: time, for a target that is a speed-up.
+
+    Raises:
+        PruningError: they contradict each other.
+    """
+    speedup = pattern.target_speedup if isinstance(pattern, Coupled) else None
+    if speedup is not None:
+        if allocation.latency is None:
+            raise PruningError(f"target_speedup={speedup:g} needs times: give the allocation a latency=FILE", pattern)
+        if allocation.cost == "macs":
+            raise PruningError(f"cost=macs: target_speedup={speedup:g} counts time; leave cost out", allocation)
+        if other := [name for name, layer in allocation.layers.items() if layer.target is not None or layer.pattern]:
+            text = f"layers[{other[0]!r}]: target_speedup={speedup:g} is one target for all; give no target or pattern"
+            raise PruningError(f"{text} here (excluded leaves layers as they are)", allocation)
+        return dataclasses.replace(allocation, cost="latency")
+    if allocation.cost == "latency" and pattern.prunes and not isinstance(pattern, Coupled):
+        text = f"cost=latency counts heads and channels, not units of {pattern}: choose structured, heads or ffn"
+        raise PruningError(text, allocation)
+    if allocation.cost == "latency" and allocation.latency is None:
+        raise PruningError("cost=latency needs times: measure a table, and give its file as latency=FILE", allocation)
+    if allocation.latency is not None and allocation.cost != "latency":
+        text = f"latency={allocation.latency} has no effect with cost={allocation.cost}: set cost=latency"
+        raise PruningError(text, allocation)
+    return allocation
 
 
 class Plan:
@@ -61,7 +90,10 @@ class Plan:
         keeps_zeros: bool = False,
         tokens: int = 128,
     ) -> None:
-        self.pattern, self.allocation = pattern, allocation if allocation is not None else Global()
+        self.pattern, self.allocation = pattern, budgeted(pattern, allocation if allocation is not None else Global())
+        """The allocation with the cost that it takes effect with."""
+        self.table = self.allocation.table() if self.allocation.cost == "latency" else None
+        """Measured times, where the budget is time."""
         self.keeps_zeros = keeps_zeros
         if keeps_zeros and self.allocation.regrow:
             raise PruningError("regrow=True would bring back zeros that are to stay; leave it out", self.allocation)
@@ -93,12 +125,16 @@ class Plan:
             if reason is not None:
                 self.left[name] = reason
             else:
-                group = _group(own, override)
+                group = Group.of(own, override)
                 group = groups.setdefault(group.key, group)
                 group.shapes[name] = matrix_shape(p.shape)
                 if self.allocation.cost == "macs" and isinstance(p, CoupledWeights):
                     group.macs[name] = p.macs(tokens)
+                if self.table is not None and isinstance(p, CoupledWeights):
+                    group.saved[name] = self._saved(self.table, name, p)
         self.groups = list(groups.values())
+        if isinstance(pattern, Coupled) and pattern.target_speedup is not None:
+            self._aim(pattern, pattern.target_speedup)
         self.patterns = {name: group.pattern for group in self.groups for name in group.shapes}
         """The pattern of each parameter that has one."""
         self.criteria = {
@@ -112,6 +148,41 @@ class Plan:
         self.parameters = {name: p for name, p in self.candidates.items() if name in self.patterns}
         """The parameters that have a pattern."""
         self._check()
+
+    def _saved(self, table: LatencyTable, name: str, weights: CoupledWeights) -> tuple[float, ...]:
+        try:
+            return table.saved(name, weights)
+        except PruningError as error:
+            raise PruningError(f"latency={self.allocation.latency}: {error}", self.allocation) from error
+
+    def _aim(self, pattern: Coupled, speedup: float) -> None:
+        """Give the pattern the target that its speed-up asks for."""
+        assert self.table is not None
+        quotas = {name: quota for group in self.groups for name, quota in group.quotas(self.allocation).items()}
+        try:
+            target = share_for(speedup, self.table.whole, quotas)
+        except PruningError as error:
+            raise PruningError(str(error), pattern) from error
+        self.pattern = copy(pattern)
+        self.pattern.target_sparsity = target
+        for group in self.groups:
+            group.pattern = self.pattern if group.pattern.prunes else group.pattern
+
+    def predict(self, pruned: Mapping[str, int] | None = None) -> TimePrediction | None:
+        """The time of the model once the pruned units are cut out; None without a table of times.
+
+        Args:
+            pruned: units by name of their weights; None: as many as the target asks for.
+        """
+        if self.table is None:
+            return None
+        saved = 0.0
+        for group in self.groups:
+            if pruned is None and group.pattern.prunes:
+                saved += group.pattern.target * sum(times[-1] for times in group.saved.values())
+            else:
+                saved += sum(times[(pruned or {}).get(name, 0)] for name, times in group.saved.items())
+        return TimePrediction(self.table.whole, self.table.whole - saved, self.table.settings)
 
     def _check(self) -> None:
         if not self.groups or (self.keeps_zeros and self.pattern.prunes and not self.prunes):
@@ -127,6 +198,9 @@ class Plan:
                 self.allocation,
             )
         for group in self.groups:
+            if group.pattern.prunes and group.saved and not any(times[-1] for times in group.saved.values()):
+                text = f"latency={self.allocation.latency}: units of {group.pattern} take no measurable time in it"
+                raise PruningError(f"{text}; measure again, longer or on a machine that does less", self.allocation)
             fraction = group.pattern.unit_fraction(group.pattern.target)
             self.allocation.check(group.quotas(self.allocation), fraction, group.pattern.max_sparsity)
 
@@ -140,22 +214,17 @@ class Plan:
                 self.allocation,
             )
         for group in self.groups:
-            if isinstance(group.pattern, Coupled) and criterion.updates_survivors:
-                raise PruningError(
-                    f"{type(criterion).__name__} adapts the other weights of each row to those that are pruned, and "
-                    f"{group.pattern} prunes whole rows of several matrices; take another criterion",
-                    criterion,
-                )
+            for name in group.shapes if criterion.updates_survivors and group.criterion is None else ():
+                weight = self.parameters[name]
+                if group.pattern.prunes and isinstance(weight, CoupledWeights) and weight.reader is None:
+                    raise PruningError(
+                        f"{type(criterion).__name__} refits the matrix that reads a unit's features, and {name} has no "
+                        "single one whose columns belong to the units; take another criterion",
+                        criterion,
+                    )
             if group.pattern.prunes:
-                self._check_schedule(group, schedule)
+                group.check_schedule(schedule)
                 regularizer.check(group.pattern)
-
-    def _check_schedule(self, group: Group, schedule: Schedule) -> None:
-        own = group.own_schedule(schedule)
-        try:
-            own.sparsity(0.0, group.pattern.target)
-        except PruningError as error:
-            raise PruningError(f"{group.place}: {error}", error.owner if own is schedule else None) from error
 
     @property
     def tensors(self) -> dict[str, nn.Parameter]:
@@ -166,6 +235,12 @@ class Plan:
     def prunes(self) -> bool:
         """Whether mask updates are needed at all."""
         return any(group.pattern.prunes for group in self.groups)
+
+    @property
+    def main_groups(self) -> list[Group]:
+        """Groups that have the main pattern, without those with a schedule of their own if others are left."""
+        groups = [group for group in self.groups if group.pattern == self.pattern]
+        return [group for group in groups if not group.schedule] or groups
 
     def pruned(self) -> Iterator[tuple[str, Pattern, Weight]]:
         """Name, pattern and weight of all that mask updates prune."""
@@ -197,12 +272,6 @@ def _pattern(pattern: Pattern, override: LayerOverride) -> Pattern:
     if override.target is not None:
         return dataclasses.replace(pattern, target_sparsity=override.target)
     return pattern
-
-
-def _group(pattern: Pattern, override: LayerOverride) -> Group:
-    """A group without layers. A pattern that prunes nothing has no use for the exceptions."""
-    override = override if pattern.prunes else LayerOverride()
-    return Group(pattern, {}, override.criterion, {}, override.schedule or {}, override.allocation)
 
 
 def _reason(parameter: Weight, pattern: Pattern, override: LayerOverride, shared: str | None) -> str | None:

@@ -21,6 +21,7 @@ from pruning.report import LayerReport, MaskUpdate, check_targets, describe
 from pruning.schedules import Schedule, TrainingLength
 from pruning.scores import Scores, add_penalty
 from pruning.second_order import OBS, Calibrated, Calibration
+from pruning.second_order.in_sequence import survivor_update
 from pruning.second_order.update import SurvivorUpdate
 from pruning.state import check, identity, pack, unpack
 from pruning.timetable import Timetable
@@ -91,8 +92,7 @@ class Pruner:
         if self.plan.keeps_zeros:
             mine = [n for n, p in self.plan.patterns.items() if p == self.pattern and self.masks.get(n) is not None]
             return sum(map(self.masks.zeros, mine)) / max(1, sum(self.parameters[name].numel() for name in mine))
-        groups = [group for group in self.plan.groups if group.pattern == self.pattern]
-        mine = [self._fractions[g.key] for g in [group for group in groups if not group.schedule] or groups]
+        mine = [self._fractions[group.key] for group in self.plan.main_groups]
         return max(mine, default=0.0) * self.pattern.max_sparsity
 
     # --- in the training loop -------------------------------------------------------------------------------
@@ -213,7 +213,7 @@ class Pruner:
         if self.calibration is None or not self.plan.ranked_by_main():
             return None
         if isinstance(self.criterion, OBS):
-            return SurvivorUpdate(self.calibration, self.plan, self.criterion, self.masks)
+            return survivor_update(self.calibration, self.plan, self.criterion, self.masks)
         if isinstance(self.criterion, Calibrated):
             self.scores.calibrate(self.criterion.scores(self.calibration, self.plan))
         return None
@@ -264,7 +264,7 @@ class Pruner:
                 f"the training ended after {self.steps_taken} optimizer steps, {why}: sparsity is {self.sparsity:g}, "
                 f"not {self.pattern.target:g}"
             )
-        check_targets(self.plan, self.report())
+        check_targets(self.plan, self.report(), self.masks)
 
     def report(self) -> list[LayerReport]:
         """One entry per weight, also for those left dense, in the order of their names."""

@@ -8,6 +8,8 @@ from torch import Tensor
 
 from pruning.coupled import Coupled, CoupledWeights, Weight, parts_of
 from pruning.errors import PruningError
+from pruning.groups import Group
+from pruning.latency import TimePrediction
 from pruning.masks import Masks
 from pruning.matrices import as_matrix
 from pruning.plan import Plan
@@ -112,11 +114,14 @@ def _describe_parts(name: str, plan: Plan, masks: Masks, skipped: str | None) ->
             row.violations = block.violations(tensor)
 
 
-def check_targets(plan: Plan, report: list[LayerReport]) -> None:
+def check_targets(plan: Plan, report: list[LayerReport], masks: Masks) -> None:
     """Raise PruningError if a pattern did not reach its target over the layers that could be pruned."""
     rows = {row.name: row for row in report if row.skipped is None}
     for group in plan.groups:
         if not group.pattern.prunes:
+            continue
+        if group.saved:
+            _check_time(group, masks)
             continue
         parts = {name: [part for part, _ in parts_of(name, plan.parameters[name])] for name in group.shapes}
         of_group = [(rows[part], group.rate(name)) for name in parts for part in parts[name] if part in rows]
@@ -128,3 +133,20 @@ def check_targets(plan: Plan, report: list[LayerReport]) -> None:
                 f"pattern {group.pattern}: sparsity is {zeros / elements:g}, not {group.pattern.target:g}, over the "
                 "layers that could be pruned"
             )
+
+
+def _check_time(group: Group, masks: Masks) -> None:
+    """Raise PruningError if less time is saved than the target asks for, over the layers that could be pruned."""
+    ranked = {name: times for name, times in group.saved.items() if masks.get(name) is not None}
+    saved = sum(times[masks.pruned_units(name)] for name, times in ranked.items())
+    total = sum(times[-1] for times in ranked.values())
+    if saved < group.pattern.target * total * (1 - 1e-6):
+        raise PruningError(
+            f"pattern {group.pattern}: {saved / total:g} of the time of its units is saved, not "
+            f"{group.pattern.target:g}, over the layers that could be pruned"
+        )
+
+
+def predict(plan: Plan, masks: Masks) -> TimePrediction | None:
+    """The time of the model once what the masks prune is cut out; None without a table of times."""
+    return plan.predict({name: masks.pruned_units(name) for name, _ in masks.items() if plan.patterns[name].prunes})

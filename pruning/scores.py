@@ -72,7 +72,8 @@ class Scores:
         scores = {name: score for name, score in known if score is not None}
         losers = {name: group.pattern.losers(score) for name, score in scores.items()}
         costs = {name: unit_costs(self._plan, masks, name, score, losers[name]) for name, score in scores.items()}
-        return {name: cost / group.rate(name) if name in group.macs else cost for name, cost in costs.items()}, losers
+        weighed = group.macs or group.saved
+        return {name: cost / group.rate(name) if name in weighed else cost for name, cost in costs.items()}, losers
 
     def calibrate(self, scores: Mapping[str, Tensor]) -> None:
         """Replace the scores of a criterion that reads calibration data.

@@ -22,6 +22,8 @@ def identity(
     """What two pruners must agree on for one to take over the state of the other."""
     zeros = {"zeros": "held"} if plan.keeps_zeros else {}
     cost = {"cost": repr([group.macs for group in plan.groups])} if plan.allocation.cost != "parameters" else {}
+    if plan.table is not None:
+        cost = {"cost": f"latency {plan.table.fingerprint}"}
     return (
         zeros
         | cost

@@ -6,11 +6,11 @@ that spans several matrices may have both.
 """
 
 from collections.abc import Iterable
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-from pruning.allocation import Quota
 from pruning.coupled import Coupled
 from pruning.errors import PruningError
 from pruning.groups import Group
@@ -18,6 +18,7 @@ from pruning.masks import Masks
 from pruning.matrices import as_matrix
 from pruning.patterns import Pattern
 from pruning.plan import Plan
+from pruning.quotas import Quota
 from pruning.selection import count_true
 
 
@@ -49,9 +50,11 @@ def hold(plan: Plan, masks: Masks) -> None:
         masks.set_single(name, weight)
 
 
-def check_zeros(plan: Plan) -> None:
-    """Raise PruningError for what `Pruner.attach` would refuse of the zeros that weights have now."""
-    hold(plan, Masks(plan.parameters, plan.patterns, plan.keeps_zeros))
+def check_zeros(plan: Plan) -> Masks:
+    """The masks that `Pruner.attach` would make of the zeros that weights have now. Raises PruningError as that."""
+    masks = Masks(plan.parameters, plan.patterns, plan.keeps_zeros)
+    hold(plan, masks)
+    return masks
 
 
 def unit_costs(plan: Plan, masks: Masks, name: str, score: Tensor, losers: Tensor) -> Tensor:
@@ -103,10 +106,12 @@ def _check(plan: Plan, group: Group, alive: dict[str, Tensor]) -> None:
         gone, odd = count_true(pattern.pruned(some)), count_true(some & ~every)
         odd = 0 if isinstance(pattern, Coupled) else odd  # other zeros stay in units that are not pruned
         whole, broken = whole + gone, broken + odd
-        needed += max(quotas[name].floor, gone + odd) * quotas[name].zeros
-    total = sum(quota.units * quota.zeros for quota in quotas.values())
+        needed += quotas[name].saves(max(quotas[name].floor, gone + odd))
+    total = sum(quota.saves(quota.units) for quota in quotas.values())
     allowed, sizes = pattern.unit_fraction(pattern.target) * total, {quota.zeros for quota in quotas.values()}
-    if len(sizes) == 1:
+    if group.saved:
+        allowed += max(max(b - a for a, b in pairwise(times)) for times in group.saved.values())
+    elif len(sizes) == 1:
         allowed = round(allowed / max(sizes)) * max(sizes)
     elif not broken:  # to within half a unit, as an update of rows or columns of several sizes prunes
         allowed += max(sizes) / 2

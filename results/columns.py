@@ -56,15 +56,19 @@ THROUGHPUT = "tokens_per_second"  # training throughput, without padding
 BYTES = "size/bytes"  # size of the saved weights: zeros are stored, so only fewer layers make it smaller
 PARAMETERS = "size/parameters"  # of the saved model, zeros included
 PARAMETERS_DENSE = "size/parameters_dense"  # of the dense model
+BYTES_CUT = "size/bytes_cut"  # size without heads and channels that compute nothing, as exports cut them out
+PARAMETERS_CUT = "size/parameters_cut"  # parameters without these, other zeros included
 COMPRESSED = "size/compressed_bytes"  # size of that file after gzip
 MACS_DENSE = "macs/dense"  # multiply-accumulates of the dense model for one example of the longest length
-MACS_SPARSE = "macs/sparse"  # multiply-accumulates without those with a pruned weight
+MACS_SPARSE = "macs/sparse"  # without those with a pruned weight, and attention's products in heads that are gone
+MACS_CUT = "macs/cut"  # multiply-accumulates of what exports leave, other zeros included
 STEPS = "optimizer_steps"  # of the training that prunes, as planned; 0 for pruning without training
 MEMORY = "peak_memory_bytes"  # of the process, or of the GPU that it used
 
 CPU = "prune_distill.cpu"  # a tag: the CPU on which the metrics below were measured
 LATENCY = "latency/"  # milliseconds of a call: CPU time with one thread, else time on the clock
 SPEEDUP = "speedup/"  # how many times faster than the best dense runtime of the same batch, length and threads
+PREDICTED = "predicted_speedup"  # by a table of times, of the model with its pruned heads and channels cut out
 SPARSE = "sparse"  # the name of the sparse runtime
 SPARSE_LINEARS = "sparse linears"  # its name where single layers are sparse, the rest runs in torch
 

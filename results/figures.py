@@ -14,6 +14,7 @@ from typing import Any
 from zlib import crc32
 
 import matplotlib as mpl
+from matplotlib.artist import Artist
 from matplotlib.figure import Figure
 
 from results.layers import KINDS
@@ -45,6 +46,8 @@ STYLE: Any = {
 }
 _FIXED = ("4x1", "2:4", "1x1", "8x1", "16x1", "32x1", "rows", "columns", "4x4", "1:4", "4:8", "locked", "1x4", "1:2")
 """Patterns whose styles are chosen to differ; any other pattern has that of its name's checksum."""
+_BESIDE, _CHARACTERS, _LINE = 32, 13, 0.15
+"""Characters of a label that fits beside the axes; of one below them, for each inch; and inches of a line of it."""
 _UNDATED = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
 
 
@@ -88,6 +91,24 @@ def fills_of(kinds: Sequence[str], other: str) -> dict[str, tuple[str, str]]:
 def titled(about: str | None, what: str, width: int = 72) -> str:
     """A title of two parts: what the picture is about (a run, or a model and its dataset), and what it shows."""
     return "\n".join([*textwrap.wrap(about or "", width), what])
+
+
+def legend(figure: Figure, entries: Sequence[Artist], caption: str) -> None:
+    """The legend of labelled lines and the caption: right of the axes and below; both below where a label is long.
+
+    Where two have one label, the last one stands for it.
+    """
+    named = {str(entry.get_label()): entry for entry in entries}
+    if all(len(label) <= _BESIDE for label in named):
+        figure.legend(named.values(), named.keys(), fontsize=9, loc="outside right center")
+        figure.supxlabel(caption, fontsize=8, color=CAPTION)
+        return
+    width = int(figure.get_figwidth() * _CHARACTERS)
+    labels = [textwrap.fill(label, width, subsequent_indent="    ") for label in named]
+    lines = sum(text.count("\n") + 1 for text in (*labels, caption))
+    figure.set_figheight(figure.get_figheight() + lines * _LINE)
+    box = figure.legend(named.values(), labels, fontsize=8, loc="outside lower left", alignment="left", title=caption)
+    box.get_title().set(fontsize=8, color=CAPTION)
 
 
 def rendered(figure: Figure, form: str) -> bytes:

@@ -14,7 +14,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from results import columns
-from results.figures import CAPTION, DENSE_COLOUR, GREY, STYLE, Mark, marks_of
+from results.figures import DENSE_COLOUR, GREY, STYLE, Mark, legend, marks_of
 from results.rows import Row
 from results.speed import Latency, conditions
 from results.tradeoff import comparisons, dense_scores, draw_bars, legend_of_bars, score_label, seed_counts, series
@@ -28,7 +28,6 @@ FILLS = {"float32": "full", "bfloat16": "left", "int8": "none"}
 """How much of a marker is filled, by precision."""
 _SHORT = {"float32": "fp32", "bfloat16": "bf16"}
 _NAMES = {"onnx_runtime": "ONNX Runtime", "openvino": "OpenVINO"}
-_LEGEND = 24  # characters of a line
 _GAP = 13  # points between the labels of two lines
 
 Panel = tuple[str, int, int, int]
@@ -66,11 +65,11 @@ def score_against_latency(rows: Sequence[Row]) -> Figure:
             _draw(axes, panel, rows, {label: (lines[label], marks[label]) for label in lines})
         for axes in grid[len(shown) :]:
             axes.remove()
-        figure.supylabel(score_label(rows), fontsize=10)
+        for axes in grid[::wide]:
+            axes.set_ylabel(score_label(rows), fontsize=10)
         figure.suptitle(f"{rows[0].model} on {rows[0].dataset}, {seed_counts(rows)}", fontsize=11)
-        figure.legend(handles=_legend(marks, rows), fontsize=9, loc="outside right center")
         joined = any(len(of_pattern) > 1 for of_pattern in lines.values())
-        figure.supxlabel(_caption(rows, joined), fontsize=8, color=CAPTION)
+        legend(figure, _legend(marks, rows), _caption(rows, joined))
         figure.draw_without_rendering()  # fixes the limits of the axes and their width
         for axes, panel in zip(figure.axes, shown, strict=True):
             _name_lines(axes, _dense(rows, panel))
@@ -173,7 +172,7 @@ def _name_lines(axes: Axes, dense: Sequence[tuple[float, str, str]]) -> None:
 
 def _legend(marks: Mapping[str, Mark], rows: Sequence[Row]) -> list[Line2D]:
     patterns = [
-        Line2D([], [], color=mark.colour, label=textwrap.fill(label, _LEGEND), **_marker(mark.marker, "float32", 8))
+        Line2D([], [], color=mark.colour, label=label, **_marker(mark.marker, "float32", 8))
         for label, mark in marks.items()
     ]
     used = {each.precision for row in rows for each in row.latencies}

@@ -88,6 +88,11 @@ class Row:
     """Multiply-accumulates of the dense model for one example."""
     macs_sparse: float | None = None
     """Multiply-accumulates without those with a zero weight."""
+    bytes_cut: float | None = None
+    """Size of the weights without heads and channels that compute nothing, which exports cut out; other zeros count, as
+    in the next two."""
+    parameters_cut: float | None = None
+    macs_cut: float | None = None
     steps: float | None = None
     """Optimizer steps of the training that prunes; 0 without training."""
     dense_models: int | None = None
@@ -187,6 +192,9 @@ def row(dense_groups: list[Group], group: Group, differs: dict[str, str]) -> Row
         parameters_dense=measured.get(columns.PARAMETERS_DENSE),
         macs_dense=measured.get(columns.MACS_DENSE),
         macs_sparse=measured.get(columns.MACS_SPARSE),
+        bytes_cut=measured.get(columns.BYTES_CUT),
+        parameters_cut=measured.get(columns.PARAMETERS_CUT),
+        macs_cut=measured.get(columns.MACS_CUT),
         steps=measured.get(columns.STEPS),
         train_examples=fewest(group, columns.TRAIN_EXAMPLES),
         evaluation_examples=fewest(group, columns.EVALUATION_EXAMPLES),

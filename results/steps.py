@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from results.cells import pairs
-from results.figures import CAPTION, COLOURS, CONTROLS, DENSE_COLOUR, LINES, MARKERS, STYLE, Mark
+from results.figures import COLOURS, CONTROLS, DENSE_COLOUR, LINES, MARKERS, STYLE, Mark, legend
 from results.rows import Row
 from results.runs import natural
 from results.table import TARGET_SPARSITY
@@ -33,6 +33,8 @@ LENGTHS = ("train.num_train_epochs", "train.max_steps")
 """Params that say how long a run trains: runs of one line differ in nothing else."""
 RECIPE = ("criterion", "schedule")
 """Params that name a line; what else differs is added in brackets."""
+_TRAINING = ("train.", "distill", "schedule.", "model.hidden_dropout", "model.attention_dropout")
+"""Beginnings of the keys that only count where something is trained."""
 
 Panel = tuple[str, float]
 """Pattern and ratio of zeros, in percent."""
@@ -75,16 +77,14 @@ def score_against_steps(rows: Sequence[Row]) -> Figure:
             for label, line in lines.items():
                 points(axes, [_share(row, longest) for row in line], line, label, marks[label])
             axes.set_title(f"{pattern}, {percent:g}% zeros", fontsize=10)
+            axes.set_ylabel(score_label(shown), fontsize=9)
+            axes.label_outer()
             axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         for axes in grid[len(drawn) :]:
             axes.remove()
-        by_label = {text: line for axes in figure.axes
-                    for line, text in zip(*axes.get_legend_handles_labels(), strict=True)}  # fmt: skip
-        figure.legend(by_label.values(), by_label.keys(), fontsize=9, loc="outside right center")
-        figure.supylabel(score_label(shown), fontsize=10)
+        handles = [line for axes in figure.axes for line in axes.get_legend_handles_labels()[0]]
         figure.suptitle(f"{rows[0].model} on {rows[0].dataset}, {seed_counts(shown)}", fontsize=11)
-        about = f"optimizer steps, 100% is {longest:,.0f}\n"
-        figure.supxlabel(f"{about}{legend_of_bars(shown)}", fontsize=8, color=CAPTION)
+        legend(figure, handles, f"optimizer steps, 100% is {longest:,.0f}\n{legend_of_bars(shown)}")
     return figure
 
 
@@ -93,6 +93,13 @@ def _lines(rows: Sequence[Row]) -> dict[str, list[Row]]:
     joined: defaultdict[tuple[tuple[str, str], ...], list[Row]] = defaultdict(list)
     for row in rows:
         joined[tuple((k, v) for k, v in row.differs.items() if k not in (*LENGTHS, TARGET_SPARSITY))].append(row)
+    untrained = {key: joined.pop(key) for key in list(joined) if not any(row.steps for row in joined[key])}
+    for key, start in untrained.items():
+        ends = [line for other, line in joined.items() if _without_training(other) == _without_training(key)]
+        for line in ends:
+            line.extend(start)
+        if not ends:
+            joined[key] = start
     named: defaultdict[str, list[tuple[dict[str, str], list[Row]]]] = defaultdict(list)
     for differs, line in joined.items():
         named[_recipe(dict(differs))].append((dict(differs), sorted(line, key=lambda row: row.steps or 0)))
@@ -102,6 +109,11 @@ def _lines(rows: Sequence[Row]) -> dict[str, list[Row]]:
             rest = {k: v for k, v in differs.items() if any(other.get(k) != v for other, _ in alike)}
             lines[f"{recipe} ({pairs(rest)})" if rest else recipe] = line
     return lines
+
+
+def _without_training(differs: Iterable[tuple[str, str]]) -> set[tuple[str, str]]:
+    """What matters without an optimizer step, where all lines of a training that begin alike have their start."""
+    return {(key, value) for key, value in differs if not key.startswith(_TRAINING)}
 
 
 def _recipe(differs: Mapping[str, str]) -> str:

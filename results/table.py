@@ -182,6 +182,9 @@ def footprint() -> list[Column]:
         number("Sparse, compressed", lambda row: megabytes(row.compressed_bytes)),
         number("Parameters left", lambda row: share(row.parameters, row.parameters_dense)),
         number("Multiply-accumulates left", lambda row: share(row.macs_sparse, row.macs_dense)),
+        number("Size once cut", lambda row: megabytes(row.bytes_cut)),
+        number("Parameters once cut", lambda row: share(row.parameters_cut, row.parameters_dense)),
+        number("Multiply-accumulates once cut", lambda row: share(row.macs_cut, row.macs_dense)),
     ]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import cycle
@@ -15,15 +14,13 @@ from matplotlib.ticker import PercentFormatter
 
 from results import columns
 from results.cells import pairs
-from results.figures import CAPTION, CONTROLS, DENSE_COLOUR, STYLE, Mark, marks_of
+from results.figures import CONTROLS, DENSE_COLOUR, STYLE, Mark, legend, marks_of
 from results.rows import Row
 from results.runs import natural
 from results.table import TARGET_SPARSITY
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-_LEGEND = 21  # characters of a line
 
 
 def comparisons(rows: Iterable[Row]) -> dict[tuple[str, str, str], list[Row]]:
@@ -58,8 +55,8 @@ def score_against_sparsity(rows: Sequence[Row]) -> Figure:
         axes.set_xlabel("zeros, % of all Linear and Conv weights")
         axes.set_ylabel(score_label(rows))
         axes.set_title(f"{rows[0].model} on {rows[0].dataset}, {seed_counts(rows)}", fontsize=11)
-        axes.legend(fontsize=9, loc="center left", bbox_to_anchor=(1.0, 0.5))
-        figure.supxlabel(f"{legend_of_bars(pruned)}\n{legend_of_seeds(rows)}".strip(), fontsize=8, color=CAPTION)
+        caption = f"{legend_of_bars(pruned)}\n{legend_of_seeds(rows)}".strip()
+        legend(figure, axes.get_legend_handles_labels()[0], caption)
     return figure
 
 
@@ -131,7 +128,7 @@ def legend_of_seeds(rows: Sequence[Row]) -> str:
 
 def level(axes: Axes, scores: Sequence[float], label: str, colour: str, line: str) -> None:
     """A horizontal line at the mean of scores, with their range as a shade."""
-    axes.axhline(fmean(scores), color=colour, linestyle=line, linewidth=1.4, label=textwrap.fill(label, _LEGEND))
+    axes.axhline(fmean(scores), color=colour, linestyle=line, linewidth=1.4, label=label)
     if max(scores) > min(scores):
         axes.axhspan(min(scores), max(scores), color=colour, alpha=0.08, linewidth=0)
 
@@ -140,7 +137,7 @@ def points(axes: Axes, x: Sequence[float], rows: Sequence[Row], label: str, mark
     """A line through the mean scores of rows at these places, with their bars and their single seeds."""
     scores = [[sparse for _, sparse in row.scores] for row in rows]
     axes.plot(x, list(map(fmean, scores)), color=mark.colour, marker=mark.marker, linestyle=mark.line, markersize=6,
-              linewidth=1.2, label=textwrap.fill(label, _LEGEND))  # fmt: skip
+              linewidth=1.2, label=label)  # fmt: skip
     draw_bars(axes, x, rows, mark.colour)
     for at, by_seed in zip(x, scores, strict=True):
         if len(by_seed) > 1:

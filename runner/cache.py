@@ -28,6 +28,7 @@ KINDS = {
     "teacher": "teachers' logits over training features",
     "features": "tokenised examples",
     "scores": "scores of dense models",
+    "latency": "measured times of heads and channels",
 }
 """Folders of `cache_dir` and what they hold."""
 _UNFINISHED = re.compile(r"\.tmp(-\d+)?$")  # see files.temporary_path

@@ -17,6 +17,7 @@ from runner.speed.settings import CpuBenchmark
 from runner.stages.announce import announce
 from runner.stages.benchmark import seconds
 from runner.stages.checks import plan_of
+from runner.stages.memory import on_a_gpu
 from runner.stages.prepare import Inputs, average_bytes, new_pruner, resolve
 from runner.stages.timing import duration, timed, tokens, trainings
 from runner.system import files, ranks
@@ -47,7 +48,7 @@ def show(experiment: Experiment, origin: Origin) -> None:
     lines += calibration(inputs)
     lines += [f"disk: {need.what} {human_bytes(need.bytes)} at most in {need.folder}" for need in inputs.disk_needs]
     learns = experiment.train.takes_steps or not experiment.prune or not experiment.model.finetuned
-    lines += cost(inputs, inputs.data) if inputs.data is not None and learns else []
+    lines += [*on_a_gpu(inputs), *cost(inputs, inputs.data)] if inputs.data is not None and learns else []
     lines += time_of_benchmark(experiment)
     print(*lines, sep="\n", flush=True)
     log.info("nothing was trained (dry_run=true)")
@@ -86,7 +87,7 @@ def layers(inputs: Inputs) -> Iterator[str]:
         parts = [p for name, weight in weights.items() for _, p in parts_of(name, weight) if p.dim() > 1]
         zeros += target * sum(p.numel() for p in parts)
         own = _exceptions(group)
-        of = " of the multiply-accumulates" if group.macs else ""
+        of = " of the multiply-accumulates" if group.macs else " of the time" if group.saved else ""
         yield f"pattern {group.pattern}{own}, target {target:g}{of}: {len(group.shapes)} layers, {units:,} units"
         for (kind, shape, spanned), count in alike.items():
             yield f"  {count:>3} x {kind} {list(shape)}{spanned}"
@@ -95,6 +96,9 @@ def layers(inputs: Inputs) -> Iterator[str]:
     outside = sorted(matrices.keys() - plan.tensors.keys())
     if outside:
         yield f"not candidates: {', '.join(name.removesuffix('.weight') for name in outside)}"
+    if (predicted := plan.predict()) is not None:
+        yield f"predicted at the target: {predicted}; how many weights are zero depends on the scores"
+        return
     least = "about " if any(group.macs for group in plan.groups) else ""
     least = "at least " if plan.keeps_zeros else least  # a group of N:M, or a layer that keeps its zeros, may have more
     yield f"zeros in the end: {least}{zeros / everything:.4f} of all Linear and Conv weights"
@@ -181,15 +185,19 @@ def cost(inputs: Inputs, data: TrainingData) -> Iterator[str]:
 
 
 def memory(parameters: int, trainings: Sequence[tuple[Training, int]]) -> str:
-    """The largest memory of trainings one after the other, without activations: 4 bytes for each parameter, 12 more for
-    each that is trained, and 4 more if their average, or the best of them, is held.
+    """The largest memory of trainings one after the other, without activations: 4 bytes for each parameter; for each
+    that is trained 4 more, the optimizer's state, and 4 more if their average, or the best of them, is held.
 
     Args:
         trainings: each with the number of parameters that it trains.
     """
     held = max((average_bytes(training, trained) for training, trained in trainings), default=0)
-    most = max((12 * trained + average_bytes(training, trained) for training, trained in trainings), default=0)
-    parts = "gradients, AdamW's moments and a second set of weights" if held else "gradients and AdamW's moments"
+    most = max(((4 + training.optimizer.state_bytes) * trained + average_bytes(training, trained)
+                for training, trained in trainings), default=0)  # fmt: skip
+    names = {training.optimizer for training, _ in trainings}
+    plain = all(optimizer.has_second_moment for optimizer in names)
+    state = "AdamW's moments" if plain else f"the state of {' and '.join(sorted(o.value for o in names))}"
+    parts = f"gradients, {state} and a second set of weights" if held else f"gradients and {state}"
     return f"weights, {parts} {human_bytes(4 * parameters + most)}"
 
 

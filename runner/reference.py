@@ -27,7 +27,7 @@ from omegaconf import MISSING
 
 from runner.config.compose import register
 from runner.config.experiment import GROUPS, Experiment
-from runner.config.keys import all_keys
+from runner.config.keys import all_keys, values_of
 from runner.config.recipe import FinetuneRecipe
 from runner.config.runtime import RuntimeSettings
 from runner.config.training import Training
@@ -192,9 +192,9 @@ line as `key=value`, or in YAML. {ABOUT_DEFAULTS}
 
 
 def names() -> str:
-    """The name of every key, one a line."""
+    """The name of every key, one a line, and the values of those that take one of a few names."""
     register()
-    return "\n".join(sorted({*all_keys(), *SECTIONS})) + "\n"
+    return "".join(f"{' '.join([key, *values_of(key)])}\n" for key in sorted({*all_keys(), *SECTIONS}))
 
 
 # --- the JSON schema ----------------------------------------------------------------------------------------

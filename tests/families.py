@@ -186,18 +186,24 @@ FAMILIES = {
 }  # fmt: skip
 
 
+def small_config(family: Family, words: int, **changes: Any) -> Any:
+    """The configuration of a small network of a family with so many words."""
+    from transformers import AutoConfig
+
+    sizes = {"hidden_size": WIDTH, "num_hidden_layers": LAYERS, "num_attention_heads": 2, "intermediate_size": INNER,
+             "max_position_embeddings": MOST}  # fmt: skip
+    return AutoConfig.for_model(family.kind, vocab_size=words, **{**sizes, **family.sizes, **changes})
+
+
 def save(family: Family, folder: Path) -> Path:
     """The repository of a family: config.json, the weights of its pre-training, and no more of a tokenizer than the
     files that its own has."""
-    from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer
+    from transformers import AutoModelForMaskedLM, AutoTokenizer
 
     folder.mkdir(parents=True, exist_ok=True)
     family.tokenizer(folder)
-    sizes = {"hidden_size": WIDTH, "num_hidden_layers": LAYERS, "num_attention_heads": 2, "intermediate_size": INNER,
-             "max_position_embeddings": MOST, **family.sizes}  # fmt: skip
-    config = AutoConfig.for_model(family.kind, vocab_size=1, **{**sizes, "pad_token_id": 0})
+    config = small_config(family, 1, pad_token_id=0)
     words = len(AutoTokenizer.from_pretrained(folder, config=config))
     torch.manual_seed(0)
-    config = AutoConfig.for_model(family.kind, vocab_size=words, **sizes)
-    AutoModelForMaskedLM.from_config(config).save_pretrained(folder)
+    AutoModelForMaskedLM.from_config(small_config(family, words)).save_pretrained(folder)
     return folder

@@ -28,8 +28,15 @@ DATASETS = "runner/data/"
 FLOORS = {
     9: ("runner.__main__",),
     8: ("runner.command_line", "runner.interface"),
-    7: ("runner.experiment", "runner.dry_run", "runner.evaluate", "runner.reproduce", "runner.sensitivity"),
-    6: ("runner.stages", "runner.sweeps", "runner.share", "runner.examples", "runner.export"),
+    7: (
+        "runner.experiment",
+        "runner.dry_run",
+        "runner.evaluate",
+        "runner.reproduce",
+        "runner.sensitivity",
+        "runner.tradeoff",
+    ),
+    6: ("runner.stages", "runner.sweeps", "runner.share", "runner.examples", "runner.export", "runner.serving"),
     5: ("runner.training", "runner.records", "runner.reference", "runner.benchmark"),
     4: ("runner.config", "runner.inspect", "runner.upload"),
     3: (
@@ -144,9 +151,11 @@ def test_runner_imports_of_results_what_both_need_only() -> None:
     interface = {name for path, name in names if path == "runner/interface.py"}  # it returns the rows of the table
     assert interface == {"results.filters", "results.load", "results.rows", "results.safe_text"}
     names = {(path, name) for path, name in names if path != "runner/interface.py"}
-    drawing = {"results.pictures", "results.layers", "results.runs", "results.sensitivity"}
+    drawing = {"results.pictures", "results.layers", "results.runs", "results.sensitivity", "results.quick_look"}
     assert {name for _, name in names} == {"results.columns", "results.safe_text", "results.sqlite"} | drawing
-    assert {path for path, name in names if name in drawing - {"results.pictures"}} == {"runner/sensitivity.py"}
+    by_name = {name: {path for path, other in names if other == name} for name in drawing - {"results.pictures"}}
+    assert by_name.pop("results.quick_look") == {"runner/tradeoff.py"}
+    assert all(paths == {"runner/sensitivity.py"} for paths in by_name.values())
     assert {path for path, name in names if name == "results.pictures"} == {"runner/tracking/operations.py"}
 
 

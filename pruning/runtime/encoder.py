@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from pruning.runtime.compiler import Library
-from pruning.runtime.cut import CutReport, Layer, cut_blocks
+from pruning.runtime.cut import CutReport
+from pruning.runtime.cut_blocks import Layer, cut_blocks
 from pruning.runtime.families import ACTIVATIONS, LINEARS, NORMS, Structure
 from pruning.runtime.packing import ROWS, Blocks, Linear, PackedLinear
 

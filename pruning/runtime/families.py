@@ -41,8 +41,6 @@ class Family:
     """Name of the activation in the configuration."""
     epsilon: str = "layer_norm_eps"
     """Name of the epsilon of layer norms in the configuration; 1e-12 if it has none."""
-    channels: str = "intermediate_size"
-    """Name of the number of feed-forward channels in the configuration."""
 
     def parameter(self, layer: int, module: str, what: str) -> str:
         """Name of a parameter in the base model.
@@ -62,7 +60,7 @@ FAMILIES = {
     "xlm-roberta": Family("XLMRobertaLayer", "encoder", _BERT),
     "camembert": Family("CamembertLayer", "encoder", _BERT),
     "electra": Family("ElectraLayer", "encoder", _BERT),
-    "distilbert": Family("TransformerBlock", "transformer", _DISTILBERT, "activation", "", "hidden_dim"),
+    "distilbert": Family("TransformerBlock", "transformer", _DISTILBERT, "activation", ""),
 }
 """Families by `model_type`."""
 

@@ -1,11 +1,13 @@
 """Criteria that look at calibration data instead of training steps."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import ClassVar
 
 from torch import Tensor, nn
 
+from pruning.coupled import CoupledWeights
 from pruning.criteria import Criterion, Layer
 from pruning.errors import PruningError
 from pruning.matrices import as_matrix
@@ -28,8 +30,8 @@ class Calibrated(Criterion):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.samples < 1 or not 0 <= self.seed < 2**31:
-            raise PruningError(f"samples={self.samples} must be at least 1, seed={self.seed} from 0 to 2^31 - 1", self)
+        if self.samples < 1 or not 0 <= self.seed < 2**32:
+            raise PruningError(f"samples={self.samples} must be at least 1, seed={self.seed} from 0 to 2^32 - 1", self)
 
     def scores(self, calibration: Calibration, plan: Plan) -> dict[str, Tensor]:
         """[out, in] saliencies by parameter name, not pooled; those of biases are [out]."""
@@ -62,7 +64,7 @@ class Wanda(Calibrated):
         }
 
     def memory(self, plan: Plan) -> int:
-        return super().memory(plan) + _hessian_bytes(plan)
+        return super().memory(plan) + _hessian_bytes(_matrices(plan))
 
 
 @dataclass
@@ -91,7 +93,8 @@ class OBS(Calibrated):
     Hessian of the layer's inputs and the Fisher information of its outputs; survivors are updated by least squares.
 
     Hassibi and Stork 1993; Frantar and Alistarh 2022, arXiv 2208.11580 (layer-wise, blocks), 2023, arXiv 2301.00774
-    (N:M columns in order); Kurtic et al. 2022, arXiv 2203.07259 (blocks of encoders).
+    (N:M columns in order); Kurtic et al. 2022, arXiv 2203.07259 (blocks of encoders), 2023, arXiv 2302.04089 (heads and
+    feed-forward channels: columns of the matrix that reads them).
     """
 
     damping: float = 0.01
@@ -115,14 +118,29 @@ class OBS(Calibrated):
             raise PruningError(f"rounds={list(self.rounds)} must rise to 1, from above 0", self)
 
     def memory(self, plan: Plan) -> int:
-        weights = [as_matrix(p).shape for p in plan.ranked_by_main().values()]
+        matrices = dict(refitted(plan).values())
+        weights = [as_matrix(p).shape for p in matrices.values()]
         # the damped Hessian and its inverse with copies, old and new weights, a batch's matrices, factors and copies
         each = (48 * (w[1] + 1) ** 2 + 24 * w.numel() + 4 * max(CHUNK, 8 * (w[1] + 1) ** 2) for w in weights)
         one, again = max(each, default=0), 0
         if self.sequential:  # a copy of all weights; moments of the inputs that moved, their factor, what is fitted
             again = sum(4 * w.numel() for w in weights)
             again += max((32 * (w[1] + 1) ** 2 + 16 * w.numel() for w in weights), default=0)
-        return super().memory(plan) + _hessian_bytes(plan) + one + again
+        return super().memory(plan) + _hessian_bytes(matrices) + one + again
+
+
+def refitted(plan: Plan) -> dict[str, tuple[str, nn.Parameter]]:
+    """The matrices that OBS solves for, with their names, by name of what the plan prunes: a weight itself, or the
+    matrix that reads the features of coupled units."""
+    matrices: dict[str, tuple[str, nn.Parameter]] = {}
+    for name, _, weight in plan.pruned():
+        if name in plan.criteria:
+            continue
+        if not isinstance(weight, CoupledWeights):
+            matrices[name] = name, weight
+        elif weight.reader is not None:  # `Plan.check`
+            matrices[name] = weight.reader.name, weight.reader.parameter
+    return matrices
 
 
 def _matrices(plan: Plan) -> dict[str, nn.Parameter]:
@@ -130,6 +148,6 @@ def _matrices(plan: Plan) -> dict[str, nn.Parameter]:
     return {name: p for name, p in plan.ranked_by_main().items() if p.dim() > 1}
 
 
-def _hessian_bytes(plan: Plan) -> int:
+def _hessian_bytes(matrices: Mapping[str, nn.Parameter]) -> int:
     """At most: layers that share their input share a Hessian too."""
-    return sum(4 * (p[0].numel() + 1) ** 2 for p in _matrices(plan).values())
+    return sum(4 * (p[0].numel() + 1) ** 2 for p in matrices.values())

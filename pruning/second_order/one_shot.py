@@ -1,6 +1,7 @@
-"""Pruning without training: one call of OBS."""
+"""Pruning without training: one call of OBS, or one calibration for several."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,8 +11,8 @@ from pruning.plan import Plan
 from pruning.pruner import Pruner
 from pruning.report import LayerReport
 from pruning.schedules import OneShot, TrainingLength
-from pruning.second_order.calibration import Calibration
-from pruning.second_order.criteria import OBS
+from pruning.second_order.calibration import Calibration, collect
+from pruning.second_order.criteria import OBS, refitted
 
 
 def obs(
@@ -41,3 +42,31 @@ def obs(
     pruner.update_now()
     pruner.check_reached()
     return pruner.report()
+
+
+def obs_each(
+    calibration: Calibration, plans: Sequence[Plan], criterion: OBS | None = None
+) -> Iterator[tuple[Plan, list[LayerReport]]]:
+    """Prune one trained model by each of some plans in turn, with one calibration; the same as `obs` with each alone.
+
+    The model has a plan's zeros until the next is asked for. Then it has its first weights again, as at the end.
+
+    Args:
+        plans: of the model's own parameters.
+        criterion: as `obs`.
+
+    Raises:
+        PruningError: as `obs`.
+    """
+    criterion, model = criterion or OBS(), calibration.model
+    matrices = {name: p for plan in plans for name, p in refitted(plan).values()}
+    known = replace(calibration, known=collect(calibration, matrices, criterion.seed))
+    first = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    for plan in plans:
+        pruner = Pruner(plan, OneShot("0"), TrainingLength(0), criterion, calibration=known)
+        try:
+            pruner.update_now()
+            pruner.check_reached()
+            yield plan, pruner.report()
+        finally:
+            model.load_state_dict(first)

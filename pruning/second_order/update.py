@@ -4,24 +4,22 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from pruning.allocation import Allocation
 from pruning.blocks import Block
-from pruning.coupled import parts_of
-from pruning.errors import PruningError
+from pruning.coupled import Coupled, CoupledWeights, Part
 from pruning.groups import Group
 from pruning.masks import Masks
 from pruning.matrices import as_matrix, from_matrix, matrix_shape
 from pruning.nofm import NofM
 from pruning.plan import Plan
 from pruning.second_order.calibration import Calibration, Statistics, collect, modules_of
-from pruning.second_order.criteria import OBS
-from pruning.second_order.sequence import Before, Moved, collect_again
+from pruning.second_order.criteria import OBS, refitted
 from pruning.second_order.solver import LayerSolver
-from pruning.selection import lowest
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +28,8 @@ Select = Callable[[float, dict[str, Tensor], dict[str, Tensor]], dict[str, Tenso
 
 
 @contextmanager
-def _timed(what: str) -> Iterator[None]:
+def timed(what: str) -> Iterator[None]:
+    """Log the CPU time of a block or a function."""
     began = time.process_time()
     yield
     log.info("%s took %.1f s of CPU time", what, time.process_time() - began)
@@ -40,45 +39,57 @@ class SurvivorUpdate:
     """One mask update by OBS: `choose` the masks of each group, `settle` them, then `write` the survivors.
 
     Args:
-        calibration: the model and its data; the model is run once, and again for each input if OBS is sequential.
+        calibration: the model and its data; the model is run once.
         masks: those so far. What they prune stays pruned; zeros that are held singly go with their whole unit.
     """
 
+    solves: ClassVar[bool] = True
+    """Whether `choose` makes the final choice, and solves for the survivors."""
+
     def __init__(self, calibration: Calibration, plan: Plan, criterion: OBS, masks: Masks) -> None:
         self.calibration, self.plan, self.criterion, self.masks = calibration, plan, criterion, masks
-        pruned = plan.ranked_by_main()
-        with _timed("calibration"):
-            statistics = collect(calibration, pruned, criterion.seed)
-        self.owners = modules_of(calibration.model, pruned)
-        self.biases = {name: _own_bias(self.owners[name]) for name in pruned}
+        self.matrices = refitted(plan)
+        with timed("calibration"):
+            statistics = collect(calibration, dict(self.matrices.values()), criterion.seed)
+        self.owners = modules_of(calibration.model, dict(self.matrices.values()))
         self.calls = statistics.calls
-        self.solvers = {name: self._solver(name, statistics) for name in pruned if _matters(name, statistics)}
-        """Layers by parameter name, where something is known of the layer."""
         self.units: dict[str, Tensor] = {}
         """bool [units] by name: the units that were chosen, True = pruned."""
+        self.biases = {name: _own_bias(self.owners[matrix]) for name, (matrix, _) in self.matrices.items()}
+        used = [name for name, (matrix, _) in self.matrices.items() if _matters(matrix, statistics)]
+        self.solvers = {name: self._solver(name, statistics) for name in used}
+        """Layers by name of what the plan prunes, where something is known of the layer."""
 
     def _solver(self, name: str, statistics: Statistics) -> LayerSolver:
-        pattern, weight = self.plan.patterns[name], as_matrix(self.plan.parameters[name].detach())
-        bias = self.biases[name]
+        matrix, parameter = self.matrices[name]
+        pattern, weight, part = self.plan.patterns[name], as_matrix(parameter.detach()), self._reader(name)
+        pattern, bias = pattern if part is None else part.block, self.biases[name]
         block = pattern.block(weight.shape) if isinstance(pattern, Block) else (1, 1)
         return LayerSolver(
             weight if bias is None else torch.cat([weight, bias.detach()[:, None]], 1),
-            statistics.hessians[name],
-            statistics.fisher[name],
+            statistics.hessians[matrix],
+            statistics.fisher[matrix],
             self.criterion.damping,
             block,
-            self._alive(name, weight.shape)[:: block[0]],
+            self._alive(name)[:: block[0]],
         )
 
-    def _alive(self, name: str, shape: torch.Size) -> Tensor:
-        """bool [out, in]: what the masks so far leave."""
-        pattern, mask = self.plan.patterns[name], self.masks.get(name)
+    def _alive(self, name: str) -> Tensor:
+        """bool [out, in]: what the masks so far leave of the matrix that is solved for."""
+        parameter, part, mask = self.matrices[name][1], self._reader(name), self.masks.get(name)
+        shape = matrix_shape(parameter.shape)
         if mask is None:
-            return torch.ones(shape, dtype=torch.bool, device=self.plan.parameters[name].device)
+            return torch.ones(shape, dtype=torch.bool, device=parameter.device)
         broken = self.masks.broken(name)
-        return pattern.expand(mask if broken is None else mask & ~broken.view(mask.shape), shape)
+        mask = mask if broken is None else mask & ~broken.view(mask.shape)
+        return self.plan.patterns[name].expand(mask, shape) if part is None else part.block.expand(mask[None], shape)
 
-    @_timed("choosing masks and solving for survivors")
+    def _reader(self, name: str) -> Part | None:
+        """The columns of coupled units in the matrix that is solved for; None for a weight of its own."""
+        weight = self.plan.parameters[name]
+        return weight.reader if isinstance(weight, CoupledWeights) else None
+
+    @timed("choosing masks and solving for survivors")
     def choose(self, group: Group, allocation: Allocation, before: float, fraction: float) -> dict[str, Tensor]:
         """The masks of the group's layers that are known, with `fraction` of the units pruned, by way of the rounds.
 
@@ -91,17 +102,17 @@ class SurvivorUpdate:
         if isinstance(group.pattern, NofM):
             return self._choose_groups(group, group.pattern, layers, allocation, fraction)
         if self.plan.keeps_zeros:
-            before = max(before, self._part_gone(group, layers))
+            before = max(before, self._part_gone(group, allocation, layers))
 
         def select(part: float, costs: dict[str, Tensor], gone: dict[str, Tensor]) -> dict[str, Tensor]:
             due = before + (fraction - before) * part
             log.info("pruning %.4f of the units", due)
             return self._select(group, allocation, costs, gone, due, fraction)
 
-        return self._rounds(layers, select, solved=not self.criterion.sequential)
+        return self._rounds(layers, select, self.solves)
 
-    def _rounds(self, layers: Mapping[str, LayerSolver], select: Select, solved: bool = True) -> dict[str, Tensor]:
-        """The masks of blocks that are pruned in rounds.
+    def _rounds(self, layers: Mapping[str, LayerSolver], select: Select, solved: bool) -> dict[str, Tensor]:
+        """The masks of units that are pruned in rounds.
 
         Args:
             solved: solve for the survivors in the end too.
@@ -109,21 +120,37 @@ class SurvivorUpdate:
         costs = {name: layer.solve(costs=True) for name, layer in layers.items()}
         masks: dict[str, Tensor] = {}
         for i, part in enumerate(self.criterion.rounds):
-            chosen = select(part, costs, {name: _units_gone(layer) for name, layer in layers.items()})
+            chosen = select(part, costs, {name: units_gone(layer) for name, layer in layers.items()})
             last = i + 1 == len(self.criterion.rounds)
             for name, layer in layers.items():
-                masks[name] = chosen[name].logical_not().view(costs[name].shape)
-                alive = masks[name].repeat_interleave(layer.cols, 1)
-                if last or not torch.equal(alive, layer.alive):
-                    layer.alive = alive
-                    if solved or not last:
-                        costs[name] = layer.solve(costs=not last)
+                units = chosen[name].logical_not()
+                masks[name] = units.view(self.masks.shape(name))
+                alive = units.view(costs[name].shape).repeat_interleave(layer.cols, 1)
+                if (last and not solved) or (not last and torch.equal(alive, layer.alive)):
+                    continue
+                layer.alive = alive
+                if last and name in self.masks.single and self._reader(name) is not None:
+                    self._keep_single_zeros(name, layer)
+                costs[name] = layer.solve(costs=not last)
         return masks
 
-    def _part_gone(self, group: Group, layers: Mapping[str, LayerSolver]) -> float:
+    def _keep_single_zeros(self, name: str, layer: LayerSolver) -> None:
+        """Solve for the survivors of each row alone: zeros in units that stay differ from row to row. Costs of units
+        do not look at them."""
+        weight, part = self.plan.parameters[name], self._reader(name)
+        assert isinstance(weight, CoupledWeights)
+        assert part is not None
+        alive = torch.empty(part.parameter.shape, dtype=torch.bool, device=layer.alive.device)
+        view = part.view(alive)
+        view.copy_(self.masks.single[name][:, weight.columns[part.name]].view(view.shape))
+        layer.cols, layer.rows = 1, next(rows for rows in (8, 4, 2, 1) if _alike(alive, rows))
+        layer.alive = (alive & layer.alive)[:: layer.rows]
+
+    def _part_gone(self, group: Group, allocation: Allocation, layers: Mapping[str, LayerSolver]) -> float:
         """The fraction of the weights of some layers that is pruned, or goes with the zeros among it."""
-        total = sum(group.shapes[name].numel() for name in layers)
-        return sum(layer.rows * int((~layer.alive).sum()) for layer in layers.values()) / total
+        quotas = {name: quota for name, quota in group.quotas(allocation).items() if name in layers}
+        gone = sum(int(units_gone(layers[name]).sum()) * quota.zeros for name, quota in quotas.items())
+        return gone / sum(quota.units * quota.zeros for quota in quotas.values())
 
     def _select(
         self,
@@ -140,6 +167,8 @@ class SurvivorUpdate:
         if self.plan.keeps_zeros:  # a layer may have more zeros than its cap
             for quota in quotas.values():
                 quota.cap = max(quota.most, quota.gone)
+        if isinstance(group.pattern, Coupled):
+            costs = {name: cost / quotas[name].zeros for name, cost in costs.items()}
         ranked = {name: cost.flatten().masked_fill(gone[name], -torch.inf) for name, cost in costs.items()}
         return allocation.select(ranked, due, quotas)
 
@@ -150,86 +179,13 @@ class SurvivorUpdate:
         gone = {name: pattern.pruned(layer.alive) for name, layer in layers.items()}
         chosen = self._select(group, allocation, costs, gone, fraction, fraction)
         self.units |= chosen
-        for name, layer in layers.items():
-            if not self.criterion.sequential:
-                _prune_groups(layer, pattern, chosen[name])
+        for name, layer in layers.items() if self.solves else ():
+            prune_groups(layer, pattern, chosen[name])
         return {name: layer.alive for name, layer in layers.items()}
 
-    @torch.no_grad()
     def settle(self, chosen: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
-        """The masks of this update, given those of `choose` and of other criteria.
-
-        If OBS is sequential, layers are pruned one after the other, in the order in which they run, on inputs that are
-        collected again. Each fits the outputs of the model before, and loses as many units as were chosen: blocks are
-        chosen anew in it, N:M anew in each group.
-
-        Raises:
-            PruningError: inputs are not finite; no weight has changed then.
-        """
-        masks = {name: mask for masks in chosen for name, mask in masks.items()}
-        if not self.criterion.sequential or not masks:
-            return chosen
-        tensors = [p for name in masks for _, p in parts_of(name, self.plan.parameters[name])]
-        before = Before([*tensors, *(bias for bias in self.biases.values() if bias is not None)])
-        try:
-            with _timed("pruning in sequence"):
-                self._prune_others({name: mask for name, mask in masks.items() if name not in self.solvers})
-                for number, stage in enumerate(stages := self._stages(masks), 1):
-                    moved = self._collect_again(stage[0], before)
-                    log.info(
-                        "input %d of %d, of %s: moved by %.1f %%", number, len(stages), stage[0], 100 * moved.distance
-                    )
-                    for name in stage:
-                        masks[name] = self._prune_again(name, moved, masks[name])
-        except BaseException:
-            before.take_back()
-            raise
-        return [{name: masks[name] for name in group} for group in chosen]
-
-    def _stages(self, masks: Mapping[str, Tensor]) -> list[list[str]]:
-        """Layers that read the same input, in the order in which they run."""
-        stages: dict[int, list[str]] = {}
-        for name in self.calls:
-            if name in masks and name in self.solvers:
-                stages.setdefault(self.solvers[name].hessian.data_ptr(), []).append(name)
-        return list(stages.values())
-
-    def _collect_again(self, name: str, before: Before) -> Moved:
-        try:
-            return collect_again(self.calibration, self.owners[name], self.calls[name], before, self.criterion.seed)
-        except PruningError as error:
-            raise PruningError(f"calibration of {name}: {error}") from error
-
-    def _prune_others(self, masks: Mapping[str, Tensor]) -> None:
-        """Set the weights to zero that other criteria prune."""
-        others = Masks(self.plan.parameters, self.plan.patterns, self.plan.keeps_zeros)
-        for name, mask in masks.items():
-            others.set(name, mask)
-        others.enforce(None)
-
-    def _prune_again(self, name: str, moved: Moved, mask: Tensor) -> Tensor:
-        """Prune one layer on inputs that moved, and write its weights."""
-        old, pattern = self.solvers.pop(name), self.plan.patterns[name]
-        alive = self._alive(name, matrix_shape(self.plan.parameters[name].shape))[:: old.rows]
-        layer = LayerSolver(
-            moved.target(old.original, old.damping), moved.hessian, old.fisher, old.damping, (old.rows, old.cols), alive
-        )
-        if not bool(alive.all()):  # nothing is chosen by what the pruned weights would do
-            layer.solve()
-            layer.original = layer.weights
-        if isinstance(pattern, NofM):
-            _prune_groups(layer, pattern, self.units[name])
-            mask = layer.alive
-        else:
-            first, count = int(_units_gone(layer).count_nonzero()), int((~mask).count_nonzero())
-
-            def select(part: float, costs: dict[str, Tensor], gone: dict[str, Tensor]) -> dict[str, Tensor]:
-                cost = costs[name].flatten().masked_fill(gone[name], -torch.inf)
-                return {name: lowest(cost, first + round((count - first) * part))}
-
-            mask = self._rounds({name: layer}, select)[name]
-        self._write(name, layer)
-        return mask
+        """The masks of this update, given those of `choose` and of other criteria."""
+        return chosen
 
     @torch.no_grad()
     def write(self) -> None:
@@ -238,19 +194,18 @@ class SurvivorUpdate:
             self._write(name, layer)
 
     def _write(self, name: str, layer: LayerSolver) -> None:
-        p, bias = self.plan.parameters[name], self.biases[name]
-        assert isinstance(p, nn.Parameter)  # `Plan.check`
+        (_, p), bias = self.matrices[name], self.biases[name]
         p.copy_(from_matrix(layer.weights[:, : layer.inputs].contiguous(), p.shape))
         if bias is not None:
             bias.copy_(layer.weights[:, -1])
 
 
-def _units_gone(layer: LayerSolver) -> Tensor:
+def units_gone(layer: LayerSolver) -> Tensor:
     """bool [units]: blocks that are pruned already."""
     return ~layer.alive[:, :: layer.cols].flatten()  # of some layers a view: not in place
 
 
-def _prune_groups(layer: LayerSolver, pattern: NofM, chosen: Tensor) -> None:
+def prune_groups(layer: LayerSolver, pattern: NofM, chosen: Tensor) -> None:
     """Prune the chosen N:M groups of a layer, and solve for the survivors.
 
     Args:
@@ -258,6 +213,11 @@ def _prune_groups(layer: LayerSolver, pattern: NofM, chosen: Tensor) -> None:
     """
     layer.alive = layer.alive & ~layer.columns_in_order(pattern.n, pattern.m, chosen.view(len(layer.alive), -1))
     layer.solve()
+
+
+def _alike(alive: Tensor, rows: int) -> bool:
+    """Whether consecutive rows, so many at a time, are the same."""
+    return len(alive) % rows == 0 and torch.equal(alive, alive[::rows].repeat_interleave(rows, 0))
 
 
 def _matters(name: str, statistics: Statistics) -> bool:

@@ -216,7 +216,9 @@ def _origin(
             f"distill={config.recipe.distill} instead"
         )
     values = recorded(config)
-    plain, actual = _flat(recorded(composed)), _flat(values)
+    default = OmegaConf.merge(composed, {"seed": config.seed})  # which other keys may follow
+    assert isinstance(default, DictConfig)
+    plain, actual = _flat(recorded(default)), _flat(values)
     changed = {key: without_secrets(value) for key, value in actual.items() if value != plain.get(key)}
     yaml = without_secrets(as_yaml(values))
     named = labels(experiment, choices, changed, overrides)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from omegaconf import MISSING
 
-from pruning import Allocation, Criterion, Dense, OneShot, Pattern, Regularizer, Schedule
+from pruning import Allocation, Coupled, Criterion, Dense, OneShot, Pattern, Regularizer, Schedule, budgeted
 from pruning.criteria import named
 from runner.config.distillation import DistillationSettings
 from runner.config.recipe import Recipe
@@ -32,8 +32,12 @@ GROUPS: dict[str, type] = {
     "benchmark": Benchmark,
 }
 
-PLACES = ("model.path", "model.finetuned", "model.sparse", "distill.teacher", "dataset.path", "dataset.unlabelled")
+PLACES = ("model.path", "model.finetuned", "model.sparse", "distill.teacher", "dataset.path", "dataset.unlabelled",
+          "allocation.latency")  # fmt: skip
 """Keys that name a place. A repetition may change them: files that have moved are still the same files."""
+
+MEASURE = "python -m runner.benchmark MODEL_OR_FOLDER --units"
+"""The command that measures a table of times for `allocation.latency`."""
 
 
 @dataclass
@@ -73,10 +77,15 @@ class Experiment:
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**32:
             raise UserError(f"seed={self.seed} must be a whole number from 0 to {2**32 - 1}")
+        if self.prune and isinstance(self.pattern, Pattern) and isinstance(self.allocation, Allocation):
+            self._check_latency()
+            self.allocation = budgeted(self.pattern, self.allocation)
         if not (self.finetune.takes_steps or self.model.finetuned):
             raise UserError("finetune.num_train_epochs=0 makes no dense model; name a fine-tuned one: model.finetuned")
         if self.prune and not self.train.takes_steps:
             self._check_untrained()
+        if self.prune and self.train.takes_steps and not self.train.optimizer.has_second_moment:
+            self._check_second_moment()
         if self.finetune.lr_rewind is not None:
             raise UserError(
                 f"finetune.lr_rewind={self.finetune.lr_rewind}: fine-tuning has no mask updates; set train.lr_rewind"
@@ -123,12 +132,33 @@ class Experiment:
         prunes = self.pattern.prunes or any(layer.pattern for layer in self.allocation.layers.values())
         return self.prune and bool(self.model.sparse) and prunes
 
+    def _criteria(self) -> list[Criterion]:
+        """All criteria that rank weights: that of the group, and those of single layers."""
+        own = {layer.criterion for layer in self.allocation.layers.values() if layer.criterion}
+        return [self.criterion, *map(named, sorted(own))]
+
+    def _check_second_moment(self) -> None:
+        """Refuse a criterion that reads what the optimizer does not have."""
+        if not isinstance(self.pattern, Pattern) or not self.pattern.prunes:
+            return
+        if reading := [type(c).__name__ for c in self._criteria() if c.needs_second_moment]:
+            raise UserError(
+                f"train.optimizer={self.train.optimizer.value}: {reading[0]} reads the second moment of AdamW, which "
+                "it does not have; choose adamw_torch_fused or another criterion"
+            )
+
+    def _check_latency(self) -> None:
+        """Refuse a budget of time without times."""
+        speedup = self.pattern.target_speedup if isinstance(self.pattern, Coupled) else None
+        if self.allocation.latency is None and (speedup is not None or self.allocation.cost == "latency"):
+            given = f"pattern.target_speedup={speedup:g}" if speedup is not None else "allocation.cost=latency"
+            raise UserError(f"{given} needs times of this model: {MEASURE} writes them; set allocation.latency=FILE")
+
     def _check_untrained(self) -> None:
         """Refuse to prune without training by a criterion that observes training steps, or more than once."""
         if not isinstance(self.pattern, Pattern) or not self.pattern.prunes:
             return
-        own = {layer.criterion for layer in self.allocation.layers.values() if layer.criterion}
-        criteria = [self.criterion, *map(named, sorted(own))]
+        criteria = self._criteria()
         if observing := [type(c).__name__ for c in criteria if c.needs_gradient or c.needs_second_moment]:
             raise UserError(
                 f"train.num_train_epochs=0: {observing[0]} observes training steps, and there are "

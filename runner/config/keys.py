@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, is_dataclass
+from enum import Enum
 from functools import cache
 from typing import TYPE_CHECKING, Any, TypeGuard, get_args, get_type_hints
 
@@ -48,6 +49,17 @@ def _leaves(cls: type[DataclassInstance], prefix: str) -> Iterator[str]:
         yield f"{prefix}{field.name}"
         for values in filter(_is_class, get_args(kind)):  # of a dict, by names that people choose
             yield from _leaves(values, f"{prefix}{field.name}.*.")
+
+
+def values_of(key: str) -> list[str]:
+    """The names that a key takes; none if it takes other values."""
+    group, _, name = key.rpartition(".")
+    for cls in all_keys().get(key, ()):
+        hint = get_type_hints(cls).get(name if group else key)
+        kinds = [kind for kind in (hint, *get_args(hint)) if isinstance(kind, type) and issubclass(kind, Enum)]
+        if kinds:
+            return [member.name for member in kinds[0]]
+    return []
 
 
 def check_keys(config: DictConfig, overrides: Sequence[str]) -> None:

@@ -17,7 +17,7 @@ from yaml import MarkedYAMLError
 from pruning import PruningError
 from runner.config.keys import CHOICES, nearest, unknown_key
 from runner.system.errors import UserError, causes_of
-from runner.system.spelling import no_option
+from runner.system.spelling import no_option, no_value
 
 _OPTUNA = "hydra/sweeper=optuna needs the plugin of Hydra for Optuna: .venv/bin/pip install -e '.[optuna]'"
 
@@ -103,6 +103,9 @@ def _one_line(text: str, place: str) -> str:
     if key and "=" not in place:
         value = re.search(r"Value '(.*)' (?:of type|is not)", text)
         place = f"{place}{': ' if place else ''}{key[1]}" + (f"={value[1]}" if value else "")
+    named = re.search(r"Invalid value '(.*)', expected one of \[(.*)\]", text)
+    if named and "=" in place:
+        return no_value(place.partition("=")[0], named[1], named[2].split(", "))
     need = next((meaning for words, meaning in _NEEDS.items() if words in text and place), None)
     lines = [line.strip().rstrip(".:") for line in text.splitlines() if line.strip() and not re.search(_INTERNAL, line)]
     text = need or "; ".join(dict.fromkeys(lines))

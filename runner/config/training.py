@@ -5,6 +5,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from runner.config.optimizers import Optimizer
 from runner.system.device import Precision, best_precision, why_not
 from runner.system.errors import UserError
 from runner.system.ranks import world_size
@@ -58,14 +59,20 @@ class Training:
     """Passes over the training features. train.num_train_epochs=0 prunes without training."""
     max_steps: int = -1
     """Optimizer steps in all, if above 0: overrides num_train_epochs."""
+    optimizer: Optimizer = Optimizer.adamw_torch_fused
+    """The optimizer by its name in transformers: adamw_torch_fused, adamw_torch, adafactor (which takes
+    train.learning_rate as its step), sgd (without momentum), adagrad, rmsprop; with torch-optimi stable_adamw; with
+    bitsandbytes adamw_bnb_8bit, lion_32bit, lion_8bit, ademamix, ademamix_8bit. With each of them pruned weights are
+    exactly 0."""
     weight_decay: float = 0.0
-    """AdamW's decoupled weight decay, not for biases and LayerNorm."""
+    """Weight decay, not for biases and LayerNorm: decoupled from the gradient, but in sgd, adagrad and rmsprop added to
+    it."""
     adam_beta1: float = 0.9
-    """Decay of AdamW's first moment."""
+    """Decay of the first moment of AdamW, StableAdamW, AdEMAMix and Lion."""
     adam_beta2: float = 0.999
-    """Decay of AdamW's second moment."""
+    """Decay of the second moment of AdamW, StableAdamW and AdEMAMix, and of what Lion remembers."""
     adam_epsilon: float = 1e-8
-    """Added to AdamW's denominator."""
+    """Added to the denominator of AdamW, StableAdamW and AdEMAMix."""
     max_grad_norm: float = 0.0
     """Gradients are clipped to this norm; 0 does not clip."""
     hidden_dropout: float | None = None
@@ -152,8 +159,8 @@ class Training:
             cache: a folder that stores what is measured for the choice.
 
         Raises:
-            UserError: this machine does not have the precision that is asked for, or a batch cannot be dealt out among
-                the ranks.
+            UserError: this machine does not have the precision or the optimizer that is asked for, or a batch cannot be
+                dealt out among the ranks.
         """
         for key in ("per_device_train_batch_size", "batch_tokens"):
             if (getattr(self, key) or 0) % world_size():
@@ -161,6 +168,7 @@ class Training:
                     f"{key}={getattr(self, key)} in train or finetune is the total, and does not divide among "
                     f"{world_size()} ranks: choose a multiple of {world_size()}"
                 )
+        self.optimizer.check_installed()
         precision = self.precision or best_precision(cache)
         if why := why_not(precision):
             raise UserError(
@@ -181,9 +189,13 @@ class Training:
     def options(self) -> dict[str, Any]:
         """As keyword arguments of TrainingArguments."""
         values = self.plain()
-        for ours in (*_LATER, "evaluate", "best_checkpoint", "batch_tokens", "precision", "train_sampling_strategy"):
-            del values[ours]
-        return values | {"bf16": self.precision is Precision.bf16, "fp16": self.precision is Precision.fp16}
+        ours = {*_LATER, "evaluate", "best_checkpoint", "batch_tokens", "precision", "train_sampling_strategy"}
+        values = {key: value for key, value in values.items() if key not in ours}
+        return (
+            values
+            | {"optim": values.pop("optimizer")}
+            | {"bf16": self.precision is Precision.bf16, "fp16": self.precision is Precision.fp16}
+        )
 
     def plain(self) -> dict[str, Any]:
         """As plain values."""
@@ -193,6 +205,7 @@ class Training:
         """What of it determines the result."""
         without = {"dataloader_num_workers", "logging_steps", "save_steps", "save_total_limit"}
         without |= set() if self.chooses else {"evaluate", "best_checkpoint"}
+        without |= {"optimizer"} if self.optimizer is Optimizer.adamw_torch_fused else set()
         values = {key: value for key, value in self.plain().items() if key not in without}
         for later in _LATER:  # so that runs from before this option still have their identity
             if values[later] is None:

@@ -62,6 +62,7 @@ class Classify(Dataset):
     pipeline_tag: ClassVar[str] = "text-classification"
     label_names: ClassVar[tuple[str, ...]] = ("labels",)
     inputs: ClassVar[tuple[str, ...]] = ("text", "text_pair")
+    answer: ClassVar[str] = "label"
     metrics: ClassVar[tuple[str, ...]] = tuple(METRICS)
     scoring: ClassVar[tuple[str, ...]] = ("metric", "other_metrics", "positive")
     selecting: ClassVar[tuple[str, ...]] = (*Dataset.selecting, "text", "text_pair", "label", "id", "drop_unlabelled")
@@ -200,13 +201,9 @@ class Classify(Dataset):
 
         ids, gold = list(map(str, examples["id"])), np.asarray(examples["label"])
         names: list[str] = [] if self.regression else examples.features["label"].names
-        if self.regression:
-            predicted = logits[0][:, 0].astype(np.float64)
-            answers, right = [float(value) for value in predicted], {}
-        else:
-            predicted = logits[0].argmax(axis=1)
-            answers = [names[i] for i in predicted]
-            right = dict(zip(ids, (predicted == gold).astype(float).tolist(), strict=True))
+        predicted = self._predicted(logits)
+        answers = self.answered(examples, features, logits)
+        right = {} if self.regression else dict(zip(ids, (predicted == gold).astype(float).tolist(), strict=True))
         splits = np.asarray(examples[SPLIT] if SPLIT in examples.column_names else [""] * len(ids))
         first = splits == splits[0]
         metrics = {}
@@ -222,6 +219,17 @@ class Classify(Dataset):
             compared = self._compared(self.metric, names, predicted[first], gold[first])
             scores.statistics = dict(zip(counted, numbers(*compared).tolist(), strict=True))
         return scores
+
+    def answer_type(self) -> str:
+        return "number" if self.regression else "class"
+
+    def answered(self, examples: datasets.Dataset, features: datasets.Dataset, logits: list[np.ndarray]) -> list[Any]:
+        predicted = self._predicted(logits).tolist()
+        return predicted if self.regression else [examples.features["label"].names[i] for i in predicted]
+
+    def _predicted(self, logits: list[np.ndarray]) -> np.ndarray:
+        """The number of each example: the answer itself, as float64, or that of the class."""
+        return logits[0][:, 0].astype("float64") if self.regression else logits[0].argmax(axis=1)
 
     def _number_of_positive(self, names: Sequence[str]) -> int:
         """The number of the class whose F1 is `f1`. Raises UserError if there is no such class."""

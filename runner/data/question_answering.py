@@ -80,6 +80,7 @@ class Span(Dataset):
     pipeline_tag: ClassVar[str] = "question-answering"
     label_names: ClassVar[tuple[str, ...]] = ("start_positions", "end_positions")
     inputs: ClassVar[tuple[str, ...]] = ("context", "question")
+    answer: ClassVar[str] = "answer"
     metrics: ClassVar[tuple[str, ...]] = ("f1", "exact_match", "character_f1", "character_exact_match")
     scoring: ClassVar[tuple[str, ...]] = ("metric", "n_best", "max_answer_length", "null_threshold")
     selecting: ClassVar[tuple[str, ...]] = (
@@ -200,23 +201,37 @@ class Span(Dataset):
         return 2 * sum(features["length"])
 
     def score(self, examples: datasets.Dataset, features: datasets.Dataset, logits: list[np.ndarray]) -> Scores:
-        best = best_of_questions(features, logits, self.n_best, self.max_answer_length)
-        answers = _texts(examples, best)
+        answers, no_answer = self._spans(examples, features, logits)
         given = arrow.table(examples, "id", "answers")
         gold = dict(zip(given["id"].to_pylist(), arrow.lists(arrow.field(given["answers"], "text")), strict=True))
         splits = _ids_by_split(examples, list(gold))
         counted, choosing = next(iter(splits.values())), {}
         scoring = Scoring(self.metric, self.unanswerable, gold)
         if self.unanswerable:
-            no_answer = dict(zip(gold, no_answer_scores(features, logits, best, len(examples)), strict=True))
             choosing = scoring.choosing(counted, no_answer, answers)
-            answers = {id: "" if no_answer[id] > self.null_threshold else text for id, text in answers.items()}
+            answers = self._given(answers, no_answer)
         scores = scoring.scores(answers)
         metrics: dict[str, float] = {}
         for split, ids in splits.items():
             suffix = "" if ids is counted else f"_{split}"
             metrics |= {f"{name}{suffix}": value for name, value in scoring.metrics(ids, scores).items()}
         return Scores(metrics, answers, {id: scoring.main(scores, id) for id in counted}, choosing=choosing)
+
+    def answered(self, examples: datasets.Dataset, features: datasets.Dataset, logits: list[np.ndarray]) -> list[Any]:
+        return list(self._given(*self._spans(examples, features, logits)).values())
+
+    def _spans(
+        self, examples: datasets.Dataset, features: datasets.Dataset, logits: list[np.ndarray]
+    ) -> tuple[dict[str, str], dict[str, float]]:
+        """Question id -> the text of its best span; and, with `unanswerable`, the score of no answer."""
+        best = best_of_questions(features, logits, self.n_best, self.max_answer_length)
+        texts = _texts(examples, best)
+        scores = no_answer_scores(features, logits, best, len(examples)) if self.unanswerable else []
+        return texts, dict(zip(texts, scores, strict=self.unanswerable))
+
+    def _given(self, texts: dict[str, str], no_answer: dict[str, float]) -> dict[str, str]:
+        """The answers: a question whose score of no answer is above the threshold has an empty one."""
+        return {id: "" if no_answer.get(id, -math.inf) > self.null_threshold else text for id, text in texts.items()}
 
     # --- for people -----------------------------------------------------------------------------------------
 

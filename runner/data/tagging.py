@@ -64,6 +64,7 @@ class Tag(Dataset):
     pipeline_tag: ClassVar[str] = "token-classification"
     label_names: ClassVar[tuple[str, ...]] = ("labels",)
     inputs: ClassVar[tuple[str, ...]] = ("tokens",)
+    answer: ClassVar[str] = "tags"
     metrics: ClassVar[tuple[str, ...]] = ("f1", "precision", "recall", "accuracy")
     selecting: ClassVar[tuple[str, ...]] = (*Dataset.selecting, "tokens", "tags", "id")
 
@@ -207,7 +208,7 @@ class Tag(Dataset):
     def score(self, examples: datasets.Dataset, features: datasets.Dataset, logits: list[np.ndarray]) -> Scores:
         names = _names(examples)
         iobes = in_iobes(names) or dict(zip(names, names, strict=True))
-        tagged = self._tagged(examples, features, logits[0])
+        tagged = self.answered(examples, features, logits)
         predicted = [[iobes[tag] for tag in tags] for tags in tagged]
         gold = [[iobes[names[number]] for number in tags] for tags in examples["tags"]]
         ids = [str(id) for id in examples["id"]]
@@ -236,12 +237,15 @@ class Tag(Dataset):
             return float(sum(map(str.__eq__, predicted, gold))), float(len(gold))
         return tuple(map(float, counts(predicted, gold)))
 
-    def _tagged(self, examples: datasets.Dataset, features: datasets.Dataset, logits: np.ndarray) -> list[list[str]]:
+    def answer_type(self) -> str:
+        return "classes"
+
+    def answered(self, examples: datasets.Dataset, features: datasets.Dataset, logits: list[np.ndarray]) -> list[Any]:
         """The tag of each word. A word without any token, such as one of invisible characters, is outside all entities
         (or has the first tag, if there is no such tag)."""
         names = _names(examples)
         tagged = [[_default(names)] * len(words) for words in examples["tokens"]]
-        best = logits.argmax(axis=-1)
+        best = logits[0].argmax(axis=-1)
         for row, (example, words) in enumerate(zip(features["example"], features["word"], strict=True)):
             for at, word in enumerate(words):
                 if word != NO_WORD:

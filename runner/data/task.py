@@ -16,6 +16,7 @@ from omegaconf import MISSING
 
 from pruning import Prediction
 from runner.data import files, sources
+from runner.data.answering import Answering
 from runner.data.examples import Examples, read
 from runner.data.features import Features
 from runner.data.scores import Scores
@@ -33,7 +34,7 @@ Collate = Callable[[list[Mapping[str, Any]]], dict[str, Any]]
 
 
 @dataclass
-class Dataset:
+class Dataset(Answering):
     """Base of all datasets. Subclasses define the task: how examples become features, and logits become scores."""
 
     path: str = MISSING
@@ -83,8 +84,6 @@ class Dataset:
     """The hub's name of the task."""
     label_names: ClassVar[tuple[str, ...]]
     """Columns of the features that are labels, one for each head."""
-    inputs: ClassVar[tuple[str, ...]]
-    """Columns that a model reads; the fields of these names have the names in the data."""
     metrics: ClassVar[tuple[str, ...]] = ()
     """The permitted values of `metric`."""
     defining: ClassVar[tuple[str, ...]] = ("path", "name", "revision")

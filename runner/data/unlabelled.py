@@ -47,13 +47,13 @@ def read(task: Dataset, splits: Splits, training: Part, labelled: Part, scored: 
                 f"{key}: all {len(training.examples)} training examples are used with their labels; set "
                 "dataset.max_train_samples, or name a file"
             )
-        part = part.holding(part.examples.select_columns([*_columns(task), "id"]))
+        part = part.holding(part.examples.select_columns([*task.columns(), "id"]))
     else:
         part = _part(task, splits)
         if not len(part.examples):
             raise UserError(f"{part.name}: there are no examples")
         ids = part.ids(None)
-        part = part.renamed(_columns(task))
+        part = part.renamed(task.columns())
         part = part.holding(part.examples.add_column("id", ids))  # type: ignore[call-arg]
     _check(task, part, labelled.examples)
     groups = {group for examples in scored for group in task.groups(examples)}
@@ -126,18 +126,13 @@ def _folder(path: Path, key: str, dataset: Dataset) -> Part:
     return Part(whole, [(str(path), len(whole))])
 
 
-def _columns(task: Dataset) -> dict[str, str]:
-    """The columns that a model reads: the task's name -> the data's."""
-    return {name: getattr(task, name) for name in task.inputs if getattr(task, name) is not None}
-
-
 def _check(task: Dataset, part: Part, like: datasets.Dataset) -> None:
     """Refuse what is not text, or lists of words.
 
     Args:
         like: the labelled examples, which are checked.
     """
-    for name, data_column in _columns(task).items():
+    for name, data_column in task.columns().items():
         listed = classes.is_listed(Part(like, []), name)
         classes.check_kind(part, name, data_column, listed)
         if not listed:

@@ -27,22 +27,23 @@ def shrink(model: PreTrainedModel) -> CutReport:
     """
     try:
         used = channels_in_use(model)
+        whole, heads = cut(copy.deepcopy(model)), ""
+        every = whole.all_channels // max(1, len(used))
+        if whole.heads or whole.idle_heads:
+            dead = whole.heads + whole.idle_heads
+            heads = f"; {dead} of {whole.all_heads} heads compute nothing, and config.json cannot name fewer"
+        span = f"{min(used)}" if min(used) == max(used) else f"{min(used)} to {max(used)}"
+        if max(used) == every:
+            raise UserError(
+                "--to transformers: config.json has one number of feed-forward channels for all layers, and they use "
+                f"{span} of {every}{heads}: nothing can be cut. {_OTHERS}; pattern=ffn with allocation=uniform leaves "
+                "as many channels in each layer"
+            )
+        if min(used) < max(used) or heads:
+            log.info("the layers use %s of %d channels, and all get %d%s; %s", span, every, max(used), heads, _OTHERS)
+        return cut_evenly(model)
     except PruningError as error:
         raise UserError(f"--to transformers: nothing can be cut out of this model ({error})") from error
-    whole, heads = cut(copy.deepcopy(model)), ""
-    every = whole.all_channels // len(used)
-    if whole.heads:
-        heads = f"; {whole.heads} of {whole.all_heads} heads compute nothing, and config.json cannot name fewer"
-    span = f"{min(used)}" if min(used) == max(used) else f"{min(used)} to {max(used)}"
-    if max(used) == every:
-        raise UserError(
-            "--to transformers: config.json has one number of feed-forward channels for all layers, and they use "
-            f"{span} of {every}{heads}: nothing can be cut. {_OTHERS}; pattern=rows with allocation=uniform leaves as "
-            "many channels in each layer"
-        )
-    if min(used) < max(used) or heads:
-        log.info("the layers use %s of %d channels, and all get %d%s; %s", span, every, max(used), heads, _OTHERS)
-    return cut_evenly(model)
 
 
 def outputs_of(model: PreTrainedModel) -> Run:

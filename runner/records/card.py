@@ -161,6 +161,7 @@ def pruning_variables(facts: Facts, pruning: Mapping[str, Any]) -> dict[str, Any
     return {
         "prunes": whole or any(layer["pruned_units"] for layer in layers),
         "parameters": "" if weighed is None else f"{weighed.parameters:,} of {weighed.parameters_dense:,}",
+        "once_cut": "" if weighed is None else weighed.once_cut,
         "supervision": f"distilled from {teacher}" if distills else "trained on the labels",
         "sparsity": f"{counted.sparsity:.2%}",
         "exact_sparsity": repr(counted.sparsity),
@@ -168,6 +169,7 @@ def pruning_variables(facts: Facts, pruning: Mapping[str, Any]) -> dict[str, Any
         "overall_ratio": f"{counted.overall_ratio:.2%}",
         "left_out": describe_left_out(counted.left_out),
         "violations": counted.violations,
+        "predicted": plain(str(facts.result.predicted)) if facts.result.predicted is not None else None,
         "pruned_layers": len(layers),
         "pattern_meaning": facts.pattern_meaning,
         "pattern_settings": settings(pruning["pattern"]),

@@ -43,6 +43,8 @@ class Contents:
     """The examples without labels; empty if there are none."""
     layers: list[int] | None = None
     """Layers of the dense model that the student has; None: all."""
+    latency: str | None = None
+    """The table of times that the budget is counted in; None: it is not counted in time."""
 
 
 def identify(experiment: Experiment, contents: Contents) -> Identity:
@@ -63,7 +65,7 @@ def identify(experiment: Experiment, contents: Contents) -> Identity:
     run = dict(dense, versions=VERSIONS, prune=experiment.prune, scores=task.score_settings())
     if experiment.prune:
         run |= {
-            "pattern": typed(experiment.pattern),
+            "pattern": _without_open(typed(experiment.pattern)),
             "distill": {**typed(experiment.distill), "teacher": contents.teacher},
             "train": experiment.student_train.determinants(),
         }
@@ -78,8 +80,8 @@ def identify(experiment: Experiment, contents: Contents) -> Identity:
         if experiment.pattern.prunes or experiment.pattern.locks or experiment.allocation.layers:
             run |= {
                 "layers": [experiment.model.prunable, experiment.model.excluded],
-                "criterion": _without_default(typed(experiment.criterion), "sequential", False),
-                "allocation": _without_later(typed(experiment.allocation)),
+                "criterion": _without(typed(experiment.criterion), {"sequential": False}),
+                "allocation": _without_later(typed(experiment.allocation), contents.latency),
                 "schedule": typed(experiment.schedule),
                 "regularizer": typed(experiment.regularizer),
             }
@@ -90,26 +92,46 @@ def identify(experiment: Experiment, contents: Contents) -> Identity:
     budget = {key: value for key, value in control.items() if key != "distill"}
     return Identity(
         run=_hash([run, seed]),
-        group=_hash(run),
+        group=_hash(_without_seeds(run, seed)),
         dense=_hash([dense, seed if experiment.model.finetuned is None else None]),
         control=_hash(control),
         budget=_hash(budget),
     )
 
 
-def _without_later(allocation: dict[str, Any]) -> dict[str, Any]:
-    """An allocation without what is at its default and older versions did not know."""
+def _without_seeds(run: dict[str, Any], seed: int) -> dict[str, Any]:
+    """A run with 0 for the criterion's seed where it follows the run's: runs that differ in nothing else are pooled."""
+    criterion = run.get("criterion", {})
+    return {**run, "criterion": {**criterion, "seed": 0}} if criterion.get("seed") == seed else run
+
+
+def _without_open(pattern: dict[str, Any]) -> dict[str, Any]:
+    """A pattern with the target that was given: a sparsity that follows from a speed-up is none."""
+    if pattern.get("target_speedup") is not None:
+        return {key: value for key, value in pattern.items() if key != "target_sparsity"}
+    return {key: value for key, value in pattern.items() if key != "target_speedup"}
+
+
+def _without_later(allocation: dict[str, Any], latency: str | None) -> dict[str, Any]:
+    """An allocation without what is at its default and older versions did not know.
+
+    Args:
+        latency: what stands for the file of times.
+    """
     later = ("max_per_layer", "criterion", "schedule", "allocation")
     layers = {
         name: {key: value for key, value in layer.items() if key not in later or value is not None}
         for name, layer in allocation["layers"].items()
     }
-    return _without_default(allocation, "cost", "parameters") | {"layers": layers}
+    rest = _without(allocation, {"cost": "parameters", "latency": None})
+    if latency is not None:
+        rest["latency"] = latency
+    return rest | {"layers": layers}
 
 
-def _without_default(settings: dict[str, Any], key: str, default: Any) -> dict[str, Any]:
-    """Settings without one that older versions did not know, if it is at its default."""
-    return {name: value for name, value in settings.items() if (name, value) != (key, default)}
+def _without(settings: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    """Settings without those at these defaults, which older versions did not know."""
+    return {key: value for key, value in settings.items() if key not in defaults or value != defaults[key]}
 
 
 def _hash(value: Any) -> str:

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pruning import TimePrediction
 from results import columns
 from runner.models.footprint import Footprint
 from runner.models.layers import StudentLayers
@@ -56,6 +57,8 @@ class Result:
     """Training examples without labels, which only the distillation used."""
     student_layers: StudentLayers | None = None
     """Layers of the dense model that the pruned one started from; None: all."""
+    predicted: TimePrediction | None = None
+    """Times before and after pruning by the table in allocation.latency; None without one."""
 
     def save(self) -> None:
         """Write it to its folder."""
@@ -73,6 +76,8 @@ class Result:
             speed = values.get("speed")
             chosen = values.get("student_layers")
             values["student_layers"] = StudentLayers(**chosen) if chosen else None
+            predicted = values.get("predicted")
+            values["predicted"] = TimePrediction.from_plain(predicted) if predicted else None
             values["speed"] = Speed.from_plain(speed) if speed else None
             return cls(**{**values, "footprint": Footprint(**footprint) if footprint else None})
         except (KeyError, TypeError):
@@ -93,6 +98,10 @@ class Result:
             if self.student_layers is not None and (weighed := self.footprint) is not None:
                 share = f"{weighed.parameters:,} of {weighed.parameters_dense:,} parameters"
                 lines["student"] = f"{self.student_layers} of the dense model, {share}"
+            if (weighed := self.footprint) is not None and weighed.once_cut:
+                lines["once cut"] = weighed.once_cut
+            if self.predicted is not None:
+                lines["predicted"] = str(self.predicted)
             if (left_out := describe_left_out(self.verification.left_out)) is not None:
                 lines["left out"] = left_out
         if self.speed is not None:

@@ -104,13 +104,19 @@ def openvino(file: Path, precision: str, threads: int, inputs: Inputs) -> Runtim
 
 @contextmanager
 def available(
-    model: PreTrainedModel, inputs: Inputs, precisions: tuple[str, ...], threads: int, compiled: bool
+    model: PreTrainedModel,
+    inputs: Inputs,
+    precisions: tuple[str, ...],
+    threads: int,
+    compiled: bool,
+    only: Callable[[str], bool] = lambda name: True,
 ) -> Iterator[list[Runtime]]:
     """Every runtime that runs this model here; those that do not are logged with the reason.
 
     Args:
         inputs: an example batch, for exporters.
         compiled: whether torch.compile is tried, which takes a minute.
+        only: whether a runtime of this name is wanted, such as "OpenVINO int8" or "sparse float32".
     """
     with TemporaryDirectory() as folder:
         exported: list[Path] = []
@@ -134,7 +140,7 @@ def available(
         for precision in ("float32", "bfloat16", "int8"):
             wanted.append((f"OpenVINO {precision}", lambda p=precision: openvino(onnx(), p, threads, inputs)))
         made = []
-        for name, make in wanted:
+        for name, make in filter(lambda each: only(each[0]), wanted):
             try:
                 with quiet():
                     made.append(make())

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import median, quantiles
 
@@ -61,6 +62,7 @@ def time_all(
     turns: int = 200,
     *,
     wall: bool = False,
+    rival: Runtime | None = None,
 ) -> list[Timing]:
     """Time runtimes, the fastest first.
 
@@ -70,22 +72,23 @@ def time_all(
         seconds: to spend, at least five turns.
         turns: at most.
         wall: with one thread too the time on the clock counts, as for a GPU.
+        rival: a runtime of another model that takes its turns too. Ratios are to it, and it has no entry of its own.
     """
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        with torch.inference_mode():
-            checked = _agreeing(runtimes, inputs)
-            cpu, clock = _turns([runtime for runtime, _ in checked], inputs, seconds, turns)
-            spent = cpu if threads == 1 and not wall else clock
-    finally:
-        torch.set_num_threads(before)
+    with _inference(threads):
+        checked = _agreeing(runtimes, inputs)
+        if rival is not None:
+            rival.run(inputs)  # warm
+            checked.append((rival, 0.0))
+        cpu, clock = _turns([runtime for runtime, _ in checked], inputs, seconds, turns)
+    spent = cpu if threads == 1 and not wall else clock
     medians = [median(times) for times in spent]
-    dense = [i for i, (runtime, _) in enumerate(checked) if not runtime.sparse]
+    dense = [i for i, (runtime, _) in enumerate(checked) if not runtime.sparse and rival in (None, runtime)]
     best = min(dense, key=lambda i: medians[i]) if dense else None
     batch, length = next(iter(inputs.values())).shape
     timings = []
     for i, (runtime, difference) in enumerate(checked):
+        if runtime is rival:
+            continue
         low, high = _spread(spent[i])
         ratio = median(b / a for a, b in zip(spent[i], spent[best], strict=True)) if best is not None else float("nan")
         timings.append(
@@ -100,6 +103,34 @@ def time_all(
             "this machine is busy: times vary by %.0f %% of their median; trust the ratios, not the times", 100 * spread
         )
     return sorted(timings, key=lambda timing: timing.ms)
+
+
+def time_in_turns(
+    runtimes: Sequence[Runtime], inputs: Inputs, threads: int, seconds: float, turns: int = 200
+) -> list[list[float]]:
+    """Milliseconds of runtimes of different models, turn by turn: CPU time with one thread, time on the clock with
+    several.
+
+    Args:
+        inputs, threads, seconds, turns: as for `time_all`.
+    """
+    with _inference(threads):
+        for runtime in runtimes:
+            runtime.run(inputs)  # warm
+        cpu, clock = _turns(runtimes, inputs, seconds, turns)
+    return cpu if threads == 1 else clock
+
+
+@contextmanager
+def _inference(threads: int) -> Iterator[None]:
+    """Inference in torch with so many threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _spread(times: list[float]) -> tuple[float, float]:

@@ -127,6 +127,9 @@ def announce(inputs: Inputs) -> None:
         log.info("the student starts from model.sparse=%s: its zeros stay, and count", experiment.model.sparse)
     if (chosen := inputs.sources.chosen) is not None:
         log.info("the student has %s of the dense model", chosen)
+    if (table := inputs.sources.latency) is not None and table.settings.length != experiment.dataset.max_seq_length:
+        log.info("allocation.latency has times for texts of %d tokens, and dataset.max_seq_length=%d",
+                 table.settings.length, experiment.dataset.max_seq_length)  # fmt: skip
     if data is None:
         return
     log.info("disk: %s", disk.in_one_line(inputs.disk_needs, Path(experiment.cache_dir)))
@@ -173,8 +176,8 @@ def _announce_machine(experiment: Experiment, data: TrainingData, base: models.C
     compiled = ", compiled" if training.torch_compile else ""
     shared = f", batches shared by {ranks.world_size()} ranks" if ranks.world_size() > 1 else ""
     padding = 100 * data.batches(training, experiment.seed).padding()
-    log.info("%s, fused AdamW%s%s; %.1f %% of the computed tokens are padding", precision, compiled, shared, padding,
-             extra=ONCE)  # fmt: skip
+    log.info("%s, %s%s%s; %.1f %% of the computed tokens are padding", precision, training.optimizer.value, compiled,
+             shared, padding, extra=ONCE)  # fmt: skip
     if device().type == "cpu" and models.attention_dropout(base.config) > 0:
         log.info("dropout of attention weights is slow on CPUs: model.attention_dropout=0 leaves it out (in all rows "
                  "that are compared)", extra=ONCE)  # fmt: skip

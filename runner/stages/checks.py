@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pruning import Coupled, Plan, PruningError, Weight, check_zeros, couple, matrix_weights
 from runner import models
-from runner.config.experiment import Experiment
+from runner.config.experiment import MEASURE, Experiment
 from runner.models.tokenizer import check_vocabulary
 from runner.models.vocabulary import check_embeddings
 from runner.stages.benchmark import check_benchmark
 from runner.stages.inputs import Sources
 from runner.system.errors import UserError
+from runner.system.process import ONCE
 from runner.training import projections
 
 if TYPE_CHECKING:
@@ -66,7 +68,21 @@ def plan_of(experiment: Experiment, net: PreTrainedModel) -> Plan:
     if isinstance(experiment.pattern, Coupled):
         parameters = couple(net, parameters, experiment.pattern, models.shape(net.config).heads)
     tokens = experiment.dataset.max_seq_length
-    return Plan(parameters, experiment.pattern, experiment.allocation, experiment.keeps_zeros, tokens)
+    plan = Plan(parameters, experiment.pattern, experiment.allocation, experiment.keeps_zeros, tokens)
+    layers = models.shape(net.config).layers
+    if plan.table is not None and plan.table.layers != layers:
+        raise UserError(
+            f"allocation.latency={experiment.allocation.latency}: it was measured with {plan.table.layers} layers, and "
+            f"the student has {layers}: {MEASURE} --layers {layers}"
+        )
+    return plan
+
+
+def aimed(experiment: Experiment, net: PreTrainedModel) -> Experiment:
+    """The experiment with the target sparsity that pattern.target_speedup asks for with this network."""
+    if not experiment.prune or experiment.allocation.cost != "latency":
+        return experiment
+    return replace(experiment, pattern=plan_of(experiment, net).pattern)
 
 
 def projection_parameters(experiment: Experiment, sources: Sources, net: PreTrainedModel) -> int:
@@ -132,9 +148,18 @@ def check_start(experiment: Experiment, sources: Sources) -> None:
             + "; name a sparse checkpoint with model.sparse, a dense one with model.finetuned"
         )
     try:
-        check_zeros(plan)
+        masks = check_zeros(plan)
     except PruningError as error:
         raise PruningError(f"{start.place}: {error}", error.owner) from error
+    for group in plan.groups:
+        if plan.keeps_zeros and group.pattern.prunes:
+            total = sum(shape.numel() for shape in group.shapes.values())
+            zeros = sum(masks.zeros(name) for name in group.shapes)
+            whole = sum(masks.pruned_units(name) * group.pattern.unit_zeros(s) for name, s in group.shapes.items())
+            of = "the multiply-accumulates" if group.macs else "all of them, not of those that are left"
+            log.info("%s: of the %s weights in units of %s, %.4f are zero and stay so; %.4f are in whole units, which "
+                     "count towards the target, %g of %s", start.place, f"{total:,}", group.pattern, zeros / total,
+                     whole / total, group.pattern.target, of, extra=ONCE)  # fmt: skip
     others = [name for name, p in matrix_weights(network).items() if name not in plan.tensors and not bool(p.all())]
     if plan.keeps_zeros and others:
         log.warning("%s: %s (and %d more) has zeros, but is left out by model.prunable or model.excluded: it is "

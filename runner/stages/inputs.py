@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from pruning import LatencyTable, PruningError
 from runner import models
-from runner.config.experiment import Experiment
+from runner.config.experiment import MEASURE, Experiment
 from runner.data.classes import check_same
 from runner.data.examples import Examples
 from runner.records import runs
 from runner.records.identity import Contents, Identity, identify
+from runner.system.errors import UserError
 
 
 @dataclass
@@ -24,6 +26,8 @@ class Sources:
     """A sparse checkpoint that the student starts from; None: from the dense model."""
     chosen: models.StudentLayers | None = None
     """Layers of the dense model that the student starts from; None: all."""
+    latency: LatencyTable | None = None
+    """Measured times that the budget is counted in; None: it is not counted in time."""
 
     @property
     def others(self) -> list[models.Checkpoint]:
@@ -33,6 +37,7 @@ class Sources:
 
 def find_sources(experiment: Experiment) -> Sources:
     """Find the checkpoints; no more than the config.json of each is read. Raises UserError if one is missing."""
+    latency = find_table(experiment)
     model = experiment.model
     if model.finetuned:
         base = models.find(model.finetuned, "model.finetuned", model, model.finetuned_revision)
@@ -45,7 +50,17 @@ def find_sources(experiment: Experiment) -> Sources:
     sparse, key = None, "model.sparse"
     if model.sparse:
         sparse = models.find(runs.pruned_model(model.sparse, key, experiment.tracking), key, model)
-    return Sources(base, teachers, sparse, models.student_layers(model, base))
+    return Sources(base, teachers, sparse, models.student_layers(model, base), latency)
+
+
+def find_table(experiment: Experiment) -> LatencyTable | None:
+    """The table of times in `allocation.latency`. Raises UserError if the file has none."""
+    if not experiment.prune or experiment.allocation.cost != "latency":
+        return None
+    try:
+        return experiment.allocation.table()
+    except PruningError as error:
+        raise UserError(f"allocation.{error}: {MEASURE}") from error
 
 
 def match_heads(experiment: Experiment, sources: Sources, examples: Examples) -> None:
@@ -67,4 +82,6 @@ def identity_of(experiment: Experiment, sources: Sources, examples: Examples) ->
     sparse = sources.sparse.fingerprint if sources.sparse is not None else None
     layers = sources.chosen.layers if sources.chosen is not None else None
     unlabelled = examples.unlabelled_fingerprint
-    return identify(experiment, Contents(sources.base.fingerprint, data, teacher, sparse, unlabelled, layers))
+    latency = sources.latency.fingerprint if sources.latency is not None else None
+    contents = Contents(sources.base.fingerprint, data, teacher, sparse, unlabelled, layers, latency)
+    return identify(experiment, contents)

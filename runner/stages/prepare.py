@@ -22,7 +22,7 @@ from runner.models.tokenizer import check_texts, with_inputs
 from runner.models.vocabulary import check_reading
 from runner.records.identity import Identity
 from runner.records.result import Result, stored
-from runner.stages.checks import check, plan_of, projection_parameters
+from runner.stages.checks import aimed, check, plan_of, projection_parameters
 from runner.stages.inputs import Sources, find_sources, identity_of, match_heads
 from runner.stages.teacher import caches_logits
 from runner.system import disk, files
@@ -127,6 +127,7 @@ def resolve(experiment: Experiment, origin: Origin, reuse: bool = True) -> Input
         result = finished(candidates, identity, experiment.tracking)
         if result is None:
             net = net or check(experiment, sources)
+            experiment = aimed(experiment, net)
             tokenizer = models.load_tokenizer(sources.base)
             inputs = Inputs(experiment, origin, sources, net, examples, identity, tokenizer, cost)
             _prepare_evaluation(inputs)
@@ -204,18 +205,23 @@ def disk_needs(inputs: Inputs, units: int) -> list[DiskNeed]:
     whole, parameters = inputs.dense_parameters, inputs.net.num_parameters()
     parameters += projection_parameters(experiment, inputs.sources, inputs.net)
     needs = [DiskNeed(inputs.folder / "model", "the model", disk.model_bytes(parameters))]
+    store = experiment.tracking.artifacts
+    if store is not None and experiment.tracking.log_model is tracking.Logging.copy:
+        place = store / inputs.folder.name  # stands for the place that MLflow will choose
+        needs.append(DiskNeed(place, "the model's copy in MLflow", disk.model_bytes(parameters)))
     if experiment.model.finetuned is None:
         needs.append(DiskNeed(dense, "the dense model", disk.model_bytes(whole)))
         if not dense.is_dir():
             work = dense.with_name(f"{dense.name}.work")
-            size = disk.training_bytes(
-                whole, experiment.finetune.save_total_limit, average_bytes(experiment.finetune, whole)
-            )
+            finetune = experiment.finetune
+            size = disk.training_bytes(whole, finetune.save_total_limit, average_bytes(finetune, whole),
+                                       moments=finetune.optimizer.state_bytes)  # fmt: skip
             needs.append(DiskNeed(work, "checkpoints of the fine-tuning", size))
     if experiment.prune:
         frozen = inputs.net.num_parameters() - models.trained_parameters(inputs.net)
-        state = 10 * units + average_bytes(experiment.train, parameters - frozen)
-        size = disk.training_bytes(parameters, experiment.train.save_total_limit, state, frozen)
+        train = experiment.train
+        state = 10 * units + average_bytes(train, parameters - frozen)
+        size = disk.training_bytes(parameters, train.save_total_limit, state, frozen, train.optimizer.state_bytes)
         needs.append(DiskNeed(inputs.folder / "checkpoints", "checkpoints", size))
         if caches_logits(experiment, data):
             from runner.training.teacher_logits import max_bytes

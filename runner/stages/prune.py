@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pruning import Dense, LayerReport, MaskUpdate, Pruner
+from pruning import Dense, LayerReport, MaskUpdate, Pruner, TimePrediction, predict
 from runner import models
 from runner.config.experiment import Experiment
 from runner.models.verify import Verification, verify
@@ -31,6 +31,8 @@ class Pruned:
 
     layers: list[LayerReport]
     updates: list[MaskUpdate]
+    predicted: TimePrediction | None = None
+    """The time of the model once what is pruned is cut out; None if no times were given."""
 
 
 @dataclass
@@ -74,7 +76,7 @@ def prune(run: RunContext, dense: models.Checkpoint, supervision: Supervision) -
     with run.cost.stage("save"):
         save_model(student, inputs.tokenizer, run.folder.model)
     run.stages["prune"] = models.find(str(run.folder.model), "the saved model", run.experiment.model).weights
-    return Pruned(pruner.report(), pruner.history)
+    return Pruned(pruner.report(), pruner.history, predict(pruner.plan, pruner.masks))
 
 
 def train_student(

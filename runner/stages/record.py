@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pruning import LayerReport
 from results import columns
+from runner import serving
 from runner.data.scores import Scores
 from runner.models.footprint import footprint
 from runner.models.verify import Verification
@@ -18,6 +19,7 @@ from runner.records.result import Result
 from runner.stages.benchmark import SUMMARY, times
 from runner.stages.prune import Pruned
 from runner.system import files
+from runner.tracking import Logging
 
 if TYPE_CHECKING:
     from runner.speed.measure import Speed
@@ -55,6 +57,7 @@ def record(run: RunContext, outcome: Outcome) -> Result:
         run.tracker.tags({columns.CPU: result.speed.machine.cpu})
     run.tracker.metrics(_metrics(result, run.experiment.pattern.target) | _steps(run))
     run.tracker.tags({SUMMARY: f"```\n{result.summary}\n```"})
+    _log_model(run)
     for note in result.notes:
         log.info("note: %s", note)
     result.save()
@@ -90,6 +93,7 @@ def _result(run: RunContext, outcome: Outcome) -> Result:
         speed=outcome.speed,
         unlabelled_examples=len(run.inputs.examples.unlabelled or ()),
         student_layers=sources.chosen,
+        predicted=outcome.pruned.predicted if outcome.pruned is not None else None,
     )
 
 
@@ -123,6 +127,11 @@ def _metrics(result: Result, target: float) -> dict[str, float]:
             columns.MACS_DENSE: weighed.macs_dense,
             columns.MACS_SPARSE: weighed.macs_sparse,
         }
+        once_cut = {columns.BYTES_CUT: weighed.bytes_cut, columns.PARAMETERS_CUT: weighed.parameters_cut,
+                    columns.MACS_CUT: weighed.macs_cut}  # fmt: skip
+        values |= {name: value for name, value in once_cut.items() if value is not None}
+        if result.predicted is not None:
+            values[columns.PREDICTED] = result.predicted.speedup
         if result.relative_drop is not None:
             values[columns.RELATIVE_DROP] = result.relative_drop
     return values | _costs(result.cost) | (times(result.speed) if result.speed is not None else {})
@@ -151,6 +160,16 @@ def _log_artifacts(run: RunContext, outcome: Outcome) -> None:
     if dense.by_example or dense.statistics:
         run.folder.save(columns.SCORES, paired(dense, sparse))
     run.tracker.tags({columns.VERIFIED: "true"})
+
+
+def _log_model(run: RunContext) -> None:
+    """The saved model in MLflow, unless tracking.log_model=none."""
+    how = run.experiment.tracking.log_model
+    if how is Logging.none:
+        return
+    values = serving.to_log(run.experiment.dataset, run.inputs.examples.evaluation, run.folder.model, how)
+    if values is not None:
+        run.tracker.model(values)
 
 
 def paired(dense: Scores, sparse: Scores) -> dict[str, Any]:
@@ -192,4 +211,6 @@ def _describe_pruning(run: RunContext, outcome: Outcome) -> None:
     }
     if (chosen := run.inputs.sources.chosen) is not None:
         described["student_layers"] = asdict(chosen)
+    if pruned.predicted is not None:
+        described["predicted"] = asdict(pruned.predicted)
     files.extend(run.folder.model, "pruning.json", json.dumps(described, indent=2, default=str) + "\n")

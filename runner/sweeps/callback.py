@@ -5,7 +5,7 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
@@ -98,6 +98,8 @@ class Sweep(Callback):
         self.parent = self.open.enter_context(
             tracking.sweep(experiment.tracking, " ".join(varied), provenance.command_line(), identity, self.folder)
         )
+        if self.jobs is not None:
+            self.parent.params(labels(jobs))
         for number in self._numbers():
             Place(self.folder, number).clear()
         os.environ[SWEEP_FOLDER] = str(self.folder)
@@ -164,6 +166,12 @@ def _ending(work: Callable[[], None]) -> None:
         status = 1
     if status:
         sys.exit(status)
+
+
+def labels(jobs: Sequence[preview.Job]) -> dict[str, str]:
+    """Params that label a sweep as its runs are labelled: each has the values of all jobs, such as "4x1, 2:4"."""
+    each = [{**job.origin.labels, columns.SEED: job.experiment.seed} for job in jobs]
+    return {key: ", ".join(dict.fromkeys(str(values[key]) for values in each)) for key in each[0]}
 
 
 def overview(outcomes: list[Outcome]) -> list[str]:

@@ -7,6 +7,7 @@ COMMANDS = {
     "evaluate": ("runner.evaluate", "score a saved model again, in torch or by the sparse runtime"),
     "inspect": ("runner.inspect", "count the zeros of a saved model, and check its pattern"),
     "sensitivity": ("runner.sensitivity", "which layers bear pruning, from training data alone"),
+    "tradeoff": ("runner.tradeoff", "score against speed before any training, as a picture"),
     "benchmark": ("runner.benchmark", "time a saved model, sparse and dense"),
     "export": ("runner.export", "write a saved model as ONNX, OpenVINO or packed"),
     "examples": ("runner.examples", "which examples a pruned model gets wrong, and which kinds"),

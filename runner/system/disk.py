@@ -24,16 +24,17 @@ class DiskNeed:
     bytes: int
 
 
-def training_bytes(parameters: int, checkpoints: int, engine: int = 0, frozen: int = 0) -> int:
-    """Bytes of a training's checkpoints: weights and both moments of AdamW in float32, and the engine's state.
+def training_bytes(parameters: int, checkpoints: int, engine: int = 0, frozen: int = 0, moments: int = 8) -> int:
+    """Bytes of a training's checkpoints: weights in float32, and the state of the optimizer and of the engine.
 
     Args:
         parameters: number of parameters of the model.
         checkpoints: number of checkpoints that stay; there is one more while it is written.
         engine: bytes of masks and scores, and of an average of the weights.
-        frozen: number of parameters that are not trained, which have no moments.
+        frozen: number of parameters that are not trained, of which the optimizer has no state.
+        moments: bytes of the optimizer's state for each trained parameter; AdamW has two moments in float32.
     """
-    return (checkpoints + 1) * (12 * parameters - 8 * frozen + engine)
+    return (checkpoints + 1) * (4 * parameters + moments * (parameters - frozen) + engine)
 
 
 def model_bytes(parameters: int) -> int:

@@ -27,7 +27,12 @@ ALIASES = {
 }
 """Names that other tools give to keys."""
 KEYS = Path(__file__).parents[1] / "config" / "keys.txt"
-"""All keys, made by `python -m runner.reference keys`."""
+"""All keys, and after some their values, made by `python -m runner.reference keys`."""
+FLAGS = (
+    "--help", "--hydra-help", "--version", "--cfg", "--resolve", "--package", "--run", "--multirun",
+    "--shell-completion", "--config-path", "--config-name", "--config-dir", "--experimental-rerun", "--info",
+)  # fmt: skip
+"""Hydra's long flags; an unambiguous beginning of one is enough."""
 _CONF = Path(__file__).parents[2] / "conf"
 _OTHER_OPTIONS = re.compile(r"-cd|-cn|-cp|--config-(dir|name|path)|[+]*hydra\.searchpath|[+]*plugins=")
 """Arguments that add options and keys of the user's own."""
@@ -38,7 +43,11 @@ _FOLDERS = ("model.path", "model.finetuned", "model.sparse", "distill.teacher")
 
 
 def mistake(arguments: Sequence[str]) -> str | None:
-    """The message for the first misspelled option, key or path of a command line; None if none is seen here."""
+    """The message for the first misspelled flag, option, key or path of a command line; None if none is seen here."""
+    following = [*arguments[1:], ""]
+    for argument, after in zip(arguments, following, strict=True):
+        if argument.startswith("--") and (problem := _no_flag(argument, after)):
+            return problem
     if has_own_options(arguments) or {"-sc", "--shell-completion"} & {*arguments}:  # its words are no keys
         return None
     sweep = any(argument in ("-m", "--multirun") for argument in arguments)
@@ -63,20 +72,53 @@ def _mistakes(key: str, value: str, sweep: bool) -> Iterator[str]:
             if key not in ("recipe", "hydra") and _OPTION.fullmatch(option) and option not in available and not size:
                 yield no_option("", key, option, available)
     else:
-        known = KEYS.read_text(encoding="utf-8").split()
+        values = known_keys()
+        known = list(values)
         parents = {key.rpartition(".")[0] for key in known} | {key.partition(".")[0] for key in known}
         free = key.startswith(("hydra.", "allocation.layers.")) or key in MOVED_KEYS
-        right = free or key in known or key in parents or _is_field(key.rpartition(".")[2])
+        right = free or key in known or key in parents or _is_field(key)
         if not right and (meant := nearest(key, [*known, *groups])):
             first = value.partition(",")[0] if sweep else value
             yield f"{key}={first}: there is no key {key}; did you mean {meant}?"
+        for given in value.split(",") if sweep else [value]:
+            if values.get(key) and _OPTION.fullmatch(given) and given not in values[key]:
+                yield no_value(key, given, values[key])
         if not sweep and value:
             yield from _missing(key, value)
 
 
-def _is_field(name: str) -> bool:
-    """Whether a class of the program has such a field, which may be newer than the list of keys."""
-    files = (file for package in ("pruning", "runner") for file in (_CONF.parent / package).rglob("*.py"))
+def _no_flag(argument: str, after: str) -> str | None:
+    """The message for a flag that Hydra does not have; None if it has it.
+
+    Args:
+        after: the next argument, which may be its value.
+    """
+    flag, equals, value = argument.partition("=")
+    if flag == "--" or any(known.startswith(flag) for known in FLAGS):
+        return None
+    groups = [folder.name for folder in _CONF.iterdir() if folder.is_dir()]
+    key = nearest(flag.lstrip("-"), [*known_keys(), *groups])
+    if like := get_close_matches(flag, FLAGS, 1, 0.8):
+        return f"{flag}: there is no such flag; did you mean {like[0]}?"
+    if key is None:
+        return f"{flag}: there is no such flag; a run is configured by KEY=VALUE, see --help"
+    value = value if equals else after if after and not re.match("-|.*=", after) else "true"
+    return f"{flag}: a run is configured by KEY=VALUE without dashes; did you mean {key}={value}?"
+
+
+def known_keys() -> dict[str, list[str]]:
+    """Every key, with its values if it takes one of a few names, else none."""
+    lines = KEYS.read_text(encoding="utf-8").splitlines()
+    return {key: values.split() for key, _, values in (line.partition(" ") for line in lines)}
+
+
+def _is_field(key: str) -> bool:
+    """Whether a class of the program has such a field, which may be newer than the list of keys. A key without a dot
+    is a field of the experiment itself."""
+    group, _, name = key.rpartition(".")
+    root = _CONF.parent
+    newer = root / "runner" / "config" / "experiment.py"
+    files = (file for package in ("pruning", "runner") for file in (root / package).rglob("*.py")) if group else [newer]
     return any(re.search(rf"^    {name}: ", file.read_text(encoding="utf-8"), re.MULTILINE) for file in files)
 
 
@@ -109,6 +151,13 @@ def no_option(place: str, group: str, option: str, available: Sequence[str]) -> 
     start += f"; did you mean {group}={meant[0]}?" if meant else "."
     any_size = ", and any NxM and N:M" if group == "pattern" else ""
     return f"{start} Available options: {', '.join(available)}{any_size}" if available else start
+
+
+def no_value(key: str, value: str, names: Sequence[str]) -> str:
+    """The message for a value that is none of the names that a key takes."""
+    meant = get_close_matches(value.lower(), names, 1)
+    end = f"; did you mean {key}={meant[0]}?" if meant else ""
+    return f"{key}={value}: choose from {', '.join(names)}{end}"
 
 
 def nearest(key: str, candidates: Iterable[str]) -> str | None:

@@ -10,6 +10,8 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from results import columns
+from runner.tracking import means
+from runner.tracking.logged_model import log_model
 from runner.tracking.outbox import Header, Operation
 from runner.tracking.store import is_unreachable
 
@@ -104,7 +106,7 @@ def apply(client: MlflowClient, run_id: str, operation: Operation, folder: Path 
     """Write one operation to a run. Idempotent: metrics carry their own time stamps.
 
     Args:
-        folder: the run's own, which gets its pictures at the end.
+        folder: the run's own, which has the model and gets its pictures at the end.
     """
     from mlflow.entities import Metric, Param, RunTag
 
@@ -122,15 +124,20 @@ def apply(client: MlflowClient, run_id: str, operation: Operation, folder: Path 
             client.log_text(run_id, *values)
         case "input":
             client.log_inputs(run_id, [_dataset_input(**values)])
+        case "model":
+            log_model(client, run_id, values, folder)
         case "end":
-            _log_pictures(client, run_id, values[0], folder)
+            tags = client.get_run(run_id).data.tags
+            kind, status, parent = tags.get(columns.KIND), values[0], tags.get(means.PARENT)
+            _log_pictures(client, run_id, kind, status, folder)
             client.set_terminated(run_id, *values)
+            if parent is not None and status == "FINISHED":
+                means.update(client, parent)
 
 
-def _log_pictures(client: MlflowClient, run_id: str, status: str, folder: Path | None) -> None:
+def _log_pictures(client: MlflowClient, run_id: str, kind: str | None, status: str, folder: Path | None) -> None:
     """Draw a run that is about to end, from all its metrics: those before an interruption too. MLflow gets them as
     PNG, the folder as PNG, SVG and PDF."""
-    kind = client.get_run(run_id).data.tags.get(columns.KIND)
     if not ((kind == columns.PRUNED and status == "FINISHED") or (kind == columns.SWEEP and status != "KILLED")):
         return
     from results import pictures

@@ -40,10 +40,10 @@ class Operation:
     """One call to MLflow."""
 
     kind: str
-    """params, tags, metrics, text, input or end."""
+    """params, tags, metrics, text, input, model or end."""
     values: Any
     """params, tags, input: a mapping; metrics: a list of [key, value, milliseconds since 1970, step]; text:
-    [text, name]; end: [status, milliseconds since 1970]."""
+    [text, name]; model: see `logged_model.log_model`; end: [status, milliseconds since 1970]."""
 
 
 def metric_entries(values: Mapping[str, float]) -> list[list[Any]]:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -40,6 +41,14 @@ LONGEST_NAME = 500
 """Characters of an experiment's name, at most."""
 
 
+class Logging(Enum):
+    """How MLflow gets a run's model."""
+
+    none = "none"
+    link = "link"
+    copy = "copy"
+
+
 @dataclass
 class Tracking:
     """The MLflow store that runs are logged to."""
@@ -50,6 +59,9 @@ class Tracking:
     """MLflow experiment."""
     patience: float = 60.0
     """Seconds for which calls to a server that does not answer are retried, before a run continues without it."""
+    log_model: Logging = Logging.link
+    """How MLflow gets the model, which mlflow.pyfunc.load_model then loads: `link`, a few kilobytes that name the run's
+    folder on this machine; `copy`, the weights too, which take their size once more; `none`."""
 
     def __post_init__(self) -> None:
         if any(not _is_in_environment(secret) for secret in credentials_of(self.uri or "")):
@@ -78,6 +90,12 @@ class Tracking:
     def shown(self) -> str:
         """The URI without credentials, for messages and records."""
         return without_secrets(self.store).replace(f"{HIDDEN}@", "")
+
+    @property
+    def artifacts(self) -> Path | None:
+        """The folder of artifacts next to a database file; None: a server has them."""
+        file = sqlite.file_of(self.store)
+        return None if file is None else file.resolve().parent / "mlartifacts"
 
 
 def _is_in_environment(secret: str) -> bool:
@@ -159,10 +177,10 @@ def connect(tracking: Tracking) -> tuple[MlflowClient, str]:
         UserError: MLflow cannot use the store, or the experiment was deleted.
     """
     refuse_unusable(tracking)
-    location, lock, file = None, None, sqlite_file(tracking)
-    if file is not None:
+    location, lock, file, artifacts = None, None, sqlite_file(tracking), tracking.artifacts
+    if file is not None and artifacts is not None:
         file = file.resolve()
-        location, lock = (file.parent / "mlartifacts").as_uri(), FileLock(f"{file}.lock")
+        location, lock = artifacts.as_uri(), FileLock(f"{file}.lock")
     with explained(tracking):
         try:
             if lock is not None and file is not None:

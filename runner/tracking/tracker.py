@@ -20,6 +20,7 @@ from runner.system.errors import UserError
 from runner.system.provenance import provenance
 from runner.tracking import operations, outbox
 from runner.tracking.curve import Curve
+from runner.tracking.means import PARENT
 from runner.tracking.operations import ERROR, METRICS_PER_BATCH, Logged, create_run, reopen, take_over
 from runner.tracking.outbox import Header, Operation, Outbox
 from runner.tracking.store import Tracking, Unreachable, connect, not_begun, with_retries
@@ -105,6 +106,10 @@ class Tracker:
             is_data: it holds texts of the dataset, which stay as they are.
         """
         self._do("text", [text if is_data else without_secrets(text), name])
+
+    def model(self, values: Mapping[str, Any]) -> None:
+        """Log the model, after the metrics: see `logged_model.log_model`."""
+        self._do("model", dict(values))
 
     def begin(self, prefix: str, step: int) -> None:
         """Log the metrics of a training up to the step from which it resumes that the store lacks."""
@@ -200,7 +205,7 @@ def start(tracking: Tracking, name: str, tags: Mapping[str, Any], resumes: bool 
             a run begun before, a store that does not answer is no error.
     """
     parent = os.environ.get(PARENT_VARIABLE)
-    all_tags = {**provenance(), **tags, **({"mlflow.parentRunId": parent} if parent else {})}
+    all_tags = {**provenance(), **tags, **({PARENT: parent} if parent else {})}
     clean = {key: without_secrets(str(value)) for key, value in all_tags.items()}
     header = Header(tracking.shown, tracking.experiment, without_secrets(name), clean, None, outbox.now())
     place = Path(tags[columns.FOLDER]) / outbox.NAME if columns.FOLDER in tags else None

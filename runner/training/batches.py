@@ -93,6 +93,11 @@ class Batches(Sampler[list[int]]):
         padded = -(-length // self.multiple) * self.multiple
         return padded if self.tokens is None else min(padded, max(self.tokens, length))
 
+    def largest(self) -> tuple[int, int]:
+        """Examples and tokens of this epoch's largest micro-batch, padded; of equal ones the longest."""
+        shapes = ((len(batch), self._padded(int(self.lengths[batch].max()))) for batch in self)
+        return max(shapes, key=lambda shape: (shape[0] * shape[1], shape[1]))
+
     def padding(self) -> float:
         """The fraction of this epoch's computed tokens that is padding, in [0, 1)."""
         computed = sum(len(batch) * self._padded(int(self.lengths[batch].max())) for batch in self)

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from hydra._internal.utils import get_args_parser
 
 from runner.config.compose import compose_experiment, register
 from runner.config.keys import CHOICES
@@ -13,6 +14,7 @@ from runner.system.errors import UserError
 @pytest.mark.parametrize("given", [
     "pattern=nonsense", "pattern=4X1", "model=brt-base", "dataset=sqad", "distill=logit", "experiment=squad-bert",
     "seeed=3", "train.lr=1", "modle=tiny", "train.learning_rte=1e-3", "dataset.max_seq_lenght=64",
+    "train.lr_scheduler_type=linaer", "finetune.precision=int8", "target_sparsity=0.8",
 ])  # fmt: skip
 def test_the_message_is_that_of_composing(given: str) -> None:
     with pytest.raises(UserError) as slow:
@@ -31,7 +33,30 @@ def test_what_is_right_or_unclear_is_left_to_hydra(given: str) -> None:
     assert spelling.mistake([given]) is None
 
 
+@pytest.mark.parametrize(("arguments", "message"), [
+    (["--dry-run"], "--dry-run: a run is configured by KEY=VALUE without dashes; did you mean dry_run=true?"),
+    (["--model", "tiny"], "--model: a run is configured by KEY=VALUE without dashes; did you mean model=tiny?"),
+    (["--lr=1e-3"], "--lr: a run is configured by KEY=VALUE without dashes; did you mean train.learning_rate=1e-3?"),
+    (["-m", "--forc", "seed=1"], "--forc: a run is configured by KEY=VALUE without dashes; did you mean force=true?"),
+    (["--mulitrun", "seed=0,1"], "--mulitrun: there is no such flag; did you mean --multirun?"),
+    (["--confg-dir", "mine"], "--confg-dir: there is no such flag; did you mean --config-dir?"),
+    (["--zzz"], "--zzz: there is no such flag; a run is configured by KEY=VALUE, see --help"),
+])  # fmt: skip
+def test_a_flag_that_does_not_exist(arguments: list[str], message: str) -> None:
+    assert spelling.mistake(["model=tiny", *arguments]) == message
+
+
+def test_the_flags_are_those_of_hydra() -> None:
+    known = {flag for action in get_args_parser()._actions for flag in action.option_strings if flag.startswith("--")}
+    assert known == {*spelling.FLAGS}
+    assert all(spelling.mistake([flag, "model=tiny"]) is None for flag in (*spelling.FLAGS, "--mult", "--info=all"))
+
+
 def test_each_value_of_a_sweep() -> None:
+    assert str(spelling.mistake(["-m", "train.precision=bf16,fp61"])) == (
+        "train.precision=fp61: choose from float32, tf32, bf16, fp16; did you mean train.precision=fp16?"
+    )
+    assert spelling.mistake(["-m", "train.precision=bf16,null", "train.lr_scheduler_type=cosine"]) is None
     assert str(spelling.mistake(["-m", "pattern=4x1,nonsens"])).startswith("pattern=nonsens: ")
     assert str(spelling.mistake(["--multirun", "sed=0,1"])) == "sed=0: there is no key sed; did you mean seed?"
     assert spelling.mistake(["pattern.learning_rate=1"]) is None  # a field elsewhere: composing has more to say

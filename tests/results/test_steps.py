@@ -53,6 +53,26 @@ def test_a_line_for_each_recipe_over_the_share_of_the_steps() -> None:
     assert sorted(len(bars[2][0].get_segments()) for bars in axes.containers) == [2, 3]  # intervals
 
 
+def test_what_nothing_trained_gives_is_the_start_of_every_line_that_only_training_sets_apart() -> None:
+    rows = [after(ROW, count, 0.7, **OBS, distill=how) for count in (90, 300) for how in ("logits", "hidden")]
+    untrained = after(ROW, 0, 0.6, **OBS, distill="logits", **{"train.learning_rate": "7e-5"})
+    other = after(ROW, 0, 0.5, **OBS, **{"criterion.seed": "7"})
+    lines = lines_of(figure_of([*rows, untrained, other]).axes[0])
+    assert [line[0] for line in lines.values()] == [[0.0, pytest.approx(0.6)]] * 2
+
+
+def test_long_labels_stand_below_the_axes_whole() -> None:
+    rows = [after(ROW, count, 0.5, **{"model.attention_dropout": str(x)}) for count in (30, 300) for x in (0, 0.1)]
+    figure = figure_of(rows)
+    labels = [text.get_text().replace("\n   ", "") for text in figure.legends[0].get_texts()]
+    assert labels == ["dense", *(f"snip, short (model.attention_dropout={x})" for x in (0, 0.1))]
+    figure.draw_without_rendering()
+    legend, (axes,) = figure.legends[0].get_window_extent(), figure.axes
+    assert legend.y1 < axes.get_tightbbox().y0
+    assert legend.x1 < figure.bbox.x1
+    assert "100% is 300" in figure.legends[0].get_title().get_text()
+
+
 def test_a_recipe_looks_alike_in_all_panels_and_patterns_have_panels_of_their_own() -> None:
     others = [replace(row, pattern="2:4", ratio=0.5) for row in ROWS if row.differs["criterion"] == "snip"]
     first, second = figure_of([*ROWS, *others]).axes

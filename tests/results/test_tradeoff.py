@@ -29,7 +29,7 @@ def bars_of(axes):
 
 
 def legend_of(axes):
-    return [text.get_text().replace("\n", " ") for text in axes.get_legend().get_texts()]
+    return [text.get_text() for text in axes.figure.legends[0].get_texts()]
 
 
 def test_scores_against_sparsity_show_each_seed_and_their_spread(experiment):

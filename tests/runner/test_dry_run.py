@@ -33,6 +33,10 @@ def test_what_it_says_is_what_the_run_does(cli: Cli, small_model: Path, tmp_path
     assert "dense model: fine-tuned first, 10 optimizer steps" in said.stdout
     assert re.search(r"time of the pruning: about \d+ s, at [\d,]+ tokens a second over 6 steps", said.stdout)
     assert "time of the fine-tuning: about" in said.stdout
+    on_a_gpu = (
+        r"memory on a GPU: about 0\.[78] GB for the \S+ at batch 8 of \d+ tokens in \w+ \(.*\); fits cards of 8 GB"
+    )
+    assert re.search(on_a_gpu, said.stdout)
 
     done = cli(*command)
     assert done.returncode == 0, done.stderr

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import signal
 import sqlite3
 import subprocess
@@ -104,6 +105,35 @@ def test_every_kind_of_task_is_pruned_without_training(
     with sqlite3.connect(tmp_path / "mlflow.db") as store:
         assert store.execute("select count(*) from runs").fetchone() == (1,)
         assert dict(store.execute("select key, value from params"))["criterion"] == criterion.split()[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cost", ["parameters", "macs"])
+def test_heads_and_channels_are_pruned_by_their_curvature(
+    cost: str, cli: Cli, small_model: Path, tmp_path: Path
+) -> None:
+    given = (
+        *QUICK,
+        "pattern=structured",
+        *UNTRAINED,
+        "model=hub",
+        f"model.path={small_model}",
+        f"allocation.cost={cost}",
+    )
+    assert "calibration of each mask update: 24 training windows" in ok(cli(*given, "dry_run=true")).stdout
+    ok(cli(*given))
+    (run,) = folders(tmp_path / "outputs")
+    result, pruning, tensors = read(run)
+    assert result["verification"]["violations"] == 0
+    assert pruning["updates"] == {"0": 0.5}
+    zeros = {layer["name"]: int((tensors[layer["name"]] == 0).sum()) for layer in pruning["layers"]}
+    assert zeros == {layer["name"]: layer["zeros"] for layer in pruning["layers"]}
+    share = sum(zeros.values()) / sum(tensors[name].numel() for name in zeros)
+    assert cost == "macs" or share == pytest.approx(0.5, abs=0.05)
+    (dense,) = tmp_path.glob("cache/dense/*/model.safetensors")
+    before = load_file(dense)
+    biases = [name for name in before if re.search(r"layer\.\d.*output\.dense\.bias", name)]
+    assert any(not torch.equal(before[name], tensors[name]) for name in biases)  # the constant of the least squares
 
 
 @pytest.mark.slow

@@ -78,7 +78,7 @@ def test_one_run_leaves_a_checked_model_and_a_row(
 
     # What MLflow holds, and where: beside the database, not in ./mlruns.
     assert not (tmp_path / "mlruns").exists()
-    artifacts = {p.name: p for p in (tmp_path / "mlartifacts").rglob("*") if p.is_file()}
+    artifacts = {p.name: p for p in (tmp_path / "mlartifacts").glob("*/artifacts/**/*") if p.is_file()}
     assert artifacts.keys() == {
         "config.yaml", "overrides.txt", "layers.json", "updates.json", "predictions.json", "dense_predictions.json",
         "scores.json", "model_card.md", "training.png", "layers.png", "updates.png",

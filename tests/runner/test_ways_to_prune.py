@@ -336,12 +336,10 @@ def test_heads_and_channels_go_whole_and_exports_are_cut(cli: Cli, tmp_path: Pat
     assert {line.split(",")[2] for line in table.splitlines()[1:]} >= {"ffn", "heads", "structured"}
 
 
-def test_units_that_span_matrices_are_refused_where_they_cannot_be_found_or_scored(refused: Refused) -> None:
+def test_units_that_span_matrices_are_refused_where_they_cannot_be_found_or_regrow(refused: Refused) -> None:
     text = refused(*SHORT, "pattern=ffn", "model.excluded=['*.output.dense']")
     assert text.startswith(
         "error: no units of ffn: among the matrices that may be pruned (such as bert.encoder.layer.0"
     )
-    text = refused(*SHORT, "pattern=heads", "criterion=obs")
-    assert text.startswith("error: OBS adapts the other weights of each row to those that are pruned, and heads prunes")
     text = refused(*SHORT, "pattern=heads", "allocation.regrow=true")
     assert text.startswith("error: allocation.regrow=True: a unit of heads whose weights are all zero has no gradient")

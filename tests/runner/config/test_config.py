@@ -336,6 +336,20 @@ def test_the_best_recipe_is_for_any_model_dataset_and_pattern() -> None:
     assert origin.labels == {"model": "minilm-l6", "dataset": "sst2", "pattern": "2:4"}
 
 
+def test_the_seed_of_a_criterion_follows_that_of_the_run() -> None:
+    def of(*overrides: str) -> tuple[Identity, dict[str, str]]:
+        experiment, origin = compose_experiment(["model=tiny", "dataset=demo", "criterion=obs", *overrides])
+        return identify(experiment, Contents("model", "data")), origin.changed
+
+    (first, plain), (second, changed) = of("seed=0"), of("seed=1")
+    assert first.run != second.run
+    assert first.group == second.group
+    assert plain == changed  # a row of three seeds does not list it as a difference
+    fixed, own = of("seed=1", "criterion.seed=7")
+    assert fixed.group != second.group
+    assert own == changed | {"criterion.seed": "7"}
+
+
 def test_the_dropout_of_the_pruning_is_not_that_of_its_control() -> None:
     contents = Contents("model", "data")
 

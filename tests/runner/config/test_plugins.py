@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from runner.config import plugins
 from runner.config.compose import compose_experiment
@@ -20,6 +22,7 @@ from tests.conftest import FINISHED, ROOT, Cli
 from tests.test_docs import GUIDE, blocks, commands
 
 EXAMPLE = next(body for _, name, body in blocks(GUIDE) if name == "mine.py")
+DEVELOP = "docs/develop.md"
 COMMAND = next(line for line in commands(GUIDE) if "plugins=" in line)
 QUICK = ("dataset.train_examples=64", "dataset.eval_examples=60", "train.max_steps=12", "finetune.max_steps=4",
          "schedule=short", "train.warmup_steps=2", "train.precision=null")  # fmt: skip
@@ -70,6 +73,40 @@ def test_the_example_of_the_guide_runs(cli: Cli, tmp_path: Path) -> None:
     assert refused.stderr.startswith("error: config.yaml names plugins=[mine], code that is not imported because")
     done = cli("-m", "runner.examples", str(folder), "plugins=[mine]", "--no-log")
     assert done.returncode == 0, done.stderr
+
+
+def test_the_unit_of_several_matrices_in_the_documentation_is_a_class_and_a_yaml(cli: Cli, tmp_path: Path) -> None:
+    files = {name: body for _, name, body in blocks(DEVELOP) if name}
+    assert files.keys() == {"mine.py", "pattern/ffn32.yaml"}
+    for name, body in files.items():
+        (tmp_path / "more" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / (name if name.endswith(".py") else f"more/{name}")).write_text(body, encoding="utf-8")
+    (command,) = [line for line in commands(DEVELOP) if "plugins=" in line]
+    done = cli(*shlex.split(command)[1:], *QUICK)
+    assert done.returncode == 0, done.stderr
+    (folder,) = (tmp_path / "outputs").glob("tiny-demo-ffn32-*")
+    result = json.loads((folder / "result.json").read_text())
+    assert result["made_by"]["classes"]["pattern"] == "ChannelGroups"
+    assert result["verification"]["violations"] == 0
+    tensors = load_file(folder / "model" / "model.safetensors")
+    for layer in range(4):
+        name = f"bert.encoder.layer.{layer}."
+        rows = (tensors[f"{name}intermediate.dense.weight"] == 0).all(1).view(-1, 32)
+        columns = (tensors[f"{name}output.dense.weight"] == 0).all(0).view(-1, 32)
+        biases = (tensors[f"{name}intermediate.dense.bias"] == 0).view(-1, 32)
+        assert torch.equal(rows, columns)
+        assert torch.equal(rows, biases)
+        assert torch.equal(rows.any(1), rows.all(1))  # whole groups
+        assert int(rows.all(1).sum()) == 8
+    assert result["footprint"]["dead"] == "1,024 of 2,048 channels, 0 of 16 heads"
+    exported = cli("-m", "runner.export", str(folder), "--to", "transformers")
+    assert exported.returncode == 0, exported.stderr
+    place = folder / "exports" / "transformers"
+    assert json.loads((place / "config.json").read_text())["intermediate_size"] == 256
+    # The YAML is an option with its own values.
+    shown = cli("-m", "runner", "--config-dir", "more", "plugins=[mine]", "pattern=ffn32", "--cfg", "job")
+    assert shown.returncode == 0, shown.stderr
+    assert "size: 32" in shown.stdout
 
 
 def test_a_class_is_an_option_with_its_fields_as_keys(importable: Path) -> None:

@@ -17,7 +17,7 @@ from transformers import (
     AutoTokenizer,
 )
 
-from pruning import runtime
+from pruning import CoupledWeights, Structured, couple, matrix_weights, runtime
 from runner import export
 from runner.exports import card
 from runner.exports import check as checking
@@ -212,13 +212,85 @@ def test_a_folder_that_would_not_be_smaller_is_refused(small_model: Path, tmp_pa
     text = refused(small_model, "--to", "transformers")
     assert "they use 44 to 64 of 64; 1 of 4 heads compute nothing, and config.json cannot name fewer" in text
     assert not (small_model / "exports" / "transformers").exists()
-    config = AutoConfig.for_model("mpnet", vocab_size=604, hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
+    config = AutoConfig.for_model("ibert", vocab_size=604, hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
                                   intermediate_size=64)  # fmt: skip
     AutoModel.from_config(config).save_pretrained(small_model)
     assert (
-        "--to transformers: nothing can be cut out of this model (no kernels for the architecture 'mpnet'"
+        "--to transformers: nothing can be cut out of this model (no heads or channels of the architecture 'ibert'"
         in refused(small_model, "--to", "transformers")
     )
+
+
+FAMILIES: dict[str, dict] = {
+    "roberta": {},
+    "electra": {"embedding_size": 16},
+    "mpnet": {},
+    "albert": {"embedding_size": 16},
+    "mobilebert": {"embedding_size": 16, "intra_bottleneck_size": 32, "true_hidden_size": 32},
+    "deberta-v2": {"relative_attention": True, "position_buckets": 8, "share_att_key": True, "pos_att_type": "p2c|c2p",
+                   "norm_rel_ebd": "layer_norm", "position_biased_input": False, "type_vocab_size": 0},
+    "modernbert": {"pad_token_id": 0, "cls_token_id": 1, "sep_token_id": 2, "bos_token_id": 1, "eos_token_id": 2},
+}  # fmt: skip
+
+
+def pruned_family(kind: str, folder: Path) -> tuple[int, int]:
+    """A model with 20 dead channels in each feed-forward network and one dead head in the last layer, by the matrices
+    that the engine finds; the numbers of networks, and of layers with weights of their own.
+    """
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+    config = AutoConfig.for_model(kind, vocab_size=604, **sizes, **FAMILIES[kind])
+    torch.manual_seed(0)
+    model = AutoModelForQuestionAnswering.from_config(config)
+    units = couple(model, matrix_weights(model), Structured(), 4)
+    coupled = {name: weights for name, weights in units.items() if isinstance(weights, CoupledWeights)}
+    channels = [weights for name, weights in coupled.items() if name.endswith("channels")]
+    heads = [weights for name, weights in coupled.items() if name.endswith("heads")]
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(torch.randn(p.shape), alpha=0.1)
+        for number, weights in enumerate(channels):
+            for part in weights.parts:
+                part.view(part.parameter)[number : number + 20] = 0
+        for part in heads[-1].parts:
+            part.view(part.parameter)[1] = 0
+    model.save_pretrained(folder)
+    return len(channels), len(heads)
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_a_smaller_folder_of_each_family_loads_anywhere(
+    kind: str, small_model: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    channels, layers = pruned_family(kind, small_model)
+    export.main([str(small_model), "--to", "transformers"])
+    place = small_model / "exports" / "transformers"
+    config = json.loads((place / "config.json").read_text())
+    assert (config["intermediate_size"], config["num_attention_heads"]) == (44, 4)
+    counts = json.loads((place / "export.json").read_text())["cut"]
+    assert (counts["channels"], counts["all_channels"]) == (20 * channels, 64 * channels)
+    assert f"1 of {4 * layers} heads compute nothing, and config.json cannot name fewer" in caplog.text
+    width = 3 if kind == "modernbert" else 2  # a gate too
+    biases = 0 if kind == "modernbert" else 1
+    before, after = load(small_model, "x").eval(), AutoModelForQuestionAnswering.from_pretrained(place).eval()
+    assert before.num_parameters() - after.num_parameters() == 20 * channels * (32 * width + biases)
+    tokens = AutoTokenizer.from_pretrained(place)("A text of some words.", return_tensors="pt")
+    with torch.inference_mode():
+        expected, got = (model(**{"input_ids": tokens["input_ids"]}).start_logits for model in (before, after))
+    torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("to", ["onnx", "openvino"])
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_graphs_of_each_family_are_cut(kind: str, to: str, small_model: Path) -> None:
+    require(to)
+    channels, layers = pruned_family(kind, small_model)
+    export.main([str(small_model), "--to", to])
+    record = json.loads((small_model / "exports" / to / "export.json").read_text())
+    assert (record["cut"]["channels"], record["cut"]["heads"]) == (20 * channels, 1)
+    assert record["cut"]["all_heads"] == 4 * layers
+    assert record["difference"] < 1e-4
 
 
 def test_an_export_that_computes_something_else_is_removed(small_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

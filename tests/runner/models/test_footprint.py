@@ -109,4 +109,95 @@ def test_what_remains_of_a_family_that_is_not_cut(kind: str, tmp_path: Path) -> 
     assert left is not None
     assert left.parameters == left.parameters_cut == net.num_parameters()
     assert left.macs_per_token == left.macs_per_token_cut > 2 * (4 * 32**2 + 2 * 32 * 64)
-    assert "no kernels for the architecture" in left.dead.reason
+    assert (left.dead.channels, left.dead.heads, left.dead.all_heads) == (0, 0, 4 if kind == "deberta-v2" else 2)
+
+
+def test_what_remains_of_a_family_that_nobody_knows() -> None:
+    config = AutoConfig.for_model("ibert", num_hidden_layers=2, hidden_size=32, intermediate_size=64,
+                                  num_attention_heads=2, vocab_size=100)  # fmt: skip
+    net = models.skeleton(ARCHITECTURE, config)
+    left = footprint.remaining(net, {name: torch.zeros_like(p, device="cpu") for name, p in net.named_parameters()})
+    assert left is not None
+    assert left.parameters == left.parameters_cut
+    assert "no heads or channels of the architecture 'ibert' are known" in left.dead.reason
+
+
+# name -> layers with weights of their own, attention (values, then output) and feed-forward (up, down), settings
+FAMILIES: dict[str, tuple[int, list[str], list[str], dict[str, Any]]] = {
+    "bert": (2, ["layer.{}.attention.self.value", "layer.{}.attention.output.dense"],
+             ["layer.{}.intermediate.dense", "layer.{}.output.dense"], {}),
+    "mpnet": (2, ["layer.{}.attention.attn.v", "layer.{}.attention.attn.o"],
+              ["layer.{}.intermediate.dense", "layer.{}.output.dense"], {}),
+    "albert": (1, ["albert_layers.{}.attention.value", "albert_layers.{}.attention.dense"],
+               ["albert_layers.{}.ffn", "albert_layers.{}.ffn_output"], {"embedding_size": 16}),
+    "modernbert": (2, ["layers.{}.attn.Wqkv", "layers.{}.attn.Wo"], ["layers.{}.mlp.Wi", "layers.{}.mlp.Wo"],
+                   {"pad_token_id": 0, "cls_token_id": 1, "sep_token_id": 2, "bos_token_id": 1, "eos_token_id": 2}),
+    "deberta-v2": (2, ["layer.{}.attention.self.value_proj", "layer.{}.attention.output.dense"],
+                   ["layer.{}.intermediate.dense", "layer.{}.output.dense"], {}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+@pytest.mark.parametrize("every", [False, True])
+def test_heads_that_compute_nothing_and_channels_that_are_gone_count_nothing(
+    kind: str, every: bool, tmp_path: Path
+) -> None:
+    import transformers
+
+    layers, attention, feed_forward, settings = FAMILIES[kind]
+    config = AutoConfig.for_model(kind, num_hidden_layers=2, hidden_size=32, intermediate_size=64, vocab_size=100,
+                                  num_attention_heads=4, **settings)  # fmt: skip
+    torch.manual_seed(0)
+    net = transformers.AutoModelForQuestionAnswering.from_config(config)
+    heads, tokens = 4 if every else 1, 16  # dead in the first layer
+    with torch.no_grad():
+        for p in net.parameters():
+            torch.nn.init.normal_(p)
+        for name, p in net.named_parameters():
+            if name.endswith(f"{attention[1].format(0)}.weight"):
+                p[:, : 8 * heads] = 0
+            elif name.endswith(f"{feed_forward[1].format(0)}.weight"):
+                p[:, :10] = 0
+            elif name.endswith(f"{feed_forward[0].format(0)}.weight"):
+                p[:10] = 0
+    net.save_pretrained(tmp_path)
+    found = footprint.footprint(tmp_path, ARCHITECTURE, tokens)
+    often = tokens * (2 // layers)
+    zeros = 8 * heads * 32 + 2 * 10 * 32
+    products = found.macs_dense - footprint.work_of(net, tokens).of_weights
+    if kind != "deberta-v2":  # it also multiplies with distances
+        assert products == 2 * 2 * tokens**2 * 32
+    saved = products // (2 * 4) * heads * (2 // layers)  # of the heads of the first layer
+    assert found.macs_dense - found.macs_sparse == often * zeros + saved
+
+    cut_heads = heads - every  # one of a layer remains
+    assert found.dead.startswith(f"10 of {64 * layers} channels")
+    assert f"{cut_heads} of {4 * layers} heads" in found.dead
+    gated = kind == "modernbert"
+    assert found.parameters is not None
+    assert found.macs_cut is not None
+    assert found.bytes_cut is not None
+    of_weights = cut_heads * 8 * 4 * 32 + 10 * (3 if gated else 2) * 32
+    left = often * of_weights + products // 8 * cut_heads * (2 // layers)
+    if kind != "deberta-v2":
+        assert found.macs_dense - found.macs_cut == left
+    biases = 0 if gated else cut_heads * 8 * 3 + 10
+    assert found.parameters - found.parameters_cut == of_weights + biases
+    assert found.bytes - found.bytes_cut == 4 * (of_weights + biases)
+    assert f"compute nothing; without them {found.parameters_cut:,} of {found.parameters_dense:,}" in found.once_cut
+
+
+def test_weights_that_are_shared_count_once(tmp_path: Path) -> None:
+    import transformers
+
+    config = AutoConfig.for_model("t5", d_model=32, num_layers=2, num_heads=4, d_kv=8, d_ff=24, vocab_size=100)
+    net = transformers.T5ForTokenClassification(config)
+    with torch.no_grad():
+        net.transformer.encoder.block[1].layer[1].DenseReluDense.wo.weight[:, :5] = 0  # type: ignore[union-attr]
+    net.save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    left = footprint.remaining(models.skeleton("AutoModelForTokenClassification", config), tensors)
+    assert left is not None
+    assert left.parameters == net.num_parameters()
+    assert left.parameters - left.parameters_cut == 5 * 2 * 32
+    assert left.bytes_cut == 4 * left.parameters_cut

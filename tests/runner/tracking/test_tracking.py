@@ -310,8 +310,41 @@ def test_the_list_of_runs_has_columns_for_each_main_metric(tmp_path: Path) -> No
             pass
     client, experiment = tracking.connect(where)
     view = json.loads(client.get_experiment(experiment).tags[columns.VIEW])
-    assert view["selectedColumns"] == [
+    shown = [
         *(f"params.`{name}`" for name in ("model", "dataset", "pattern", "seed")),
         *(f"metrics.`{name}`" for name in ("dense/f1", "sparse/f1", "dense/accuracy", "sparse/accuracy")),
         *(f"metrics.`{name}`" for name in ("relative_drop", "sparsity/linear")),
+        "attributes.`Models`",
     ]
+    assert view["selectedColumns"] == view["columnOrder"] == shown
+    assert set(view["columnWidths"]) == set(shown)
+
+
+def test_the_list_of_runs_opens_on_runs_that_did_not_end_badly(tmp_path: Path) -> None:
+    where = Tracking(uri=f"sqlite:///{tmp_path}/mlflow.db")
+    with tracking.start(where, "finished", {columns.METRIC: "f1"}):
+        pass
+    with pytest.raises(ZeroDivisionError), tracking.start(where, "failed", {}):
+        1 / 0  # noqa: B018
+    with pytest.raises(KeyboardInterrupt), tracking.start(where, "killed", {}):
+        raise KeyboardInterrupt
+    client, experiment = tracking.connect(where)
+    view = json.loads(client.get_experiment(experiment).tags[columns.VIEW])
+    with tracking.start(where, "in progress", {}):
+        listed = client.search_runs([experiment], view["searchFilter"])
+    assert {run.info.run_name for run in listed} == {"finished", "in progress"}
+
+
+def test_a_view_that_an_earlier_version_stored_is_replaced_and_keeps_its_scores(tmp_path: Path) -> None:
+    where = Tracking(uri=f"sqlite:///{tmp_path}/mlflow.db")
+    client, experiment = tracking.connect(where)
+    earlier = ["params.`model`", "metrics.`dense/f1`", "metrics.`sparse/f1`", "metrics.`relative_drop`"]
+    stored = {"searchFilter": "", "selectedColumns": earlier, "runsPinned": []}
+    client.set_experiment_tag(experiment, columns.VIEW, json.dumps(stored))
+    with tracking.start(where, "name", {columns.METRIC: "accuracy"}):
+        pass
+    view = json.loads(client.get_experiment(experiment).tags[columns.VIEW])
+    assert [column for column in view["selectedColumns"] if "/f1" in column or "/accuracy" in column] == [
+        f"metrics.`{name}`" for name in ("dense/f1", "sparse/f1", "dense/accuracy", "sparse/accuracy")
+    ]
+    assert view["searchFilter"]
