@@ -10,7 +10,7 @@ Nothing here imports anything but torch and the standard library, but for `pruni
 and `pruning.transformers`, a callback of transformers' Trainer.
 """
 
-from pruning.allocation import Allocation, Global, LayerOverride, Uniform
+from pruning.allocation import Allocation, Global, Uniform
 from pruning.blocks import Block
 from pruning.coupled import Coupled, CoupledWeights, FeedForward, Heads, Structured, Weight, couple, parts_of
 from pruning.criteria import (
@@ -39,6 +39,7 @@ from pruning.hidden_states import HiddenStates, LogitsHidden
 from pruning.latency import LatencySettings, LatencyTable, TimePrediction
 from pruning.matrices import as_matrix, matrix_weights, other_matrices
 from pruning.nofm import NofM
+from pruning.overrides import LayerOverride
 from pruning.patterns import Dense, Locked, Pattern, parse
 from pruning.plan import Plan, budgeted, misfit
 from pruning.prediction import IGNORED, Prediction, label_loss, sampled_loss

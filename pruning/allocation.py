@@ -1,9 +1,8 @@
 """Allocations: how one budget of units to prune is spread over many weights."""
 
-import fnmatch
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 import torch
 from torch import Tensor
@@ -11,27 +10,9 @@ from torch import Tensor
 from pruning.criteria import named as criterion_of
 from pruning.errors import PruningError
 from pruning.latency import LatencyTable, select_by_time, select_evenly
+from pruning.overrides import LayerOverride, matches, merged
 from pruning.quotas import Quota
 from pruning.selection import count_true, lowest
-
-
-@dataclass
-class LayerOverride:
-    """Exceptions for the layers whose names match."""
-
-    pattern: str | None = None
-    """Another pattern, by its name, such as 4x1 or "2:4"."""
-    target: float | None = None
-    """Another target sparsity. The main target then holds over the remaining layers."""
-    frozen: bool = False
-    """Neither pruned nor trained."""
-    excluded: bool = False
-    """Trained, not pruned."""
-    max_per_layer: float | None = None
-    """Another cap for each of these layers. They stay in the ranking and the budget of the others."""
-    criterion: str | None = None
-    """Another criterion, by its name, with its default options. These layers are ranked among themselves, and reach
-    their target alone; if they look at calibration data, all layers have to."""
 
 
 @dataclass
@@ -46,8 +27,8 @@ class Allocation:
     regrow: bool = False
     """Let pruned units come back, as zeros, if a later update scores them higher. Otherwise they stay pruned."""
     layers: dict[str, LayerOverride] = field(default_factory=dict)
-    """Exceptions by shell pattern of layer names: pattern, target, frozen, excluded, max_per_layer, criterion. Of
-    several that match, each sets what it names, later ones first."""
+    """Exceptions by shell pattern of layer names: pattern, target, frozen, excluded, max_per_layer, criterion, schedule
+    or allocation. Of several that match, each sets what it names, later ones first."""
     cost: str = field(default="parameters", repr=False)
     """What the target is a fraction of, and what units of several sizes are ranked by: parameters, macs or latency.
     Multiply-accumulates differ for attention heads only: their products of tokens with tokens count too. Latency is the
@@ -83,6 +64,12 @@ class Allocation:
             raise PruningError(
                 f"{place}.max_per_layer={cap} must be in (0, 1] and at least min_per_layer={self.min_per_layer:g}", self
             )
+        if override.allocation is not None and override.allocation not in _kinds():
+            raise PruningError(
+                f"{place}.allocation={override.allocation}: there is no such allocation; write "
+                f"{' or '.join(sorted(_kinds()))}",
+                self,
+            )
         if override.criterion is None:
             return
         try:
@@ -98,24 +85,17 @@ class Allocation:
 
     def override(self, *names: str) -> LayerOverride:
         """The exceptions for a parameter with these names, merged. Its layer is its name without the last part."""
-        merged = LayerOverride()
-        for pattern, override in self.layers.items():
-            if any(_matches(pattern, name) for name in names):
-                merged = LayerOverride(
-                    override.pattern or merged.pattern,
-                    merged.target if override.target is None else override.target,
-                    override.frozen or merged.frozen,
-                    override.excluded or merged.excluded,
-                    merged.max_per_layer if override.max_per_layer is None else override.max_per_layer,
-                    override.criterion or merged.criterion,
-                )
-        return merged
+        return merged(override for pattern, override in self.layers.items() if any(matches(pattern, n) for n in names))
+
+    def spread(self, name: str) -> "Allocation":
+        """An allocation of this name with the bounds of this one."""
+        return _kinds()[name](**{each.name: getattr(self, each.name) for each in fields(Allocation)})
 
     def check_names(self, parameters: Iterable[str]) -> None:
         """Raise PruningError if a name in `layers` matches no parameter."""
         known = sorted(parameters)
         for pattern in self.layers:
-            if not any(_matches(pattern, name) for name in known):
+            if not any(matches(pattern, name) for name in known):
                 raise PruningError(
                     f"layers[{pattern!r}] matches no layer (such as "
                     f"{', '.join(name.rpartition('.')[0] for name in known[:3])}; * matches any text)",
@@ -188,8 +168,9 @@ class Allocation:
         raise NotImplementedError
 
 
-def _matches(pattern: str, parameter: str) -> bool:
-    return any(fnmatch.fnmatchcase(name, pattern) for name in (parameter, parameter.rpartition(".")[0]))
+def _kinds() -> dict[str, type[Allocation]]:
+    """The allocations by name."""
+    return {kind.__name__.lower(): kind for kind in Allocation.__subclasses__()}
 
 
 @dataclass

@@ -8,7 +8,7 @@ from copy import copy
 import torch
 from torch import nn
 
-from pruning.allocation import Allocation, Global, LayerOverride
+from pruning.allocation import Allocation, Global
 from pruning.coupled import Coupled, CoupledWeights, Weight, parts_of
 from pruning.criteria import Criterion
 from pruning.criteria import named as criterion_of
@@ -16,6 +16,7 @@ from pruning.errors import PruningError
 from pruning.groups import Group
 from pruning.latency import TimePrediction, share_for
 from pruning.matrices import matrix_shape
+from pruning.overrides import LayerOverride
 from pruning.patterns import Locked, Pattern, parse
 from pruning.regularizers import Regularizer
 from pruning.schedules import Schedule
@@ -123,7 +124,7 @@ class Plan:
             if reason is not None:
                 self.left[name] = reason
             else:
-                group = Group(own, {}, override.criterion if own.prunes else None)
+                group = Group.of(own, override)
                 self._add(groups.setdefault(group.key, group), name, p, tokens)
         self.groups = list(groups.values())
         if isinstance(pattern, Coupled) and pattern.target_speedup is not None:
@@ -223,7 +224,7 @@ class Plan:
                         criterion,
                     )
             if group.pattern.prunes:
-                schedule.sparsity(0.0, group.pattern.target)
+                group.check_schedule(schedule)
                 regularizer.check(group.pattern)
 
     @property
@@ -235,6 +236,12 @@ class Plan:
     def prunes(self) -> bool:
         """Whether mask updates are needed at all."""
         return any(group.pattern.prunes for group in self.groups)
+
+    @property
+    def main_groups(self) -> list[Group]:
+        """Groups that have the main pattern, without those with a schedule of their own if others are left."""
+        groups = [group for group in self.groups if group.pattern == self.pattern]
+        return [group for group in groups if not group.schedule] or groups
 
     def pruned(self) -> Iterator[tuple[str, Pattern, Weight]]:
         """Name, pattern and weight of all that mask updates prune."""

@@ -21,8 +21,10 @@ from pruning.report import LayerReport, MaskUpdate, check_targets, describe
 from pruning.schedules import Schedule, TrainingLength
 from pruning.scores import Scores, add_penalty
 from pruning.second_order import OBS, Calibrated, Calibration
+from pruning.second_order.in_sequence import survivor_update
 from pruning.second_order.update import SurvivorUpdate
 from pruning.state import check, identity, pack, unpack
+from pruning.timetable import Timetable
 from pruning.zeros import budget, hold
 
 log = logging.getLogger(__name__)
@@ -64,8 +66,9 @@ class Pruner:
         self.calibration = calibration
         for name in plan.frozen:
             plan.candidates[name].requires_grad_(False)
-        self.updates = schedule.steps(length) if plan.prunes else {}
-        """Optimizer steps taken before an update -> progress of the schedule."""
+        self.timetable = Timetable(plan, schedule, length)
+        self.updates = self.timetable.updates
+        """Optimizer steps taken before an update -> progress of the main schedule."""
         plan.check(schedule, self.regularizer, self.criterion)
         self.masks = Masks(self.parameters, plan.patterns, plan.keeps_zeros)
         self.scores = Scores(self.criterion, plan)
@@ -89,7 +92,7 @@ class Pruner:
         if self.plan.keeps_zeros:
             mine = [n for n, p in self.plan.patterns.items() if p == self.pattern and self.masks.get(n) is not None]
             return sum(map(self.masks.zeros, mine)) / max(1, sum(self.parameters[name].numel() for name in mine))
-        mine = [self._fractions[group.key] for group in self.plan.groups if group.pattern == self.pattern]
+        mine = [self._fractions[group.key] for group in self.plan.main_groups]
         return max(mine, default=0.0) * self.pattern.max_sparsity
 
     # --- in the training loop -------------------------------------------------------------------------------
@@ -160,7 +163,7 @@ class Pruner:
         if (due := self._due(self.steps_taken)) is None or not self._finite:
             return False
         begin = time.perf_counter()
-        made = self.prune(self.updates[due])
+        made = self.prune(self.timetable.due(self._last_update, due))
         self.update_seconds += time.perf_counter() - begin
         if made:
             self._last_update = due
@@ -174,25 +177,29 @@ class Pruner:
         self._update_if_due()
 
     @torch.no_grad()
-    def prune(self, progress: float) -> bool:
-        """Choose the units to prune at this progress of the schedule, those pruned already first, and zero them. The
-        optimizer's step calls it when an update is due.
+    def prune(self, progress: float | Mapping[str, float]) -> bool:
+        """Choose the units to prune at this progress of the schedule (of all groups, or by key of those that are due),
+        those pruned already first, and zero them. The optimizer's step calls it when an update is due.
 
         Returns:
             Whether there was anything to rank them by. If not, nothing is changed.
         """
-        fractions = [(group, self._fraction(group, progress)) for group in self.plan.groups if group.pattern.prunes]
-        survivors = self._calibrate() if any(fraction > 0 for _, fraction in fractions) else None
-        chosen = [self._choose(group, fraction, survivors) for group, fraction in fractions if fraction > 0]
+        groups = {group.key: group for group in self.plan.groups if group.pattern.prunes}
+        progress = progress if isinstance(progress, Mapping) else dict.fromkeys(groups, progress)
+        fractions = [(groups[key], self._fraction(groups[key], at)) for key, at in progress.items()]
+        due = [(group, fraction) for group, fraction in fractions if fraction > 0]
+        survivors = self._calibrate() if any(group.criterion is None for group, _ in due) else None
+        chosen = [self._choose(g, fraction, None if g.criterion else survivors) for g, fraction in due]
+        chosen = chosen if survivors is None else survivors.settle(chosen)
+        self._fractions |= {group.key: fraction for (group, fraction), masks in zip(due, chosen, strict=True) if masks}
         update = MaskUpdate(self.steps_taken, 0.0, {}, {})
-        for masks in chosen:
-            for name, mask in masks.items():
-                update.count(name, self.parameters[name], self.masks.get(name), mask, self.allocation.regrow)
-                before = self.masks.zeros_of_parts(name) if self.plan.keeps_zeros else {}
-                self.masks.set(name, mask)
-                for part, count in self.masks.zeros_of_parts(name).items() if self.plan.keeps_zeros else ():
-                    if part in update.removed:  # a unit may have had zeros
-                        update.removed[part] = count - before[part]
+        for name, mask in [item for masks in chosen for item in masks.items()]:
+            update.count(name, self.parameters[name], self.masks.get(name), mask, self.allocation.regrow)
+            before = self.masks.zeros_of_parts(name) if self.plan.keeps_zeros else {}
+            self.masks.set(name, mask)
+            for part, count in self.masks.zeros_of_parts(name).items() if self.plan.keeps_zeros else ():
+                if part in update.removed:  # a unit may have had zeros
+                    update.removed[part] = count - before[part]
         update.sparsity = self.sparsity
         if survivors is not None:
             survivors.write()
@@ -206,24 +213,22 @@ class Pruner:
         if self.calibration is None or not self.plan.ranked_by_main():
             return None
         if isinstance(self.criterion, OBS):
-            return SurvivorUpdate(self.calibration, self.plan, self.criterion, self.masks)
+            return survivor_update(self.calibration, self.plan, self.criterion, self.masks)
         if isinstance(self.criterion, Calibrated):
             self.scores.calibrate(self.criterion.scores(self.calibration, self.plan))
         return None
 
     def _fraction(self, group: Group, progress: float) -> float:
         """The fraction of a group's units to prune."""
-        fraction = group.pattern.unit_fraction(self.schedule.sparsity(progress, group.pattern.target))
+        fraction = group.pattern.unit_fraction(self.timetable.sparsity(group, progress))
         return fraction if self.allocation.regrow else max(fraction, self._fractions[group.key])
 
     def _choose(self, group: Group, fraction: float, survivors: SurvivorUpdate | None) -> dict[str, Tensor]:
         """The masks of one group. Layers without scores keep theirs, and their units are not in the budget."""
-        pattern, allocation = group.pattern, self.allocation
-        key, losers = group.key, {}
-        survivors = survivors if group.criterion is None else None
+        pattern, allocation, losers = group.pattern, group.own_allocation(self.allocation), {}
         what = self.scores.criterion_for(next(iter(group.shapes))).evidence
         if survivors is not None:
-            known = survivors.choose(group, allocation, self._fractions[key], fraction)
+            known = survivors.choose(group, allocation, self._fractions[group.key], fraction)
         else:
             known, losers = self.scores.costs(group, self.masks, self._optimizer, allocation.regrow)
         if not known:
@@ -233,7 +238,6 @@ class Pruner:
             silent = sorted(group.shapes.keys() - known.keys())
             why = self.scores.no_evidence(silent[0])
             self._warn_once(f"{silent[0]} (and {len(silent) - 1} more) cannot be pruned: {why}")
-        self._fractions[key] = fraction
         if survivors is not None:
             return known
         chosen = allocation.select(known, *budget(self.plan, self.masks, group, fraction, known))
@@ -264,12 +268,8 @@ class Pruner:
 
     def report(self) -> list[LayerReport]:
         """One entry per weight, also for those left dense, in the order of their names."""
-        due = self.updates.get(self._last_update)
-        unranked = [
-            name
-            for name, pattern, _ in self.plan.pruned()
-            if due is not None and self.masks.get(name) is None and self.schedule.sparsity(due, pattern.target) > 0
-        ]
+        due = [g for g in self.plan.groups if g.pattern.prunes and self.timetable.sparsity_at(g, self._last_update) > 0]
+        unranked = [name for group in due for name in group.shapes if self.masks.get(name) is None]
         return describe(self.plan, self.masks, {name: self.scores.no_evidence(name) for name in unranked})
 
     def _identity(self) -> dict[str, str]:

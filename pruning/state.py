@@ -29,7 +29,7 @@ def identity(
         | cost
         | {
             "pattern": repr(plan.pattern),
-            "criterion": repr(criterion),
+            "criterion": repr(criterion) + (" in sequence" if getattr(criterion, "sequential", False) else ""),
             "allocation": repr(plan.allocation),
             "schedule": repr(schedule),
             "length": repr(length),

@@ -6,10 +6,10 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from pruning import Calibrated, CoupledWeights, Weight, matrix_weights, parts_of
+from pruning import OBS, Calibrated, CoupledWeights, Weight, matrix_weights, parts_of
 from runner import models
 from runner.config.experiment import Experiment, Origin
 from runner.config.training import Training
@@ -18,7 +18,7 @@ from runner.stages.announce import announce
 from runner.stages.benchmark import seconds
 from runner.stages.checks import plan_of
 from runner.stages.memory import on_a_gpu
-from runner.stages.prepare import Inputs, average_bytes, resolve
+from runner.stages.prepare import Inputs, average_bytes, new_pruner, resolve
 from runner.stages.timing import duration, timed, tokens, trainings
 from runner.system import files, ranks
 from runner.system.device import peak_memory
@@ -27,6 +27,7 @@ from runner.system.errors import UserError
 from runner.system.process import set_up_process
 
 if TYPE_CHECKING:
+    from pruning.groups import Group
     from runner.training.training_data import TrainingData
 
 log = logging.getLogger(__name__)
@@ -85,7 +86,7 @@ def layers(inputs: Inputs) -> Iterator[str]:
         alike = Counter((models.kind_of(name), shape, slices(weights[name])) for name, shape in group.shapes.items())
         parts = [p for name, weight in weights.items() for _, p in parts_of(name, weight) if p.dim() > 1]
         zeros += target * sum(p.numel() for p in parts)
-        own = f" by {group.criterion}" if group.criterion else ""
+        own = _exceptions(group)
         of = " of the multiply-accumulates" if group.macs else " of the time" if group.saved else ""
         yield f"pattern {group.pattern}{own}, target {target:g}{of}: {len(group.shapes)} layers, {units:,} units"
         for (kind, shape, spanned), count in alike.items():
@@ -113,11 +114,26 @@ def slices(weight: Weight) -> str:
 
 def steps_and_sparsity(inputs: Inputs) -> Iterator[str]:
     """Step and sparsity of the mask updates."""
-    updates = [f"{step}: {sparsity:.3f}" for step, sparsity in inputs.updates.items()]
-    if len(updates) > 8:
-        updates[4:-3] = ["..."]
-    if updates:
-        yield f"sparsity by step: {', '.join(updates)}"
+    experiment = inputs.experiment
+    if inputs.updates:
+        yield f"sparsity by step: {_some(inputs.updates)}"
+    if inputs.data is None or not any(layer.schedule for layer in experiment.allocation.layers.values()):
+        return
+    pruner = new_pruner(experiment, inputs.net, inputs.data.length(experiment.train))
+    for group in pruner.plan.groups:
+        if group.schedule:
+            yield f"  of pattern {group.pattern}{_exceptions(group)}: {_some(pruner.timetable.of(group))}"
+
+
+def _some(updates: Mapping[int, float]) -> str:
+    """Steps with their sparsities, without those in the middle if they are many."""
+    texts = [f"{step}: {sparsity:.3f}" for step, sparsity in updates.items()]
+    return ", ".join(texts if len(texts) <= 8 else [*texts[:4], "...", *texts[-3:]])
+
+
+def _exceptions(group: Group) -> str:
+    """Criterion, allocation and schedule that are not the main ones, in words; empty if there are none."""
+    return " " + ", ".join(group.exceptions) if group.exceptions else ""
 
 
 def unlabelled(inputs: Inputs) -> Iterator[str]:
@@ -137,9 +153,11 @@ def calibration(inputs: Inputs) -> Iterator[str]:
         return
     plan = plan_of(experiment, inputs.net)
     windows = min(criterion.samples, len(inputs.data.features))
+    again = ", and again for the input of each layer" if isinstance(criterion, OBS) and criterion.sequential else ""
+    memory = human_bytes(criterion.memory(plan))
     yield (
-        f"calibration of each mask update: {windows} training windows; up to {human_bytes(criterion.memory(plan))} of "
-        "memory, forward and backward passes not included"
+        f"calibration of each mask update: {windows} training windows{again}; up to {memory} of memory, forward and "
+        "backward passes not included"
     )
 
 

@@ -49,6 +49,8 @@ class Statistics:
     tensor share one matrix."""
     fisher: dict[str, Tensor] = field(default_factory=dict)
     """[out]: sum over tokens of the squared gradient at each output; empty if it was not asked for."""
+    calls: dict[str, int] = field(default_factory=dict)
+    """How often each batch runs the layer, 0 where batches differ; in the order in which the model runs them."""
 
 
 @dataclass
@@ -96,16 +98,15 @@ def collect(
     if calibration.known is not None:
         return calibration.known
     sums = _Sums(modules_of(calibration.model, parameters), parameters)
-    with _evaluating(calibration.model), sums.recording():
+    with evaluating(calibration.model), sums.recording():
         for number, batch in enumerate(calibration.batches):
-            mine = number % _world() == _rank()
-            if not mine and number:
+            if not mine(number) and number:
                 continue
             chance = torch.Generator().manual_seed((seed << 32) + number)
             with torch.set_grad_enabled(fisher):
                 loss = calibration.loss(batch, chance)
             sums.check_sharing()
-            if mine:
+            if mine(number):
                 sums.add(loss if fisher else None, calibration.tokens(batch))
             sums.calls.clear()
     return sums.result(fisher)
@@ -119,6 +120,7 @@ class _Sums:
         self.hessians: dict[str, Tensor] = {}
         self.fisher: dict[str, Tensor] = {}
         self.rows: dict[str, int] = {}
+        self.counts: dict[str, int] = {}
 
     @contextmanager
     def recording(self) -> Iterator[None]:
@@ -141,14 +143,15 @@ class _Sums:
         leaders = {}
         for name, calls in self.calls.items():  # tensors are alive, so that their ids are unique
             leaders[name] = first.setdefault(tuple((id(c.input), _geometry(c.module)) for c in calls), name)
+            self.counts[name] = len(calls) if self.counts.get(name, len(calls)) == len(calls) else 0
         if self.leaders is None:
             self.leaders = leaders
             for name, leader in leaders.items():
                 p = self.parameters[name]
-                self.fisher[name] = torch.zeros(p.shape[0], dtype=_precise(p), device=p.device)
+                self.fisher[name] = torch.zeros(p.shape[0], dtype=precise(p), device=p.device)
                 if name == leader:
                     size = p[0].numel() + 1
-                    self.hessians[name] = torch.zeros(size, size, dtype=_precise(p), device=p.device)
+                    self.hessians[name] = torch.zeros(size, size, dtype=precise(p), device=p.device)
                     self.rows[name] = 0
         elif self.leaders != leaders:
             names = sorted(n for n in leaders.keys() | self.leaders.keys() if leaders.get(n) != self.leaders.get(n))
@@ -163,14 +166,14 @@ class _Sums:
             for name, call, gradient in zip(names, calls, gradients, strict=True):
                 if gradient is not None:
                     last = gradient if isinstance(call.module, nn.Linear) else gradient.movedim(1, -1)
-                    self.fisher[name] += _real(last, tokens).to(self.fisher[name].dtype).square().sum(0)
+                    self.fisher[name] += real(last, tokens).to(self.fisher[name].dtype).square().sum(0)
         with torch.no_grad():
             for name, call in zip(names, calls, strict=True):
                 if self.leaders[name] == name:
                     self._add_input(name, call, tokens)
 
     def _add_input(self, name: str, call: _Call, tokens: Tensor | None) -> None:
-        x = _real(_patches(call.module, call.input), tokens).to(self.hessians[name].dtype)
+        x = real(patches(call.module, call.input), tokens).to(self.hessians[name].dtype)
         x = torch.cat([x, x.new_ones(len(x), 1)], 1)
         with torch.autocast(x.device.type, enabled=False):
             for start in range(0, x.shape[1], _STRIP):  # the upper triangle, which is half of the work
@@ -184,17 +187,18 @@ class _Sums:
         for name, hessian in self.hessians.items():
             rows = hessian.new_tensor(self.rows[name], dtype=torch.float64)
             for tensor in (hessian, rows):
-                _sum_over_ranks(tensor)
+                sum_over_ranks(tensor)
             hessian.triu_().add_(hessian.triu(1).T).div_(rows.clamp(min=1))
         for name, values in self.fisher.items():
-            _sum_over_ranks(values)
+            sum_over_ranks(values)
             if not bool(values.isfinite().all()) or not bool(self.hessians[self.leaders[name]].isfinite().all()):
                 raise PruningError(f"calibration of {name}: inputs or gradients are not finite")
         hessians = {name: self.hessians[leader] for name, leader in self.leaders.items()}
-        return Statistics(hessians, self.fisher if fisher else {})
+        return Statistics(hessians, self.fisher if fisher else {}, self.counts)
 
 
-def _precise(p: Tensor) -> torch.dtype:
+def precise(p: Tensor) -> torch.dtype:
+    """The type in which moments of a layer with these weights are summed."""
     return torch.promote_types(p.dtype, torch.float32)
 
 
@@ -204,7 +208,7 @@ def _geometry(module: nn.Module) -> tuple[Any, ...]:
     return tuple(getattr(module, key) for key in ("kernel_size", "stride", "padding", "dilation", "padding_mode"))
 
 
-def _patches(module: nn.Module, x: Tensor) -> Tensor:
+def patches(module: nn.Module, x: Tensor) -> Tensor:
     """The inputs behind each output position: [..., in], in the order of `as_matrix`'s columns."""
     if isinstance(module, nn.Linear):
         return x
@@ -219,7 +223,7 @@ def _patches(module: nn.Module, x: Tensor) -> Tensor:
     return x.movedim(1, -1).flatten(1 + axes)  # [batch, *positions, *taps, channels] -> [batch, *positions, in]
 
 
-def _real(values: Tensor, tokens: Tensor | None) -> Tensor:
+def real(values: Tensor, tokens: Tensor | None) -> Tensor:
     """[..., features] -> [rows, features], without padding where the other axes are those of the token mask."""
     if tokens is not None and values.shape[:-1] == tokens.shape:
         return values[tokens]
@@ -227,7 +231,8 @@ def _real(values: Tensor, tokens: Tensor | None) -> Tensor:
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """The model is in evaluation mode; afterwards each module has its own mode again."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -249,7 +254,13 @@ def _rank() -> int:
     return dist.get_rank() if _distributed() else 0
 
 
-def _sum_over_ranks(tensor: Tensor) -> None:
+def mine(number: int) -> bool:
+    """Whether this rank runs the batch of this number."""
+    return number % _world() == _rank()
+
+
+def sum_over_ranks(tensor: Tensor) -> None:
+    """Add up what all ranks have, in place."""
     if _world() > 1:
         dist.all_reduce(tensor)
 
@@ -260,11 +271,11 @@ def weight_gradients(
     """The sum over batches of `term` of each weight's gradient, in the weight's shape; the same on all ranks. Frozen
     parameters have none."""
     parameters = {name: p for name, p in parameters.items() if p.requires_grad}
-    sums = {name: torch.zeros_like(p, dtype=_precise(p)) for name, p in parameters.items()}
+    sums = {name: torch.zeros_like(p, dtype=precise(p)) for name, p in parameters.items()}
     number = -1
-    with _evaluating(calibration.model):
+    with evaluating(calibration.model):
         for number, batch in enumerate(calibration.batches):
-            if number % _world() != _rank():
+            if not mine(number):
                 continue
             with torch.enable_grad():
                 loss = calibration.loss(batch, torch.Generator().manual_seed((seed << 32) + number))
@@ -275,7 +286,7 @@ def weight_gradients(
     if number < 0:
         raise PruningError("there is no calibration batch")
     for name, values in sums.items():
-        _sum_over_ranks(values)
+        sum_over_ranks(values)
         if not bool(values.isfinite().all()):
             raise PruningError(f"calibration of {name}: gradients are not finite")
     return sums

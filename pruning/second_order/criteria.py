@@ -101,6 +101,9 @@ class OBS(Calibrated):
     """Added to the Hessian's diagonal, as a fraction of its mean."""
     rounds: list[float] = field(default_factory=lambda: [0.25, 0.5, 0.6875, 0.8125, 0.9125, 1.0])
     """Parts of a block pattern's update after which survivors are solved for and costs computed again."""
+    sequential: bool = field(default=False, repr=False)
+    """Prune the layers in the order in which they run, each on inputs that are collected again with those before it
+    pruned, so that it makes up for their errors too. How much each layer loses is decided before, for all together."""
 
     updates_survivors: ClassVar[bool] = True
 
@@ -119,8 +122,11 @@ class OBS(Calibrated):
         weights = [as_matrix(p).shape for p in matrices.values()]
         # the damped Hessian and its inverse with copies, old and new weights, a batch's matrices, factors and copies
         each = (48 * (w[1] + 1) ** 2 + 24 * w.numel() + 4 * max(CHUNK, 8 * (w[1] + 1) ** 2) for w in weights)
-        one = max(each, default=0)
-        return super().memory(plan) + _hessian_bytes(matrices) + one
+        one, again = max(each, default=0), 0
+        if self.sequential:  # a copy of all weights; moments of the inputs that moved, their factor, what is fitted
+            again = sum(4 * w.numel() for w in weights)
+            again += max((32 * (w[1] + 1) ** 2 + 16 * w.numel() for w in weights), default=0)
+        return super().memory(plan) + _hessian_bytes(matrices) + one + again
 
 
 def refitted(plan: Plan) -> dict[str, tuple[str, nn.Parameter]]:

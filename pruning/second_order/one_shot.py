@@ -27,11 +27,12 @@ def obs(
     """Prune a trained model to the plan's target without training, and update the weights that stay, in place.
 
     Args:
-        batches: calibration data, from the training split; iterated once.
+        batches: calibration data, from the training split; iterated once, or with `criterion.sequential` once more for
+            each distinct layer input: a list then.
         loss: (batch, source of chance) -> the sum over the batch's examples of the loss on labels drawn from the
             model's own output.
         tokens: batch -> bool [batch, tokens], False at padding; if not given: everything counts.
-        criterion: damping, rounds and the seed of the labels.
+        criterion: damping, rounds, the seed of the labels, and whether layers are pruned in sequence.
 
     Raises:
         PruningError: the target cannot be reached, or the calibration is not finite.

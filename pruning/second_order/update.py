@@ -2,8 +2,9 @@
 
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,7 @@ from pruning.blocks import Block
 from pruning.coupled import Coupled, CoupledWeights, Part
 from pruning.groups import Group
 from pruning.masks import Masks
-from pruning.matrices import as_matrix, from_matrix
+from pruning.matrices import as_matrix, from_matrix, matrix_shape
 from pruning.nofm import NofM
 from pruning.plan import Plan
 from pruning.second_order.calibration import Calibration, Statistics, collect, modules_of
@@ -22,29 +23,39 @@ from pruning.second_order.solver import LayerSolver
 
 log = logging.getLogger(__name__)
 
+Select = Callable[[float, dict[str, Tensor], dict[str, Tensor]], dict[str, Tensor]]
+"""(Part of an update that is due, costs, bool [units] that are pruned so far) -> bool [units] to prune, by layer."""
+
 
 @contextmanager
-def _timed(what: str) -> Iterator[None]:
+def timed(what: str) -> Iterator[None]:
+    """Log the CPU time of a block or a function."""
     began = time.process_time()
     yield
     log.info("%s took %.1f s of CPU time", what, time.process_time() - began)
 
 
 class SurvivorUpdate:
-    """One mask update by OBS: `choose` the masks of each group, then `write` the survivors.
+    """One mask update by OBS: `choose` the masks of each group, `settle` them, then `write` the survivors.
 
     Args:
         calibration: the model and its data; the model is run once.
         masks: those so far. What they prune stays pruned; zeros that are held singly go with their whole unit.
     """
 
+    solves: ClassVar[bool] = True
+    """Whether `choose` makes the final choice, and solves for the survivors."""
+
     def __init__(self, calibration: Calibration, plan: Plan, criterion: OBS, masks: Masks) -> None:
-        self.plan, self.criterion, self.masks = plan, criterion, masks
+        self.calibration, self.plan, self.criterion, self.masks = calibration, plan, criterion, masks
         self.matrices = refitted(plan)
-        with _timed("calibration"):
+        with timed("calibration"):
             statistics = collect(calibration, dict(self.matrices.values()), criterion.seed)
-        owners = modules_of(calibration.model, dict(self.matrices.values()))
-        self.biases = {name: _own_bias(owners[matrix]) for name, (matrix, _) in self.matrices.items()}
+        self.owners = modules_of(calibration.model, dict(self.matrices.values()))
+        self.calls = statistics.calls
+        self.units: dict[str, Tensor] = {}
+        """bool [units] by name: the units that were chosen, True = pruned."""
+        self.biases = {name: _own_bias(self.owners[matrix]) for name, (matrix, _) in self.matrices.items()}
         used = [name for name, (matrix, _) in self.matrices.items() if _matters(matrix, statistics)]
         self.solvers = {name: self._solver(name, statistics) for name in used}
         """Layers by name of what the plan prunes, where something is known of the layer."""
@@ -52,29 +63,33 @@ class SurvivorUpdate:
     def _solver(self, name: str, statistics: Statistics) -> LayerSolver:
         matrix, parameter = self.matrices[name]
         pattern, weight, part = self.plan.patterns[name], as_matrix(parameter.detach()), self._reader(name)
-        pattern = pattern if part is None else part.block
-        mask, bias = self.masks.get(name), self.biases[name]
+        pattern, bias = pattern if part is None else part.block, self.biases[name]
         block = pattern.block(weight.shape) if isinstance(pattern, Block) else (1, 1)
-        alive = torch.ones(weight.shape, dtype=torch.bool, device=weight.device)
-        if mask is not None:
-            broken = self.masks.broken(name)
-            mask = mask if broken is None else mask & ~broken.view(mask.shape)
-            alive = pattern.expand(mask if part is None else mask[None], weight.shape)
         return LayerSolver(
             weight if bias is None else torch.cat([weight, bias.detach()[:, None]], 1),
             statistics.hessians[matrix],
             statistics.fisher[matrix],
             self.criterion.damping,
             block,
-            alive[:: block[0]],
+            self._alive(name)[:: block[0]],
         )
+
+    def _alive(self, name: str) -> Tensor:
+        """bool [out, in]: what the masks so far leave of the matrix that is solved for."""
+        parameter, part, mask = self.matrices[name][1], self._reader(name), self.masks.get(name)
+        shape = matrix_shape(parameter.shape)
+        if mask is None:
+            return torch.ones(shape, dtype=torch.bool, device=parameter.device)
+        broken = self.masks.broken(name)
+        mask = mask if broken is None else mask & ~broken.view(mask.shape)
+        return self.plan.patterns[name].expand(mask, shape) if part is None else part.block.expand(mask[None], shape)
 
     def _reader(self, name: str) -> Part | None:
         """The columns of coupled units in the matrix that is solved for; None for a weight of its own."""
         weight = self.plan.parameters[name]
         return weight.reader if isinstance(weight, CoupledWeights) else None
 
-    @_timed("choosing masks and solving for survivors")
+    @timed("choosing masks and solving for survivors")
     def choose(self, group: Group, allocation: Allocation, before: float, fraction: float) -> dict[str, Tensor]:
         """The masks of the group's layers that are known, with `fraction` of the units pruned, by way of the rounds.
 
@@ -88,23 +103,35 @@ class SurvivorUpdate:
             return self._choose_groups(group, group.pattern, layers, allocation, fraction)
         if self.plan.keeps_zeros:
             before = max(before, self._part_gone(group, allocation, layers))
+
+        def select(part: float, costs: dict[str, Tensor], gone: dict[str, Tensor]) -> dict[str, Tensor]:
+            due = before + (fraction - before) * part
+            log.info("pruning %.4f of the units", due)
+            return self._select(group, allocation, costs, gone, due, fraction)
+
+        return self._rounds(layers, select, self.solves)
+
+    def _rounds(self, layers: Mapping[str, LayerSolver], select: Select, solved: bool) -> dict[str, Tensor]:
+        """The masks of units that are pruned in rounds.
+
+        Args:
+            solved: solve for the survivors in the end too.
+        """
         costs = {name: layer.solve(costs=True) for name, layer in layers.items()}
         masks: dict[str, Tensor] = {}
         for i, part in enumerate(self.criterion.rounds):
-            due = before + (fraction - before) * part
-            gone = {name: self._units_left(layer).logical_not_() for name, layer in layers.items()}
-            chosen = self._select(group, allocation, costs, gone, due, fraction)
+            chosen = select(part, costs, {name: units_gone(layer) for name, layer in layers.items()})
             last = i + 1 == len(self.criterion.rounds)
             for name, layer in layers.items():
                 units = chosen[name].logical_not()
                 masks[name] = units.view(self.masks.shape(name))
                 alive = units.view(costs[name].shape).repeat_interleave(layer.cols, 1)
-                if last or not torch.equal(alive, layer.alive):
-                    layer.alive = alive
-                    if last and name in self.masks.single and self._reader(name) is not None:
-                        self._keep_single_zeros(name, layer)
-                    costs[name] = layer.solve(costs=not last)
-            log.info("round %d of %d: %.4f of the units are pruned", i + 1, len(self.criterion.rounds), due)
+                if (last and not solved) or (not last and torch.equal(alive, layer.alive)):
+                    continue
+                layer.alive = alive
+                if last and name in self.masks.single and self._reader(name) is not None:
+                    self._keep_single_zeros(name, layer)
+                costs[name] = layer.solve(costs=not last)
         return masks
 
     def _keep_single_zeros(self, name: str, layer: LayerSolver) -> None:
@@ -122,11 +149,8 @@ class SurvivorUpdate:
     def _part_gone(self, group: Group, allocation: Allocation, layers: Mapping[str, LayerSolver]) -> float:
         """The fraction of the weights of some layers that is pruned, or goes with the zeros among it."""
         quotas = {name: quota for name, quota in group.quotas(allocation).items() if name in layers}
-        gone = sum(quota.saves(int((~self._units_left(layers[name])).sum())) for name, quota in quotas.items())
+        gone = sum(quota.saves(int(units_gone(layers[name]).sum())) for name, quota in quotas.items())
         return gone / sum(quota.saves(quota.units) for quota in quotas.values())
-
-    def _units_left(self, layer: LayerSolver) -> Tensor:
-        return layer.alive[:, :: layer.cols].flatten()
 
     def _select(
         self,
@@ -155,20 +179,41 @@ class SurvivorUpdate:
         costs = {name: layer.group_costs(pattern.n, pattern.m) for name, layer in layers.items()}
         gone = {name: pattern.pruned(layer.alive) for name, layer in layers.items()}
         chosen = self._select(group, allocation, costs, gone, fraction, fraction)
-        for name, layer in layers.items():
-            new = chosen[name].view(len(layer.alive), -1)
-            layer.alive = layer.alive & ~layer.columns_in_order(pattern.n, pattern.m, new)
-            layer.solve()
+        self.units |= chosen
+        for name, layer in layers.items() if self.solves else ():
+            prune_groups(layer, pattern, chosen[name])
         return {name: layer.alive for name, layer in layers.items()}
+
+    def settle(self, chosen: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
+        """The masks of this update, given those of `choose` and of other criteria."""
+        return chosen
 
     @torch.no_grad()
     def write(self) -> None:
         """Set the survivors, and the biases that were refitted with them."""
         for name, layer in self.solvers.items():
-            (_, p), bias = self.matrices[name], self.biases[name]
-            p.copy_(from_matrix(layer.weights[:, : layer.inputs].contiguous(), p.shape))
-            if bias is not None:
-                bias.copy_(layer.weights[:, -1])
+            self._write(name, layer)
+
+    def _write(self, name: str, layer: LayerSolver) -> None:
+        (_, p), bias = self.matrices[name], self.biases[name]
+        p.copy_(from_matrix(layer.weights[:, : layer.inputs].contiguous(), p.shape))
+        if bias is not None:
+            bias.copy_(layer.weights[:, -1])
+
+
+def units_gone(layer: LayerSolver) -> Tensor:
+    """bool [units]: blocks that are pruned already."""
+    return ~layer.alive[:, :: layer.cols].flatten()  # of some layers a view: not in place
+
+
+def prune_groups(layer: LayerSolver, pattern: NofM, chosen: Tensor) -> None:
+    """Prune the chosen N:M groups of a layer, and solve for the survivors.
+
+    Args:
+        chosen: bool [out * in / m].
+    """
+    layer.alive = layer.alive & ~layer.columns_in_order(pattern.n, pattern.m, chosen.view(len(layer.alive), -1))
+    layer.solve()
 
 
 def _alike(alive: Tensor, rows: int) -> bool:

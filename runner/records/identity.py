@@ -80,7 +80,7 @@ def identify(experiment: Experiment, contents: Contents) -> Identity:
         if experiment.pattern.prunes or experiment.pattern.locks or experiment.allocation.layers:
             run |= {
                 "layers": [experiment.model.prunable, experiment.model.excluded],
-                "criterion": typed(experiment.criterion),
+                "criterion": _without(typed(experiment.criterion), {"sequential": False}),
                 "allocation": _without_later(typed(experiment.allocation), contents.latency),
                 "schedule": typed(experiment.schedule),
                 "regularizer": typed(experiment.regularizer),
@@ -118,16 +118,20 @@ def _without_later(allocation: dict[str, Any], latency: str | None) -> dict[str,
     Args:
         latency: what stands for the file of times.
     """
-    later = ("max_per_layer", "criterion")
+    later = ("max_per_layer", "criterion", "schedule", "allocation")
     layers = {
         name: {key: value for key, value in layer.items() if key not in later or value is not None}
         for name, layer in allocation["layers"].items()
     }
-    later = {"cost": "parameters", "latency": None}
-    rest = {key: value for key, value in allocation.items() if key not in later or value != later[key]}
+    rest = _without(allocation, {"cost": "parameters", "latency": None})
     if latency is not None:
         rest["latency"] = latency
     return rest | {"layers": layers}
+
+
+def _without(settings: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    """Settings without those at these defaults, which older versions did not know."""
+    return {key: value for key, value in settings.items() if key not in defaults or value != defaults[key]}
 
 
 def _hash(value: Any) -> str:

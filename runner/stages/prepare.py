@@ -187,8 +187,7 @@ def _prepare_training(inputs: Inputs) -> None:
     units = 0
     if experiment.prune:
         pruner = new_pruner(experiment, inputs.net, inputs.data.length(experiment.train))
-        target = experiment.pattern.target
-        inputs.updates = {step: experiment.schedule.sparsity(at, target) for step, at in pruner.updates.items()}
+        inputs.updates = pruner.timetable.planned(experiment.pattern.target)
         units = sum(sum(group.units.values()) for group in pruner.plan.groups)
     needs = disk_needs(inputs, units)
     disk.check(needs)

@@ -111,6 +111,8 @@ WRONG = [
     (["+allocation.layers={*.query:{target:1.5}}"], ["allocation.layers['*.query'].target=1.5", "in (0, 1)"]),
     (["+allocation.layers={*.query:{target:most}}"], ["most", "target"]),
     (["+allocation.layers={*.query:{sparsity:0.5}}"], ["sparsity"]),
+    (["+allocation.layers={*.query:{allocation:local}}"], ["allocation.layers['*.query'].allocation=local", "uniform"]),
+    (["+allocation.layers={*.query:{schedule:5}}"], ["schedule"]),
     (["criterion.momentum=-1"], ["momentum=-1"]),
     (["schedule.decay=sudden"], ["schedule.decay='sudden'", "exp, linear, cos, cubic"]),
     (["schedule.start=soon"], ["schedule.start='soon'", "epochs", "%"]),

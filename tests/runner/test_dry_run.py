@@ -78,6 +78,30 @@ def test_the_average_of_the_weights_takes_memory(cli: Cli, small_model: Path) ->
     assert "memory: weights, gradients, AdamW's moments and a second set of weights " in said.stdout
 
 
+def test_schedules_of_some_layers_are_listed_and_refused_early(cli: Cli, small_model: Path, tmp_path: Path) -> None:
+    given = ("-m", "runner", "model=hub", f"model.path={small_model}", "pattern=4x1", *SHORT, "dry_run=true",
+             "train.max_steps=20", "schedule=short")  # fmt: skip
+    own = "{schedule:{start:1,end:5,frequency:2},allocation:uniform}"
+    said = cli(*given, f"+allocation.layers={{*.query:{own}}}")
+    assert said.returncode == 0, said.stderr
+    words = "pattern 4x1 spread uniform, end=5, frequency=2, start=1"
+    assert re.search(rf"^{words}, target 0.8: 2 layers, 512 units$", said.stdout, re.MULTILINE)
+    assert f"  of {words}: 1: 0.000, 3: 0.700, 5: 0.800\n" in said.stdout
+    assert "sparsity by step: 1: 0.000, 2: 0.000, 3: 0.184, 4: " in said.stdout
+    for wrong, words in (
+        ("begin:3", "schedule.begin=3: Gradual has no begin; it has start, decay, initial, end, frequency, cooldown"),
+        ("start:soon", "start='soon' is no length of time"),
+        ("end:40", "the schedule is longer than the training: it ends at step 40 of 20"),
+    ):
+        refused = cli(*given, f"+allocation.layers={{*.query:{{schedule:{{{wrong}}}}}}}")
+        assert refused.returncode == 1
+        message = refused.stderr.splitlines()[-1]
+        assert "allocation.layers, for bert.encoder.layer.0.attention.self.query.weight: " in message
+        assert words in message
+        assert "Traceback" not in refused.stderr
+    assert not (tmp_path / "outputs").exists()
+
+
 def test_layers_that_stay_dense_are_named_with_the_reason(cli: Cli, small_model: Path) -> None:
     said = cli("-m", "runner", "model=hub", f"model.path={small_model}", "pattern=block", "pattern.rows=64", *SHORT,
                "+allocation.layers={*.key:{excluded:true}}", "dry_run=true")  # fmt: skip
@@ -205,6 +229,10 @@ def test_pruning_without_training_says_what_its_calibration_takes(cli: Cli, smal
     assert "sparsity by step: 0: 0.800\n" in said.stdout
     assert re.search(r"calibration of each mask update: 24 training windows; up to 2\d\d MB of memory", said.stdout)
     assert "time of" not in said.stdout
+    sequential = cli(*given, "criterion=obs", "criterion.samples=24", "criterion.sequential=true").stdout
+    assert (
+        "calibration of each mask update: 24 training windows, and again for the input of each layer; up" in sequential
+    )
     assert "calibration of each mask update: 24 " not in cli(*given, "criterion=magnitude").stdout
     assert not (tmp_path / "outputs").exists()
 

@@ -72,6 +72,31 @@ def check_ratios(result: dict[str, Any], pruning: dict[str, Any], tensors: dict[
 
 
 @pytest.mark.slow
+def test_a_mixed_recipe_of_patterns_criteria_schedules_and_scopes(cli: Cli, tmp_path: Path) -> None:
+    layers = (
+        "*.attention.self.*:{pattern:2:4,criterion:magnitude,schedule:{start:1,end:9,frequency:4}},"
+        "*.intermediate.dense:{target:0.5,allocation:uniform,schedule:{end:90%}}"
+    )
+    ok(cli("-m", "runner", *SHORT, "pattern=4x1", "schedule=short", f"+allocation.layers={{{layers}}}"))
+    result, pruning, tensors = read(finished(tmp_path, "4x1"))
+    rows = {layer["name"]: layer for layer in pruning["layers"]}
+    main = [row for row in rows.values() if "self" not in row["name"] and "intermediate" not in row["name"]]
+    for name, row in rows.items():
+        assert row["zeros"] == zeros(tensors[name])
+        assert row["pattern"] == ("2:4" if "self" in name else "4x1")
+        if row not in main:
+            assert row["sparsity"] == 0.5
+    total = sum(math.prod(row["shape"]) for row in main)
+    assert sum(row["zeros"] for row in main) == 4 * round(0.8 * total / 4)
+    assert len({row["sparsity"] for row in main}) > 1
+    updates = {int(step): sparsity for step, sparsity in pruning["updates"].items()}
+    assert {1, 5, 9, 27} <= set(updates)
+    assert (updates[1], updates[27]) == (0.0, 0.8)
+    assert list(updates.values()) == sorted(updates.values())
+    assert result["verification"]["violations"] == 0
+
+
+@pytest.mark.slow
 def test_rows_by_platon_with_exceptions_by_layer(cli: Cli, tmp_path: Path) -> None:
     frozen, other, excluded, lighter = (
         f"bert.encoder.layer.{i}.{name}.weight"

@@ -451,3 +451,19 @@ def test_a_budget_of_time_takes_the_error_of_whole_units(tmp_path: Path) -> None
     assert {name: (~mask).tolist() for name, mask in pruner.masks.items()} == {
         name: mask.tolist() for name, mask in expected.items()
     }
+
+
+@pytest.mark.parametrize("kind", PATTERNS)
+def test_in_sequence_each_layer_loses_as_many_units_and_fits_them_to_other_inputs(kind):
+    models, lost = [network().eval() for _ in range(2)], []
+    for model, sequential in zip(models, (False, True), strict=True):
+        pruner = prune(model, kind(target_sparsity=0.5), OBS(sequential=sequential))
+        lost.append({name: pruner.masks.pruned_units(name) for name in pruner.plan.patterns})
+        assert len(dead(model, kind(target_sparsity=0.5))) == sum(lost[-1].values())
+    assert lost[0] == lost[1]
+    what = "attention.output" if kind is Heads else "output"
+    first, last = ([m.get_parameter(f"bert.encoder.layer.{i}.{what}.dense.weight") for m in models]
+                   for i in (0, LAYERS - 1))  # fmt: skip
+    assert not torch.equal(*last)
+    if kind is not Structured:  # before the first reader nothing is pruned
+        torch.testing.assert_close(*first, rtol=1e-3, atol=1e-4)

@@ -245,11 +245,11 @@ def test_no_data_are_refused():
         obs(model, Plan(matrix_weights(model), PATTERNS[0]), [], loss_of(model))
 
 
-def gradual(model: nn.Module, pattern, keeps_zeros: bool = False) -> Pruner:
+def gradual(model: nn.Module, pattern, keeps_zeros: bool = False, criterion: OBS | None = None) -> Pruner:
     schedule = Gradual(decay="cubic", start="2", frequency="2", end="8")
     calibration = Calibration(model, data(), loss_of(model))
     plan = Plan(matrix_weights(model), pattern, keeps_zeros=keeps_zeros)
-    return Pruner(plan, schedule, TrainingLength(10), OBS(), calibration=calibration)
+    return Pruner(plan, schedule, TrainingLength(10), criterion or OBS(), calibration=calibration)
 
 
 def steps(model: nn.Module, optimizer: torch.optim.Optimizer, numbers: range, each=lambda: None) -> None:
@@ -261,14 +261,14 @@ def steps(model: nn.Module, optimizer: torch.optim.Optimizer, numbers: range, ea
         each()
 
 
-def check_resume(model: nn.Module, pattern, each, keeps_zeros: bool = False) -> None:
+def check_resume(model: nn.Module, pattern, each, keeps_zeros: bool = False, criterion: OBS | None = None) -> None:
     """Ten steps of a gradual pruning give the same bits as five, a checkpoint, and five more on a copy.
 
     Args:
         each: called after each of the ten steps.
     """
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    pruner = gradual(model, pattern, keeps_zeros)
+    pruner = gradual(model, pattern, keeps_zeros, criterion)
     pruner.attach(optimizer)
     steps(model, optimizer, range(5), each)
     tensors, values = pruner.state_dict()
@@ -277,7 +277,7 @@ def check_resume(model: nn.Module, pattern, each, keeps_zeros: bool = False) -> 
     again.load_state_dict(model.state_dict())
     other = torch.optim.AdamW(again.parameters(), lr=1e-2)
     other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
-    resumed = gradual(again, pattern, keeps_zeros)
+    resumed = gradual(again, pattern, keeps_zeros, criterion)
     resumed.load_state_dict(*saved)
     resumed.attach(other)
     steps(model, optimizer, range(5, 10), each)
@@ -378,7 +378,15 @@ def test_weights_that_come_back_are_refused():
         Pruner(plan, OneShot("0"), TrainingLength(0), OBS())
 
 
-@pytest.mark.parametrize(("criterion", "hessian"), [(OBS(), 4 * 9 * 9), (Wanda(), 4 * 9 * 9), (CalibratedSnip(), 0)])
+@pytest.mark.parametrize(
+    ("criterion", "hessian"),
+    [
+        (OBS(), 4 * 9 * 9),
+        (OBS(sequential=True), 4 * 9 * 9 + 4 * 64),
+        (Wanda(), 4 * 9 * 9),
+        (CalibratedSnip(), 0),
+    ],
+)
 def test_memory_grows_with_the_layers(criterion, hessian):
     weights = matrix_weights(Attention())
     one, two, three = (criterion.memory(Plan(dict(list(weights.items())[:count]), PATTERNS[0])) for count in (1, 2, 3))

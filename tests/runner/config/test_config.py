@@ -853,11 +853,12 @@ def test_every_two_of_the_determining_settings_differ() -> None:
     assert len({identity(override).run for override in DETERMINING}) == len(DETERMINING) >= 44
 
 
-@pytest.mark.parametrize("value", ["samples=64", "seed=1", "damping=0.1", "rounds=[0.5,1]"])
+@pytest.mark.parametrize("value", ["samples=64", "seed=1", "damping=0.1", "rounds=[0.5,1]", "sequential=true"])
 def test_calibration_is_part_of_the_identity(value: str) -> None:
     assert identity("criterion=obs", f"criterion.{value}").run != identity("criterion=obs").run
 
 
+LAYERS_BY_CRITERION = "+allocation.layers={*.query:{target:0.3,criterion:magnitude},*.key:{frozen:true}}"
 ESTABLISHED = {
     (): ("076c4656f08b03cb", "68bb01c643ec26f1", "268571482b6baba8", "f0656c36e9098294", "784d4457252335e6"),
     ("pattern=2:4", "schedule=short", "model.finetuned=x"): (
@@ -873,6 +874,20 @@ ESTABLISHED = {
         "e2cb06331376e7f1",
         "11cd631ac64bf707",
         "08dd9928fb63a615",
+    ),
+    ("criterion=obs", "pattern=4x1", "schedule=one_shot"): (
+        "84bd8d7d80cce68b",
+        "1a532d5326ab03d7",
+        "268571482b6baba8",
+        "6c694f55d6058180",
+        "9c72b20d2ff8c43d",
+    ),
+    ("criterion=obs", "criterion.rounds=[0.5,1]", LAYERS_BY_CRITERION): (
+        "6d3191a0f0e63b12",
+        "d45112d8fd59080f",
+        "268571482b6baba8",
+        "f0656c36e9098294",
+        "784d4457252335e6",
     ),
 }
 """Overrides -> identity, as of finished runs. A new option must leave these as they are."""
