@@ -148,11 +148,24 @@ def check_start(experiment: Experiment, sources: Sources) -> None:
             + "; name a sparse checkpoint with model.sparse, a dense one with model.finetuned"
         )
     try:
-        masks = check_zeros(plan)
+        check_zeros(plan)
     except PruningError as error:
         raise PruningError(f"{start.place}: {error}", error.owner) from error
+    others = [name for name, p in matrix_weights(network).items() if name not in plan.tensors and not bool(p.all())]
+    if plan.keeps_zeros and others:
+        log.warning("%s: %s (and %d more) has zeros, but is left out by model.prunable or model.excluded: it is "
+                    "trained, and they do not stay", start.place, others[0], len(others) - 1)  # fmt: skip
+
+
+def log_start(experiment: Experiment, sources: Sources) -> None:
+    """Log how much is zero already, where zeros stay and count."""
+    if not experiment.keeps_zeros:
+        return
+    start = sources.sparse or sources.base
+    plan = plan_of(experiment, models.keep_layers(models.load(experiment.dataset.architecture, start), sources.chosen))
+    masks = check_zeros(plan)
     for group in plan.groups:
-        if plan.keeps_zeros and group.pattern.prunes:
+        if group.pattern.prunes:
             total = sum(shape.numel() for shape in group.shapes.values())
             zeros = sum(masks.zeros(name) for name in group.shapes)
             whole = sum(masks.pruned_units(name) * group.pattern.unit_zeros(s) for name, s in group.shapes.items())
@@ -160,10 +173,6 @@ def check_start(experiment: Experiment, sources: Sources) -> None:
             log.info("%s: of the %s weights in units of %s, %.4f are zero and stay so; %.4f are in whole units, which "
                      "count towards the target, %g of %s", start.place, f"{total:,}", group.pattern, zeros / total,
                      whole / total, group.pattern.target, of, extra=ONCE)  # fmt: skip
-    others = [name for name, p in matrix_weights(network).items() if name not in plan.tensors and not bool(p.all())]
-    if plan.keeps_zeros and others:
-        log.warning("%s: %s (and %d more) has zeros, but is left out by model.prunable or model.excluded: it is "
-                    "trained, and they do not stay", start.place, others[0], len(others) - 1)  # fmt: skip
 
 
 def check_gradient(experiment: Experiment, net: PreTrainedModel, whole: bool = True) -> None:

@@ -22,7 +22,7 @@ from runner.models.tokenizer import check_texts, with_inputs
 from runner.models.vocabulary import check_reading
 from runner.records.identity import Identity
 from runner.records.result import Result, stored
-from runner.stages.checks import aimed, check, plan_of, projection_parameters
+from runner.stages.checks import aimed, check, log_start, plan_of, projection_parameters
 from runner.stages.inputs import Sources, find_sources, identity_of, match_heads
 from runner.stages.teacher import caches_logits
 from runner.system import disk, files
@@ -128,6 +128,7 @@ def resolve(experiment: Experiment, origin: Origin, reuse: bool = True) -> Input
         if result is None:
             net = net or check(experiment, sources)
             experiment = aimed(experiment, net)
+            log_start(experiment, sources)
             tokenizer = models.load_tokenizer(sources.base)
             inputs = Inputs(experiment, origin, sources, net, examples, identity, tokenizer, cost)
             _prepare_evaluation(inputs)
