@@ -26,6 +26,10 @@ class Names:
         """Writers and reader."""
         return (*self.writers, self.reader)
 
+    def units(self, reader: str, what: str) -> str:
+        """Name of the units of a layer, such as bert.encoder.layer.0.channels, by that of its reader."""
+        return reader.removesuffix(self.reader) + what
+
     def find(self, modules: Mapping[str, object]) -> Iterator[tuple[list[str], str]]:
         """Writers and reader in full, wherever all of them stand under one name.
 

@@ -16,7 +16,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from pruning.architectures import ATTENTIONS, FEED_FORWARDS, Names
+from pruning.architectures import ATTENTIONS, FEED_FORWARDS
 from pruning.blocks import Block
 from pruning.errors import PruningError
 from pruning.patterns import Pattern, Reduction, not_a_matrix
@@ -216,7 +216,7 @@ class FeedForward(Coupled):
             for writers, reader in names.find(modules):
                 units = modules[reader].in_features
                 if all(modules[writer].out_features % units == 0 for writer in writers):
-                    yield _named(names, reader, "channels"), _coupled(modules, writers, reader, units)
+                    yield names.units(reader, "channels"), _coupled(modules, writers, reader, units)
 
 
 @dataclass
@@ -238,7 +238,7 @@ class Heads(Coupled):
                 separate = len(sizes) > 1 and all(n in (width, units * size) for n in sizes)
                 if fits and (separate or sizes == [3 * width]):
                     products = 2 * width // units  # of queries with keys, and of attention weights with values
-                    yield _named(names, reader, "heads"), _coupled(modules, writers, reader, units, products)
+                    yield names.units(reader, "heads"), _coupled(modules, writers, reader, units, products)
 
 
 @dataclass
@@ -281,11 +281,6 @@ def couple(model: nn.Module, parameters: Mapping[str, Weight], pattern: Coupled,
         )
     coupled = {id(part.parameter) for weights in found.values() for part in weights.parts}
     return {name: p for name, p in parameters.items() if id(p) not in coupled} | found
-
-
-def _named(names: Names, reader: str, what: str) -> str:
-    """Name of the units of a layer, such as bert.encoder.layer.0.channels."""
-    return reader.removesuffix(names.reader) + what
 
 
 def _coupled(

@@ -54,7 +54,7 @@ class Group:
 
     @property
     def place(self) -> str:
-        """Where an exception for these layers is given, in words."""
+        """The place where an exception for these layers is given, in words."""
         return f"allocation.layers, for {next(iter(self.shapes))}"
 
     def own_schedule(self, main: Schedule) -> Schedule:

@@ -225,6 +225,12 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.run is not None and options.command != "picture":
         parser.error(f"--run is of the picture of one run: python -m results picture --run {options.run}")
+    choose_format(parser, options)
+    return options
+
+
+def choose_format(parser: Parser, options: argparse.Namespace) -> None:
+    """Set the format if none was given, and refuse one that the command does not have."""
     drawn = options.command in ("picture", "pictures")
     known = formats.FOR_PICTURES if drawn else tuple(formats.FORMATS)
     options.format = options.format or known[0]
@@ -232,7 +238,6 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         what = "pictures" if drawn else "the table"
         meant_form = meant(options.format, known)
         parser.error(f"--format {options.format}: formats of {what} are {', '.join(known)}{meant_form}")
-    return options
 
 
 def key_value(text: str) -> tuple[str, str]:
