@@ -200,7 +200,7 @@ def test_command_line_shows_the_published_recipe(cli, model: str, pattern: str, 
                                  "cooldown": f"{row.cooldown} epochs"}  # fmt: skip
     assert shown["criterion"] == {"reduce": "mean", "momentum": 0.9, "scale": 1}
     assert shown["allocation"] == {"max_per_layer": 0.98, "min_per_layer": 0, "regrow": False, "layers": {},
-                                   "cost": "parameters"}  # fmt: skip
+                                   "cost": "parameters", "latency": None}  # fmt: skip
     assert shown["regularizer"] == {}
     assert shown["distill"] == {"weight": row.distill_weight, "label_weight": 0, "teacher": None, "cache": True,
                                     "temperature": 2}  # fmt: skip
