@@ -127,6 +127,8 @@ def _filled(measured: Mapping[str, float], most: int, step: int = 1) -> tuple[fl
         step: numbers that are no multiple of it cost as much as the next that is.
     """
     known = sorted((int(units), float(time)) for units, time in measured.items())
+    if step < 1:
+        raise ValueError(f"channels_step={step} must be at least 1")
     if not known or (known[0][0], known[-1][0]) != (1, most):
         raise ValueError(f"times must reach from 1 to {most} units")
     times = [known[0][1]]

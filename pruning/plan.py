@@ -151,7 +151,7 @@ class Plan:
         if self.allocation.cost == "macs":
             group.macs[name] = weights.macs(tokens)
         try:
-            if self.table is not None:
+            if self.table is not None and isinstance(group.pattern, Coupled):
                 group.saved[name] = self.table.saved(name, weights)
         except PruningError as error:
             raise PruningError(f"latency={self.allocation.latency}: {error}", self.allocation) from error
@@ -159,7 +159,8 @@ class Plan:
     def _aim(self, pattern: Coupled, speedup: float) -> None:
         """Give the pattern the target that its speed-up asks for."""
         assert self.table is not None
-        quotas = {name: quota for group in self.groups for name, quota in group.quotas(self.allocation).items()}
+        quotas = {name: quota for group in self.groups if group.saved
+                  for name, quota in group.quotas(self.allocation).items()}  # fmt: skip
         try:
             target = share_for(speedup, self.table.whole, quotas)
         except PruningError as error:

@@ -44,7 +44,8 @@ STYLE: Any = {
     "pdf.fonttype": 42,  # TrueType, which publishers ask for
     "text.parse_math": False,  # labels are people's own
 }
-_FIXED = ("4x1", "2:4", "1x1", "8x1", "16x1", "32x1", "rows", "columns", "4x4", "1:4", "4:8", "locked", "1x4", "1:2")
+_ORDER = ("4x1", "2:4", "1x1", "8x1", "16x1", "32x1", "rows", "columns", "4x4", "1:4", "4:8", "locked", "1x4", "1:2")
+_FIXED = {name: at for at, name in enumerate(_ORDER)} | {"structured": 17, "heads": 18, "ffn": 19}
 """Patterns whose styles are chosen to differ; any other pattern has that of its name's checksum."""
 _BESIDE, _CHARACTERS, _LINE = 32, 13, 0.15
 """Characters of a label that fits right of the axes; of one below them, for each inch; and inches of a line of it."""
@@ -65,7 +66,7 @@ def mark_of(pattern: str, variant: int = 0) -> Mark:
     """The mark of a pattern. Its variants (rows with other criteria, say) have its colour, and markers and lines of
     their own."""
     count = len(COLOURS)
-    first = _FIXED.index(pattern) if pattern in _FIXED else 2 * count + crc32(pattern.encode()) % (5 * count)
+    first = _FIXED.get(pattern, 2 * count + crc32(pattern.encode()) % (5 * count))
     marker = (first + first // count + variant) % count  # so that no two of count^2 numbers have both in common
     return Mark(COLOURS[first % count], MARKERS[marker], LINES[variant % len(LINES)])
 

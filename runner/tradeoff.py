@@ -76,10 +76,11 @@ def main(arguments: list[str]) -> None:
     inputs = quick_look.with_fewer_examples(resolve(*asked[0], reuse=False), given.examples)
     folder = given.output or Path(f"tradeoff-{inputs.name.replace(f'-{every[0].pattern}-', '-')}")
     setting = quick_look.Setting(length, given.threads, given.seconds, given.int8)
+    dense = dense_model(inputs)
     with writing(folder):
         folder.mkdir(exist_ok=True)
     found: list[Point] = []
-    for point in quick_look.points(inputs, every, dense_model(inputs), setting, folder / "points.json"):
+    for point in quick_look.points(inputs, every, dense, setting, folder / "points.json"):
         found.append(point)
         log.info("%s", in_words(point, found[0]))
     report(given, inputs, overrides, found, folder)
@@ -91,7 +92,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         "tradeoff", "model=tiny dataset=demo", "model=tiny dataset=demo --sparsity 0.3,0.5", more=_MORE
     )
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as for a run: model=tiny dataset=demo")
-    parser.add_argument("--sparsity", metavar="LIST", help="of all patterns but N:M, such as 0.3,0.5")
+    parser.add_argument("--sparsity", metavar="LIST", help="such as 0.3,0.5; not with N:M")
     parser.add_argument("--examples", type=int, default=300, help="to score on, at most (300)")
     parser.add_argument("--length", type=int, help="tokens of the text that is timed (128)")
     parser.add_argument("--threads", type=int, default=1, help="while models are timed (1)")

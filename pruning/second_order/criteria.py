@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from pruning.coupled import CoupledWeights
+from pruning.coupled import CoupledWeights, parts_of
 from pruning.criteria import Criterion, Layer
 from pruning.errors import PruningError
 from pruning.matrices import as_matrix
@@ -124,7 +124,7 @@ class OBS(Calibrated):
         each = (48 * (w[1] + 1) ** 2 + 24 * w.numel() + 4 * max(CHUNK, 8 * (w[1] + 1) ** 2) for w in weights)
         one, again = max(each, default=0), 0
         if self.sequential:  # a copy of all weights; moments of the inputs that moved, their factor, what is fitted
-            again = sum(4 * w.numel() for w in weights)
+            again = sum(4 * p.numel() for name, _, weight in plan.pruned() for _, p in parts_of(name, weight))
             again += max((32 * (w[1] + 1) ** 2 + 16 * w.numel() for w in weights), default=0)
         return super().memory(plan) + _hessian_bytes(matrices) + one + again
 

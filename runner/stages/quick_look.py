@@ -125,19 +125,22 @@ def points(
         file: where the pruned points are stored, and found again when this is repeated.
     """
     task, cache = inputs.experiment.dataset, Path(inputs.experiment.cache_dir) / "features"
-    keys = [_key(experiment, inputs, dense, setting) for experiment in every]
     stored: dict[str, Any] = files.read_json(file) or {}
     metric = score_once(inputs, dense).metrics[task.metric]
     net = load_student(inputs.experiment, dense, None).eval()
-    with _timed_dense(net, setting) as (timings, rival):
+    first = _key(inputs.experiment, inputs, dense, setting, "")
+    with _timed_dense(net, setting, stored.get(first)) as (timings, rival):
+        stored[first] = f"{rival.name} {rival.precision}"
+        keys = [_key(experiment, inputs, dense, setting, stored[first]) for experiment in every]
         yield Point("dense", 0.0, 0.0, metric, timings)
-        missing = [experiment for experiment, key in zip(every, keys, strict=True) if key not in stored]
+        found = {key: point for key in keys if (point := _read(stored.get(key))) is not None}
+        missing = [experiment for experiment, key in zip(every, keys, strict=True) if key not in found]
         pruned = _pruned(inputs, missing, net)
         for experiment, key in zip(every, keys, strict=True):
             title = f"{experiment.pattern} at {100 * experiment.pattern.target:.4g} %"
-            if key in stored:
+            if key in found:
                 log.info("%s: from %s", title, file)
-                yield _read(stored[key])
+                yield found[key]
                 continue
             report = next(pruned)
             scores = score(net, inputs.tokenizer, task, inputs.examples.evaluation, cache, f"Scoring {title}")
@@ -152,15 +155,19 @@ def points(
             yield point
 
 
-def _key(experiment: Experiment, inputs: Inputs, dense: models.Checkpoint, setting: Setting) -> str:
-    """Hash of everything that determines a point."""
+def _key(experiment: Experiment, inputs: Inputs, dense: models.Checkpoint, setting: Setting, rival: str) -> str:
+    """Hash of everything that determines a point; `rival` is the runtime that ratios are to."""
     run = identity_of(experiment, inputs.sources, inputs.examples).run
     here = machine()
-    return hash_json([run, dense.fingerprint, asdict(setting), here.cpu, here.cores, here.versions], SHORT)
+    return hash_json([run, dense.fingerprint, asdict(setting), here.cpu, here.cores, here.versions, rival], SHORT)
 
 
-def _read(values: dict[str, Any]) -> Point:
-    return Point(**{**values, "timings": [Timing(**timing) for timing in values["timings"]]})
+def _read(values: Any) -> Point | None:
+    """A stored point; None if there is none, or another version wrote it."""
+    try:
+        return Point(**{**values, "timings": [Timing(**timing) for timing in values["timings"]]})
+    except (TypeError, KeyError):
+        return None
 
 
 def _pruned(inputs: Inputs, every: Sequence[Experiment], net: PreTrainedModel) -> Iterator[list[LayerReport]]:
@@ -180,13 +187,18 @@ def _pruned(inputs: Inputs, every: Sequence[Experiment], net: PreTrainedModel) -
 
 
 @contextmanager
-def _timed_dense(net: PreTrainedModel, setting: Setting) -> Iterator[tuple[list[Timing], Runtime]]:
-    """Times of the dense model, and its fastest runtime, which stays loaded."""
+def _timed_dense(net: PreTrainedModel, setting: Setting, before: str | None) -> Iterator[tuple[list[Timing], Runtime]]:
+    """Times of the dense model, and its fastest runtime, which stays loaded.
+
+    Args:
+        before: the runtime that was the fastest when stored points were measured: ratios are to one and the same.
+    """
     made = available(net, batch_of(net, 2, 16), (), setting.threads, False, lambda name: setting.wants(name, None))
     with made as runtimes:
         timings = time_all(runtimes, batch_of(net, 1, setting.length), setting.threads, setting.seconds)
-        best = (timings[0].runtime, timings[0].precision)
-        yield timings, next(each for each in runtimes if (each.name, each.precision) == best)
+        best = f"{timings[0].runtime} {timings[0].precision}"
+        named = {f"{each.name} {each.precision}": each for each in runtimes}
+        yield timings, named.get(before or best, named[best])
 
 
 def _timed(

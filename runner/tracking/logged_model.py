@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -31,7 +31,7 @@ DESCRIPTION = "served.json"
 WEIGHTS = "model"
 """The folder next to it, where the store has a copy of the model."""
 _DATA = "data/data"  # where MLflow puts a folder named data
-_PACKAGES = ("prune-distill", "mlflow", "torch", "transformers")
+_PACKAGES = ("mlflow", "torch", "transformers")  # and prune-distill, of which no index has a release
 _SCORES = (columns.dense(""), columns.sparse(""), columns.RELATIVE_DROP, columns.RATIO)
 
 
@@ -57,7 +57,7 @@ def log_model(client: MlflowClient, run_id: str, values: Mapping[str, Any], fold
         if all(output.model_id != model.model_id for output in outputs):
             client.log_outputs(run_id, [LoggedModelOutput(model.model_id, 0)])
         client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
-    except (MlflowException, OSError) as error:  # no reason to lose a complete run
+    except (MlflowException, OSError, PackageNotFoundError) as error:  # no reason to lose a complete run
         if is_unreachable(error):
             raise
         log.warning("MLflow does not get the model of this run: %s: %s", type(error).__name__, error)
@@ -96,7 +96,7 @@ def _log_files(
             signature=ModelSignature(_schema(values["inputs"]), _schema(values["outputs"])),
             input_example=pd.DataFrame(values["example"]),
             # Named here, as MLflow would load the model in another process to see what it imports.
-            pip_requirements=[f"{name}=={version(name)}" for name in _PACKAGES],
+            pip_requirements=[f"{name}=={version(name).partition('+')[0]}" for name in _PACKAGES],
         )
         client.log_model_artifacts(model_id, str(made))
     if values["copy"] and folder is not None:

@@ -28,15 +28,19 @@ def show_scores(client: MlflowClient, experiment: str, metric: str) -> None:
     Each main metric used in the experiment adds its pair of dense and sparse scores.
     """
     before = client.get_experiment(experiment).tags.get(columns.VIEW)
-    scores = _scores(json.loads(before)["selectedColumns"]) if before else []
+    scores = _scores(before) if before else []
     scores += [f"metrics.`{key}`" for key in (columns.dense(metric), columns.sparse(metric))]
     view = json.dumps(_view(list(dict.fromkeys(scores))))
     if view != before:
         client.set_experiment_tag(experiment, columns.VIEW, view)
 
 
-def _scores(shown: list[str]) -> list[str]:
-    """The pairs of scores among the columns of a view."""
+def _scores(view: str) -> list[str]:
+    """The pairs of scores among the columns of a stored view; none if it is not one of ours."""
+    try:
+        shown = [str(column) for column in json.loads(view)["selectedColumns"]]
+    except (ValueError, KeyError, TypeError):
+        return []
     return [column for column in shown if column not in (*_LABELS, *_ENDS, _MODELS)]
 
 
