@@ -258,6 +258,20 @@ def test_what_is_excluded_keeps_its_time(table: str) -> None:
         plan(Structured(target_speedup=1.7), allocation)
 
 
+@pytest.mark.parametrize("other", [{"pattern": "dense"}, {"pattern": "locked"}])
+def test_layers_of_patterns_without_units_keep_their_time(other: dict[str, str], table: str) -> None:
+    layers = {"*layer.1*": LayerOverride(**other)}
+    made = plan(Structured(target_sparsity=0.5), Global(cost="latency", latency=table, layers=layers))
+    assert {bool(group.saved) for group in made.groups if group.pattern.prunes} == {True}
+    assert (
+        made.predict()
+        == plan(
+            Structured(target_sparsity=0.5),
+            Global(cost="latency", latency=table, layers={"*layer.1*": LayerOverride(excluded=True)}),
+        ).predict()
+    )
+
+
 def test_contradictions_are_refused(table: str) -> None:
     cases: list[tuple[Any, Any, str]] = [
         (lambda: Structured(target_speedup=2, target_sparsity=0.5), Global,
@@ -287,6 +301,7 @@ def test_contradictions_are_refused(table: str) -> None:
         ({"format": "2"}, "is no latency table of this version"),
         ({"heads_ms": {"1": 1.0, "4": 0.5}}, "heads_ms must rise with the units that are left"),
         ({"channels_ms": {"1": 0.0, "4": 1.0}}, "times must reach from 1 to 12 units"),
+        ({"channels_step": 0}, "channels_step=0 must be at least 1"),
         ({"heads_ms": {"1": 0.0, "4": math.nan}}, "is damaged"),
         ({"heads_ms": [1, 2]}, "is damaged"),
         ({"whole_ms": 8.0}, "whole_ms must be above what all layers take together"),
