@@ -66,9 +66,19 @@ def mark_of(pattern: str, variant: int = 0) -> Mark:
     """The mark of a pattern. Its variants (rows with other criteria, say) have its colour, and markers and lines of
     their own."""
     count = len(COLOURS)
-    first = _FIXED.get(pattern, 2 * count + crc32(pattern.encode()) % (5 * count))
-    marker = (first + first // count + variant) % count  # so that no two of count^2 numbers have both in common
-    return Mark(COLOURS[first % count], MARKERS[marker], LINES[variant % len(LINES)])
+    return mark_at(_FIXED.get(pattern, 2 * count + crc32(pattern.encode()) % (5 * count)), variant, variant)
+
+
+def mark_at(place: int, shift: int, line: int) -> Mark:
+    """The mark at a place of the list of all colours and markers.
+
+    Args:
+        shift: to a later marker of the same colour.
+        line: which of `LINES`.
+    """
+    count = len(COLOURS)
+    marker = (place + place // count + shift) % count  # so that no two of count^2 places have both in common
+    return Mark(COLOURS[place % count], MARKERS[marker], LINES[line % len(LINES)])
 
 
 def marks_of(patterns: Mapping[str, str]) -> dict[str, Mark]:

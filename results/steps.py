@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from results.cells import pairs
-from results.figures import COLOURS, CONTROLS, DENSE_COLOUR, LINES, MARKERS, STYLE, Mark, legend
+from results.figures import COLOURS, CONTROLS, DENSE_COLOUR, STYLE, legend, mark_at
 from results.rows import Row
 from results.runs import natural
 from results.table import TARGET_SPARSITY
@@ -63,7 +63,9 @@ def score_against_steps(rows: Sequence[Row]) -> Figure:
     """
     drawn = panels(rows)
     labels = sorted({label for lines in drawn.values() for label in lines}, key=natural)
-    marks = {label: _mark(at) for at, label in enumerate(labels)}  # one recipe has one mark in all panels
+    marks = {
+        label: mark_at(at, 0, at // len(COLOURS)) for at, label in enumerate(labels)
+    }  # one recipe has one mark in all panels
     shown = [row for lines in drawn.values() for line in lines.values() for row in line]
     longest = max(row.steps or 0 for row in shown)
     wide = min(2, len(drawn))
@@ -126,11 +128,6 @@ def _lengths(rows: Iterable[Row]) -> int:
 
 def _share(row: Row, longest: float) -> float:
     return (row.steps or 0) / longest
-
-
-def _mark(at: int) -> Mark:
-    count = len(COLOURS)
-    return Mark(COLOURS[at % count], MARKERS[(at + at // count) % count], LINES[at // count % len(LINES)])
 
 
 def _draw_controls(axes: Axes, rows: Iterable[Row], longest: float) -> None:
