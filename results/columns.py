@@ -176,6 +176,12 @@ def sparse(metric: str) -> str:
     return f"sparse/{metric}"
 
 
+SIDES = (dense(""), sparse(""))
+"""How the names of all scores begin."""
+OUTCOMES = (RELATIVE_DROP, RATIO)
+"""Figures of a run that stand next to its scores wherever runs are listed."""
+
+
 # --- what few examples cannot show: notes of the table, the model card and the record ------------------------------
 
 FEW_EXAMPLES = 300

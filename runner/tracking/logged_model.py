@@ -32,7 +32,6 @@ WEIGHTS = "model"
 """The folder next to it, where the store has a copy of the model."""
 _DATA = "data/data"  # where MLflow puts a folder named data
 _PACKAGES = ("mlflow", "torch", "transformers")  # and prune-distill, of which no index has a release
-_SCORES = (columns.dense(""), columns.sparse(""), columns.RELATIVE_DROP, columns.RATIO)
 
 
 def log_model(client: MlflowClient, run_id: str, values: Mapping[str, Any], folder: Path | None) -> None:
@@ -115,6 +114,6 @@ def _log_scores(client: MlflowClient, run: Run, model_id: str) -> None:
     """The run's scores as the model's own, which MLflow's list of models shows."""
     from mlflow.entities import Metric
 
-    keys = [key for key in run.data.metrics if key.startswith(_SCORES)]
+    keys = [key for key in run.data.metrics if key.startswith((*columns.SIDES, *columns.OUTCOMES))]
     last = [client.get_metric_history(run.info.run_id, key)[-1] for key in keys]
     client.log_batch(run.info.run_id, metrics=[Metric(m.key, m.value, m.timestamp, m.step, model_id) for m in last])

@@ -18,8 +18,6 @@ log = logging.getLogger(__name__)
 
 PARENT = "mlflow.parentRunId"
 """MLflow's tag of a run below another one."""
-_SCORES = (columns.dense(""), columns.sparse(""))
-_OTHERS = (columns.RELATIVE_DROP, columns.RATIO)
 _METRICS_AT_ONCE = 900  # MLflow takes at most 1000
 
 
@@ -49,7 +47,9 @@ def summary(children: Sequence[Mapping[str, float]]) -> dict[str, float]:
     one column for both; and `NAME/min`, `NAME/max` and, of two or more, the sample's standard deviation `NAME/std`.
     """
     values: dict[str, float] = {"children": float(len(children))} if children else {}
-    for key in dict.fromkeys(key for child in children for key in child if key.startswith(_SCORES) or key in _OTHERS):
+    for key in dict.fromkeys(
+        key for child in children for key in child if key.startswith(columns.SIDES) or key in columns.OUTCOMES
+    ):
         numbers = [child[key] for child in children if key in child]
         values |= {key: statistics.fmean(numbers), f"{key}/min": min(numbers), f"{key}/max": max(numbers)}
         if len(numbers) > 1:

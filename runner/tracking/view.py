@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 _ENDED_WELL = "attributes.status != 'FAILED' and attributes.status != 'KILLED'"
 """Runs with scores, and those in progress. MLflow adds the parents of the runs that it shows."""
 _LABELS = [f"params.`{key}`" for key in (*columns.LABELS, columns.SEED)]
-_ENDS = [f"metrics.`{key}`" for key in (columns.RELATIVE_DROP, columns.RATIO)]
+_ENDS = [f"metrics.`{key}`" for key in columns.OUTCOMES]
 _MODELS = "attributes.`Models`"
 _WIDTH, _NARROW = 95, 55
 """Pixels of a column, and of that of the seed."""
