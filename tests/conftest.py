@@ -166,7 +166,7 @@ def save_small_model(folder: Path, kind: str = "bert", seed: int = 0, **changes:
 
 
 FINISHED = (
-    "dataset=demo", "dataset.train_examples=64", "dataset.eval_examples=60", "schedule=short",
+    "dataset=demo", "dataset.train_examples=64", "dataset.eval_examples=60", "recipe=published", "schedule=short",
     "train.max_steps=20", "train.per_device_train_batch_size=8", "train.learning_rate=1e-2", "train.warmup_steps=2",
     "finetune.max_steps=8", "finetune.per_device_train_batch_size=8", "finetune.learning_rate=1e-2",
     "distill.label_weight=1", "train.precision=null", "pattern=4x1",

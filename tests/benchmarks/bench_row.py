@@ -80,7 +80,8 @@ class Bench:
         return [
             *(sys.executable, "-m", "runner", "model=hub", f"model.path='{self.model}'"),
             *(f"model.finetuned='{self.model}'", f"dataset.path='{data.folder}'", f"pattern={self.pattern}"),
-            *("schedule=short", f"train.num_train_epochs={epochs}", f"train.learning_rate={self.learning_rate}"),
+            *("recipe=published", "schedule=short"),
+            *(f"train.num_train_epochs={epochs}", f"train.learning_rate={self.learning_rate}"),
             *(f"train.per_device_train_batch_size={BATCH}", f"seed={seed}", f"output_dir='{to}'"),
             *(f"cache_dir='{cache}'", f"tracking.uri='sqlite:///{self.output / 'mlflow.db'}'"),
             *([] if self.attention_dropout else ["model.attention_dropout=0"]),

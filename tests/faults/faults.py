@@ -44,7 +44,8 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 ARGUMENTS = (
-    "pattern=4x1", "dataset=demo", "dataset.train_examples=96", "dataset.eval_examples=24", "schedule=short",
+    "pattern=4x1", "dataset=demo", "dataset.train_examples=96", "dataset.eval_examples=24", "recipe=published",
+    "schedule=short",
     "train.max_steps=40", "train.per_device_train_batch_size=8", "train.save_steps=6", "train.logging_steps=5",
     "train.save_total_limit=2", "finetune.max_steps=12", "finetune.per_device_train_batch_size=8",
     "finetune.save_steps=4", "finetune.logging_steps=3",

@@ -16,7 +16,7 @@ from runner.system.errors import UserError
 from tests.conftest import FINISHED, Cli, copy_run
 
 SHORT = (
-    "dataset=demo", "dataset.train_examples=64", "dataset.eval_examples=16", "schedule=short",
+    "dataset=demo", "dataset.train_examples=64", "dataset.eval_examples=16", "recipe=published", "schedule=short",
     "train.per_device_train_batch_size=8", "train.max_steps=20", "finetune.per_device_train_batch_size=8",
     "finetune.max_steps=10",
 )  # fmt: skip

@@ -193,6 +193,21 @@ def test_training_after_one_update_has_its_masks(cli: Cli, small_model: Path, tm
         assert not torch.signbit(other[other == 0]).any()
 
 
+@pytest.mark.parametrize(("pattern", "after"), [("4x1", {"0": 0.6, "3": 0.775, "6": 0.8}), ("2:4", None)])
+def test_a_pair_without_a_published_recipe_is_pruned_early(
+    pattern: str, after: dict[str, float] | None, cli: Cli, small_model: Path, tmp_path: Path
+) -> None:
+    given = [argument for argument in QUICK if argument != "criterion=obs"]
+    done = ok(cli(*given, f"pattern={pattern}", "train.max_steps=20", "model=hub", f"model.path={small_model}"))
+    assert "recipe=best, the best that we measured (conf/recipe/best.yaml)" in done.stderr
+    (run,) = folders(tmp_path / "outputs")
+    result, pruning, tensors = read(run)
+    assert "teacher" not in result["stages"]  # hidden states of the teacher are not cached
+    assert list(pruning["updates"]) == ["0", "3", "6"]
+    assert after is None or pruning["updates"] == pytest.approx(after, abs=2e-3)
+    check_zeros(pruning, tensors, *((0.8, 4) if pattern == "4x1" else (0.5, 2)))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("pattern", ["4x1", "2:4"])
 def test_gradual_updates_that_are_interrupted_end_as_without(

@@ -36,7 +36,7 @@ pytestmark = [
 ]
 
 SHORT = (
-    "dataset=demo", "dataset.train_examples=64", "dataset.eval_examples=24", "schedule=short",
+    "dataset=demo", "dataset.train_examples=64", "dataset.eval_examples=24", "recipe=published", "schedule=short",
     "train.max_steps=20", "train.per_device_train_batch_size=8", "train.learning_rate=1e-2", "train.warmup_steps=2",
     "finetune.max_steps=8", "finetune.per_device_train_batch_size=8", "finetune.learning_rate=1e-2",
     "distill.label_weight=1",

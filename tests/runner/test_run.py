@@ -23,7 +23,7 @@ from tests.conftest import Cli, save_small_model
 from tests.loopback_hub import serve
 
 SHORT = (
-    "dataset=demo", "dataset.train_examples=96", "dataset.eval_examples=40", "schedule=short",
+    "dataset=demo", "dataset.train_examples=96", "dataset.eval_examples=40", "recipe=published", "schedule=short",
     "train.max_steps=30", "train.per_device_train_batch_size=8", "train.warmup_steps=2", "train.learning_rate=1e-3",
     "finetune.max_steps=5", "finetune.per_device_train_batch_size=8",
 )  # fmt: skip

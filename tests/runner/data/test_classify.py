@@ -210,7 +210,8 @@ def test_options_that_make_no_sense_are_refused(options: dict[str, Any], said: s
 
 # --- from end to end ----------------------------------------------------------------------------------------
 
-SHORT = ("schedule=short", "finetune.num_train_epochs=2", "finetune.learning_rate=1e-3", "train.num_train_epochs=2",
+SHORT = ("recipe=published",
+         "schedule=short", "finetune.num_train_epochs=2", "finetune.learning_rate=1e-3", "train.num_train_epochs=2",
          "train.learning_rate=1e-3")  # fmt: skip
 
 

@@ -451,7 +451,8 @@ def test_a_run_is_scored_shown_and_its_threshold_chosen(
     data = ("dataset=squad_v2", f"dataset.path={tmp_path}", "dataset.max_seq_length=128", "dataset.doc_stride=32",
             "dataset.official_train=null", "dataset.official_evaluation=null", "dataset.holdout=0.25")  # fmt: skip
     done = cli(
-        "-m", "runner", "model=hub", f"model.path={small_model}", "pattern=2:4", *data, "schedule=short",
+        "-m", "runner", "model=hub", f"model.path={small_model}", "pattern=2:4", *data, "recipe=published",
+        "schedule=short",
         "train.max_steps=10", "train.learning_rate=1e-2", "train.warmup_steps=2", "distill.label_weight=1",
         "finetune.max_steps=10", "finetune.learning_rate=1e-2",
     )  # fmt: skip

@@ -313,6 +313,7 @@ def test_a_run_on_a_file_in_columns(cli: Cli, rows: Any, tmp_path: Path) -> None
     model = save_small_model(tmp_path / "small")
     done = cli(
         "-m", "runner", "dataset=tag", "dataset.path=data", "model=hub", f"model.path={model}", "pattern=2:4",
+        "recipe=published",
         "schedule=short", "train.num_train_epochs=3", "train.learning_rate=1e-3", "finetune.learning_rate=3e-3",
         "finetune.num_train_epochs=12",
     )  # fmt: skip

@@ -27,6 +27,7 @@ from runner.config.experiment import Experiment
 from runner.data.demo import Demo
 from runner.inspect import inspect
 from runner.models import Model, positions, prunable_parameters, skeleton
+from runner.models.dropout import set_dropout
 from runner.models.verify import Verification, verify
 from runner.stages import finetune
 from runner.stages.checks import check
@@ -41,7 +42,7 @@ from tests.loopback_hub import serve
 QA = "AutoModelForQuestionAnswering"
 TOKENS = 128
 SHORT = (
-    "dataset=demo", "dataset.train_examples=40", "dataset.eval_examples=8", "schedule=short",
+    "dataset=demo", "dataset.train_examples=40", "dataset.eval_examples=8", "recipe=published", "schedule=short",
     "train.max_steps=6", "train.per_device_train_batch_size=4", "train.warmup_steps=1", "train.learning_rate=1e-3",
     "finetune.max_steps=1", "finetune.per_device_train_batch_size=4",
 )  # fmt: skip
@@ -178,6 +179,18 @@ def test_dropout_settings_reach_every_family(name: str, hub: Path) -> None:
         assert 0.2 in inside
     _, net = found(name, hub, hidden_dropout=0, attention_dropout=0)
     assert models.max_dropout(net) == 0
+
+
+def test_a_dropout_that_a_family_has_not_stays_as_it_is_for_0_alone(caplog: pytest.LogCaptureFixture) -> None:
+    config = transformers.AutoConfig.for_model("t5")  # dropout_rate alone
+    with caplog.at_level("INFO"):
+        set_dropout(config, None, 0, "t5-small")
+    assert [record.getMessage() for record in caplog.records] == [
+        "model.attention_dropout=0: t5-small (t5) has no such setting; its dropout stays as it is"
+    ]
+    with pytest.raises(UserError, match=r"model\.attention_dropout=0\.5: t5-small \(t5\) has no such setting"):
+        set_dropout(config, None, 0.5, "t5-small")
+    assert config.dropout_rate == 0.1
 
 
 def test_dropout_of_another_tasks_head_does_not_count() -> None:

@@ -33,6 +33,7 @@ pytestmark = pytest.mark.xdist_group("card")  # `place` is made once
 
 SHORT = (
     "dataset=demo", "dataset.train_examples=48", "dataset.eval_examples=40", "dataset.max_eval_samples=30",
+    "recipe=published",
     "schedule=short", "train.max_steps=6", "train.per_device_train_batch_size=8", "train.learning_rate=1e-3",
     "finetune.max_steps=2", "finetune.per_device_train_batch_size=8",
 )  # fmt: skip

@@ -29,7 +29,8 @@ from runner.system.process import SWEEP_FOLDER
 from tests.conftest import ROOT, Cli
 
 SMALL = (
-    "dataset=demo", "dataset.train_examples=64", "dataset.eval_examples=16", "schedule=short", "train.warmup_steps=2",
+    "dataset=demo", "dataset.train_examples=64", "dataset.eval_examples=16", "recipe=published",
+    "schedule=short", "train.warmup_steps=2",
     "train.per_device_train_batch_size=8", "finetune.max_steps=3", "finetune.per_device_train_batch_size=8",
 )  # fmt: skip
 

@@ -163,7 +163,8 @@ def test_a_run_is_not_begun_without_its_server(cli: Cli, small_model: Path, tmp_
 @pytest.mark.slow
 def test_the_server_stops_in_the_middle_of_a_run(server: Server, cli: Cli, small_model: Path, tmp_path: Path) -> None:
     command = ("-m", "runner", "model=hub", f"model.path={small_model}", "pattern=4x1", "dataset=demo",
-               "dataset.train_examples=64", "dataset.eval_examples=16", "schedule=short", "train.max_steps=120",
+               "dataset.train_examples=64", "dataset.eval_examples=16", "recipe=published",
+               "schedule=short", "train.max_steps=120",
                "train.per_device_train_batch_size=8", "train.save_steps=20", "train.logging_steps=3",
                "finetune.max_steps=3", "finetune.per_device_train_batch_size=8", "tracking.patience=0.5")  # fmt: skip
     whole = cli(*command, f"tracking.uri=sqlite:///{tmp_path}/whole.db", "output_dir=whole", "cache_dir=other")

@@ -406,7 +406,8 @@ def test_features_with_and_without_token_types_are_kept_apart(tmp_path: Path) ->
 # --- whole runs ---------------------------------------------------------------------------------------------
 
 SHORT = (
-    "dataset=demo", "dataset.train_examples=48", "dataset.eval_examples=40", "schedule=short", "train.max_steps=6",
+    "dataset=demo", "dataset.train_examples=48", "dataset.eval_examples=40", "recipe=published",
+    "schedule=short", "train.max_steps=6",
     "train.per_device_train_batch_size=8", "train.learning_rate=1e-3", "finetune.max_steps=2",
     "finetune.per_device_train_batch_size=8", "model=hub", "pattern=4x1",
 )  # fmt: skip

@@ -23,6 +23,7 @@ from tests.conftest import ROOT, Cli
 
 COMMAND = (
     "-m", "runner", "pattern=4x1", "dataset=demo", "dataset.train_examples=96", "dataset.eval_examples=40",
+    "recipe=published",
     "schedule=short", "train.max_steps=240", "train.per_device_train_batch_size=8", "train.save_steps=30",
     "train.logging_steps=7", "finetune.max_steps=5", "finetune.per_device_train_batch_size=8",
 )  # fmt: skip

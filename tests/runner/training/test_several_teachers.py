@@ -99,7 +99,8 @@ def test_each_live_teacher_gets_its_inputs_and_only_the_first_gives_hidden_state
 # --- whole runs ---------------------------------------------------------------------------------------------
 
 SHORT = (
-    "dataset=demo", "dataset.train_examples=32", "dataset.eval_examples=16", "schedule=short", "pattern=4x1",
+    "dataset=demo", "dataset.train_examples=32", "dataset.eval_examples=16", "recipe=published",
+    "schedule=short", "pattern=4x1",
     "train.num_train_epochs=1", "train.per_device_train_batch_size=8", "finetune.num_train_epochs=1",
     "finetune.per_device_train_batch_size=8", "train.precision=float32", "finetune.precision=float32",
 )  # fmt: skip
