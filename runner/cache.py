@@ -24,6 +24,7 @@ from runner.system.disk import file_stats, human_bytes, size_of
 from runner.system.errors import UserError, disk_error
 from runner.system.files import lock_is_held, lock_path, remove
 from runner.system.process import command
+from runner.system.text_tables import aligned
 
 KINDS = {
     "dense": "fine-tuned dense models",
@@ -167,15 +168,16 @@ def main(arguments: list[str]) -> None:
         for entry in busy:
             print(f"{entry} is being made by a run, and was left")
         return
+    rows = []
     for of_kind in contents(options.cache_dir):
         written = of_kind.newest
         when = "" if written is None else time.strftime(", the newest of %Y-%m-%d %H:%M", time.localtime(written))
-        print(
-            f"{of_kind.kind:<9}{human_bytes(of_kind.bytes):>9}  {len(of_kind.entries)} of {KINDS[of_kind.kind]}{when}"
-        )
+        entries = f"{len(of_kind.entries)} of {KINDS[of_kind.kind]}{when}"
+        rows.append((of_kind.kind, human_bytes(of_kind.bytes), entries))
         if of_kind.unfinished:
             left = f"{len(of_kind.unfinished)} half written, {human_bytes(size_of(*of_kind.unfinished))}"
-            print(f"{'':<20}and {left}: `clean` removes what no run is making")
+            rows.append(("", "", f"and {left}: `clean` removes what no run is making"))
+    print(*aligned(rows, right={1}), sep="\n")
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from runner.system.fingerprint import SHORT, hash_json
 from runner.system.locks import exclusive, saving
 from runner.system.process import SWEEP_FOLDER, exit_status, set_up_process
 from runner.system.progress import Progress
+from runner.system.text_tables import aligned
 
 log = logging.getLogger(__name__)
 
@@ -177,22 +178,20 @@ def labels(jobs: Sequence[preview.Job]) -> dict[str, str]:
 def overview(outcomes: list[Outcome]) -> list[str]:
     """An aligned line for each run that succeeded: its labels, the overrides that differ, and its scores."""
     common = set.intersection(*(set(outcome.overrides) for outcome in outcomes)) if outcomes else set()
-    results, names = [], []
+    lines = []
     for outcome in outcomes:
         r = files.read_json(Path(str(outcome.folder)) / "result.json")
         if r is None:
             continue
         other = [o for o in outcome.overrides if o not in common and o.split("=")[0] not in preview.LABELLED]
-        results.append(r)
-        names.append(", ".join([f"{r['model']} on {r['dataset']}, {r['pattern']}, seed {r['seed']}", *other]))
-    lines = []
-    for name, result in zip(names, results, strict=True):
-        metric = result["metric"]
-        line = f"{name:<{max(map(len, names))}}  dense {columns.written(metric)} {result['dense'][metric]:.4f}"
-        if result["sparse"] is not None:
-            line += f"  sparse {result['sparse'][metric]:.4f}"
-        lines.append(line + (f"  {result['relative_drop']:+.2%}" if result["relative_drop"] is not None else ""))
-    return lines
+        metric, dense, sparse, drop = r["metric"], r["dense"], r["sparse"], r["relative_drop"]
+        lines.append((
+            ", ".join([f"{r['model']} on {r['dataset']}, {r['pattern']}, seed {r['seed']}", *other]),
+            f"dense {columns.written(metric)} {dense[metric]:.4f}",
+            "" if sparse is None else f"sparse {sparse[metric]:.4f}",
+            "" if drop is None else f"{drop:+.2%}",
+        ))  # fmt: skip
+    return aligned(lines)
 
 
 def expand(overrides: list[str]) -> list[list[str]]:
