@@ -8,6 +8,7 @@ unit is worth nothing without the others: a unit whose weights are all zero comp
 and schedules treat it as any other.
 """
 
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -163,6 +164,7 @@ class Coupled(Pattern):
             return None
         return cls() if target_sparsity is None else cls(target_sparsity=target_sparsity)
 
+    @abstractmethod
     def find(self, modules: Mapping[str, nn.Linear], heads: int) -> Iterator[tuple[str, CoupledWeights]]:
         """Names and weights of all units in a network.
 
