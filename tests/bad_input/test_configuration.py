@@ -85,6 +85,11 @@ WRONG = [
     (["train.warmup_steps=1.5"], ["warmup_steps=1.5", "whole steps"]),
     (["model.hidden_dropout=1"], ["model.hidden_dropout=1", "below 1"]),
     (["model.path="], ["model.path", "a hub id or a folder"]),
+    *(([f"{key}="], [f"{key}=: an empty text names nothing; leave the key out"])
+      for key in ("model.finetuned", "model.sparse", "model.revision", "model.finetuned_revision", "model.model_type",
+                  "dataset.path", "dataset.unlabelled", "dataset.name", "dataset.revision", "dataset.train_split",
+                  "distill.teacher", "allocation.latency")),
+    (["model.finetuned=''"], ["model.finetuned=: an empty text names nothing"]),
     (["dataset.holdout=1.5"], ["dataset.holdout=1.5", "below 1"]),
     (["dataset.max_train_samples=0"], ["dataset.max_train_samples=0", "at least 1"]),
     (["dataset.doc_stride=384"], ["dataset.doc_stride=384", "dataset.max_seq_length=384"]),
