@@ -61,21 +61,16 @@ class Sweep(Callback):
         overrides = as_typed(config.hydra)
         parsed = override_parser().parse_overrides(overrides)
         varied = [o.input_line or "" for o in parsed if o.is_sweep_override()]
-        swept = config.hydra.sweeper.get("params") or {}
+        swept = [f"{key}={value}" for key, value in (config.hydra.sweeper.get("params") or {}).items()]
         if config.hydra.sweeper._target_ == BASIC:
-            self.jobs = expand([*(f"{key}={value}" for key, value in swept.items()), *overrides])
-            checked = self.jobs
+            checked = self.jobs = expand([*swept, *overrides])
             if not checked:
                 raise UserError(f"{' '.join(varied)}: no option matches, so this sweep has no run")
         else:  # it chooses the jobs one by one: what they have in common is checked
             checked = [[o.input_line or "" for o in parsed if not o.is_sweep_override()]]
-            for given in [*(f"{key}={value}" for key, value in swept.items()), *varied]:
+            for given in [*swept, *varied]:
                 check_key(given)
-        composer, jobs = Composer(), []
-        with Progress("Composing", len(checked)) as progress:
-            for overrides in checked:
-                jobs.append(preview.Job(overrides, *composer(overrides)))
-                progress.update()
+        jobs = composed(checked)
         for job in jobs:
             experiment = job.experiment.resolved()
             if self.jobs is None and not experiment.dataset.holdout:
@@ -167,6 +162,17 @@ def _ending(work: Callable[[], None]) -> None:
         status = 1
     if status:
         sys.exit(status)
+
+
+def composed(jobs: Sequence[list[str]]) -> list[preview.Job]:
+    """The configurations of jobs, given by their overrides."""
+    composer = Composer()
+    with Progress("Composing", len(jobs)) as progress:
+        made = []
+        for overrides in jobs:
+            made.append(preview.Job(overrides, *composer(overrides)))
+            progress.update()
+    return made
 
 
 def labels(jobs: Sequence[preview.Job]) -> dict[str, str]:
