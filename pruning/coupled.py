@@ -267,8 +267,8 @@ def couple(model: nn.Module, parameters: Mapping[str, Weight], pattern: Coupled,
     Raises:
         PruningError: the model has no such unit.
     """
-    modules = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
-    modules = {name: module for name, module in modules.items() if "weight" in dict(module.named_parameters())}
+    linears = ((name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear))
+    modules = {name: module for name, module in linears if "weight" in dict(module.named_parameters())}
     ours = {id(parameter) for parameter in parameters.values()}
     found = {
         name: weights
@@ -278,8 +278,7 @@ def couple(model: nn.Module, parameters: Mapping[str, Weight], pattern: Coupled,
     if not found:
         raise PruningError(
             f"no units of {pattern}: among the matrices that may be pruned (such as {', '.join(list(parameters)[:3])}) "
-            "are none whose names and shapes are known to belong together; choose a pattern of single matrices, such "
-            "as 4x1"
+            "are none whose names and shapes are known to belong together; choose one of single matrices, such as 4x1"
         )
     coupled = {id(part.parameter) for weights in found.values() for part in weights.parts}
     return {name: p for name, p in parameters.items() if id(p) not in coupled} | found
