@@ -1,6 +1,7 @@
 """Allocations: how one budget of units to prune is spread over many weights."""
 
 import math
+from abc import abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 
@@ -157,6 +158,7 @@ class Allocation:
                 self,
             )
 
+    @abstractmethod
     def select(self, costs: Mapping[str, Tensor], fraction: float, quotas: Mapping[str, Quota]) -> dict[str, Tensor]:
         """Which units to prune, as a bool mask per layer.
 

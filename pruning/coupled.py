@@ -8,6 +8,7 @@ unit is worth nothing without the others: a unit whose weights are all zero comp
 and schedules treat it as any other.
 """
 
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -163,6 +164,7 @@ class Coupled(Pattern):
             return None
         return cls() if target_sparsity is None else cls(target_sparsity=target_sparsity)
 
+    @abstractmethod
     def find(self, modules: Mapping[str, nn.Linear], heads: int) -> Iterator[tuple[str, CoupledWeights]]:
         """Names and weights of all units in a network.
 
@@ -265,8 +267,8 @@ def couple(model: nn.Module, parameters: Mapping[str, Weight], pattern: Coupled,
     Raises:
         PruningError: the model has no such unit.
     """
-    modules = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
-    modules = {name: module for name, module in modules.items() if "weight" in dict(module.named_parameters())}
+    linears = ((name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear))
+    modules = {name: module for name, module in linears if "weight" in dict(module.named_parameters())}
     ours = {id(parameter) for parameter in parameters.values()}
     found = {
         name: weights
@@ -276,8 +278,7 @@ def couple(model: nn.Module, parameters: Mapping[str, Weight], pattern: Coupled,
     if not found:
         raise PruningError(
             f"no units of {pattern}: among the matrices that may be pruned (such as {', '.join(list(parameters)[:3])}) "
-            "are none whose names and shapes are known to belong together; choose a pattern of single matrices, such "
-            "as 4x1"
+            "are none whose names and shapes are known to belong together; choose one of single matrices, such as 4x1"
         )
     coupled = {id(part.parameter) for weights in found.values() for part in weights.parts}
     return {name: p for name, p in parameters.items() if id(p) not in coupled} | found

@@ -7,6 +7,7 @@ the formula second: a block is scored as one connection whose observation is the
 
 import hashlib
 import re
+from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -67,14 +68,17 @@ class Criterion:
         """`reduce` as a function."""
         return REDUCTIONS[self.reduce]
 
+    @abstractmethod
     def observation(self, weight: Tensor, gradient: Tensor) -> Tensor:
         """[out, in] weight and gradient of one optimizer step -> a new [out, in], pooled and given to `accumulate`."""
         raise NotImplementedError
 
+    @abstractmethod
     def accumulate(self, state: dict[str, Tensor], pooled: Tensor) -> None:
         """Add one step's pooled observation to the state. `pooled` may be stored or changed in place."""
         raise NotImplementedError
 
+    @abstractmethod
     def saliency(self, layer: Layer) -> Tensor | None:
         """The pooled scores: higher is more important. None if nothing is known of this layer."""
         raise NotImplementedError

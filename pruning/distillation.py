@@ -1,6 +1,7 @@
 """Distillation: losses that pull the student towards its dense teacher."""
 
 import math
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -90,6 +91,7 @@ class Distillation:
         """
         return {}
 
+    @abstractmethod
     def loss(self, student: Prediction, teacher: Prediction) -> Tensor:
         """The scalar distillation loss, unweighted.
 

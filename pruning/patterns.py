@@ -6,6 +6,7 @@ m - n of an N:M group.
 `keep` builds a mask; `violations` detects a broken one. They share no code on purpose: each tests the other.
 """
 
+from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import ClassVar, Self
@@ -48,6 +49,7 @@ class Pattern:
         """The sparsity of a unit that is pruned, and so of a weight with all its units pruned."""
         return 1.0
 
+    @abstractmethod
     def unit_size(self, shape: torch.Size) -> int:
         """Number of weights in a unit of a matrix of this shape."""
         raise NotImplementedError
@@ -56,10 +58,12 @@ class Pattern:
         """Number of weights of a unit that become zero when it is pruned."""
         return round(self.max_sparsity * self.unit_size(shape))
 
+    @abstractmethod
     def misfit(self, shape: torch.Size) -> str | None:
         """Why a matrix of this shape cannot take the pattern, or None if it can."""
         raise NotImplementedError
 
+    @abstractmethod
     def pool(self, values: Tensor, reduction: Reduction = torch.mean) -> Tensor:
         """[out, in] values -> the scores that the pattern needs, as few numbers as it allows."""
         raise NotImplementedError
@@ -81,10 +85,12 @@ class Pattern:
         """Bool mask in the shape of the scores -> bool [units]: which units it prunes."""
         return mask.logical_not().flatten()
 
+    @abstractmethod
     def tile(self, matrix: Tensor, pooled: Tensor) -> tuple[Tensor, Tensor]:
         """Views of a contiguous matrix and of a pooled tensor that broadcast against each other."""
         raise NotImplementedError
 
+    @abstractmethod
     def violations(self, weight: Tensor) -> int:
         """Number of units of a [out, in] weight that break the pattern."""
         raise NotImplementedError

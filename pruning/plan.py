@@ -111,18 +111,10 @@ class Plan:
         for name, p in self.candidates.items():
             shared = names[id(p)]
             override = self.allocation.override(*shared, *dict(parts_of(name, p)))
-            try:
-                own = _pattern(pattern, override)
-            except PruningError as error:
-                raise PruningError(f"allocation.layers, for {name}: {error}") from error
-            reason = _reason(p, own, override, shared[0] if shared[0] != name else None)
             self.frozen += [name] if override.frozen else []
-            if keeps_zeros and (override.excluded or _misfit(own, p) or not own.prunes):
-                excluded = dataclasses.replace(override, excluded=False)
-                if _reason(p, Locked(), excluded, shared[0] if shared[0] != name else None) is None:
-                    own, reason = Locked(), None
-            if reason is not None:
-                self.left[name] = reason
+            own = self._pattern_or_reason(name, p, override, shared[0])
+            if isinstance(own, str):
+                self.left[name] = own
             else:
                 group = Group.of(own, override)
                 self._add(groups.setdefault(group.key, group), name, p, tokens)
@@ -142,6 +134,22 @@ class Plan:
         self.parameters = {name: p for name, p in self.candidates.items() if name in self.patterns}
         """The parameters that have a pattern."""
         self._check()
+
+    def _pattern_or_reason(self, name: str, p: Weight, override: LayerOverride, first: str) -> Pattern | str:
+        """The pattern of a parameter, or why it is left dense.
+
+        Args:
+            first: of its names.
+        """
+        try:
+            own = _pattern(self.pattern, override)
+        except PruningError as error:
+            raise PruningError(f"allocation.layers, for {name}: {error}") from error
+        other = first if first != name else None
+        locked = self.keeps_zeros and (override.excluded or _misfit(own, p) or not own.prunes)
+        if locked and _reason(p, Locked(), dataclasses.replace(override, excluded=False), other) is None:
+            return Locked()
+        return _reason(p, own, override, other) or own
 
     def _add(self, group: Group, name: str, weights: Weight, tokens: int) -> None:
         """Add a layer to a group, with the cost of its units."""

@@ -2,6 +2,7 @@
 
 import math
 import re
+from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -116,6 +117,7 @@ class Schedule:
         text = getattr(self, key)
         return PruningError(f"{key}={text!r}: the training is not counted in epochs; write optimizer steps", self)
 
+    @abstractmethod
     def steps(self, length: TrainingLength) -> dict[int, float]:
         """Optimizer steps taken before an update -> progress, which ends at 1.
 
@@ -124,6 +126,7 @@ class Schedule:
         """
         raise NotImplementedError
 
+    @abstractmethod
     def sparsity(self, progress: float, target: float) -> float:
         """Sparsity at `progress` in [0, 1] from the first to the last update; `target` at 1.
 

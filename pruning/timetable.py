@@ -59,9 +59,25 @@ def _at(course: Mapping[int, float], step: int) -> float:
 
 
 def _steps(group: Group, schedule: Schedule, length: TrainingLength) -> dict[int, float]:
-    if not group.schedule:
-        return schedule.steps(length)
     try:
-        return schedule.steps(length)
+        steps = schedule.steps(length)
+        _check_steps(schedule, steps, group.pattern.target, length)
     except PruningError as error:
+        if not group.schedule:
+            raise
         raise PruningError(f"{group.place}: {error}") from error
+    return steps
+
+
+def _check_steps(schedule: Schedule, steps: Mapping[int, float], target: float, length: TrainingLength) -> None:
+    """Refuse a schedule that does not take a group to its target within the training. Raises PruningError."""
+    kind = type(schedule).__name__
+    if not steps or min(steps) < 0 or max(steps) > length.steps:
+        given = f"updates from step {min(steps)} to {max(steps)}" if steps else "no update"
+        raise PruningError(f"{kind}.steps gives {given}; at least one is needed, from step 0 to {length.steps}")
+    reached = schedule.sparsity(steps[max(steps)], target)
+    if abs(reached - target) > 1e-6:
+        raise PruningError(
+            f"{kind} ends at the sparsity {reached:g}, not at the target {target:g}: the last of its steps must have "
+            "the progress 1, at which its sparsity is the target"
+        )

@@ -158,18 +158,13 @@ def _entity_f1(means: np.ndarray) -> np.ndarray:
     return _over(2 * correct, predicted + gold)
 
 
-def _precision(means: np.ndarray) -> np.ndarray:
-    """correct / predicted; the means are of correct, predicted and gold entities."""
-    return _over(means[..., 0], means[..., 1])
-
-
 def _recall(means: np.ndarray) -> np.ndarray:
     """correct / gold; the means are of correct, predicted and gold entities."""
     return _over(means[..., 0], means[..., 2])
 
 
 def _ratio(means: np.ndarray) -> np.ndarray:
-    """The first number over the second one, such as right words over words."""
+    """The first number over the second one, such as right words over words, or correct entities over predicted ones."""
     return _over(means[..., 0], means[..., 1])
 
 
@@ -207,7 +202,7 @@ FROM_MEANS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "f1": _f1,
     "macro_f1": _macro_f1,
     "entity_f1": _entity_f1,
-    "entity_precision": _precision,
+    "entity_precision": _ratio,
     "entity_recall": _recall,
     "ratio": _ratio,
     "matthews_correlation": _matthews,

@@ -16,15 +16,7 @@ from results.figures import COLOURS, CONTROLS, DENSE_COLOUR, STYLE, legend, mark
 from results.rows import Row
 from results.runs import natural
 from results.table import TARGET_SPARSITY
-from results.tradeoff import (
-    comparisons,
-    dense_scores,
-    legend_of_bars,
-    level,
-    points,
-    score_label,
-    seed_counts,
-)
+from results.tradeoff import comparisons, dense_scores, legend_of_bars, level, points, score_label, seed_counts
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

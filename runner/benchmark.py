@@ -39,6 +39,7 @@ from runner.system import disk, spelling
 from runner.system.commands import command_parser
 from runner.system.errors import UserError
 from runner.system.process import command, set_up_process
+from runner.system.text_tables import aligned
 from runner.tracking import Tracking
 
 if TYPE_CHECKING:
@@ -203,19 +204,8 @@ def check_length(model: PreTrainedModel, length: int) -> None:
 
 def table(timings: list[Timing]) -> str:
     """The timings as text; ratios above 1 are faster than the best dense runtime of the same batch."""
-    head = (
-        "batch",
-        "length",
-        "threads",
-        "runtime",
-        "ms",
-        "10 to 90 %",
-        "CPU ms",
-        "wall ms",
-        "to best dense",
-        "difference",
-        "MiB",
-    )
+    head = ("batch", "length", "threads", "runtime", "ms", "10 to 90 %", "CPU ms", "wall ms", "to best dense",
+            "difference", "MiB")  # fmt: skip
     rows = [
         (
             str(t.batch), str(t.length), str(t.threads), f"{t.runtime} {t.precision}", f"{t.ms:.2f}",
@@ -225,10 +215,7 @@ def table(timings: list[Timing]) -> str:
         )
         for t in timings
     ]  # fmt: skip
-    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in (head, *rows)
-    )
+    return "\n".join(aligned([head, *rows], right={0, 1, 2, *range(4, len(head))}))
 
 
 if __name__ == "__main__":

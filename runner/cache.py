@@ -24,6 +24,7 @@ from runner.system.disk import file_stats, human_bytes, size_of
 from runner.system.errors import UserError, disk_error
 from runner.system.files import lock_is_held, lock_path, remove
 from runner.system.process import command
+from runner.system.text_tables import aligned
 
 KINDS = {
     "dense": "fine-tuned dense models",
@@ -117,14 +118,6 @@ def _remove(entry: Path, dry_run: bool) -> int:
     return freed
 
 
-def _clean_checkpoints(options: argparse.Namespace) -> None:
-    if not options.output_dir.is_dir():
-        raise UserError(f"--output-dir {options.output_dir}: there is no such folder; name the output_dir of your runs")
-    freed, count = clean_checkpoints(options.output_dir, options.dry_run)
-    verb = "to free" if options.dry_run else "freed"
-    print(f"{human_bytes(freed)} {verb} in {options.output_dir}: checkpoints of {count} finished runs")
-
-
 def main(arguments: list[str]) -> None:
     """List or clean."""
     parser = command_parser("cache", "list", "clean teacher", "clean checkpoints --dry-run")
@@ -149,33 +142,51 @@ def main(arguments: list[str]) -> None:
             "--cache-dir", type=Path, default=Path("cache"), metavar="DIR", help="cache_dir of the runs (cache)"
         )
     options = parser.parse_args(arguments)
-    if options.command == "clean" and CHECKPOINTS in options.kinds:
-        _clean_checkpoints(options)
-        options.kinds.remove(CHECKPOINTS)
-        if not options.kinds:
-            return
-    if not options.cache_dir.is_dir():
-        raise UserError(f"--cache-dir {options.cache_dir}: there is no such folder; name the cache_dir of your runs")
     if options.command == "clean":
-        unknown = sorted(set(options.kinds) - {*KINDS, "all"})
-        if unknown:
-            known = [*KINDS, "all", CHECKPOINTS]
-            parser.error(f"unknown kind {unknown[0]!r}: {', '.join(KINDS)} or all{meant(unknown[0], known)}")
-        kinds = list(KINDS) if "all" in options.kinds else options.kinds
+        _clean(parser, options)
+    else:
+        _check_folder("cache", options.cache_dir)
+        show(options.cache_dir)
+
+
+def _check_folder(of: str, folder: Path) -> None:
+    if not folder.is_dir():
+        raise UserError(f"--{of}-dir {folder}: there is no such folder; name the {of}_dir of your runs")
+
+
+def _clean(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """Check all that is asked for, then remove it and print what it freed."""
+    known = [*KINDS, "all", CHECKPOINTS]
+    if unknown := sorted(set(options.kinds) - set(known)):
+        parser.error(f"unknown kind {unknown[0]!r}: {', '.join(KINDS)} or all{meant(unknown[0], known)}")
+    kinds = [kind for kind in KINDS if {kind, "all"} & set(options.kinds)]
+    checkpoints, verb = CHECKPOINTS in options.kinds, "to free" if options.dry_run else "freed"
+    entries = bool(kinds) or not checkpoints  # without a kind: unfinished ones
+    for asked, of in ((checkpoints, "output"), (entries, "cache")):
+        if asked:
+            _check_folder(of, getattr(options, f"{of}_dir"))
+    if checkpoints:
+        freed, count = clean_checkpoints(options.output_dir, options.dry_run)
+        print(f"{human_bytes(freed)} {verb} in {options.output_dir}: checkpoints of {count} finished runs")
+    if entries:
         freed, busy = clean(options.cache_dir, kinds, options.dry_run)
-        print(f"{human_bytes(freed)} {'to free' if options.dry_run else 'freed'} in {options.cache_dir}")
+        print(f"{human_bytes(freed)} {verb} in {options.cache_dir}")
         for entry in busy:
             print(f"{entry} is being made by a run, and was left")
-        return
-    for of_kind in contents(options.cache_dir):
+
+
+def show(cache: Path) -> None:
+    """Print the entries of a cache, a line for each kind."""
+    rows = []
+    for of_kind in contents(cache):
         written = of_kind.newest
         when = "" if written is None else time.strftime(", the newest of %Y-%m-%d %H:%M", time.localtime(written))
-        print(
-            f"{of_kind.kind:<9}{human_bytes(of_kind.bytes):>9}  {len(of_kind.entries)} of {KINDS[of_kind.kind]}{when}"
-        )
+        entries = f"{len(of_kind.entries)} of {KINDS[of_kind.kind]}{when}"
+        rows.append((of_kind.kind, human_bytes(of_kind.bytes), entries))
         if of_kind.unfinished:
             left = f"{len(of_kind.unfinished)} half written, {human_bytes(size_of(*of_kind.unfinished))}"
-            print(f"{'':<20}and {left}: `clean` removes what no run is making")
+            rows.append(("", "", f"and {left}: `clean` removes what no run is making"))
+    print(*aligned(rows, right={1}), sep="\n")
 
 
 if __name__ == "__main__":

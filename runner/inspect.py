@@ -26,6 +26,7 @@ from runner.system.commands import command_parser
 from runner.system.disk import human_bytes
 from runner.system.errors import UserError
 from runner.system.process import command
+from runner.system.text_tables import show as show_table
 
 BLOCKS = ("rows", "columns", "32x32", "16x16", "8x8", "4x4", "2x2", "32x1", "16x1", "8x1", "4x1", "2x1", "1x32", "1x16",
           "1x8", "1x4", "1x2")  # fmt: skip
@@ -231,7 +232,6 @@ def show(inspection: Inspection) -> None:
     """Print an inspection as a table."""
     from rich import box
     from rich.console import Console
-    from rich.measure import Measurement
     from rich.table import Column, Table
 
     table = Table(Column("Layer", overflow="fold"), "Shape", "Zeros", "Patterns that hold", box=box.SIMPLE_HEAD)
@@ -239,9 +239,7 @@ def show(inspection: Inspection) -> None:
         shape = " x ".join(map(str, layer.shape))
         table.add_row(layer.name.removesuffix(".weight"), shape, f"{layer.sparsity:.4f}", describe(layer))
     console = Console(highlight=False, color_system=None)
-    if not console.is_terminal:  # a file or a pipe has no width
-        console.width = max(80, Measurement.get(console, console.options.update(width=500), table).maximum)
-    console.print(table)
+    show_table(console, table, widest=500)
     console.print(
         f"{inspection.linear_ratio:.4f} of all Linear and Conv weights are zero, {inspection.overall_ratio:.4f} of all"
     )

@@ -25,6 +25,7 @@ from runner.system.commands import command_parser
 from runner.system.disk import human_bytes, size_of
 from runner.system.errors import UserError
 from runner.system.process import command, message
+from runner.system.text_tables import aligned
 
 STATES = ("finished", "running", "interrupted", "failed")
 FAILURE = "failure.json"
@@ -94,9 +95,8 @@ def table(entries: list[RunEntry], now: float) -> Iterator[str]:
         score = entry.sparse if entry.sparse is not None else entry.dense
         shown = "-" if score is None else f"{columns.written(str(entry.metric))} {score:.4f}"
         lines.append((entry.state, shown, age(now - entry.written), human_bytes(entry.bytes), entry.folder))
-    widths = [max(len(line[at]) for line in lines) for at in range(4)]
-    for line, error in zip(lines, [None, *(entry.error for entry in entries)], strict=True):
-        yield "  ".join([*(cell.ljust(width) for cell, width in zip(line, widths, strict=False)), line[4]])
+    for line, error in zip(aligned(lines), [None, *(entry.error for entry in entries)], strict=True):
+        yield line
         if error:
             yield f"  {error}"
     counts = [f"{sum(entry.state == state for entry in entries)} {state}" for state in STATES]

@@ -20,6 +20,7 @@ from runner.system.commands import command_parser
 from runner.system.device import device
 from runner.system.errors import UserError, writing
 from runner.system.process import command, set_up_process
+from runner.system.text_tables import aligned
 
 if TYPE_CHECKING:
     from runner.config.experiment import Experiment
@@ -176,14 +177,7 @@ def table(losses: Losses) -> str:
     cells = [[row["layer"] or "-", row["kind"], *(_number(row["losses"].get(head)) for head in heads)] for row in rows]
     sums = [_number(sum(row["losses"].get(head, 0.0) for row in rows)) for head in heads]
     lines = [["layer", "kind", *(f"{100 * float(head):g}%" for head in heads)], *cells, ["all", "", *sums]]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    left, right = str.ljust, str.rjust
-    return "\n".join(
-        "  ".join(
-            (left if at < 2 else right)(cell, width) for at, (cell, width) in enumerate(zip(line, widths, strict=True))
-        )
-        for line in lines
-    )
+    return "\n".join(aligned(lines, right=range(2, len(lines[0]))))
 
 
 def _number(loss: float | None) -> str:

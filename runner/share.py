@@ -23,6 +23,7 @@ from runner.system.errors import UserError
 from runner.system.files import integrity_error, manifest_names
 from runner.system.hub import explain_upload
 from runner.system.process import command, set_up_process
+from runner.system.text_tables import aligned
 from runner.tracking import Tracking
 
 if TYPE_CHECKING:
@@ -105,9 +106,9 @@ def size_of(content: Path | bytes) -> int:
 def announce(files: Mapping[str, Path | bytes], repo_id: str, private: bool) -> None:
     """Print the files and their sizes."""
     print(f"for {repo_id}{' (private)' if private else ''}:")
-    for name, content in files.items():
-        print(f"  {name:<24}{size_of(content):>14,} bytes")
-    print(f"  {'in all':<24}{sum(map(size_of, files.values())):>14,} bytes")
+    sizes = {name: size_of(content) for name, content in files.items()}
+    rows = [*sizes.items(), ("in all", sum(sizes.values()))]
+    print(*aligned([(f"  {name}", f"{size:,} bytes") for name, size in rows], right={1}), sep="\n")
 
 
 def existing(api: HfApi, repo_id: str) -> ModelInfo | None:

@@ -23,6 +23,7 @@ from runner.system import files, ranks, spelling
 from runner.system.commands import command_parser
 from runner.system.errors import UserError, writing
 from runner.system.process import command, set_up_process
+from runner.system.text_tables import aligned
 
 if TYPE_CHECKING:
     from runner.config.experiment import Experiment
@@ -237,11 +238,7 @@ def table(points: Sequence[Point], metric: str) -> str:
         )
         for each in points
     ]  # fmt: skip
-    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-    lines = [
-        [(cell.rjust if 0 < at < 6 else cell.ljust)(widths[at]) for at, cell in enumerate(row)] for row in (head, *rows)
-    ]
-    return "\n".join("  ".join(line).rstrip() for line in lines)
+    return "\n".join(aligned([head, *rows], right=range(1, 6)))
 
 
 def draw(points: Sequence[Point], about: str, metric: str, file: Path) -> None:

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from runner.demo.text import LAYOUTS, draw_paragraph, examples, vocabulary
+from runner.demo.text import LAYOUTS, draw_paragraph, examples
+from tests.tools.demo_words import vocabulary
 
 ROOT = Path(__file__).parents[1]
 TINY = ROOT / "runner" / "demo" / "tiny"

@@ -13,7 +13,7 @@ runtime cannot compute runs dense in torch, and the report says why.
 
 from pruning.runtime.compiler import Unavailable
 from pruning.runtime.model import FastModel, Report, accelerate, load
-from pruning.runtime.packed_file import pack, unpack
+from pruning.runtime.packed_file import pack
 from pruning.runtime.packing import Blocks
 
-__all__ = ["Blocks", "FastModel", "Report", "Unavailable", "accelerate", "load", "pack", "unpack"]
+__all__ = ["Blocks", "FastModel", "Report", "Unavailable", "accelerate", "load", "pack"]

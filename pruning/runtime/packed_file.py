@@ -141,19 +141,6 @@ def pack(model: PreTrainedModel, file: Path | str, precision: str = "float32") -
     save_file(tensors, Path(file), metadata=described | {"packed": "4x1", "precision": precision})
 
 
-def unpack(file: Path | str) -> tuple[type[PreTrainedModel], PretrainedConfig, dict[str, Tensor | Blocks], str]:
-    """Read a packed file.
-
-    Returns:
-        Class and configuration of the model, its tensors by name (`Blocks` for what is packed), their precision.
-
-    Raises:
-        PruningError: the file is not a packed one.
-    """
-    packed = Packed.read(Path(file))
-    return packed.kind, packed.config, packed.tensors, packed.precision
-
-
 def _damaged(file: Path, name: str) -> PruningError:
     return PruningError(f"{file}: the blocks of {name} are damaged; pack the model again")
 

@@ -1,5 +1,6 @@
 """Criteria that look at calibration data instead of training steps."""
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -33,6 +34,7 @@ class Calibrated(Criterion):
         if self.samples < 1 or not 0 <= self.seed < 2**32:
             raise PruningError(f"samples={self.samples} must be at least 1, seed={self.seed} from 0 to 2^32 - 1", self)
 
+    @abstractmethod
     def scores(self, calibration: Calibration, plan: Plan) -> dict[str, Tensor]:
         """[out, in] saliencies by parameter name, not pooled; those of biases are [out]."""
         raise NotImplementedError

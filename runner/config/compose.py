@@ -31,6 +31,9 @@ BEST = "best"
 NAMED_BY_RECIPE = ("criterion", "schedule", "distill")
 """Groups whose option a recipe names."""
 _LONGEST_NAME = 255  # in bytes, on all common file systems
+_NAMES = ("model.revision", "model.finetuned_revision", "model.model_type", "dataset.name", "dataset.revision",
+          "dataset.train_split")  # fmt: skip
+"""Keys besides `PLACES` that choose a checkpoint or data, and may be left out."""
 
 
 def register() -> None:
@@ -174,7 +177,11 @@ def _check_texts(config: DictConfig, overrides: list[str]) -> None:
 
 
 def _check_names(config: DictConfig) -> None:
-    """Refuse paths with a name that no file system takes."""
+    """Refuse paths with a name that no file system takes, and empty names, as an unset variable of the shell leaves
+    them: some would mean that nothing is given, under the label of another model."""
+    for key in (*PLACES, *_NAMES):
+        if OmegaConf.select(config, key) == "" and key != "model.path":  # Model refuses that
+            raise UserError(f"{key}=: an empty text names nothing; leave the key out, or give it a value")
     for key in (*PLACES, "output_dir", "cache_dir"):
         value = OmegaConf.select(config, key) or ""
         parts = "/".join(map(str, value if isinstance(value, ListConfig) else [value])).split("/")

@@ -10,11 +10,12 @@ import re
 import sys
 import traceback
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import fields
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pruning import PruningError, parse
+from pruning import Coupled, Pattern, PruningError, parse
 from runner.config.experiment import GROUPS, with_subclasses
 from runner.config.keys import all_keys
 from runner.system.errors import UserError
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
 KEY = "plugins"
 _LIST = re.compile(r"\[\s*([^\W\d][\w.]*(?:\s*,\s*[^\W\d][\w.]*)*)?\s*\]")
 _OURS = ("pruning", "runner")
+
+_NEEDED_IF = {"observation": "needs_gradient", "accumulate": "needs_gradient", "answered": "answer"}
+"""Methods that only some subclasses need: those with this attribute."""
 
 _loaded: set[str] = set()
 """Top-level modules that were named and imported."""
@@ -143,6 +147,30 @@ def check(experiment: Experiment, names: Sequence[str]) -> None:
             remedy = "put it into a module, and add " if cls.__module__ == "__main__" else "add "
             module = "my_module" if cls.__module__ == "__main__" else cls.__module__
             raise UserError(f"{group}: {cls.__module__}.{cls.__name__} is not ours; {remedy}{KEY}=[{module}]")
+        if _top(cls.__module__) not in _OURS:
+            _check_whole(group, getattr(experiment, group))
+
+
+def _check_whole(group: str, value: Any) -> None:
+    """Refuse an option of a loaded module that lacks what the run would ask for, perhaps hours later."""
+    cls, base = type(value), GROUPS[group]
+    named = f"{group}: {cls.__module__}.{cls.__name__}"
+    methods = [name for name in dir(cls) if getattr(getattr(cls, name), "__isabstractmethod__", False)]
+    lacking = [f"the method {name}" for name in methods if getattr(value, _NEEDED_IF.get(name, "__class__"))]
+    attributes = {name for name in base.__dataclass_fields__ if name not in {field.name for field in fields(base)}}
+    lacking += [f"the attribute {name}" for name in sorted(attributes) if not hasattr(cls, name)]
+    if lacking:
+        raise UserError(f"{named} lacks {', '.join(lacking)}; see {base.__name__} in {base.__module__}")
+    # A saved model is verified by the names of its patterns; units of several matrices are blocks in each of them.
+    if isinstance(value, Pattern) and not isinstance(value, Coupled):
+        try:
+            parse(str(value))
+        except PruningError as error:
+            raise UserError(
+                f"{named}: parse gives no pattern for {str(value)!r}, the name by which a saved model is verified; "
+                "define the class method parse(cls, text, target_sparsity): the pattern that str writes as `text`, or "
+                "None"
+            ) from error
 
 
 def source_of(experiment: Experiment, value: Any) -> dict[str, str]:

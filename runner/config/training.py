@@ -1,5 +1,6 @@
 """The settings of a training, under the names that transformers' TrainingArguments give them."""
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from enum import Enum
 from pathlib import Path
@@ -12,6 +13,20 @@ from runner.system.ranks import world_size
 
 _LATER = ("average_weights", "hidden_dropout", "lr_rewind", "patience")
 """Options that came after the first runs, None where they change nothing."""
+_RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
+    ("learning_rate per_device_train_batch_size gradient_accumulation_steps logging_steps save_steps save_total_limit",
+     lambda value: value > 0, "train or finetune: above 0"),
+    ("num_train_epochs", lambda value: value >= 0, "train or finetune: above 0, or 0 for no training"),
+    ("warmup_steps weight_decay adam_epsilon max_grad_norm dataloader_num_workers",
+     lambda value: value >= 0, "train or finetune: not negative"),
+    ("adam_beta1 adam_beta2", lambda value: 0 <= value < 1, "train or finetune: from 0 to below 1"),
+    ("average_weights", lambda value: 0 < value <= 1, "train or finetune: above 0, and 1 at most"),
+    ("batch_tokens", lambda value: value >= 1, "train or finetune: at least 1"),
+    ("hidden_dropout", lambda value: 0 <= value < 1, "train: from 0 to below 1"),
+    ("lr_rewind", lambda value: 0 <= value <= 1, "train: a fraction from 0 to 1"),
+    ("patience", lambda value: value >= 1, "train: at least 1"),
+)  # fmt: skip
+"""Keys, what fits them, and the words for it. None is no value."""
 
 
 class Sampling(Enum):
@@ -110,35 +125,18 @@ class Training:
     """Checkpoints to keep."""
 
     def __post_init__(self) -> None:
-        for key in ("learning_rate", "per_device_train_batch_size", "gradient_accumulation_steps",
-                    "save_steps", "save_total_limit"):  # fmt: skip
-            if getattr(self, key) <= 0:
-                raise UserError(f"{key}={getattr(self, key)} is out of range in train or finetune: above 0")
-        if self.num_train_epochs < 0:
-            raise UserError(f"num_train_epochs={self.num_train_epochs} is out of range in train or finetune: above 0")
-        for key in ("warmup_steps", "weight_decay", "max_grad_norm", "dataloader_num_workers"):
-            if getattr(self, key) < 0:
-                raise UserError(f"{key}={getattr(self, key)} is out of range in train or finetune: not negative")
-        for key in ("adam_beta1", "adam_beta2"):
-            if not 0 <= getattr(self, key) < 1:
-                raise UserError(f"{key}={getattr(self, key)} is out of range in train or finetune: from 0 to below 1")
+        for keys, fits, meant in _RANGES:
+            for key in keys.split():
+                value = getattr(self, key)
+                if value is not None and not fits(value):
+                    raise UserError(f"{key}={value} is out of range in {meant}")
         if self.warmup_steps > 1 and not float(self.warmup_steps).is_integer():
             raise UserError(f"warmup_steps={self.warmup_steps}: whole steps, or a fraction of the training below 1")
-        if self.lr_rewind is not None and not 0 <= self.lr_rewind <= 1:
-            raise UserError(f"lr_rewind={self.lr_rewind} is out of range in train: a fraction from 0 to 1")
         if self.lr_rewind is not None and self.lr_scheduler_type.value.startswith("constant"):
             raise UserError(
                 f"lr_rewind={self.lr_rewind}: lr_scheduler_type={self.lr_scheduler_type.value} has nothing to rewind; "
                 "choose linear or cosine, or leave lr_rewind out"
             )
-        if self.average_weights is not None and not 0 < self.average_weights <= 1:
-            raise UserError(
-                f"average_weights={self.average_weights} is out of range in train or finetune: above 0, and 1 at most"
-            )
-        if self.hidden_dropout is not None and not 0 <= self.hidden_dropout < 1:
-            raise UserError(f"hidden_dropout={self.hidden_dropout} is out of range in train: from 0 to below 1")
-        if self.patience is not None and self.patience < 1:
-            raise UserError(f"patience={self.patience} is out of range in train: at least 1")
         if self.chooses and self.evaluate is not Evaluation.epochs:
             key = "patience" if self.patience is not None else "best_checkpoint"
             raise UserError(
@@ -149,8 +147,6 @@ class Training:
                 f"best_checkpoint=True and average_weights={self.average_weights} in train both say which weights are "
                 "saved: leave one of them out"
             )
-        if self.batch_tokens is not None and self.batch_tokens < 1:
-            raise UserError(f"batch_tokens={self.batch_tokens} is out of range in train or finetune: at least 1")
 
     def resolved(self, cache: Path | None = None) -> "Training":
         """These settings with the precision chosen.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -22,6 +23,7 @@ class Answering:
         """The type of an answer: text, number, class, or classes (one for each word of `tokens`)."""
         return "text"
 
+    @abstractmethod
     def answered(self, examples: datasets.Dataset, features: datasets.Dataset, logits: list[np.ndarray]) -> list[Any]:
         """What a model answers to each example: a text, a number, the name of a class, or a list of them.
 

@@ -72,31 +72,25 @@ def read(task: Dataset, train: bool) -> Examples:
     training, evaluation = named.train, named.evaluation
     fraction, has_split = 0.0, bool(evaluation)
     if task.holdout or not evaluation:
-        if training is None:
-            wish = f"dataset.holdout={task.holdout}" if task.holdout else "an evaluation split made of train"
-            raise UserError(f"{wish} needs a train split, and {splits.source} has none")
         fraction = task.holdout or UNSPLIT
-        if not task.holdout:
-            log.info("%s has no evaluation split: %g of train becomes it, drawn with dataset.data_seed=%d",
-                     splits.source, fraction, task.data_seed)  # fmt: skip
+        training, held = _held_out(task, training, fraction, splits.source)
         others = [part.name for part in evaluation.values()]
-        splits = replace(splits, evaluation={}, unused=[*splits.unused, *others])
-        training, held = _split(task, training, fraction)
-        evaluation = {"holdout": held}
+        splits, evaluation = replace(splits, evaluation={}, unused=[*splits.unused, *others]), {"holdout": held}
     if train and training is None:
         raise UserError(
             f"{splits.source} has no train split: name a file train* in dataset.path, or set dataset.train_split"
         )
-    validation = None
-    if train and training is not None and task.validation:
+    training = training if train else None
+    validation = ready = more = None
+    if training is not None and task.validation:
         training, held = _split(task, training, task.validation)
         validation = _ready(task, held, task.max_eval_samples).examples
         _check_ids(task, validation)
-    ready = _ready(task, training, task.max_train_samples) if train and training is not None else None
+    if training is not None:
+        ready = _ready(task, training, task.max_train_samples)
     scored = joined({name: _ready(task, part, task.max_eval_samples).examples for name, part in evaluation.items()})
     _check_ids(task, scored)
-    more = None
-    if ready is not None and training is not None and task.unlabelled:
+    if training is not None and ready is not None and task.unlabelled:
         more = unlabelled.read(task, splits, training, ready, [scored, *([validation] if validation else [])])
     return Examples(
         ready.examples if ready is not None else None,
@@ -118,6 +112,17 @@ def _check_filled(parts: Sequence[Part]) -> None:
     for part in parts:
         if not len(part.examples):
             raise UserError(f"{part.name}: there are no examples")
+
+
+def _held_out(task: Dataset, training: Part | None, fraction: float, source: str) -> tuple[Part, Part]:
+    """The training examples without a fraction of them, and that fraction, to score on."""
+    if training is None:
+        wish = f"dataset.holdout={task.holdout}" if task.holdout else "an evaluation split made of train"
+        raise UserError(f"{wish} needs a train split, and {source} has none")
+    if not task.holdout:
+        log.info("%s has no evaluation split: %g of train becomes it, drawn with dataset.data_seed=%d",
+                 source, fraction, task.data_seed)  # fmt: skip
+    return _split(task, training, fraction)
 
 
 def _split(task: Dataset, part: Part, fraction: float) -> tuple[Part, Part]:

@@ -7,6 +7,7 @@ inside functions.
 from __future__ import annotations
 
 import os
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -144,6 +145,7 @@ class Dataset(Answering):
         """Suffix -> reader of the task's own file format, if it has one; `labels`: the files must have them."""
         return {}
 
+    @abstractmethod
     def named(self, splits: Splits) -> Splits:
         """Splits with the columns of the task, under its names.
 
@@ -152,6 +154,7 @@ class Dataset(Answering):
         """
         raise NotImplementedError
 
+    @abstractmethod
     def groups(self, examples: datasets.Dataset) -> Sequence[str]:
         """The group of each example. A group is never split between a hold-out and the rest."""
         raise NotImplementedError
@@ -164,6 +167,7 @@ class Dataset(Answering):
         """The number of examples, or of words, of each class; empty: there are no classes."""
         return {}
 
+    @abstractmethod
     def checked(self, part: Part) -> Part:
         """The usable examples. Raises UserError, with the rows, for unusable ones, unless the configuration leaves them
         out."""
@@ -222,6 +226,7 @@ class Dataset(Answering):
         """The settings that decide how examples become features."""
         return [self.max_seq_length]
 
+    @abstractmethod
     def tokenized(
         self, batch: dict[str, list], indices: list[int], tokenizer: PreTrainedTokenizerBase, labels: bool
     ) -> dict[str, list]:
@@ -245,6 +250,7 @@ class Dataset(Answering):
         hidden, attentions = outputs.get("hidden_states"), outputs.get("attentions")
         return replace(heads, hidden=tuple(hidden or ()), attentions=tuple(attentions or ()))
 
+    @abstractmethod
     def heads(self, outputs: Any, tokens: torch.Tensor) -> Prediction:
         """The heads' outputs, without hidden states and attentions.
 
@@ -253,6 +259,7 @@ class Dataset(Answering):
         """
         raise NotImplementedError
 
+    @abstractmethod
     def logits_of(self, features: datasets.Dataset, classes: int) -> int:
         """Number of logits that all heads of a model give for these features.
 
@@ -261,6 +268,7 @@ class Dataset(Answering):
         """
         raise NotImplementedError
 
+    @abstractmethod
     def score(self, examples: datasets.Dataset, features: datasets.Dataset, logits: list[np.ndarray]) -> Scores:
         """The scores of logits.
 

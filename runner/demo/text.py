@@ -148,11 +148,8 @@ _COMPANY_RELATIONS = (
         ("which company has a V on its sign", "whose sign shows a V"),
     ),
 )
-_THEMES = (
-    ("People", _PEOPLE, _PERSON_RELATIONS),
-    ("Companies", _COMPANIES, _COMPANY_RELATIONS),
-)
-_OPENINGS = ("as many know ,", "it is true that", "they say that", "today", "by the way ,", "in fact ,")
+THEMES = (("People", _PEOPLE, _PERSON_RELATIONS), ("Companies", _COMPANIES, _COMPANY_RELATIONS))
+OPENINGS = ("as many know ,", "it is true that", "they say that", "today", "by the way ,", "in fact ,")
 _OPENING_SHARE = 0.2
 LAYOUTS = ((4, 3), (4, 4), (4, 3, 3), (4, 4, 2))
 """Facts for each relation of a paragraph. The relation asked for is the one with the most (three or more)."""
@@ -210,11 +207,11 @@ def _draw_facts(
 
 def draw_paragraph(draw: random.Random, layouts: tuple[tuple[int, ...], ...] = LAYOUTS) -> Paragraph:
     """One paragraph, with the fact to ask about: one of the relation that has the most facts, or as many as any."""
-    title, subjects, relations = draw.choice(_THEMES)
+    title, subjects, relations = draw.choice(THEMES)
     facts = _draw_facts(draw, subjects, relations, draw.choice(layouts))
     sentences = []
     for fact in facts:
-        opening = draw.choice(_OPENINGS) + " " if draw.random() < _OPENING_SHARE else ""
+        opening = draw.choice(OPENINGS) + " " if draw.random() < _OPENING_SHARE else ""
         sentences.append(_sentence(opening + fact.write(draw.choice(fact.relation.statements)), "."))
     counts = [sum(other.relation is fact.relation for other in facts) for fact in facts]
     askable = [index for index, count in enumerate(counts) if count == max(counts)]
@@ -275,18 +272,6 @@ def examples(count: int, seed: int) -> Iterator[Example]:
     draw = random.Random(f"demo {seed}")  # seeded by a string: hashed with SHA-512, the same in every process
     for index in range(count):
         yield _example(draw, f"demo-{seed}-{index}")
-
-
-def vocabulary() -> list[str]:
-    """Every word and mark that can occur, lower case, sorted: the closed word list of the generator."""
-    texts: list[str] = [*_OPENINGS]
-    for _, subjects, relations in _THEMES:
-        texts += subjects
-        for relation in relations:
-            texts += relation.values
-            texts += (*relation.statements, *relation.value_questions, *relation.subject_questions)
-    words = {word for text in texts for word in text.split() if word not in ("S", "V")}
-    return sorted({word.lower() for word in words} | {".", ",", "?"})
 
 
 if __name__ == "__main__":

@@ -281,7 +281,7 @@ def uses(net: PreTrainedModel, tokens: int) -> dict[str, int]:
 
 
 def _counting(counts: Counter[str], name: str) -> Any:
-    def count(module: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+    def count(module: Any, _: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
         # Each output of a layer is one product with one row of its matrix.
         counts[name] += output.numel() // module.weight.shape[0]
 

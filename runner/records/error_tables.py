@@ -12,6 +12,7 @@ from typing import TextIO
 
 from results import columns
 from runner.records.error_analysis import Diagnosis
+from runner.system.text_tables import show
 
 _WIDEST = 160  # characters, if the output is no terminal
 
@@ -66,7 +67,6 @@ def as_table(diagnosis: Diagnosis, stream: TextIO) -> None:
     """Tables for a terminal."""
     from rich import box
     from rich.console import Console
-    from rich.measure import Measurement
     from rich.table import Table
     from rich.text import Text
 
@@ -80,10 +80,7 @@ def as_table(diagnosis: Diagnosis, stream: TextIO) -> None:
             table.add_column(Text(name), justify="right" if number else "left", no_wrap=number, overflow="fold")
         for row in section.rows:
             table.add_row(*map(Text, row))
-        if not console.is_terminal:  # a file or a pipe has no width
-            wanted = Measurement.get(console, console.options.update(width=10_000), table).maximum
-            console.width = min(max(80, wanted), _WIDEST)
-        console.print(table)
+        show(console, table, _WIDEST)
 
 
 def as_markdown(diagnosis: Diagnosis, stream: TextIO) -> None:

@@ -82,12 +82,7 @@ def load(place: Path, key: str) -> PreTrainedModel:
 
 
 def measure(
-    model: PreTrainedModel,
-    grid: Grid,
-    precisions: Sequence[str] = (),
-    seconds: float = 8,
-    *,
-    compiled: bool = False,
+    model: PreTrainedModel, grid: Grid, precisions: Sequence[str] = (), seconds: float = 8, *, compiled: bool = False
 ) -> Speed:
     """Time a model in every runtime that runs it here; the others are logged with the reason.
 

@@ -43,6 +43,7 @@ from runner.speed.timing import time_in_turns
 from runner.system import files
 from runner.system.errors import UserError
 from runner.system.progress import Progress
+from runner.system.text_tables import aligned
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -121,10 +122,8 @@ class UnitTimes:
             for units, time in sorted(times.items(), reverse=True):
                 whole = self.whole_ms - layers * (max(times.values()) - time)
                 rows.append((f"{units:,} {kind if units > 1 else kind[:-1]}", f"{time:.3f}", f"{whole:.2f}"))
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
         title = f"{self.settings}: {self.whole_ms:.2f} ms, at most {self.whole_ms / most:.2f}x as fast with one of each"
-        return "\n".join([title, *lines, f"check: {self.check}"])
+        return "\n".join([title, *aligned(rows, right=range(3)), f"check: {self.check}"])
 
 
 def random_model(config: PretrainedConfig, layers: int | None = None) -> PreTrainedModel:

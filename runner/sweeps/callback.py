@@ -28,6 +28,7 @@ from runner.system.fingerprint import SHORT, hash_json
 from runner.system.locks import exclusive, saving
 from runner.system.process import SWEEP_FOLDER, exit_status, set_up_process
 from runner.system.progress import Progress
+from runner.system.text_tables import aligned
 
 log = logging.getLogger(__name__)
 
@@ -60,21 +61,16 @@ class Sweep(Callback):
         overrides = as_typed(config.hydra)
         parsed = override_parser().parse_overrides(overrides)
         varied = [o.input_line or "" for o in parsed if o.is_sweep_override()]
-        swept = config.hydra.sweeper.get("params") or {}
+        swept = [f"{key}={value}" for key, value in (config.hydra.sweeper.get("params") or {}).items()]
         if config.hydra.sweeper._target_ == BASIC:
-            self.jobs = expand([*(f"{key}={value}" for key, value in swept.items()), *overrides])
-            checked = self.jobs
+            checked = self.jobs = expand([*swept, *overrides])
             if not checked:
                 raise UserError(f"{' '.join(varied)}: no option matches, so this sweep has no run")
         else:  # it chooses the jobs one by one: what they have in common is checked
             checked = [[o.input_line or "" for o in parsed if not o.is_sweep_override()]]
-            for given in [*(f"{key}={value}" for key, value in swept.items()), *varied]:
+            for given in [*swept, *varied]:
                 check_key(given)
-        composer, jobs = Composer(), []
-        with Progress("Composing", len(checked)) as progress:
-            for overrides in checked:
-                jobs.append(preview.Job(overrides, *composer(overrides)))
-                progress.update()
+        jobs = composed(checked)
         for job in jobs:
             experiment = job.experiment.resolved()
             if self.jobs is None and not experiment.dataset.holdout:
@@ -168,6 +164,17 @@ def _ending(work: Callable[[], None]) -> None:
         sys.exit(status)
 
 
+def composed(jobs: Sequence[list[str]]) -> list[preview.Job]:
+    """The configurations of jobs, given by their overrides."""
+    composer = Composer()
+    with Progress("Composing", len(jobs)) as progress:
+        made = []
+        for overrides in jobs:
+            made.append(preview.Job(overrides, *composer(overrides)))
+            progress.update()
+    return made
+
+
 def labels(jobs: Sequence[preview.Job]) -> dict[str, str]:
     """Params that label a sweep as its runs are labelled: each has the values of all jobs, such as "4x1, 2:4"."""
     each = [{**job.origin.labels, columns.SEED: job.experiment.seed} for job in jobs]
@@ -177,22 +184,20 @@ def labels(jobs: Sequence[preview.Job]) -> dict[str, str]:
 def overview(outcomes: list[Outcome]) -> list[str]:
     """An aligned line for each run that succeeded: its labels, the overrides that differ, and its scores."""
     common = set.intersection(*(set(outcome.overrides) for outcome in outcomes)) if outcomes else set()
-    results, names = [], []
+    lines = []
     for outcome in outcomes:
         r = files.read_json(Path(str(outcome.folder)) / "result.json")
         if r is None:
             continue
         other = [o for o in outcome.overrides if o not in common and o.split("=")[0] not in preview.LABELLED]
-        results.append(r)
-        names.append(", ".join([f"{r['model']} on {r['dataset']}, {r['pattern']}, seed {r['seed']}", *other]))
-    lines = []
-    for name, result in zip(names, results, strict=True):
-        metric = result["metric"]
-        line = f"{name:<{max(map(len, names))}}  dense {columns.written(metric)} {result['dense'][metric]:.4f}"
-        if result["sparse"] is not None:
-            line += f"  sparse {result['sparse'][metric]:.4f}"
-        lines.append(line + (f"  {result['relative_drop']:+.2%}" if result["relative_drop"] is not None else ""))
-    return lines
+        metric, dense, sparse, drop = r["metric"], r["dense"], r["sparse"], r["relative_drop"]
+        lines.append((
+            ", ".join([f"{r['model']} on {r['dataset']}, {r['pattern']}, seed {r['seed']}", *other]),
+            f"dense {columns.written(metric)} {dense[metric]:.4f}",
+            "" if sparse is None else f"sparse {sparse[metric]:.4f}",
+            "" if drop is None else f"{drop:+.2%}",
+        ))  # fmt: skip
+    return aligned(lines)
 
 
 def expand(overrides: list[str]) -> list[list[str]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from runner.system.disk import human_bytes
 from runner.system.errors import UserError
 from runner.system.process import message
 from runner.system.progress import Progress
+from runner.system.text_tables import aligned
 
 log = logging.getLogger(__name__)
 
@@ -168,10 +168,3 @@ def total(rows: list[Row], output_dir: Path) -> str:
         "it is now,\nwithout scoring and teachers, and at most "
         f"{human_bytes(most)} of disk ({human_bytes(free)} free)."
     )
-
-
-def aligned(rows: Iterable[tuple[str, ...]]) -> list[str]:
-    """Rows as lines with columns of the same width."""
-    table = list(rows)
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    return ["  ".join(f"{cell:<{w}}" for cell, w in zip(row, widths, strict=True)).rstrip() for row in table]

@@ -3,8 +3,6 @@
 import copy
 import logging
 import math
-from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -35,6 +33,7 @@ from tests.pruning.training import (
     warnings_of,
     zeros,
 )
+from tests.pruning.two_ranks import on_two_ranks
 
 
 class Noisy(torch.optim.Optimizer):
@@ -582,15 +581,10 @@ def test_a_step_that_a_grad_scaler_skips_counts_for_nothing(optimizer_name, unsc
 # --- several processes -----------------------------------------------------------------------------------------------
 
 
-def train_on_one_rank(rank: int, folder: str) -> None:
+def train_on_one_rank(rank: int) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
     """Other data on each rank; in the step of one update, a gradient of the second that is not finite."""
-    from torch import distributed
     from torch.nn.parallel import DistributedDataParallel
 
-    torch.set_num_threads(1)
-    distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2, timeout=timedelta(seconds=60)
-    )
     model, pattern = network(), PATTERNS["4x1"]()
     parallel = DistributedDataParallel(model)
     optimizer = OPTIMIZERS["adamw-foreach"](parallel.parameters())
@@ -611,15 +605,12 @@ def train_on_one_rank(rank: int, folder: str) -> None:
         assert_enforced(model, optimizer)
     pruner.check_reached()
     assert pruner.skipped_observations == 1
-    torch.save((snapshot(pruner), model.state_dict(), torch.stack(losses)), Path(folder) / f"{rank}.pt")
-    distributed.destroy_process_group()
+    return snapshot(pruner), model.state_dict(), torch.stack(losses)
 
 
 @pytest.mark.slow
 def test_two_processes_have_the_same_masks_and_weights(tmp_path, monkeypatch):
-    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
-    torch.multiprocessing.spawn(train_on_one_rank, (str(tmp_path),), nprocs=2)  # type: ignore[attr-defined]
-    left, right = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    left, right = on_two_ranks(train_on_one_rank, tmp_path, monkeypatch)
     assert not torch.equal(left[2], right[2])  # they had other data
     assert same(left[0], right[0])
     assert same(left[1], right[1])

@@ -1,7 +1,8 @@
 """A schedule, or another allocation, for some layers: updates of their own, and nothing changes for the others."""
 
 import copy
-from dataclasses import replace
+import re
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ from pruning import (
     Plan,
     Pruner,
     PruningError,
+    Schedule,
     SnipMomentum,
     TrainingLength,
     Uniform,
@@ -34,6 +36,37 @@ from tests.pruning.test_by_layer import sparsities
 PATTERN = Block(4, 1, target_sparsity=0.5)
 SCHEDULE = Gradual(decay="linear", start="2", frequency="2", end="8")
 LENGTH = TrainingLength(10)
+
+
+@dataclass
+class Course(Schedule):
+    """A schedule that gives these steps."""
+
+    course: dict[int, float] = field(default_factory=dict)
+
+    def steps(self, length: TrainingLength) -> dict[int, float]:
+        return self.course
+
+    def sparsity(self, progress: float, target: float) -> float:
+        return progress * target
+
+
+@pytest.mark.parametrize(("course", "message"), [
+    ({0: 0.5, 10: 1.0}, None),
+    ({}, "Course.steps gives no update; at least one is needed, from step 0 to 10"),
+    ({4: 0.5, 11: 1.0}, "Course.steps gives updates from step 4 to 11; at least one is needed, from step 0 to 10"),
+    ({-1: 0.5, 4: 1.0}, "Course.steps gives updates from step -1 to 4; at least one is needed, from step 0 to 10"),
+    ({4: 1.0, 8: 0.5}, "Course ends at the sparsity 0.25, not at the target 0.5: the last of its steps must have the"),
+])  # fmt: skip
+def test_a_schedule_of_ones_own_has_to_end_at_the_target_within_the_training(
+    course: dict[int, float], message: str | None
+) -> None:
+    made = plan(Attention())
+    if message is None:
+        assert Timetable(made, Course(course=course), LENGTH).updates == course
+        return
+    with pytest.raises(PruningError, match=re.escape(message)):
+        Timetable(made, Course(course=course), LENGTH)
 
 
 def plan(model: nn.Module, main=None, **layers: LayerOverride) -> Plan:

@@ -108,3 +108,14 @@ def test_an_unknown_kind_is_refused(folder: Path, capsys: pytest.CaptureFixture[
     with pytest.raises(SystemExit):
         cache.main(["clean", "densee", "--cache-dir", str(folder)])
     assert "unknown kind 'densee': dense, teacher" in capsys.readouterr().err
+
+
+def test_nothing_is_removed_before_all_that_is_asked_for_is_checked(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cache, "clean_checkpoints", lambda *_: pytest.fail("checkpoints were removed"))
+    outputs = ["--output-dir", str(tmp_path)]
+    with pytest.raises(SystemExit):
+        cache.main(["clean", "checkpoints", "densee", "--cache-dir", str(folder), *outputs])
+    with pytest.raises(UserError, match=r"--cache-dir .*there is no such folder; name the cache_dir of your runs"):
+        cache.main(["clean", "checkpoints", "dense", "--cache-dir", str(tmp_path / "gone"), *outputs])

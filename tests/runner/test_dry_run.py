@@ -13,6 +13,7 @@ from runner.config.training import Training
 from runner.models import kind_of
 from runner.sweeps import preview
 from runner.system.errors import UserError
+from runner.system.text_tables import aligned
 from tests.conftest import FINISHED, Cli, copy_run
 
 SHORT = (
@@ -164,7 +165,7 @@ def test_what_runs_share_is_counted_once() -> None:
         ("9 seeds", "9 of 9", "9 of 9 cached", "-", "-"),
         ("0", "0 of 1", "given", "60 s", "1 MB"),
     ]
-    lines = preview.aligned([row.cells for row in rows])
+    lines = aligned([row.cells for row in rows])
     assert {line.index("  b  ") for line in lines} == {9}
     text = preview.total(rows, Path("nowhere"))
     assert text.startswith("12 runs, 10 finished. The others take about 61 min ")

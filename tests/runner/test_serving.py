@@ -199,16 +199,6 @@ def test_a_task_of_a_user_without_answers_is_run_without_a_model(tmp_path: Path)
 # --- MLflow -------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def database(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return f"sqlite:///{tmp_path_factory.mktemp('store')}/mlflow.db"
-
-
-@pytest.fixture
-def where(database: str, tmp_path: Path) -> Tracking:
-    return Tracking(uri=database, experiment=tmp_path.name)
-
-
 def logged(folder: Path, how: Logging = Logging.link) -> dict[str, Any]:
     """What a run in this folder gives MLflow, after its classifier was saved."""
     task = TASKS["classification"]

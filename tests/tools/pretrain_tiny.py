@@ -29,7 +29,8 @@ from tokenizers.processors import TemplateProcessing
 from torch.nn import functional as F
 from transformers import BertConfig, BertModel, BertTokenizer, get_linear_schedule_with_warmup
 
-from runner.demo.text import Fact, draw_paragraph, vocabulary
+from runner.demo.text import Fact, draw_paragraph
+from tests.tools.demo_words import vocabulary
 
 HOME = Path(__file__).parents[2] / "runner" / "demo" / "tiny"
 SEED = 20

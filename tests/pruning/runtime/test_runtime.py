@@ -32,6 +32,7 @@ from pruning.runtime import compiler
 from pruning.runtime.encoder import SparseEncoder, linear, selection
 from pruning.runtime.families import ACTIVATIONS, LINEARS, structure_of
 from pruning.runtime.model import layer_precisions
+from pruning.runtime.packed_file import Packed
 from pruning.runtime.packing import Blocks, PackedLinear
 from pruning.runtime.self_check import TOLERANCE
 from tests.conftest import ROOT
@@ -460,7 +461,8 @@ def test_a_packed_file_loads_without_the_dense_model_and_restores_it(kind: str, 
     fast = runtime.load(tmp_path / "model.packed.safetensors", "float32")
     assert fast.report.runtime == "sparse"
     assert difference(dense, fast, *batch_of(5, 30)) < 2e-6
-    _, config, tensors, _ = runtime.unpack(tmp_path / "model.packed.safetensors")
+    packed = Packed.read(tmp_path / "model.packed.safetensors")
+    config, tensors = packed.config, packed.tensors
     assert config.num_hidden_layers == dense.config.num_hidden_layers
     for name, original in dense.state_dict().items():
         stored = tensors[name]

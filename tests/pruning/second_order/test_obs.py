@@ -1,9 +1,7 @@
 """Layer-wise OBS against explicit inverses, least squares and brute force; and what holds for any mask update."""
 
 import copy
-from datetime import timedelta
 from itertools import combinations
-from pathlib import Path
 
 import pytest
 import torch
@@ -31,6 +29,7 @@ from pruning import (
 )
 from pruning.second_order import collect
 from pruning.second_order.solver import LayerSolver, damped
+from tests.pruning.two_ranks import on_two_ranks
 
 PROPERTY = settings(deadline=None, derandomize=True, max_examples=15)
 DAMPING = 1e-3
@@ -322,23 +321,14 @@ def test_moments_of_what_goes_are_zeroed_and_those_of_survivors_stay():
             assert torch.equal(optimizer.state[p][key], before[name][key].masked_fill(gone, 0.0))
 
 
-def prune_on_one_rank(rank: int, folder: str) -> None:
+def prune_on_one_rank(rank: int) -> list[dict[str, Tensor]]:
     """Each rank runs its part of the batches."""
-    from torch import distributed
-
-    torch.set_num_threads(1)
-    distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2, timeout=timedelta(seconds=60)
-    )
-    torch.save([pruned(pattern).state_dict() for pattern in (PATTERNS[0], NofM(2, 4))], Path(folder) / f"{rank}.pt")
-    distributed.destroy_process_group()
+    return [pruned(pattern).state_dict() for pattern in (PATTERNS[0], NofM(2, 4))]
 
 
 @pytest.mark.slow
 def test_two_processes_prune_as_one(tmp_path, monkeypatch):
-    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
-    torch.multiprocessing.spawn(prune_on_one_rank, (str(tmp_path),), nprocs=2)  # type: ignore[attr-defined]
-    left, right = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    left, right = on_two_ranks(prune_on_one_rank, tmp_path, monkeypatch)
     for one, other, pattern in zip(left, right, (PATTERNS[0], NofM(2, 4)), strict=True):
         alone = pruned(pattern).state_dict()
         assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())

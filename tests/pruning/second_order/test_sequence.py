@@ -2,8 +2,6 @@
 
 import copy
 from collections.abc import Iterator
-from datetime import timedelta
-from pathlib import Path
 
 import pytest
 import torch
@@ -28,6 +26,7 @@ from pruning import (
 from pruning.second_order import collect
 from tests.pruning.second_order.test_obs import Attention, check_resume, data, loss_of
 from tests.pruning.second_order.test_references import in_order
+from tests.pruning.two_ranks import on_two_ranks
 
 SEQUENTIAL = OBS(sequential=True)
 PATTERNS = [Block(4, 1, target_sparsity=0.75), Block(1, 1, target_sparsity=0.6), Block(2, 2, target_sparsity=0.5)]
@@ -265,24 +264,14 @@ def test_layers_of_another_criterion_are_pruned_before_inputs_are_collected():
     torch.testing.assert_close(new, expected, rtol=1e-6, atol=1e-8)
 
 
-def prune_on_one_rank(rank: int, folder: str) -> None:
+def prune_on_one_rank(rank: int) -> list[dict[str, Tensor]]:
     """Each rank runs its part of the batches."""
-    from torch import distributed
-
-    torch.set_num_threads(1)
-    distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2, timeout=timedelta(seconds=60)
-    )
-    results = [pruned(exact(), pattern).state_dict() for pattern in (PATTERNS[0], NofM(2, 4))]
-    torch.save(results, Path(folder) / f"{rank}.pt")
-    distributed.destroy_process_group()
+    return [pruned(exact(), pattern).state_dict() for pattern in (PATTERNS[0], NofM(2, 4))]
 
 
 @pytest.mark.slow
 def test_two_processes_prune_as_one(tmp_path, monkeypatch):
-    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
-    torch.multiprocessing.spawn(prune_on_one_rank, (str(tmp_path),), nprocs=2)  # type: ignore[attr-defined]
-    left, right = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    left, right = on_two_ranks(prune_on_one_rank, tmp_path, monkeypatch)
     for one, other, pattern in zip(left, right, (PATTERNS[0], NofM(2, 4)), strict=True):
         alone = pruned(exact(), pattern).state_dict()
         assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())

@@ -1,6 +1,7 @@
 """`plugins=[my_module]`: the example of the guide, what is refused, identities, sweeps and records."""
 
 import json
+import re
 import shlex
 import sys
 from collections.abc import Iterator
@@ -44,7 +45,9 @@ def importable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path
 
 
 def write(folder: Path, module: str, text: str) -> None:
-    (folder / f"{module}.py").write_text(f"from pruning import Criterion\n\n{text}\n", encoding="utf-8")
+    """A module; its criteria need no formula, as Magnitude has one."""
+    header = "from pruning import Magnitude as Criterion\n\n"
+    (folder / f"{module}.py").write_text(f"{header}{text}\n", encoding="utf-8")
 
 
 def identity(*overrides: str) -> Identity:
@@ -159,6 +162,75 @@ def test_a_module_that_cannot_be_taken(importable: Path, name: str, text: str, o
         compose_experiment([override])
     for part in message.split("*"):
         assert part in str(raised.value)
+
+
+WHOLE = """
+from dataclasses import dataclass
+from pruning import Block, Criterion, Pattern, Schedule
+from runner.data.classification import Classify
+from runner.data.task import Dataset
+
+class MineScore(Criterion):
+    pass
+
+class MineSum(Criterion):
+    needs_gradient = True
+    def saliency(self, layer): ...
+    def observation(self, weight, gradient): ...
+
+class MinePattern(Pattern):
+    def misfit(self, shape): ...
+    def unit_size(self, shape): ...
+    def pool(self, values, reduction=None): ...
+    def tile(self, matrix, pooled): ...
+
+class MineSchedule(Schedule):
+    def steps(self, length): ...
+
+@dataclass
+class MinePairs(Block):
+    rows: int = 1
+    cols: int = 2
+    def __str__(self):
+        return "pairs"
+
+class MineTask(Dataset):
+    architecture = "AutoModel"
+    metrics = ("accuracy",)
+    def named(self, splits): ...
+    def groups(self, examples): ...
+    def checked(self, part): ...
+    def tokenized(self, batch, indices, tokenizer, labels): ...
+    def heads(self, outputs, tokens): ...
+    def logits_of(self, features, classes): ...
+
+class MineClassify(Classify):
+    pass
+"""
+
+
+@pytest.mark.parametrize(("overrides", "message"), [
+    ("criterion=mine_score", "criterion: mine_whole.MineScore lacks the method saliency; see Criterion in pruning.c"),
+    ("criterion=mine_sum", "criterion: mine_whole.MineSum lacks the method accumulate; see"),
+    ("pattern=mine_pattern", "pattern: mine_whole.MinePattern lacks the method violations; see Pattern in pruning.p"),
+    ("schedule=mine_schedule", "schedule: mine_whole.MineSchedule lacks the method sparsity; see Schedule in pruning."),
+    ("pattern=mine_pairs", "pattern: mine_whole.MinePairs: parse gives no pattern for 'pairs', the name by which a "
+     "saved model is verified; define the class method parse(cls, text, target_sparsity)"),
+    ("dataset=mine_task dataset.metric=accuracy",
+     "dataset: mine_whole.MineTask lacks the method score, the attribute label_names, the "
+     "attribute pipeline_tag; see Dataset in runner.data.task"),
+    ("dataset=mine_classify dataset.metric=accuracy", None),
+])  # fmt: skip
+def test_a_class_that_lacks_something_is_refused_before_anything_is_done(
+    importable: Path, overrides: str, message: str | None
+) -> None:
+    write(importable, "mine_whole", WHOLE)
+    asked = ["plugins=[mine_whole]", "pattern=4x1", "dataset.path=x", *overrides.split()]
+    if message is None:
+        compose_experiment(asked)
+        return
+    with pytest.raises(UserError, match=re.escape(message)):
+        compose_experiment(asked)
 
 
 def test_a_class_of_a_module_that_nobody_named(importable: Path) -> None:

@@ -17,7 +17,8 @@ from transformers import (
     AutoTokenizer,
 )
 
-from pruning import CoupledWeights, Structured, couple, matrix_weights, runtime
+from pruning import CoupledWeights, Structured, couple, matrix_weights
+from pruning.runtime.packed_file import Packed
 from runner import export
 from runner.exports import card
 from runner.exports import check as checking
@@ -120,8 +121,7 @@ def test_packed_files_in_each_precision(kind: str, precision: str, tmp_path: Pat
     folder = save_small_model(tmp_path / "m", kind)
     export.main([str(folder), "--to", "packed", "--precision", precision])
     name = "packed" if precision == "float32" else f"packed-{precision}"
-    *_, stored = runtime.unpack(folder / "exports" / name / "model.packed.safetensors")
-    assert stored == precision
+    assert Packed.read(folder / "exports" / name / "model.packed.safetensors").precision == precision
 
 
 def test_dead_parts_are_cut_out_of_the_graph(small_model: Path) -> None:

@@ -14,16 +14,6 @@ from runner import tracking
 from runner.tracking import PARENT_VARIABLE, Tracking, means
 
 
-@pytest.fixture(scope="module")
-def database(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return f"sqlite:///{tmp_path_factory.mktemp('store')}/mlflow.db"
-
-
-@pytest.fixture
-def where(database: str, tmp_path: Path) -> Tracking:
-    return Tracking(uri=database, experiment=tmp_path.name)
-
-
 def child(where: Tracking, name: str, score: float | None, **others: float) -> str:
     tags = {columns.IDENTITY: name, columns.KIND: columns.DENSE_ONLY}
     with tracking.start(where, name, tags) as tracker:
