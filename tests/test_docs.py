@@ -55,7 +55,7 @@ EMBEDDED = [
 
 def test_all_commands_were_seen() -> None:
     assert {page: len(commands(page)) for page in PAGES} == {
-        **{"README.md": 17, "docs/develop.md": 11, GUIDE: 40, "docs/index.md": 0, "docs/measured.md": 15},
+        **{"README.md": 17, "docs/develop.md": 11, GUIDE: 40, "docs/index.md": 0, "docs/measured.md": 16},
         **{"docs/results.md": 12, "docs/running.md": 19, "docs/speed.md": 5},
     }
     assert (len(RUNS), len(MAKES), len(TOOLS), len(EMBEDDED)) == (71, 15, 30, 5)
