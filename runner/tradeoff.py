@@ -70,7 +70,7 @@ def main(arguments: list[str]) -> None:
         check(experiment, given.sparsity)
     patterns = [pattern for experiment, _ in asked for pattern in at_each(experiment.pattern, sparsities)]
     first = asked[0][0].resolved()
-    net = checks.check(first, find_sources(first))
+    net = checks.check(first, find_sources(first)).net
     every = quick_look.experiments(first, net, patterns)
     length = given.length or min(128, first.dataset.max_seq_length)
     check_length(net, length)

@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pruning.errors import PruningError
+from pruning.second_order.ranks import mine, refused_alike, sum_over_ranks
 
 MATRIX_MODULES = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -98,7 +98,7 @@ def collect(
     if calibration.known is not None:
         return calibration.known
     sums = _Sums(modules_of(calibration.model, parameters), parameters)
-    with evaluating(calibration.model), sums.recording():
+    with evaluating(calibration.model), sums.recording(), refused_alike():
         for number, batch in enumerate(calibration.batches):
             if not mine(number) and number:
                 continue
@@ -242,29 +242,6 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def _distributed() -> bool:
-    return dist.is_available() and dist.is_initialized()
-
-
-def _world() -> int:
-    return dist.get_world_size() if _distributed() else 1
-
-
-def _rank() -> int:
-    return dist.get_rank() if _distributed() else 0
-
-
-def mine(number: int) -> bool:
-    """Whether this rank runs the batch of this number."""
-    return number % _world() == _rank()
-
-
-def sum_over_ranks(tensor: Tensor) -> None:
-    """Add up what all ranks have, in place."""
-    if _world() > 1:
-        dist.all_reduce(tensor)
-
-
 def weight_gradients(
     calibration: Calibration, parameters: Mapping[str, nn.Parameter], seed: int, term: Callable[[Tensor], Tensor]
 ) -> dict[str, Tensor]:
@@ -273,7 +250,7 @@ def weight_gradients(
     parameters = {name: p for name, p in parameters.items() if p.requires_grad}
     sums = {name: torch.zeros_like(p, dtype=precise(p)) for name, p in parameters.items()}
     number = -1
-    with evaluating(calibration.model):
+    with evaluating(calibration.model), refused_alike():
         for number, batch in enumerate(calibration.batches):
             if not mine(number):
                 continue

@@ -18,8 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from pruning.errors import PruningError
-from pruning.second_order.calibration import Calibration, evaluating, mine, patches, precise, real, sum_over_ranks
+from pruning.second_order.calibration import Calibration, evaluating, patches, precise, real
 from pruning.second_order.forms import cholesky
+from pruning.second_order.ranks import mine, refused_alike, sum_over_ranks
 from pruning.second_order.solver import damped
 
 
@@ -98,7 +99,7 @@ def collect_again(
     sums = [torch.zeros(size, size, dtype=precise(weight), device=weight.device) for _ in range(2)]
     numbers = torch.zeros(3, dtype=torch.float64, device=weight.device)  # rows, squares of x and of x - x'
     number = -1
-    with evaluating(calibration.model), torch.no_grad():
+    with evaluating(calibration.model), torch.no_grad(), refused_alike():
         for number, batch in enumerate(calibration.batches):
             if not mine(number):
                 continue

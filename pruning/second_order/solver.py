@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from pruning.second_order.forms import InverseForm, RestForm, batches, cholesky, inverse
 
 CHUNK = 64 << 20  # bytes of the matrices that are factorised together
+_CPU_CHUNK = 8 << 20  # on a CPU, whose caches hold little more
 _EXACT = 512  # beyond so many inputs, intermediate rounds are ranked in float32; the last solution never is
 _MANY = 0.57  # of a group's columns: where as many stay, costs come from the inverse of the whole Hessian
 _SETS = 128  # sets of losers per group that are compared; beyond, single weights are
@@ -80,18 +81,20 @@ class LayerSolver:
         solved = torch.zeros_like(original)
         out = torch.full((groups, self.inputs // self.cols + 1), torch.inf, dtype=torch.float64, device=h.device)
         dtype = torch.float32 if costs and size > _EXACT else torch.float64
+        rough = torch.promote_types(self.original.dtype, torch.float32)
         few = alive.sum(1) >= (_MANY if costs else 0.5) * size
         for form, which in ((InverseForm, few), (RestForm, ~few)):
             if not bool(which.any()):
                 continue
             method = form(h, original, self.cols)
+            room = (CHUNK if h.is_cuda else min(CHUNK, _CPU_CHUNK)) // dtype.itemsize
             chosen = torch.nonzero(which)[:, 0]
-            for part, gone, stays in batches(alive, chosen, CHUNK // dtype.itemsize, form is InverseForm):
+            for part, gone, stays in batches(alive, chosen, room, form is InverseForm):
                 if costs:
                     found, blocks = method.ranked(part, gone, stays, dtype)
                     out[part] = self._costs(out[part], found, blocks, part, stays)
                 else:
-                    found = method.weights(part, gone, stays)
+                    found = method.weights(part, gone, stays, rough)
                 solved[part] = solved[part].scatter(2, stays[:, None].expand(found.shape), found)
         self.weights = solved[:, :, :size].reshape(self.original.shape).to(self.original.dtype)
         return out[:, :-1]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from pruning import Coupled, Plan, PruningError, Weight, check_zeros, couple, matrix_weights
@@ -15,20 +15,28 @@ from runner.models.vocabulary import check_embeddings
 from runner.stages.benchmark import check_benchmark
 from runner.stages.inputs import Sources
 from runner.system.errors import UserError
-from runner.system.process import ONCE
 from runner.training import projections
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from pruning.masks import Masks
+
 log = logging.getLogger(__name__)
 
 
-def check(experiment: Experiment, sources: Sources) -> PreTrainedModel:
-    """Check the whole request.
+@dataclass
+class Checked:
+    """What the checks of a request loaded or counted."""
 
-    Returns:
-        The student's network, without memory for its weights.
+    net: PreTrainedModel
+    """The student's network, without memory for its weights."""
+    zeros: list[str] = field(default_factory=list)
+    """Log lines: how much is zero already, where zeros stay and count."""
+
+
+def check(experiment: Experiment, sources: Sources) -> Checked:
+    """Check the whole request.
 
     Raises:
         UserError, PruningError: it cannot be trained, pruned or compared.
@@ -57,9 +65,8 @@ def check(experiment: Experiment, sources: Sources) -> PreTrainedModel:
     for other in sources.others:
         check_vocabulary(sources.base, other)
     projection_parameters(experiment, sources, net)
-    if locks or (experiment.prune and model.sparse):
-        check_start(experiment, sources)
-    return net
+    starts_sparse = locks or (experiment.prune and model.sparse)
+    return Checked(net, check_start(experiment, sources) if starts_sparse else [])
 
 
 def plan_of(experiment: Experiment, net: PreTrainedModel) -> Plan:
@@ -135,8 +142,12 @@ def check_sparse(experiment: Experiment, sources: Sources, net: PreTrainedModel,
         )
 
 
-def check_start(experiment: Experiment, sources: Sources) -> None:
-    """Refuse to keep the zeros of a checkpoint that has none, or with a pattern that they break."""
+def check_start(experiment: Experiment, sources: Sources) -> list[str]:
+    """Refuse to keep the zeros of a checkpoint that has none, or with a pattern that they break. Loads its weights.
+
+    Returns:
+        `zeros_already`, where zeros stay and count.
+    """
     start = sources.sparse or sources.base
     network = models.keep_layers(models.load(experiment.dataset.architecture, start), sources.chosen)
     plan = plan_of(experiment, network)
@@ -148,31 +159,31 @@ def check_start(experiment: Experiment, sources: Sources) -> None:
             + "; name a sparse checkpoint with model.sparse, a dense one with model.finetuned"
         )
     try:
-        check_zeros(plan)
+        masks = check_zeros(plan)
     except PruningError as error:
         raise PruningError(f"{start.place}: {error}", error.owner) from error
     others = [name for name, p in matrix_weights(network).items() if name not in plan.tensors and not bool(p.all())]
     if plan.keeps_zeros and others:
         log.warning("%s: %s (and %d more) has zeros, but is left out by model.prunable or model.excluded: it is "
                     "trained, and they do not stay", start.place, others[0], len(others) - 1)  # fmt: skip
+    return zeros_already(start.place, plan, masks) if experiment.keeps_zeros else []
 
 
-def log_start(experiment: Experiment, sources: Sources) -> None:
-    """Log how much is zero already, where zeros stay and count."""
-    if not experiment.keeps_zeros:
-        return
-    start = sources.sparse or sources.base
-    plan = plan_of(experiment, models.keep_layers(models.load(experiment.dataset.architecture, start), sources.chosen))
-    masks = check_zeros(plan)
+def zeros_already(place: str, plan: Plan, masks: Masks) -> list[str]:
+    """How much of a checkpoint is zero already, a line for each group that is pruned further."""
+    lines = []
     for group in plan.groups:
         if group.pattern.prunes:
             total = sum(shape.numel() for shape in group.shapes.values())
             zeros = sum(masks.zeros(name) for name in group.shapes)
             whole = sum(masks.pruned_units(name) * group.pattern.unit_zeros(s) for name, s in group.shapes.items())
             of = "the multiply-accumulates" if group.macs else "all of them, not of those that are left"
-            log.info("%s: of the %s weights in units of %s, %.4f are zero and stay so; %.4f are in whole units, which "
-                     "count towards the target, %g of %s", start.place, f"{total:,}", group.pattern, zeros / total,
-                     whole / total, group.pattern.target, of, extra=ONCE)  # fmt: skip
+            lines.append(
+                f"{place}: of the {total:,} weights in units of {group.pattern}, {zeros / total:.4f} are zero and stay "
+                f"so; {whole / total:.4f} are in whole units, which count towards the target, "
+                f"{group.pattern.target:g} of {of}"
+            )
+    return lines
 
 
 def check_gradient(experiment: Experiment, net: PreTrainedModel, whole: bool = True) -> None:

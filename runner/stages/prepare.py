@@ -22,12 +22,13 @@ from runner.models.tokenizer import check_texts, with_inputs
 from runner.models.vocabulary import check_reading
 from runner.records.identity import Identity
 from runner.records.result import Result, stored
-from runner.stages.checks import aimed, check, log_start, plan_of, projection_parameters
+from runner.stages.checks import aimed, check, plan_of, projection_parameters
 from runner.stages.inputs import Sources, find_sources, identity_of, match_heads
 from runner.stages.teacher import caches_logits
 from runner.system import disk, files
 from runner.system.disk import DiskNeed
 from runner.system.fingerprint import hash_text
+from runner.system.process import ONCE
 from runner.training.cost import Cost
 
 if TYPE_CHECKING:
@@ -120,15 +121,17 @@ def resolve(experiment: Experiment, origin: Origin, reuse: bool = True) -> Input
         experiment = experiment.resolved()
         sources = find_sources(experiment)
         candidates = stored(Path(experiment.output_dir), name) if reuse and not experiment.force else []
-        net = None if candidates else check(experiment, sources)
+        checked = None if candidates else check(experiment, sources)
         examples = experiment.dataset.read(train=experiment.trains)
         match_heads(experiment, sources, examples)
         identity = identity_of(experiment, sources, examples)
         result = finished(candidates, identity, experiment.tracking)
         if result is None:
-            net = net or check(experiment, sources)
+            checked = checked or check(experiment, sources)
+            for line in checked.zeros:
+                log.info("%s", line, extra=ONCE)
+            net = checked.net
             experiment = aimed(experiment, net)
-            log_start(experiment, sources)
             tokenizer = models.load_tokenizer(sources.base)
             inputs = Inputs(experiment, origin, sources, net, examples, identity, tokenizer, cost)
             _prepare_evaluation(inputs)

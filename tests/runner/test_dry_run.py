@@ -1,20 +1,23 @@
 """dry_run=true says what the run then does, and does none of it."""
 
 import json
+import logging
 import re
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
-from runner import dry_run
+from runner import dry_run, models
 from runner.config.compose import compose, compose_experiment
 from runner.config.sweep import Composer
 from runner.config.training import Training
 from runner.models import kind_of
+from runner.stages.prepare import resolve
 from runner.sweeps import preview
 from runner.system.errors import UserError
 from runner.system.text_tables import aligned
-from tests.conftest import FINISHED, Cli, copy_run
+from tests.conftest import FINISHED, Cli, copy_run, save_small_model
 
 SHORT = (
     "dataset=demo", "dataset.train_examples=64", "dataset.eval_examples=16", "recipe=published", "schedule=short",
@@ -245,3 +248,22 @@ def test_more_calibration_windows_than_there_are(cli: Cli, small_model: Path) ->
     windows = re.search(r"calibration of each mask update: (\d+) training windows", said.stdout)
     assert windows is not None
     assert 64 <= int(windows[1]) < 256  # the default
+
+
+def test_a_sparse_checkpoint_is_loaded_once_and_what_is_zero_is_logged(
+    small_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    sparse = save_small_model(tmp_path / "sparse")
+    tensors = load_file(sparse / "model.safetensors")
+    tensors["bert.encoder.layer.0.attention.self.query.weight"][:8] = 0
+    save_file(tensors, sparse / "model.safetensors", {"format": "pt"})
+    loaded, load = [], models.load
+    monkeypatch.setattr(models, "load", lambda of, start, **more: loaded.append(start.path) or load(of, start, **more))
+    given = [f"model.path={small_model}", f"model.sparse={sparse}", f"model.finetuned={small_model}"]
+    with caplog.at_level(logging.INFO):
+        resolve(*compose_experiment(["model=hub", *given, "pattern=4x1", "tracking.uri=sqlite:///x.db", *SHORT]))
+    assert loaded == [str(sparse)]
+    (line,) = [text for text in caplog.messages if "are zero and stay so" in text]
+    assert f"of the 16,384 weights in units of 4x1, {8 * 32 / 16384:.4f} are zero and stay so" in line
+    assert f"{8 * 32 / 16384:.4f} are in whole units, which count towards the target, 0.8 of all of them" in line

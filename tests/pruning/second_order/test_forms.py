@@ -1,5 +1,7 @@
 """Both forms of a group's least squares against explicit inverses, and batches of groups of several sizes."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import given
@@ -34,7 +36,7 @@ def test_each_form_is_the_explicit_inverse_of_what_stays(form, seed, cols):
     )
     method, part = form(h, padded(weights.view(2, 2, 9)), cols), torch.arange(2)
     found, blocks = method.ranked(part, gone, kept, torch.float64)
-    torch.testing.assert_close(method.weights(part, gone, kept), found)
+    torch.testing.assert_close(method.weights(part, gone, kept, torch.float64), found)
     for group in range(2):
         columns = alive[group].nonzero()[:, 0]
         inverse = torch.linalg.inv(h[columns][:, columns])
@@ -90,3 +92,34 @@ def test_what_float32_loses_in_a_difference_is_computed_in_float64():
     _, blocks = method.ranked(part, gone, kept, torch.float32)
     wanted = torch.linalg.inv(h[kept[0]][:, kept[0]]).diagonal()
     torch.testing.assert_close(blocks.flatten(), wanted, rtol=1e-6, atol=0.0)
+
+
+@FORMS
+@PROPERTY
+@given(seed=st.integers(0, 1000))
+def test_large_systems_are_solved_by_float32_and_refined_to_float64(form, seed):
+    weights, _, h, _ = problem(seed, 4, 8)
+    h, part = h + torch.eye(9), torch.arange(2)
+    gone, kept = torch.tensor([[2, 3, 9], [4, 5, 6]]), torch.tensor([[0, 1, 4, 5, 6, 7, 8], [0, 1, 2, 3, 7, 8, 9]])
+    exact = form(h, padded(weights.view(2, 2, 9)), 1).weights(part, gone, kept, torch.float64)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(forms, "_LARGE", 0)
+        factors = []
+        patch.setattr(forms, "cholesky", lambda matrix: factors.append(matrix) or torch.linalg.cholesky(matrix))
+        refined = form(h, padded(weights.view(2, 2, 9)), 1).weights(part, gone, kept, torch.float32)
+    assert len(factors) == (form is InverseForm)  # the inverse of all columns alone is in float64
+    torch.testing.assert_close(refined, exact, rtol=1e-10, atol=1e-11)
+
+
+@pytest.mark.parametrize("small", [1e-8, 1e-12])
+def test_a_system_that_float32_cannot_solve_is_solved_in_float64(monkeypatch, small):
+    """A matrix that is not definite in float32, and one whose corrections do not shrink."""
+    monkeypatch.setattr(forms, "_LARGE", 0)
+    torch.manual_seed(0)
+    vectors = torch.linalg.qr(torch.randn(6, 6, dtype=torch.float64)).Q
+    matrix = vectors * torch.logspace(0, math.log10(small), 6, dtype=torch.float64) @ vectors.T
+    whole, right, places = torch.nn.functional.pad(matrix, (0, 1, 0, 1)), torch.randn(1, 2, 6).double(), torch.arange(6)
+    found = forms.solution(whole, whole.float(), places[None], right)
+    assert forms._refined(whole, whole.float(), places[None], right) is None
+    torch.testing.assert_close(found @ matrix, right, rtol=1e-3, atol=1e-3)
+    assert torch.equal(found, forms.solution(whole, whole, places[None], right))
