@@ -24,6 +24,7 @@ from runner.system.disk import file_stats, human_bytes, size_of
 from runner.system.errors import UserError, disk_error
 from runner.system.files import lock_is_held, lock_path, remove
 from runner.system.process import command
+from runner.system.spelling import did_you_mean
 
 KINDS = {
     "dense": "fine-tuned dense models",
@@ -119,7 +120,8 @@ def _remove(entry: Path, dry_run: bool) -> int:
 
 def _clean_checkpoints(options: argparse.Namespace) -> None:
     if not options.output_dir.is_dir():
-        raise UserError(f"--output-dir {options.output_dir}: there is no such folder; name the output_dir of your runs")
+        end = did_you_mean(options.output_dir) or "; name the output_dir of your runs"
+        raise UserError(f"--output-dir {options.output_dir}: there is no such folder{end}")
     freed, count = clean_checkpoints(options.output_dir, options.dry_run)
     verb = "to free" if options.dry_run else "freed"
     print(f"{human_bytes(freed)} {verb} in {options.output_dir}: checkpoints of {count} finished runs")
@@ -155,7 +157,8 @@ def main(arguments: list[str]) -> None:
         if not options.kinds:
             return
     if not options.cache_dir.is_dir():
-        raise UserError(f"--cache-dir {options.cache_dir}: there is no such folder; name the cache_dir of your runs")
+        end = did_you_mean(options.cache_dir) or "; name the cache_dir of your runs"
+        raise UserError(f"--cache-dir {options.cache_dir}: there is no such folder{end}")
     if options.command == "clean":
         unknown = sorted(set(options.kinds) - {*KINDS, "all"})
         if unknown:
