@@ -26,30 +26,41 @@ from runner.config.refusals import advice, explained
 from runner.system.errors import UserError
 from runner.system.spelling import no_option
 
+BEST = "best"
+"""The recipe of pairs of dataset and model without one of their own."""
+NAMED_BY_RECIPE = ("criterion", "schedule", "distill")
+"""Groups whose option a recipe names."""
 _LONGEST_NAME = 255  # in bytes, on all common file systems
 
 
 def register() -> None:
     """Store every dataclass as a schema. Called once, before Hydra composes."""
     schemas.fill()
-    for name, resolver in zip(schemas.RESOLVERS, (_published_distillation, _help), strict=True):
+    for name, resolver in zip(schemas.RESOLVERS, (_recipe_says, _help), strict=True):
         OmegaConf.register_new_resolver(name, resolver, replace=True)
 
 
-def _published_distillation(implied: str, *, _root_: DictConfig) -> str:
-    """The `distill` of the recipe's file: the option of the group `distill` in the defaults list of conf/config.yaml.
+def _recipe_says(group: str, implied: str, *, _root_: DictConfig) -> str:
+    """The option of a group that the recipe's file names, for the defaults list of conf/config.yaml.
 
     A recipe cannot choose it by a defaults list of its own: Hydra allows no `override` in a file that is itself chosen
-    by interpolation.
+    by interpolation. Criterion and schedule of a recipe are made for each other: with another of one of them, the usual
+    other one counts.
 
     Args:
-        implied: the recipe of this dataset and model, which need not exist.
-        _root_: the options of the groups that are chosen already; `recipe` only if it is asked for by name.
+        group: one of `NAMED_BY_RECIPE`.
+        implied: the recipe of this dataset and model, which need not exist: then `best` counts.
+        _root_: the options of the groups that are chosen already; `recipe`, `criterion` and `schedule` only if they
+            were asked for by name.
     """
-    loader = _loader()
-    file = f"recipe/{_root_.get('recipe', implied)}"
-    recipe = loader.repository.load_config(file) if loader.repository.config_exists(file) else None
-    return Recipe.distill if recipe is None else OmegaConf.select(recipe.config, "distill", default=Recipe.distill)
+    repository = _loader().repository  # without the folders of hydra.searchpath: `_check_named`
+    recipe = _root_.get("recipe") or (implied if repository.config_exists(f"recipe/{implied}") else BEST)
+    file = repository.load_config(f"recipe/{recipe}") if repository.config_exists(f"recipe/{recipe}") else None
+    says = OmegaConf.create() if file is None else file.config
+    named = {group: OmegaConf.select(says, group, default=getattr(Recipe, group)) for group in NAMED_BY_RECIPE}
+    if any(_root_.get(half, named[half]) != named[half] for half in ("criterion", "schedule")):
+        named |= {"criterion": Recipe.criterion, "schedule": Recipe.schedule}
+    return named[group]
 
 
 def _help() -> str:
@@ -147,13 +158,10 @@ def _check_options(choices: Mapping[str, str], overrides: list[str], name: str) 
             raise UserError(f"{line}: a run takes one option of a group; -m runs several: {group}=A,B")
         if group.startswith("schema/"):
             raise UserError(f"{line}: a schema is named by the options of a group, in their YAML; choose one of these")
-    recipe = choices.get("recipe", Recipe.name)
-    if recipe in (Recipe.name, f"{choices['dataset']}-{choices['model']}"):
-        return
-    with _initialized() as loader:  # its repository does not have the folders of hydra.searchpath
-        if name == Recipe.name and not loader.repository.config_exists(f"recipe/{recipe}"):
-            options = [*loader.get_group_options("recipe"), Recipe.name]
-            raise UserError(no_option("", "recipe", recipe, options))
+    recipe = choices.get("recipe", BEST)
+    if name == BEST and recipe not in (BEST, f"{choices['dataset']}-{choices['model']}"):
+        with _initialized() as loader:
+            raise UserError(no_option("", "recipe", recipe, loader.get_group_options("recipe")))
 
 
 def _check_texts(config: DictConfig, overrides: list[str]) -> None:
@@ -193,28 +201,35 @@ def _loaded(
                 f"allocation.layers.{name}.pattern={override.pattern} is no pattern; YAML reads 2:4 as a number unless "
                 "it is quoted"
             )
-    if experiment.recipe.name == Recipe().name:
+    if experiment.recipe.name == BEST:
         choices = {**choices, "recipe": experiment.recipe.name}
     searchpath = [override for override in overrides if override.lstrip("+").startswith("hydra.searchpath=")]
-    return experiment, _origin(experiment, config, choices, overrides, plain([*searchpath, *asked_groups(choices)]))
+    composed = plain([*searchpath, *asked_groups(choices)])
+    _check_named_by_recipe(config, choices, composed)
+    return experiment, _origin(experiment, config, choices, overrides, composed)
 
 
 def asked_groups(choices: Mapping[str, str]) -> list[str]:
     """The overrides that choose these options, for the plain configuration. An experiment file may override values as
     the command line does, so it is no part of that; nor is a recipe that belongs to dataset and model anyway."""
-    implied = (f"{choices['dataset']}-{choices['model']}", Recipe.name)
-    groups = {k: v for k, v in choices.items() if k != "experiment" and not (k == "recipe" and v in implied)}
+    implied = f"{choices['dataset']}-{choices['model']}"
+    groups = {k: v for k, v in choices.items() if k != "experiment" and not (k == "recipe" and v == implied)}
     return [f"{group}={option}" for group, option in groups.items()]
+
+
+def _check_named_by_recipe(config: DictConfig, choices: Mapping[str, str], composed: DictConfig) -> None:
+    """Refuse options of groups that are named where nothing reads them: Hydra chooses options before values."""
+    for group in NAMED_BY_RECIPE:
+        said = config.recipe[group]
+        if composed.recipe[group] != said:
+            raise UserError(
+                f"recipe.{group}={said} has no effect: {group}={choices[group]} is chosen; set {group}={said} instead"
+            )
 
 
 def _origin(
     experiment: Experiment, config: DictConfig, choices: dict[str, str], overrides: list[str], composed: DictConfig
 ) -> Origin:
-    if composed.recipe.distill != config.recipe.distill:
-        raise UserError(
-            f"recipe.distill={config.recipe.distill} has no effect: distill={choices['distill']} is chosen; set "
-            f"distill={config.recipe.distill} instead"
-        )
     values = recorded(config)
     default = OmegaConf.merge(composed, {"seed": config.seed})  # which other keys may follow
     assert isinstance(default, DictConfig)

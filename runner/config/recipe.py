@@ -29,12 +29,21 @@ class FinetuneRecipe:
 
 @dataclass
 class Recipe:
-    """How a model is pruned on a dataset. The defaults serve pairs for which nobody has published a recipe: the values
-    of the published one for BERT-base on SQuAD, with times as parts of the training, so that they fit data of any size.
+    """How a model is pruned on a dataset. The defaults are the values of the published recipe for BERT-base on SQuAD,
+    with times as parts of the training, so that they fit data of any size. Pairs of dataset and model for which nobody
+    has published a recipe take conf/recipe/best.yaml.
     """
 
     name: str = "default"
-    """The recipe's name; "default" if this pair of dataset and model has none."""
+    """The recipe's name: that of its file."""
+    criterion: str = "snip_momentum"
+    """Option of the group `criterion`, chosen together with the schedule: `schedule=...` alone, with another schedule,
+    takes snip_momentum."""
+    schedule: str = "recipe"
+    """Option of the group `schedule`, chosen together with the criterion: `criterion=...` alone, with another
+    criterion, takes schedule=recipe."""
+    distill: str = "logits"
+    """Option of the group `distill`; `distill=...` chooses another."""
     learning_rate: float = 7e-5
     """The highest learning rate."""
     lr_scheduler_type: str = "linear"
@@ -53,6 +62,8 @@ class Recipe:
     """Decay of the second moment."""
     max_grad_norm: float = 0.0
     """0: no clipping."""
+    attention_dropout: float | None = None
+    """Dropout of attention weights, in all training; if not given: that of the model."""
     block_sparsity: float = 0.8
     """Target sparsity of block patterns; that of N:M follows from N and M."""
     decay: str = "exp"
@@ -65,8 +76,6 @@ class Recipe:
     """Training left after the last mask update."""
     max_seq_length: int = 128
     """Tokens in a feature, for datasets whose recipes differ in it."""
-    distill: str = "logits"
-    """Option of the group `distill` that it was published with; `distill=...` chooses another."""
     distill_weight: float = 4.5
     """Weight of the distillation loss."""
     temperature: float = 2.0

@@ -18,7 +18,7 @@ from runner.config import plugins
 from runner.config.experiment import GROUPS, Experiment, with_subclasses
 from runner.system.spelling import N_OF_M
 
-RESOLVERS = ("published_distillation", "help")
+RESOLVERS = ("recipe_says", "help")
 """Names of what conf/config.yaml computes with."""
 _SIZE = re.compile(r"pattern/(0|[1-9]\d{0,8})([x:])(0|[1-9]\d{0,8})\.yaml")
 

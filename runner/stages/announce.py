@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from results import columns
 from runner import models
+from runner.config.compose import BEST
 from runner.config.experiment import GROUPS, Experiment, Origin
 from runner.config.plugins import source_of, sources
 from runner.data import slips
@@ -117,9 +118,8 @@ def announce(inputs: Inputs) -> None:
     experiment, labels, data = inputs.experiment, inputs.origin.labels, inputs.data
     log.info("%s on %s, pattern %s, seed %d -> %s", labels["model"], labels["dataset"], labels["pattern"],
              experiment.seed, inputs.folder)  # fmt: skip
-    if inputs.origin.choices.get("recipe") == "default" and data is not None:
-        log.info("no published recipe for this pair of dataset and model: the defaults of "
-                 "runner/config/recipe.py are used", extra=ONCE)  # fmt: skip
+    if inputs.origin.choices.get("recipe") == BEST and data is not None:
+        log.info("recipe=best, the best that we measured (conf/recipe/best.yaml)", extra=ONCE)
     announce_data(experiment.dataset, inputs.examples)
     if experiment.prune and (left_out := models.describe_left_out(models.left_out(inputs.net))) is not None:
         log.warning("%s", left_out)

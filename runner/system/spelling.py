@@ -69,7 +69,7 @@ def _mistakes(key: str, value: str, sweep: bool) -> Iterator[str]:
         available = options(key)
         for option in value.split(",") if sweep else [value]:
             size = key == "pattern" and re.fullmatch(r"\d{1,9}[x:]\d{1,9}", option)
-            if key not in ("recipe", "hydra") and _OPTION.fullmatch(option) and option not in available and not size:
+            if key != "hydra" and _OPTION.fullmatch(option) and option not in available and not size:
                 yield no_option("", key, option, available)
     else:
         values = known_keys()

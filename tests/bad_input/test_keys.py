@@ -111,7 +111,7 @@ def test_a_key_that_does_not_exist_is_refused(overrides: list[str], words: str) 
 def test_keys_that_exist_are_not_refused() -> None:
     compose_experiment(["+allocation.layers={*.query:{target:0.3}}", "++seed=3", "++train.learning_rate=1e-3"])
     compose_experiment(["distill=hidden", "+distill.layers={1:2}", "+hydra.job.name=x", "~recipe"])
-    assert compose_experiment(["recipe=default"])[1].choices["recipe"] == "default"
+    assert compose_experiment(["recipe=published"])[1].choices["recipe"] == "published"
 
 
 def test_all_keys_are_known_and_nearest_to_themselves() -> None:
@@ -240,7 +240,7 @@ def test_a_sweep_is_refused_before_its_first_job(
 
 DEFAULT = "the default, without a word"
 OPTIONS = [
-    (["recipe=nope"], "recipe=nope: there is no recipe/nope. Available options: demo-tiny", DEFAULT),
+    (["recipe=nope"], "recipe=nope: there is no recipe/nope. Available options: best, demo-tiny", DEFAULT),
     (["recipe=squad-bert-minni"], "did you mean recipe=squad-bert-mini?", DEFAULT),
     (["recipe=nope", "distill=none"], "there is no recipe/nope", DEFAULT),
     (["recipe="], "recipe=: a run takes one option of a group", DEFAULT),

@@ -27,7 +27,7 @@ def test_the_message_is_that_of_composing(given: str) -> None:
     "pattern=64x1", "pattern=2:32", "seed=1", "train.learning_rate=1e-3", "model=a,b",
     "allocation.layers.x.pattern=4x1",
     "+recipe.new=1", "~benchmark", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "pattern=24", "model=null",
-    "recipe=default", "zzz=1", "schedule.warmup_steps=3", "model.path=bert-base-uncased", "model.path='./no where'",
+    "recipe=published", "zzz=1", "schedule.warmup_steps=3", "model.path=bert-base-uncased", "model.path='./no where'",
     "dataset=", "model.path=", "train={learning_rate:1}", "pattern=${x}", "tracking.uri=sqlite:///a.db", "a=b=c",
 ])  # fmt: skip
 def test_what_is_right_or_unclear_is_left_to_hydra(given: str) -> None:

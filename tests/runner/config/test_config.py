@@ -3,7 +3,7 @@
 import importlib.util
 import itertools
 import re
-from dataclasses import astuple, dataclass, replace
+from dataclasses import asdict, astuple, dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from transformers import BertConfig
 import conf
 import pruning
 from pruning import (
+    OBS,
     Block,
     Dense,
     DiagonalFisher,
@@ -40,7 +41,7 @@ from pruning import (
     Uniform,
 )
 from runner.config.compose import compose, compose_experiment, register
-from runner.config.distillation import DistillationSettings, HiddenStates, Logits, NoDistillation, SimKD
+from runner.config.distillation import DistillationSettings, HiddenStates, Logits, LogitsHidden, NoDistillation, SimKD
 from runner.config.experiment import GROUPS, Experiment, Origin
 from runner.config.training import SchedulerType
 from runner.models import Checkpoint
@@ -263,7 +264,7 @@ def test_published_rows_of_text_classification_compose_too(name: str, pattern: s
 
 
 @pytest.mark.parametrize(
-    ("schedule", "steps"), [("recipe", 1000), ("short", 0.1), ("large_first", 0.1), ("one_shot", 0.1)]
+    ("schedule", "steps"), [("recipe", 1000), ("short", 0.1), ("large_first", 0.1), ("one_shot", 0.1), ("early", 0.1)]
 )
 def test_only_the_published_schedule_brings_the_published_warmup(schedule: str, steps: float) -> None:
     assert composed("model=bert-base", "dataset=squad", f"schedule={schedule}").train.warmup_steps == steps
@@ -280,8 +281,8 @@ def test_the_recipes_choice_of_distillation_is_overridden_by_the_command_line() 
 def test_only_a_recipe_chooses_the_distillation() -> None:
     for pair in (["dataset=rte"], ["dataset=mrpc", "model=bert-base"], ["dataset=sst2", "model=hub", "model.path=x"]):
         experiment = composed(*pair)
-        assert (experiment.recipe.name, experiment.recipe.distill) == ("default", "logits")
-        assert isinstance(experiment.distill, Logits), pair
+        assert (experiment.recipe.name, experiment.recipe.distill) == (BEST, "logits_hidden")
+        assert isinstance(experiment.distill, LogitsHidden), pair
     asked = composed("recipe=mrpc-bert-mini", "model=hub", "model.path=x")
     assert asked.distill == SimKD(weight=5.0)
     assert isinstance(composed("dataset=mrpc", "recipe=squad-distilbert").distill, Logits)
@@ -330,10 +331,65 @@ def test_experiment_file_is_its_groups_and_opens_with_its_command(name: str) -> 
 
 def test_the_best_recipe_is_for_any_model_dataset_and_pattern() -> None:
     experiment, origin = compose_experiment([f"experiment={BEST}", "model=minilm-l6", "dataset=sst2", "pattern=2:4"])
-    assert (type(experiment.criterion).__name__, origin.choices["distill"]) == ("OBS", "logits_hidden")
-    assert experiment.schedule == OneShot(start="0")
-    assert (experiment.train.learning_rate, experiment.train.hidden_dropout) == (3e-4, 0)
+    check_best(experiment, origin)
+    assert experiment.train.learning_rate == 3e-4
     assert origin.labels == {"model": "minilm-l6", "dataset": "sst2", "pattern": "2:4"}
+
+
+def check_best(experiment: Experiment, origin: Origin) -> None:
+    """Check the options of recipe=best."""
+    chosen = {key: origin.choices[key] for key in ("recipe", "criterion", "schedule", "distill")}
+    assert chosen == {"recipe": BEST, "criterion": "obs", "schedule": "early", "distill": "logits_hidden"}
+    assert isinstance(experiment.criterion, OBS)
+    assert isinstance(experiment.distill, LogitsHidden)
+    assert experiment.schedule == Gradual(decay="cubic", initial="75%", start="0", frequency="15%", cooldown="70%")
+    assert (experiment.train.num_train_epochs, experiment.train.adam_beta2) == (3, 0.999)
+    assert (experiment.train.hidden_dropout, experiment.model.attention_dropout) == (0, 0)
+
+
+@pytest.mark.parametrize("overrides", [
+    ["model=minilm-l6"], ["model=bert-base", "dataset=sst2"], ["model=hub", "model.path=x", "dataset=rte"],
+    ["model=bert-base", "recipe=best"], ["model=minilm-l6", "criterion=obs", "schedule=early"],
+])  # fmt: skip
+def test_pairs_without_a_published_recipe_take_the_best(overrides: list[str]) -> None:
+    experiment, origin = compose_experiment(overrides)
+    check_best(experiment, origin)
+    assert experiment.train.learning_rate == 1e-4
+    assert origin.changed.keys() <= {"model.path"}
+
+
+@pytest.mark.parametrize(("overrides", "criterion", "schedule"), [
+    (["schedule=short"], "snip_momentum", "short"),
+    (["schedule=one_shot"], "snip_momentum", "one_shot"),
+    (["criterion=fisher"], "fisher", "recipe"),
+    (["criterion=obs", "schedule=one_shot"], "obs", "one_shot"),
+    (["recipe=published"], "snip_momentum", "recipe"),
+    (["recipe=squad-bert-base"], "snip_momentum", "recipe"),
+    (["model=bert-base"], "snip_momentum", "recipe"),
+    (["model=bert-base", "criterion=obs"], "obs", "recipe"),
+    (["model=bert-base", "recipe=best", "criterion=magnitude"], "magnitude", "recipe"),
+], ids=str)  # fmt: skip
+def test_another_criterion_or_schedule_than_the_recipes_has_the_usual_other_half(
+    overrides: list[str], criterion: str, schedule: str
+) -> None:
+    experiment, origin = compose_experiment(["model=minilm-l6", *overrides])
+    assert (origin.choices["criterion"], origin.choices["schedule"]) == (criterion, schedule)
+    assert experiment.train.hidden_dropout is None  # gradients of a copy of its teacher come from dropout
+
+
+def test_the_published_recipe_for_any_pair_is_that_of_bert_base_in_parts_of_the_training() -> None:
+    own, any_pair = composed("model=bert-base"), composed("model=minilm-l6", "recipe=published")
+    in_parts = {"start", "frequency", "cooldown", "warmup_steps", "name", "batch_size"}
+    differs = {key for key, value in asdict(own.recipe).items() if value != asdict(any_pair.recipe)[key]}
+    assert differs <= in_parts
+    assert isinstance(any_pair.schedule, Gradual)
+    assert (any_pair.schedule.start, any_pair.schedule.frequency, any_pair.schedule.cooldown) == ("10%", "2%", "40%")
+
+
+@pytest.mark.parametrize("group", ["criterion", "schedule", "distill"])
+def test_an_option_named_in_the_recipe_where_nothing_reads_it_is_refused(group: str) -> None:
+    with pytest.raises(UserError, match=f"recipe.{group}=x has no effect: {group}=.* is chosen; set {group}=x instead"):
+        compose_experiment(["model=minilm-l6", f"recipe.{group}=x"])
 
 
 def test_the_seed_of_a_criterion_follows_that_of_the_run() -> None:
@@ -386,7 +442,7 @@ CHOICES = {
     "criterion": {
         *("snip_momentum", "magnitude", "gradient", "snip", "movement", "platon", "fisher", "random"),
     },
-    "schedule": {"recipe", "short", "one_shot", "large_first"},
+    "schedule": {"recipe", "short", "one_shot", "large_first", "early"},
     "regularizer": {"none", "group_lasso"},
     "allocation": {"global", "uniform"},
     "distill": {"logits", "logits_hidden", "hidden", "simkd", "none"},
@@ -399,9 +455,9 @@ def test_options_were_found() -> None:
     assert by_group.keys() == {*CHOICES, "model", "dataset", "recipe", "experiment"}
     assert {group: names - by_group[group] for group, names in CHOICES.items() if not names <= by_group[group]} == {}
     least = {"model": 16, "dataset": 16, "pattern": 16 + 9, "criterion": 8, "allocation": 2, "schedule": 4,
-             "regularizer": 2, "distill": 4, "recipe": 8, "experiment": 14, "benchmark": 2}  # fmt: skip
+             "regularizer": 2, "distill": 4, "recipe": 10, "experiment": 14, "benchmark": 2}  # fmt: skip
     assert {group: len(names) for group, names in by_group.items() if len(names) < least[group]} == {}
-    assert len(options()) == len(set(options())) >= sum(least.values()) == 101
+    assert len(options()) == len(set(options())) >= sum(least.values()) == 103
 
 
 def schema(group: str, option: str) -> str:
@@ -615,18 +671,18 @@ def test_recipe_overrides_the_groups_defaults() -> None:
     mini = composed("model=bert-mini")
     assert isinstance(plain.schedule, Gradual)
     assert isinstance(mini.schedule, Gradual)
-    assert plain.train.learning_rate == 7e-5  # documented in runner/config/recipe.py
+    assert plain.train.learning_rate == 1e-4  # documented in conf/recipe/best.yaml
     assert mini.train.learning_rate == 4.5e-4
-    assert plain.schedule.cooldown == "40%"
+    assert plain.schedule.cooldown == "70%"
     assert mini.schedule.cooldown == "5 epochs"
 
 
 def test_a_model_of_the_users_borrows_no_recipe() -> None:
     experiment, origin = compose_experiment(["model=hub", "model.path=google/bert_uncased_L-4_H-256_A-4"])
-    assert experiment.recipe.name == "default"
-    assert origin.choices["recipe"] == "default"
-    assert composed("model=minilm-l6").recipe.name == "default"
-    assert composed("dataset=demo").recipe.name == "default"
+    assert experiment.recipe.name == BEST
+    assert origin.choices["recipe"] == BEST
+    assert composed("model=minilm-l6").recipe.name == BEST
+    assert composed("dataset=demo").recipe.name == BEST
 
 
 def test_recipe_can_be_asked_for_by_name() -> None:

@@ -433,7 +433,7 @@ def test_runs_on_questions_with_answers_are_still_the_same() -> None:
 
 def test_squad_v2_composes_with_the_defaults() -> None:
     experiment, origin = compose_experiment(["model=bert-base", "dataset=squad_v2", "pattern=4x1"])
-    assert (origin.choices["recipe"], origin.labels["dataset"]) == ("default", "squad_v2")
+    assert (origin.choices["recipe"], origin.labels["dataset"]) == ("best", "squad_v2")
     task = experiment.dataset
     assert isinstance(task, Span)
     assert (task.unanswerable, task.official_train, task.official_evaluation) == (True, 130_319, 11_873)
