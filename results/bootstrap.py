@@ -50,7 +50,7 @@ def interval(dense: Sample, sparse: Sample, resamples: int = RESAMPLES) -> list[
 
 
 def intervals(dense: Sample, sparse: Sample, resamples: int = RESAMPLES) -> tuple[list[float] | None, list[float]]:
-    """As `of_resamples`, from the scores by example.
+    """The intervals that `of_resamples` computes, from the scores by example.
 
     Args:
         dense: the models to compare against.

@@ -186,7 +186,7 @@ def test_rows_without_runs_are_left_alone(experiment):
 
 
 def test_the_scores_of_a_run_are_read_and_resampled_once(experiment, monkeypatch):
-    """Also those of the control of many rows; what is drawn for one run serves all with as many examples."""
+    """A control of many rows is no exception; what is drawn for one run serves all with as many examples."""
     asked, drawn = [], []
     artifact, draw = intervals.artifact, bootstrap._example_counts
     monkeypatch.setattr(intervals, "artifact", lambda *given: asked.append(given[1]) or artifact(*given))
