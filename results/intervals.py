@@ -51,7 +51,7 @@ class Resampled:
     """What the intervals need of a model's scores by example, without these: they are 1 MB for a run on SQuAD."""
 
     metric: float
-    """Over all examples."""
+    """The score over all examples."""
     drawn: np.ndarray
     """float64[resamples, 1]: the metric in each resample of the examples."""
     digest: bytes
