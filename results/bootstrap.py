@@ -114,7 +114,7 @@ class _Models:
     numbers: np.ndarray
     """float64[examples, sum of k]"""
     ends: np.ndarray
-    """Where the columns of each model but the last end."""
+    """End of the columns of each model but the last."""
     statistics: list[str]
 
     @classmethod
