@@ -25,9 +25,9 @@ os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 from results import columns, formats, sentences
 from results.arguments import Parser, meant
 from results.filters import Filters
-from results.load import Unreadable, client_of, read
+from results.load import Unreadable, client_of, load, readable
 from results.rows import Row
-from results.runs import ForeignServer
+from results.runs import ForeignServer, fetch
 from results.safe_text import printable, readers_may_leave, safe_streams
 from results.table import footnotes
 
@@ -54,7 +54,9 @@ def main(arguments: list[str] | None = None) -> int:
         client = client_of(uri)
         if options.run is not None:
             return write_picture_of_run(client, options.run, options.output)
-        rows, left_out = read(client, uri, options.experiment, filters, options.intervals, compare)
+        with readable(uri):
+            logged = fetch(client, options.experiment)
+            rows, left_out = load(client, options.experiment, filters, options.intervals, compare, logged)
     except Unreadable as error:
         return fail(str(error))
     notes = footnotes(rows, left_out)
@@ -73,7 +75,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     title = options.experiment or "What sparsity costs"
     try:
-        page = report.page(client, rows, notes, title, options.experiment, options.limit).encode()
+        page = report.page(client, rows, notes, title, logged, options.limit).encode()
     except ForeignServer as error:
         return fail(f"{error} (in {options.tracking_uri})")
     return write(output, page, f"{len(rows)} rows, {len(page) / 1e6:.1f} MB, nothing in it needs a network")

@@ -7,7 +7,9 @@ colour and line. Markers, lines and hatches make them readable without colour.
 from __future__ import annotations
 
 import io
+import re
 import textwrap
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -49,6 +51,7 @@ _FIXED = {name: at for at, name in enumerate(_ORDER)} | {"structured": 17, "head
 """Patterns whose styles are chosen to differ; any other pattern has that of its name's checksum."""
 _BESIDE, _CHARACTERS, _LINE = 32, 13, 0.15
 """Characters of a label that fits right of the axes; of one below them, for each inch; and inches of a line of it."""
+_TAG, _STYLED, _PLACES = re.compile("<[^>]+>"), re.compile(' style="([^"]*)"'), re.compile('( [dxy]=")([^"]*)"')
 _UNDATED = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
 
 
@@ -133,3 +136,25 @@ def rendered(figure: Figure, form: str) -> bytes:
     with mpl.rc_context(STYLE):
         figure.savefig(content, format=form, dpi=200, metadata=_UNDATED.get(form))
     return content.getvalue()
+
+
+def slim(svg: bytes) -> bytes:
+    """An SVG file of `rendered` in half the bytes: coordinates in hundredths of a point, one class for each style that
+    elements share, no indents. Labels are as they were: only tags are changed, in which no label stands."""
+    text = svg.decode()
+    shared = Counter(style for tag in _TAG.findall(text) for style in _STYLED.findall(tag))
+    names = {style: f"s{at}" for at, (style, count) in enumerate(shared.most_common()) if count > 1}
+
+    def shorter(found: re.Match[str]) -> str:
+        tag = re.sub(r'^<g id="[^"]*"', "<g", found[0])
+        tag = _STYLED.sub(lambda style: f' class="{names[style[1]]}"' if style[1] in names else style[0], tag)
+        return _PLACES.sub(lambda place: f'{place[1]}{_rounded(place[2])}"', tag)
+
+    text = re.sub(r"\n +<", "\n<", _TAG.sub(shorter, text))
+    classes = "".join(f".{name}{{{style}}}" for style, name in names.items())
+    return text.replace("</style>", f"{classes}</style>", 1).encode()
+
+
+def _rounded(places: str) -> str:
+    numbers = re.sub(r"-?\d+\.\d{3,}", lambda number: f"{float(number[0]):.2f}".rstrip("0").rstrip("."), places)
+    return re.sub(r"\s*([A-Za-z])\s*", r"\1", numbers).strip()

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from mlflow import MlflowClient
+from mlflow.entities import Run as LoggedRun
 
 from results import caveats, intervals, published, sqlite
 from results.filters import Filters
@@ -54,8 +57,15 @@ def read(
     Raises:
         Unreadable: no such experiment, no such run, or MLflow cannot read its store.
     """
-    try:
+    with readable(uri):
         return load(client, experiment, filters, intervals, compare)
+
+
+@contextmanager
+def readable(uri: str) -> Iterator[None]:
+    """Raise whatever MLflow raises for a store as `Unreadable`, as are an unknown experiment or run."""
+    try:
+        yield
     except (UnknownExperiment, NothingMatches, ForeignServer) as error:
         raise Unreadable(f"{error} (in {uri})") from error
     except Exception as error:  # MLflow passes on whatever its stores and drivers raise
@@ -72,6 +82,7 @@ def load(
     filters: Filters | None = None,
     with_intervals: bool = True,
     compare: bool = False,
+    logged: list[LoggedRun] | None = None,
 ) -> tuple[list[Row], Counter[str]]:
     """The rows, and how many runs were left out for which reason.
 
@@ -81,6 +92,7 @@ def load(
         experiment: its name; None: all active ones.
         with_intervals: reads an artifact of every run that is shown.
         compare: adds the published rows.
+        logged: the runs, if `fetch` was called before.
 
     Raises:
         UnknownExperiment: no experiment has that name.
@@ -88,7 +100,7 @@ def load(
         Exception: whatever MLflow raises for a store that it cannot read.
     """
     filters = filters or Filters()
-    logged = fetch(client, experiment)
+    logged = fetch(client, experiment) if logged is None else logged
     wanted = [run for run in logged if filters.match(run)]
     listed = compare and any(filters.match_labels(*labels) for labels in published.rows())
     if logged and not wanted and not listed:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import Environment, StrictUndefined
 
 from results import columns, latency, pictures, sentences, table, tradeoff
-from results.figures import rendered
+from results.figures import rendered, slim
 from results.progress import reported
 from results.runs import Run, artifact, fetch, read
 
@@ -61,7 +61,7 @@ def page(
     rows: Sequence[Row],
     notes: Iterable[str],
     title: str,
-    experiment: str | None = None,
+    logged: Iterable[LoggedRun] | None = None,
     limit: int = LIMIT,
 ) -> str:
     """The whole page.
@@ -69,22 +69,23 @@ def page(
     Args:
         notes: the footnotes of the table.
         title: the heading, such as the experiment's name.
-        experiment: where the runs are; None: in any active one.
+        logged: the runs, if they were fetched before; None: those of all active experiments.
         limit: of how many runs it shows pictures and configuration: the first of each row, then the second ones. It
             has as many pictures of rows.
     """
-    logged = {run.info.run_id: run for run in fetch(client, experiment)}
+    logged = fetch(client) if logged is None else logged
+    by_id = {run.info.run_id: run for run in logged}
     ours = [row for row in rows if row.runs]
     by_seed = zip_longest(*(row.runs for row in ours))
     whole = [run_id for run_id in chain.from_iterable(by_seed) if run_id is not None][:limit]
-    details = {run_id: _artifacts(client, logged[run_id]) for run_id in reported(whole, "runs", len(whole))}
-    shown = [logged[run_id] for row in ours for run_id in row.runs]
+    details = {run_id: _artifacts(client, by_id[run_id]) for run_id in reported(whole, "runs", len(whole))}
+    shown = [by_id[run_id] for row in ours for run_id in row.runs]
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(files("results").joinpath("report.html.jinja").read_text(encoding="utf-8"))
-    uri = str(client.tracking_uri)
+    uri, most = str(client.tracking_uri), _most(shown)
     sections = [
         {"anchor": anchor(row), "name": f"{row.model} on {row.dataset}, {row.pattern}",
-         "runs": [_run(uri, logged[run_id], details.get(run_id, {})) for run_id in row.runs]}
+         "runs": [_run(uri, by_id[run_id], details.get(run_id), most) for run_id in row.runs]}
         for row in ours
     ]  # fmt: skip
     return template.render(
@@ -102,14 +103,16 @@ def page(
         },
         compute=_compute(shown),
         brief=None if len(whole) == len(shown) else f"Pictures, commands and configurations are those of {len(whole)} "
-        f"of {len(shown)} runs, the first seeds of each row (--limit). MLflow has the others.",
+        f"of {len(shown)} runs, the first seeds of each row (--limit). MLflow has the others. Unless a run says "
+        "otherwise:",
+        most=most,
         sections=sections,
     )  # fmt: skip
 
 
 def anchor(row: Row) -> str:
     """The id of a row's section on the page, for links."""
-    return f"row-{row.runs[0]}"
+    return f"row-{row.runs[0][:12]}"
 
 
 def address(uri: str, experiment_id: str, run_id: str) -> str | None:
@@ -160,7 +163,7 @@ def _compared(
 
 
 def _picture(caption: str, figure: Figure) -> Picture:
-    return Picture(caption, base64.b64encode(rendered(figure, "svg")).decode())
+    return Picture(caption, base64.b64encode(slim(rendered(figure, "svg"))).decode())
 
 
 def _origin(runs: Iterable[LoggedRun]) -> dict[str, str]:
@@ -223,22 +226,40 @@ def _artifacts(client: MlflowClient, logged: LoggedRun) -> dict[str, Any]:
     }
 
 
-def _run(uri: str, logged: LoggedRun, artifacts: Mapping[str, Any]) -> dict[str, Any]:
-    """What the page shows of a run."""
-    run, tags, info = read(logged), logged.data.tags, logged.info
-    assert isinstance(run, Run)  # it is in a row
+def _most(shown: Iterable[LoggedRun]) -> dict[str, str]:
+    """The most frequent value of what many runs share."""
+    counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    for run in shown:
+        for name, value in _shared(run).items():
+            counts[name][value] += 1
+    return {name: values.most_common(1)[0][0] for name, values in counts.items()}
+
+
+def _shared(logged: LoggedRun) -> dict[str, str]:
+    """Facts that are mostly those of the other runs."""
+    tags = logged.data.tags
     versions = (f"{k.removeprefix(VERSION)} {v}" for k, v in sorted(tags.items()) if k.startswith(VERSION))
+    return {
+        "commit": _commit(logged),
+        "versions": ", ".join(versions),
+        "hardware": tags.get("hardware", _UNKNOWN),
+        "data": tags.get("dataset.source", _UNKNOWN),
+    }
+
+
+def _run(uri: str, logged: LoggedRun, artifacts: Mapping[str, Any] | None, most: Mapping[str, str]) -> dict[str, Any]:
+    """What the page shows of a run; without its artifacts only the facts that are not `most` of the runs'."""
+    run, info = read(logged), logged.info
+    assert isinstance(run, Run)  # it is in a row
     name = f"{info.run_name or info.run_id}, {columns.written(run.metric)}"
-    return {"command": None, "yaml": None, "pictures": [], **artifacts} | {
+    shared = {key: value for key, value in _shared(logged).items() if artifacts is not None or value != most[key]}
+    return {"command": None, "yaml": None, "pictures": [], **(artifacts or {})} | {
         "summary": f"{name}: dense {run.dense:.4f}, sparse {run.sparse:.4f}",
         "address": address(uri, info.experiment_id, info.run_id),
         "facts": {
             "MLflow run": info.run_id,
             "began": f"{_began(logged):%Y-%m-%d %H:%M} UTC",
-            "commit": _commit(logged),
-            "versions": ", ".join(versions),
-            "hardware": tags.get("hardware", _UNKNOWN),
-            "data": tags.get("dataset.source", _UNKNOWN),
+            **shared,
             "seconds": ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in _seconds(logged).items()),
         },
     }

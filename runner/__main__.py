@@ -50,8 +50,10 @@ def _dispatch() -> int:
         return 0
     if first.isalpha() and (error := _misspelled(first)):
         return _refuse(error)
-    if not _LAUNCHED & os.environ.keys() and (error := spelling.mistake(sys.argv[1:])):
-        return _refuse(error)
+    if not _LAUNCHED & os.environ.keys():
+        error = spelling.mistake(sys.argv[1:]) or spelling.missing_place(sys.argv[1:])
+        if error:
+            return _refuse(error)
     if sys.stderr.isatty() and not any(argument.startswith("-") and argument != "-m" for argument in sys.argv[1:]):
         print("prune-distill", _version(), file=sys.stderr)  # at once: the libraries take seconds to import
     from runner import command_line

@@ -24,6 +24,7 @@ from runner.system.disk import file_stats, human_bytes, size_of
 from runner.system.errors import UserError, disk_error
 from runner.system.files import lock_is_held, lock_path, remove
 from runner.system.process import command
+from runner.system.spelling import did_you_mean
 from runner.system.text_tables import aligned
 
 KINDS = {
@@ -151,7 +152,8 @@ def main(arguments: list[str]) -> None:
 
 def _check_folder(of: str, folder: Path) -> None:
     if not folder.is_dir():
-        raise UserError(f"--{of}-dir {folder}: there is no such folder; name the {of}_dir of your runs")
+        end = did_you_mean(folder) or f"; name the {of}_dir of your runs"
+        raise UserError(f"--{of}-dir {folder}: there is no such folder{end}")
 
 
 def _clean(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:

@@ -26,6 +26,7 @@ from runner.system.commands import command_parser
 from runner.system.disk import human_bytes
 from runner.system.errors import UserError
 from runner.system.process import command
+from runner.system.spelling import did_you_mean
 from runner.system.text_tables import show as show_table
 
 BLOCKS = ("rows", "columns", "32x32", "16x16", "8x8", "4x4", "2x2", "32x1", "16x1", "8x1", "4x1", "2x1", "1x32", "1x16",
@@ -280,7 +281,7 @@ def main(arguments: list[str]) -> int:
     plugins.load(options.plugins or [])
     folder = Path(options.folder).expanduser()
     if not folder.is_dir():
-        raise UserError(f"{options.folder}: there is no such folder")
+        raise UserError(f"{options.folder}: there is no such folder{did_you_mean(folder)}")
     with models.quiet_loading():
         inspection = inspect(folder)
     if options.json:

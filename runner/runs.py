@@ -25,6 +25,7 @@ from runner.system.commands import command_parser
 from runner.system.disk import human_bytes, size_of
 from runner.system.errors import UserError
 from runner.system.process import command, message
+from runner.system.spelling import did_you_mean
 from runner.system.text_tables import aligned
 
 STATES = ("finished", "running", "interrupted", "failed")
@@ -121,7 +122,8 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--json", action="store_true", help="a list of objects with all figures")
     options = parser.parse_args(arguments)
     if not options.output_dir.is_dir():
-        raise UserError(f"--output-dir {options.output_dir}: there is no such folder; name the output_dir of your runs")
+        end = did_you_mean(options.output_dir) or "; name the output_dir of your runs"
+        raise UserError(f"--output-dir {options.output_dir}: there is no such folder{end}")
     entries = [entry for entry in runs_in(options.output_dir) if options.state in (None, entry.state)]
     if options.json:
         print(json.dumps([asdict(entry) for entry in entries], indent=1))

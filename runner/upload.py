@@ -14,6 +14,7 @@ from runner.system.commands import command_parser
 from runner.system.errors import UserError
 from runner.system.locks import exclusive
 from runner.system.process import command, set_up_process
+from runner.system.spelling import did_you_mean
 from runner.tracking import Tracking, Unreachable, outbox, with_retries
 from runner.tracking.outbox import Header, Outbox
 from runner.tracking.store import credentials_given, sqlite_file
@@ -38,7 +39,7 @@ def main(arguments: list[str]) -> None:
     set_up_process()
     for folder in options.folders:
         if not folder.is_dir():
-            raise UserError(f"{folder}: there is no such folder")
+            raise UserError(f"{folder}: there is no such folder{did_you_mean(folder)}")
         if not waiting(folder):
             print(f"{folder}: nothing waits to be uploaded")
         for place in waiting(folder):

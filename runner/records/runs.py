@@ -22,6 +22,7 @@ from runner.data.examples import Examples
 from runner.system import files, provenance, ranks
 from runner.system.device import hardware, instructions
 from runner.system.errors import UserError
+from runner.system.spelling import did_you_mean
 from runner.system.versions import VERSIONS
 from runner.tracking import Tracking
 
@@ -58,7 +59,8 @@ def find(given: str, where: Tracking) -> Run:
     folder = Path(given).expanduser()
     if not folder.is_dir():
         if not is_id(given):
-            raise UserError(f"{given}: neither a run's folder nor the id of a run in MLflow (32 hexadecimal digits)")
+            what = "neither a run's folder nor the id of a run in MLflow (32 hexadecimal digits)"
+            raise UserError(f"{given}: {what}{did_you_mean(folder)}")
         folder = _folder_of(given, where)
     result = files.read_json(folder / "result.json")
     if result is None:
@@ -90,7 +92,9 @@ def find_model(given: str, where: Tracking) -> tuple[Path, Path]:
         folder = find(given, where).folder
     model = folder / "model" if (folder / "model" / "config.json").is_file() else folder
     if not (model / "config.json").is_file():
-        raise UserError(f"{given}: there is no config.json in this folder, nor in its folder model")
+        raise UserError(
+            f"{given}: there is no config.json in this folder, nor in its folder model{did_you_mean(folder)}"
+        )
     return folder, model
 
 
@@ -284,14 +288,10 @@ def moved(run: Run, error: UserError) -> UserError:
 
 
 def _folder_of(run_id: str, where: Tracking) -> Path:
-    tags = tracking.tags_of(where, run_id)
+    tags, run = tracking.tags_of(where, run_id), f"MLflow run {run_id}"
     if columns.FOLDER not in tags:
-        raise UserError(
-            f"MLflow run {run_id} in {where.shown} was not made by this runner: it has no tag of its folder"
-        )
+        raise UserError(f"{run} in {where.shown} was not made by this runner: it has no tag of its folder")
     folder = Path(tags[columns.FOLDER])
     if not folder.is_dir():
-        raise UserError(
-            f"MLflow run {run_id}: its folder {folder} is not on this machine: give the folder instead of the id"
-        )
+        raise UserError(f"{run}: its folder {folder} is not on this machine: give the folder instead of the id")
     return folder

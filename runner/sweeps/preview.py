@@ -76,7 +76,7 @@ class Preview:
     def look(self) -> None:
         """Look at all jobs."""
         refused: set[tuple[str, ...]] = set()
-        with Progress("Looking at the runs", len(self.jobs)) as progress:
+        with Progress("Looking at the runs", len(self.jobs), remaining=False) as progress:
             for job in self.jobs:
                 key = tuple(each for each in job.overrides if not each.startswith("seed="))
                 if key not in refused:

@@ -10,6 +10,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from runner.system.errors import UserError
+from runner.system.spelling import did_you_mean
 
 _CONNECT_SECONDS = 10.0
 
@@ -131,17 +132,19 @@ def _message(what: str, key: str, value: str, error: BaseException) -> str:
     names = {kind.__name__ for link in chain for kind in type(link).__mro__}
     from huggingface_hub.constants import ENDPOINT as endpoint
 
+    meant = did_you_mean(Path(value))
     if names & {"GatedRepoError"}:
         return f"{key}={value}: access to this {what} is restricted; accept its terms on the hub and set HF_TOKEN"
     if names & {"RevisionNotFoundError"}:
         return f"{key}={value}: the hub has no such revision of this {what}"
     if names & {"RepositoryNotFoundError", "DatasetNotFoundError", "HFValidationError"}:
-        return f"{key}={value}: there is no such folder here, and no such {what} on the hub at {endpoint}"
+        return f"{key}={value}: there is no such folder here, and no such {what} on the hub at {endpoint}{meant}"
     unreachable = {"ConnectionError", "ConnectError", "ConnectTimeout", "TimeoutException", "OfflineModeIsEnabled"}
     if names & (unreachable | {"LocalEntryNotFoundError", "OfflineModeIsEnabledError"}):
         return (
             f"{key}={value}: the hub at {endpoint} cannot be reached, and this {what} is not in the cache. Set "
             f"HF_ENDPOINT to a mirror, fill the cache (HF_HOME) on a connected machine, or set {key} to a local folder"
+            f"{meant}"
         )
     if "trust_remote_code" in str(error):
         return f"{key}={value}: this {what} comes with code of its own, which is never run; choose another {what}"

@@ -25,11 +25,13 @@ def on_terminal() -> bool:
 class Progress:
     """What is done of a stage, of a known number of steps."""
 
-    def __init__(self, title: str, total: int, done: int = 0) -> None:
+    def __init__(self, title: str, total: int, done: int = 0, remaining: bool = True) -> None:
         """
         Args:
             done: steps that an interrupted process did before.
+            remaining: show how much time is left; not in a dry run, where it would be read as that of the runs.
         """
+        self._remaining = remaining
         self.title, self.total = title, total
         self._first = self._done = done
         self._begin = self._last = time.monotonic()
@@ -42,7 +44,8 @@ class Progress:
             columns = os.get_terminal_size(sys.stderr.fileno()).columns or WIDEST
             self._bar = tqdm(
                 total=total, initial=done, desc=title, ncols=min(WIDEST, columns) - 1, nrows=24,  # a size may be 0 by 0
-                bar_format="{desc} {percentage:3.0f} %|{bar}| {n_fmt}/{total_fmt}, {remaining} left{postfix}",
+                bar_format="{desc} {percentage:3.0f} %|{bar}| {n_fmt}/{total_fmt}"
+                + ", {remaining} left" * remaining + "{postfix}",
             )  # fmt: skip
 
     def __enter__(self) -> Progress:
@@ -60,7 +63,8 @@ class Progress:
         now, tenths = time.monotonic(), 10 * self._done // max(1, self.total)
         if tenths > self._tenths and now - self._last >= LINE_SECONDS:
             left = _clock((now - self._begin) * (self.total - self._done) / (self._done - self._first))
-            log.info("%s: %d %%%s", self.title, 10 * tenths, self._numbers + (f", {left} left" if tenths < 10 else ""))
+            shown = f", {left} left" if tenths < 10 and self._remaining else ""
+            log.info("%s: %d %%%s", self.title, 10 * tenths, self._numbers + shown)
             self._last, self._tenths = now, tenths
 
     def numbers(self, **values: float) -> None:

@@ -123,12 +123,32 @@ def _is_field(key: str) -> bool:
 
 
 def _missing(key: str, value: str) -> Iterator[str]:
-    """A path like one that exists; others may not be the first mistake of the command line."""
+    """A path like one that exists; others are no mistakes of spelling."""
+    missing = _absent(key, value)
+    if missing is not None and missing[1]:
+        yield "".join(missing)
+
+
+def missing_place(arguments: Sequence[str]) -> str | None:
+    """The message for the first file or folder of a command line that does not exist, as it is found when it is read;
+    None if there is none, or if this is a sweep, in which other jobs may run, or a look at the configuration alone."""
+    flags = ("-m", "--multirun", "-c", "--cfg", "--info", "-sc", "--shell-completion")
+    if has_own_options(arguments) or any(argument.partition("=")[0] in flags for argument in arguments):
+        return None
+    plain = filter(None, map(_PLAIN.fullmatch, arguments))
+    absent = (_absent(given[1], given[2]) for given in plain if given[2])
+    return next(("".join(message) for message in absent if message is not None), None)
+
+
+def _absent(key: str, value: str) -> tuple[str, str] | None:
+    """The message for a path that does not exist and its end, the one that was probably meant; None for any other
+    value."""
     path = Path(os.path.expanduser(value))
     local = path.is_absolute() or value.startswith((".", "~"))
     data = key == "dataset.path" and (local or path.name.lower().removesuffix(".gz").endswith(_FILES))
-    if (data or (key in _FOLDERS and local)) and not path.exists() and (meant := did_you_mean(path)):
-        yield f"{key}={value}: there is no such {'file or folder' if data else 'folder'}{meant}"
+    if not (data or (key in _FOLDERS and local)) or os.path.lexists(path):
+        return None
+    return f"{key}={value}: there is no such {'file or folder' if data else 'folder'}", did_you_mean(path)
 
 
 def options(group: str) -> list[str]:
@@ -172,11 +192,16 @@ def nearest(key: str, candidates: Iterable[str]) -> str | None:
 
 
 def did_you_mean(path: Path) -> str:
-    """The end of a message about a path that does not exist: the name in its folder that was probably meant."""
-    parent = path.parent
-    try:
-        names = sorted(entry.name for entry in parent.iterdir())
-    except OSError:  # it does not exist either, or cannot be read
+    """The end of a message about a path: the name in its folder that was probably meant, or the run of that name in
+    outputs/; empty for a path that exists."""
+    if path.exists():
         return ""
-    meant = get_close_matches(path.name, names, 1)
-    return f"; did you mean {parent / meant[0]}?" if meant else ""
+    folders = [path.parent, *([Path("outputs")] if path == Path(path.name) else [])]
+    for folder in folders:
+        try:
+            names = sorted(entry.name for entry in folder.iterdir())
+        except OSError:  # it does not exist either, or cannot be read
+            continue
+        if meant := get_close_matches(path.name, names, 1):
+            return f"; did you mean {folder / meant[0]}?"
+    return ""

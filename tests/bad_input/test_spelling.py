@@ -1,5 +1,6 @@
 """Mistakes of spelling that are seen before anything is imported: as Hydra's path refuses them, and nothing else."""
 
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -82,6 +83,45 @@ def test_a_path_names_the_nearest(tmp_path: Path, key: str, monkeypatch: pytest.
     assert spelling.mistake([f"{key}=./reviews.csv"]) is None
     assert spelling.mistake([f"{key}={tmp_path}/x"]) is None  # like nothing there: found when it is read
     assert spelling.mistake([f"{key}={tmp_path}/x/y"]) is None
+
+
+@pytest.mark.parametrize("key", ["model.path", "model.finetuned", "model.sparse", "distill.teacher", "dataset.path"])
+def test_a_place_that_does_not_exist(tmp_path: Path, key: str) -> None:
+    place = tmp_path / "far" / "off"
+    message = f"{key}={place}: there is no such {'file or folder' if key == 'dataset.path' else 'folder'}"
+    assert spelling.missing_place(["model=tiny", f"{key}={place}"]) == message
+    for other in ("-m", "--cfg", "--config-dir=mine"):  # other jobs may run, nothing does, or it means something else
+        assert spelling.missing_place([other, f"{key}={place}"]) is None
+    for value in (tmp_path, "owner/name", "bert-base-uncased", ""):
+        assert spelling.missing_place([f"{key}={value}"]) is None
+    assert spelling.missing_place([f"output_dir={place}", "seed=1"]) is None
+
+
+def test_a_run_is_named_by_the_folder_that_it_is_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "outputs" / "tiny-demo-4x1-s0-0161f18d").mkdir(parents=True)
+    meant = "; did you mean outputs/tiny-demo-4x1-s0-0161f18d?"
+    for given in ("tiny-demo-4x1-s0-0161f18d", "tiny-demo-4x1-s1-0161f18d", "outputs/tiny-demo-4x1-s0-0161f18"):
+        assert spelling.did_you_mean(Path(given)) == meant
+    for given in ("nowhere", "elsewhere/tiny-demo-4x1-s0-0161f18d"):
+        assert spelling.did_you_mean(Path(given)) == ""
+
+
+@pytest.mark.parametrize(("command", "given"), [
+    ("evaluate", ["outputs/tiny-s1"]), ("inspect", ["outputs/tiny-s1"]), ("benchmark", ["outputs/tiny-s1"]),
+    ("export", ["outputs/tiny-s1", "--to", "packed"]), ("examples", ["tiny-s1"]), ("reproduce", ["tiny-s1"]),
+    ("share", ["tiny-s1", "--repo-id", "a/b"]), ("upload", ["outputs/tiny-s1"]), ("runs", ["--output-dir", "output"]),
+    ("cache", ["list", "--cache-dir", "cach"]),
+])  # fmt: skip
+def test_commands_name_the_folder_that_was_meant(
+    tmp_path: Path, command: str, given: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder in ("outputs/tiny-s0", "cache"):
+        (tmp_path / folder).mkdir(parents=True)
+    meant = {"runs": "outputs", "cache": "cache"}.get(command, "outputs/tiny-s0")
+    with pytest.raises(UserError, match=rf"; did you mean {meant}\?$"):
+        import_module(f"runner.{command}").main(given)
 
 
 def test_every_group_has_options() -> None:

@@ -6,7 +6,7 @@ from statistics import fmean
 
 import pytest
 
-from results import intervals
+from results import bootstrap, intervals
 from results.filters import Filters
 from results.load import load
 
@@ -183,3 +183,28 @@ def test_rows_without_runs_are_left_alone(experiment):
     rows, _ = load(experiment.client, experiment.name, compare=True)
     assert rows
     assert intervals.add(experiment.client, rows) == rows
+
+
+def test_the_scores_of_a_run_are_read_and_resampled_once(experiment, monkeypatch):
+    """A control of many rows is no exception; what is drawn for one run serves all with as many examples."""
+    asked, drawn = [], []
+    artifact, draw = intervals.artifact, bootstrap._example_counts
+    monkeypatch.setattr(intervals, "artifact", lambda *given: asked.append(given[1]) or artifact(*given))
+    monkeypatch.setattr(bootstrap, "_example_counts", lambda *given: drawn.append(given[0]) or draw(*given))
+    for seed in DENSE:
+        experiment.log(seed=seed, group="d", pattern="dense", control="c", scores=(DENSE[seed], CONTROL[seed]))
+        for pattern in ("4x1", "2:4", "1x4"):
+            experiment.log(seed=seed, group=pattern, pattern=pattern, control="c", scores=(DENSE[seed], SPARSE[seed]))
+    rows, _ = load(experiment.client, experiment.name)
+    assert [row.control is not None and row.control.interval is not None for row in rows] == [False, True, True, True]
+    assert len(asked) == len(set(asked)) == 12
+    assert drawn == [40]
+
+
+def test_the_parts_in_which_runs_are_read_have_no_effect(experiment, monkeypatch):
+    for seed in DENSE:
+        experiment.log(seed=seed, control="c", scores=(DENSE[seed], SPARSE[seed]))
+        experiment.log(seed=seed, group="d", pattern="dense", control="c", scores=(DENSE[seed], CONTROL[seed]))
+    whole = load(experiment.client, experiment.name)[0]
+    monkeypatch.setattr(intervals, "_TOGETHER", 1)
+    assert load(experiment.client, experiment.name)[0] == whole

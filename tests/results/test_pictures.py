@@ -2,14 +2,16 @@
 
 import json
 import math
+import re
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 from mlflow.entities import Metric
 
 from results import columns, layers, pictures
 from results.__main__ import main
-from results.figures import COLOURS, LINES, MARKERS, fills_of, mark_of, marks_of, rendered
+from results.figures import COLOURS, LINES, MARKERS, fills_of, mark_of, marks_of, rendered, slim
 
 LAYERS = [
     {"name": f"bert.encoder.layer.{i}.{kind}.weight", "shape": [4, 8], "zeros": zeros, "skipped": None,
@@ -232,3 +234,26 @@ def test_a_format_of_another_command_is_refused(capsys, command, form, known):
     assert stop.value.code == 2
     assert f"--format {form}: formats of" in (text := capsys.readouterr().err)
     assert known in text
+
+
+def test_a_slim_picture_is_the_same_picture():
+    """Each element has the style, the places up to a hundredth of a point and the text that it had."""
+    label = """a > b style="fill: red" d="M 1.23456 2" &"""
+    figure = pictures.training({columns.LOSS: [(at, math.sin(at) + 2) for at in range(200)]}, label)
+    whole = rendered(figure, "svg")
+    short = slim(whole)
+    assert len(short) < 0.75 * len(whole)
+    assert slim(whole) == short
+    css = re.findall(r"\.(s\d+)\{([^}]*)\}", short.decode())
+    assert len(css) == len({style for _, style in css}) > 3
+    before, after = (list(ElementTree.fromstring(svg).iter()) for svg in (whole, short))
+    assert [element.tag for element in before] == [element.tag for element in after]
+    assert label in "".join(ElementTree.fromstring(short).itertext())
+    for old, new in zip(before, after, strict=True):
+        assert (old.get("style")) == (new.get("style") or dict(css).get(new.get("class") or ""))
+        for name in ("d", "x", "y"):
+            numbers = [[float(each) for each in re.findall(r"-?\d+(?:\.\d+)?", element.get(name) or "")]
+                       for element in (old, new)]  # fmt: skip
+            assert numbers[1] == pytest.approx(numbers[0], abs=0.0051)
+            commands = [re.findall(r"[A-Za-z]", element.get(name) or "") for element in (old, new)]
+            assert commands[0] == commands[1]

@@ -197,3 +197,41 @@ def test_artifacts_at_a_server_that_only_the_store_names_are_not_asked_for(exper
     assert main(["report", *given, "--output", str(tmp_path / "page.html")]) == 1
     assert "a server that only this file names: it is not asked" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_command_reads_the_store_once(experiment, tmp_path, monkeypatch):
+    for group in "ab":
+        log(experiment, group=group, model=group)
+    asked = []
+    search = type(experiment.client).search_runs
+    monkeypatch.setattr(type(experiment.client), "search_runs",
+                        lambda *given, **named: asked.append(given) or search(*given, **named))  # fmt: skip
+    given = ["report", "--tracking-uri", experiment.uri, "--experiment", experiment.name]
+    assert main([*given, "--output", str(tmp_path / "page.html")]) == 0
+    assert len(asked) == 1
+
+
+def test_what_runs_share_is_on_the_page_once(experiment):
+    for seed in range(4):
+        run = log(experiment, seed=seed)
+        tags = {"hardware": "a machine", "dataset.source": "a set", "version.torch": "2.0" if seed else "1.0"}
+        for key, value in tags.items():
+            experiment.client.set_tag(run, key, value)
+    rows, left_out = load(experiment.client, experiment.name)
+    pages = {limit: Page(report.page(experiment.client, rows, footnotes(rows, left_out), "title", limit=limit))
+             for limit in (0, 4)}  # fmt: skip
+    assert [pages[limit].texts.count("a set") for limit in (0, 4)] == [1, 4]
+    assert [pages[0].texts.count(f"torch {version}") for version in ("2.0", "1.0")] == [1, 1]  # what differs stays
+    assert "otherwise:" in next(text for text in pages[0].texts if "--limit" in text)
+
+
+def test_a_further_run_takes_few_bytes(experiment):
+    sizes = []
+    for seeds in (range(2), range(2, 6)):
+        for seed in seeds:
+            run = experiment.log(seed=seed)
+            experiment.client.set_tag(run, "version.torch", "2.0" * 100)
+        rows, left_out = load(experiment.client, experiment.name, with_intervals=False)
+        notes = footnotes(rows, left_out)
+        sizes.append(len(report.page(experiment.client, rows, notes, "title", limit=0).encode()))
+    assert (sizes[1] - sizes[0]) / 4 < 400

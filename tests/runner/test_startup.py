@@ -45,6 +45,8 @@ def test_nothing_heavy_is_imported_to_compose(cli: Cli, arguments: list[str], st
     (["-m", "dataset=squad,sqad"], 1, "did you mean dataset=squad?"),
     (["train.lr=3"], 1, "did you mean train.learning_rate?"),
     (["model=hub", "model.path=./smal-model"], 1, "there is no such folder; did you mean small-model?"),
+    (["model.sparse=/no/such"], 1, "model.sparse=/no/such: there is no such folder"),
+    (["dataset=squad", "dataset.path=/no/such"], 1, "dataset.path=/no/such: there is no such file or folder"),
     (["--help"], 0, "Groups: GROUP=OPTION chooses"),
     (["--version"], 0, "prune-distill"),
 ], ids=lambda value: " ".join(value) if isinstance(value, list) else None)  # fmt: skip

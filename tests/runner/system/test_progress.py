@@ -45,6 +45,15 @@ def test_a_line_each_tenth(caplog: pytest.LogCaptureFixture, clock: list[float])
     assert messages[-1] == "Pruning: 100 %, loss 4.57, sparsity 0.995"
 
 
+def test_without_the_time_that_is_left(caplog: pytest.LogCaptureFixture, clock: list[float]) -> None:
+    caplog.set_level("INFO", "runner.system.progress")
+    with Progress("Looking at the runs", 4, remaining=False) as stage:
+        for _ in range(4):
+            clock[0] += 600
+            stage.update()
+    assert caplog.messages == [f"Looking at the runs: {tenths} %" for tenths in (20, 50, 70, 100)]
+
+
 def test_a_stage_of_days_shows_hours(caplog: pytest.LogCaptureFixture, clock: list[float]) -> None:
     assert lines(caplog, clock, steps=100, seconds=3600)[0].endswith(", 90:00:00 left")
 
