@@ -199,7 +199,7 @@ def _resampled(scores: Sequence[Scores | Unusable]) -> list[Scored | Unusable]:
     for runs in by_size.values():
         samples = [Sample([0], [model], run.statistic) for run in runs for model in (run.dense, run.sparse)]
         models = [
-            Resampled(sample.metric(), values, sha256(np.ascontiguousarray(sample.scores[0])).digest())
+            Resampled(sample.metric(), values, sha256(np.ascontiguousarray(sample.scores[0]).tobytes()).digest())
             for sample, values in zip(samples, resample(samples), strict=True)
         ]
         drawn |= {id(run): models[2 * at : 2 * at + 2] for at, run in enumerate(runs)}

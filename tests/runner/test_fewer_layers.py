@@ -108,7 +108,7 @@ def test_a_student_with_fewer_layers_is_no_copy_of_its_teacher(small: Path) -> N
     """So there is something to learn with pattern=dense, without labels and dropout."""
     given = ("pattern=dense", "distill.label_weight=0", "model.hidden_dropout=0", "model.attention_dropout=0")
     experiment = composed(small, *given, "model.num_layers=3")
-    net = check(experiment, find_sources(experiment))
+    net = check(experiment, find_sources(experiment)).net
     assert net.config.num_hidden_layers == 3
 
 

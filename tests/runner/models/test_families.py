@@ -250,7 +250,7 @@ def test_too_long_texts_are_refused_before_anything_is_read(hub: Path, tmp_path:
     with pytest.raises(UserError, match=r"max_seq_length=513: .* has positions for 512"):
         evaluate.main([str(folder), "dataset.max_seq_length=513", *nowhere])
     experiment, _ = compose_experiment([*given, "dataset.max_seq_length=512"])
-    assert positions(check(experiment, find_sources(experiment))) == 512
+    assert positions(check(experiment, find_sources(experiment)).net) == 512
     student, teacher = save_small_model(tmp_path / "student"), tmp_path / "teacher"
     save_small_model(teacher, max_position_embeddings=100)
     experiment, _ = compose_experiment(["model=hub", f"model.path={student}", f"distill.teacher={teacher}",
