@@ -15,7 +15,9 @@ from runner.system import hub
 from runner.system.errors import UserError
 from runner.system.files import write_json
 from runner.system.process import exit_status, message
-from tests.conftest import Cli, Refused, check_refusal, save_small_model
+from tests.conftest import ROOT, Cli, Refused, check_refusal, save_small_model
+
+NO_DATA = ROOT / "conf"  # a folder without examples, which only reading them shows
 
 
 def told(*overrides: str) -> str:
@@ -237,12 +239,12 @@ def test_layers_that_are_not_there(refused: Refused, tmp_path: Path) -> None:
 
 def test_a_pattern_that_fits_no_layer_is_told_before_data_are_read(refused: Refused, tmp_path: Path) -> None:
     folder = save_small_model(tmp_path / "m")
-    arguments = ["model=hub", f"model.path={folder}", "dataset.path=./nowhere"]
+    arguments = ["model=hub", f"model.path={folder}", f"dataset.path={NO_DATA}"]
     assert "5x1" in refused(*arguments, "pattern=block", "pattern.rows=5")
     assert "target sparsity 0.99 is above what allocation.max_per_layer=0.98" in refused(
         *arguments, "pattern=1x1", "pattern.target_sparsity=0.99"
     )
-    assert "dataset.path=./nowhere: there is no such file or folder" in refused(*arguments)
+    assert f"dataset.path={NO_DATA}: " in refused(*arguments)
 
 
 # --- how to prune -------------------------------------------------------------------------------------------
@@ -250,7 +252,7 @@ def test_a_pattern_that_fits_no_layer_is_told_before_data_are_read(refused: Refu
 
 def test_exceptions_that_make_no_sense_are_told_before_data_are_read(refused: Refused, tmp_path: Path) -> None:
     folder = save_small_model(tmp_path / "m")
-    arguments = ["model=hub", f"model.path={folder}", "dataset.path=./nowhere"]
+    arguments = ["model=hub", f"model.path={folder}", f"dataset.path={NO_DATA}"]
     text = refused(*arguments, "+allocation.layers={*.qeury:{target:0.3}}")
     assert "allocation.layers['*.qeury'] matches no layer (such as bert.encoder.layer.0.attention" in text
     for layer, words in (
@@ -270,7 +272,7 @@ def test_a_target_that_a_layers_pattern_cannot_have_is_not_ignored(
 ) -> None:
     """As pattern=2:4 pattern.target_sparsity=0.8 is not."""
     folder = save_small_model(tmp_path / "m")
-    arguments = ["model=hub", f"model.path={folder}", "dataset.path=./nowhere"]
+    arguments = ["model=hub", f"model.path={folder}", f"dataset.path={NO_DATA}"]
     text = refused(*arguments, f"+allocation.layers={{*.query:{{{layer}}}}}")
     assert "allocation.layers" in text
     assert layer[-3:] in text
@@ -331,7 +333,7 @@ def test_settings_that_do_not_go_together_are_told_before_training(refused: Refu
 
 def test_zeros_to_keep_that_are_not_there(refused: Refused, tmp_path: Path) -> None:
     folder = save_small_model(tmp_path / "m")
-    arguments = ["model=hub", f"model.path={folder}", "dataset.path=./nowhere"]
+    arguments = ["model=hub", f"model.path={folder}", f"dataset.path={NO_DATA}"]
     locked = [*arguments, "pattern=locked"]
     text = refused(*locked)
     assert "pattern=locked keeps the zeros of a checkpoint: name one with model.sparse" in text
@@ -354,7 +356,7 @@ def test_a_pattern_that_the_zeros_of_a_sparse_checkpoint_break(refused: Refused,
     for name in (name for name in tensors if "layer" in name and tensors[name].dim() == 2):
         tensors[name][::2] = 0
     save_file(tensors, sparse / "model.safetensors", {"format": "pt"})
-    arguments = ["model=hub", f"model.path={dense}", "dataset.path=./nowhere", f"model.sparse={sparse}"]
+    arguments = ["model=hub", f"model.path={dense}", f"dataset.path={NO_DATA}", f"model.sparse={sparse}"]
     text = refused(*arguments, "pattern=1x1", "pattern.target_sparsity=0.4")
     assert f"model.sparse={sparse}: pattern.target_sparsity=0.4 cannot hold with the zeros" in text
     assert "the least is 0.5000" in text
@@ -374,7 +376,7 @@ def test_a_pattern_that_the_zeros_of_a_sparse_checkpoint_break(refused: Refused,
 def test_zeros_to_keep_in_some_layers_that_are_not_there(refused: Refused, tmp_path: Path) -> None:
     """Known before the dense model is fine-tuned, as it is with pattern=locked for all layers."""
     folder = save_small_model(tmp_path / "m")
-    arguments = ["model=hub", f"model.path={folder}", f"model.finetuned={folder}", "dataset.path=./nowhere"]
+    arguments = ["model=hub", f"model.path={folder}", f"model.finetuned={folder}", f"dataset.path={NO_DATA}"]
     text = refused(*arguments, "pattern=4x1", "+allocation.layers={*.query:{pattern:locked}}")
     assert "locked" in text
     assert "has a zero" in text
@@ -386,7 +388,7 @@ def test_a_sparse_checkpoint_of_another_kind_is_told_before_data_are_read(refuse
     name = "bert.encoder.layer.0.attention.self.query.weight"
     tensors[name][:4] = 0
     save_file(tensors, sparse / "model.safetensors", {"format": "pt"})
-    arguments = ["model=hub", f"model.path={dense}", "dataset.path=./nowhere", "pattern=locked"]
+    arguments = ["model=hub", f"model.path={dense}", f"dataset.path={NO_DATA}", "pattern=locked"]
     assert "there is no such file or folder" in refused(*arguments, f"model.sparse={sparse}")  # so far all is well
     tokens = json.loads((sparse / "tokenizer.json").read_text())
     tokens["model"]["vocab"] = {f"x{word}" if i > 99 else word: i for word, i in tokens["model"]["vocab"].items()}
@@ -401,7 +403,7 @@ def test_a_sparse_checkpoint_of_other_sizes_is_told_before_data_are_read(refused
     tensors = load_file(other / "model.safetensors")
     tensors["bert.encoder.layer.0.attention.self.query.weight"][:4] = 0
     save_file(tensors, other / "model.safetensors", {"format": "pt"})
-    arguments = ["model=hub", f"model.path={dense}", "dataset.path=./nowhere", "pattern=locked"]
+    arguments = ["model=hub", f"model.path={dense}", f"dataset.path={NO_DATA}", "pattern=locked"]
     assert f"model.sparse={other}" in refused(*arguments, f"model.sparse={other}")
 
 
