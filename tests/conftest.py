@@ -21,6 +21,8 @@ from tests import fork_server
 from tests.mlflow_server import Server
 
 ROOT = Path(__file__).parent.parent
+NO_DATA = ROOT / "conf"
+"""A folder without examples, as shows who reads it; a path that does not exist is refused before all else."""
 # Nothing here may reach a network: what tests download, they serve themselves.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"

@@ -15,9 +15,7 @@ from runner.system import hub
 from runner.system.errors import UserError
 from runner.system.files import write_json
 from runner.system.process import exit_status, message
-from tests.conftest import ROOT, Cli, Refused, check_refusal, save_small_model
-
-NO_DATA = ROOT / "conf"  # a folder without examples, which only reading them shows
+from tests.conftest import NO_DATA, Cli, Refused, check_refusal, save_small_model
 
 
 def told(*overrides: str) -> str:

@@ -11,7 +11,7 @@ import pytest
 from runner import inspect, models
 from runner.models import Model
 from runner.system.errors import UserError
-from tests.conftest import Refused, save_small_model
+from tests.conftest import NO_DATA, Refused, save_small_model
 
 QA = "AutoModelForQuestionAnswering"
 row = pytest.mark.bad_input
@@ -169,7 +169,7 @@ def test_a_missing_number_of_heads(tmp_path: Path, caplog: pytest.LogCaptureFixt
 
 @row("C1", "hidden_size=31 on the command line", before="no ForQuestionAnswering model", after="the two sizes")
 def test_command_line(folder: Path, refused: Refused) -> None:
-    text = refused("model=hub", f"model.path={written(folder, hidden_size=31)}", "dataset.path=./nowhere")
+    text = refused("model=hub", f"model.path={written(folder, hidden_size=31)}", f"dataset.path={NO_DATA}")
     assert "The hidden size (31) is not a multiple of the number of attention heads (2)" in text
 
 

@@ -18,7 +18,7 @@ from runner.models.checkpoint import Model
 from runner.models.vocabulary import check_reading
 from runner.stages.prepare import Inputs, resolve
 from runner.system.errors import UserError
-from tests.conftest import Refused, save_small_model
+from tests.conftest import NO_DATA, Refused, save_small_model
 from tests.tools.pretrain_tiny import build_tokenizer
 
 DEMO = (
@@ -99,7 +99,7 @@ def test_a_tokenizer_that_does_not_fit_its_model(
 ) -> None:
     folder = save_small_model(tmp_path / "m")
     change(folder)
-    text = refused("model=hub", f"model.path={folder}", "dataset.path=./nowhere")
+    text = refused("model=hub", f"model.path={folder}", f"dataset.path={NO_DATA}")
     assert f"error: model.path={folder}: " in text
     assert words in text
 
@@ -109,7 +109,9 @@ def test_so_do_those_of_other_checkpoints(key: str, refused: Refused, tmp_path: 
     base, other = save_small_model(tmp_path / "m"), save_small_model(tmp_path / "other")
     without_files(other)
     more = ["pattern=locked"] if key == "model.sparse" else []
-    text = refused("model=hub", f"model.path={base}", f"{key}={other}", "dataset.path=./nowhere", *more, "dry_run=true")
+    text = refused(
+        "model=hub", f"model.path={base}", f"{key}={other}", f"dataset.path={NO_DATA}", *more, "dry_run=true"
+    )
     assert f"error: {key}={other}: it has no tokenizer" in text
 
 
@@ -120,7 +122,7 @@ def test_a_teacher_with_fewer_embeddings_than_tokens(refused: Refused, tmp_path:
     model = AutoModelForQuestionAnswering.from_pretrained(base)
     model.resize_token_embeddings(640)
     model.save_pretrained(base)
-    text = refused("model=hub", f"model.path={base}", f"distill.teacher={other}", "dataset.path=./nowhere")
+    text = refused("model=hub", f"model.path={base}", f"distill.teacher={other}", f"dataset.path={NO_DATA}")
     assert f"distill.teacher={other}: its tokenizer has 606 tokens, and its model embeddings of 604" in text
 
 

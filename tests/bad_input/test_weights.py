@@ -19,7 +19,7 @@ from runner.models.configuration import check_encoder, quiet_loading
 from runner.models.weights import check_encoder_weights
 from runner.stages.prepare import resolve
 from runner.system.errors import UserError
-from tests.conftest import Refused
+from tests.conftest import NO_DATA, Refused
 from tests.families import FAMILIES, save
 
 QA = "AutoModelForQuestionAnswering"
@@ -170,14 +170,14 @@ def test_every_checkpoint_of_a_run(
     overrides = [f"{k}={folder if k == key else saved}" for k in KEYS if k in (key, "model.path")]
     overrides += ["pattern=locked"] if key == "model.sparse" else []
     with pytest.raises(UserError, match="16 of the encoder's 37 weights are missing") as caught:
-        resolve(*compose_experiment(["model=hub", "dataset.path=./nowhere", *overrides]))
+        resolve(*compose_experiment(["model=hub", f"dataset.path={NO_DATA}", *overrides]))
     assert str(caught.value).startswith(f"{key}={folder}: ")
 
 
 @row("A1", "dry_run=true with model.path of another prefix", before="called good", after="refused as in the run")
 def test_dry_run(folder: Path, refused: Refused) -> None:
     change(folder, prefixed("module."))
-    text = refused("model=hub", f"model.path={folder}", "dataset.path=./nowhere", "dry_run=true")
+    text = refused("model=hub", f"model.path={folder}", f"dataset.path={NO_DATA}", "dry_run=true")
     assert "begin with 'module.'" in text
 
 
@@ -186,7 +186,7 @@ def test_evaluate(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.chdir(tmp_path)
     change(folder, prefixed("module."))
     with pytest.raises(UserError, match=r"begin with 'module\.'"):
-        evaluate.main([str(folder), "dataset.path=./nowhere"])
+        evaluate.main([str(folder), f"dataset.path={NO_DATA}"])
 
 
 @row("A1", "runner.inspect of fewer or more layers", before="sparsity of the rest, without a word", after="refused")
@@ -377,7 +377,7 @@ def test_another_name(folder: Path) -> None:
 @row("C1", "a git-LFS pointer on the command line", before="a traceback after data were read", after="one message")
 def test_command_line(key: str, folder: Path, saved: Path, refused: Refused) -> None:
     (folder / WEIGHTS).write_bytes(LFS)
-    text = refused("model=hub", f"model.path={saved}", f"{key}={folder}", "dataset.path=./nowhere")
+    text = refused("model=hub", f"model.path={saved}", f"{key}={folder}", f"dataset.path={NO_DATA}")
     assert text == (
         f"error: {key}={folder}: its {WEIGHTS} is a git-LFS pointer, not the file itself: fetch that with `git lfs "
         "pull`\n"

@@ -546,7 +546,8 @@ def test_a_debug_run_is_short_and_apart_from_all_others(model: str, dataset: str
     for other in ("output_dir", "cache_dir", "tracking"):
         assert getattr(debug, other) != getattr(plain, other)
     assert its.labels == origin.labels
-    assert its.choices == {**origin.choices, "schedule": "short"}  # debug is no choice of the run's
+    quick = {"schedule": "short", "criterion": "snip_momentum"}
+    assert its.choices == {**origin.choices, **quick}  # debug is no choice of the run's
     assert composed("debug=default", "train.max_steps=3", "schedule=one_shot").train.max_steps == 3
 
 

@@ -20,7 +20,7 @@ from runner.system.device import Precision
 from runner.system.errors import UserError
 from runner.training.supervision import Supervision
 from runner.training.training_data import TrainingData
-from tests.conftest import ROOT, Cli, Refused, save_small_model
+from tests.conftest import NO_DATA, Cli, Refused, save_small_model
 from tests.tools.pretrain_tiny import build_tokenizer
 from tests.training import train
 
@@ -133,7 +133,7 @@ def test_a_run_with_frozen_parameters(cli: Cli, tmp_path: Path) -> None:
 
 def test_frozen_parameters_that_do_not_exist_are_refused(refused: Refused, tmp_path: Path) -> None:
     model = save_small_model(tmp_path / "m")
-    given = ["model=hub", f"model.path={model}", f"dataset.path={ROOT}/conf"]
+    given = ["model=hub", f"model.path={model}", f"dataset.path={NO_DATA}"]
     assert "'embedings' matches no parameter of the model; did you mean embeddings?" in refused(
         *given, "model.frozen=[embedings]"
     )
