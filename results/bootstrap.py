@@ -18,7 +18,7 @@ RESAMPLES = 2000
 LEVEL = 0.95
 SEED = 0  # fixed, so that a row has the same interval every time and with any other rows
 _CHUNK = 100  # resamples at once: 8 MB for the 10,570 examples of SQuAD's dev set
-_REMEMBERED = 50_000_000  # counts, 100 MB: those of larger sets are drawn again for each row
+_REMEMBERED = 50_000_000  # counts, 100 MB: those of larger sets are drawn again for each 32 runs
 _DIGITS = 12  # of a bound: the last bits of a product depend on the models that are resampled together
 _SMALLEST = 1e-12  # a smaller denominator, or a smaller variance relative to the second moment, is rounding error
 
@@ -157,7 +157,7 @@ def _example_counts(count: int, resamples: int) -> Iterator[np.ndarray]:
 
 @lru_cache(maxsize=2)
 def _drawn(count: int, resamples: int) -> np.ndarray:
-    """All resamples, uint16[resamples, examples]: equal in every row, and drawing them takes most of the time."""
+    """All resamples, uint16[resamples, examples]: equal for all runs, and drawing them takes most of the time."""
     return np.concatenate(list(_draw(count, resamples)))
 
 

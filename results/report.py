@@ -241,7 +241,7 @@ def _shared(logged: LoggedRun) -> dict[str, str]:
     versions = (f"{k.removeprefix(VERSION)} {v}" for k, v in sorted(tags.items()) if k.startswith(VERSION))
     return {
         "commit": _commit(logged),
-        "versions": ", ".join(versions),
+        "versions": ", ".join(versions) or _UNKNOWN,
         "hardware": tags.get("hardware", _UNKNOWN),
         "data": tags.get("dataset.source", _UNKNOWN),
     }

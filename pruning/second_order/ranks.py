@@ -30,7 +30,7 @@ def refused_alike() -> Iterator[None]:
     sums that never come.
 
     Raises:
-        PruningError: with the message of the first rank that failed. A rank that failed by another error raises that.
+        PruningError: another rank failed, the first of them with this message. A rank that fails raises its own error.
     """
     own: Exception | None = None
     try:
@@ -44,10 +44,10 @@ def refused_alike() -> Iterator[None]:
     messages: list[str | None] = [None] * _world()
     dist.all_gather_object(messages, own and _message(own))
     first = next((message for message in messages if message is not None), None)
-    if own is not None and not isinstance(own, PruningError):
+    if own is not None:
         raise own
     if first is not None:
-        raise PruningError(first) from own
+        raise PruningError(first)
 
 
 def _message(error: Exception) -> str:

@@ -30,6 +30,7 @@ BEST = "best"
 """The recipe of pairs of dataset and model without one of their own."""
 NAMED_BY_RECIPE = ("criterion", "schedule", "distill")
 """Groups whose option a recipe names."""
+_SCHEMA = "schema/recipe/"
 _LONGEST_NAME = 255  # in bytes, on all common file systems
 _NAMES = ("model.revision", "model.finetuned_revision", "model.model_type", "dataset.name", "dataset.revision",
           "dataset.train_split")  # fmt: skip
@@ -47,8 +48,8 @@ def _recipe_says(group: str, implied: str, *, _root_: DictConfig) -> str:
     """The option of a group that the recipe's file names, for the defaults list of conf/config.yaml.
 
     A recipe cannot choose it by a defaults list of its own: Hydra allows no `override` in a file that is itself chosen
-    by interpolation. Criterion and schedule of a recipe are made for each other: with another of one of them, the usual
-    other one counts.
+    by interpolation. A recipe's criterion and schedule are made for each other: if one of them is asked for that the
+    recipe does not name, the other is the default of `Recipe`.
 
     Args:
         group: one of `NAMED_BY_RECIPE`.
@@ -56,12 +57,17 @@ def _recipe_says(group: str, implied: str, *, _root_: DictConfig) -> str:
         _root_: the options of the groups that are chosen already; `recipe`, `criterion` and `schedule` only if they
             were asked for by name.
     """
-    repository = _loader().repository  # without the folders of hydra.searchpath: `_check_named`
-    recipe = _root_.get("recipe") or (implied if repository.config_exists(f"recipe/{implied}") else BEST)
-    file = repository.load_config(f"recipe/{recipe}") if repository.config_exists(f"recipe/{recipe}") else None
-    says = OmegaConf.create() if file is None else file.config
-    named = {group: OmegaConf.select(says, group, default=getattr(Recipe, group)) for group in NAMED_BY_RECIPE}
-    if any(_root_.get(half, named[half]) != named[half] for half in ("criterion", "schedule")):
+    repository = _loader().repository  # without the folders of hydra.searchpath: `_check_named_by_recipe`
+    asked = _root_.get("recipe", implied)
+    named = {group: getattr(Recipe, group) for group in NAMED_BY_RECIPE}
+    exists = repository.config_exists(f"recipe/{asked}")
+    for recipe in [BEST] * (asked == implied or exists) + [asked] * exists:  # as conf/config.yaml merges them
+        file = repository.load_config(f"recipe/{recipe}")
+        assert file is not None
+        if any(_SCHEMA in repr(entry) for entry in file.defaults_list or []):
+            named = {group: getattr(Recipe, group) for group in NAMED_BY_RECIPE}
+        named = {group: OmegaConf.select(file.config, group, default=named[group]) for group in NAMED_BY_RECIPE}
+    if any(_root_.get(group, named[group]) != named[group] for group in ("criterion", "schedule")):
         named |= {"criterion": Recipe.criterion, "schedule": Recipe.schedule}
     return named[group]
 
@@ -162,9 +168,15 @@ def _check_options(choices: Mapping[str, str], overrides: list[str], name: str) 
         if group.startswith("schema/"):
             raise UserError(f"{line}: a schema is named by the options of a group, in their YAML; choose one of these")
     recipe = choices.get("recipe", BEST)
-    if name == BEST and recipe not in (BEST, f"{choices['dataset']}-{choices['model']}"):
+    if name == BEST and recipe != f"{choices['dataset']}-{choices['model']}" and not _has_recipe(recipe):
         with _initialized() as loader:
             raise UserError(no_option("", "recipe", recipe, loader.get_group_options("recipe")))
+
+
+def _has_recipe(name: str) -> bool:
+    """Whether there is a file of this recipe, but for folders of hydra.searchpath."""
+    with _initialized() as loader:
+        return loader.repository.config_exists(f"recipe/{name}")
 
 
 def _check_texts(config: DictConfig, overrides: list[str]) -> None:
@@ -208,11 +220,11 @@ def _loaded(
                 f"allocation.layers.{name}.pattern={override.pattern} is no pattern; YAML reads 2:4 as a number unless "
                 "it is quoted"
             )
-    if experiment.recipe.name == BEST:
-        choices = {**choices, "recipe": experiment.recipe.name}
     searchpath = [override for override in overrides if override.lstrip("+").startswith("hydra.searchpath=")]
     composed = plain([*searchpath, *asked_groups(choices)])
-    _check_named_by_recipe(config, choices, composed)
+    if experiment.recipe.name == BEST and not _has_recipe(choices.get("recipe", "")):
+        choices = {**choices, "recipe": BEST}
+    _check_named_by_recipe(config, choices, overrides, composed)
     return experiment, _origin(experiment, config, choices, overrides, composed)
 
 
@@ -224,13 +236,18 @@ def asked_groups(choices: Mapping[str, str]) -> list[str]:
     return [f"{group}={option}" for group, option in groups.items()]
 
 
-def _check_named_by_recipe(config: DictConfig, choices: Mapping[str, str], composed: DictConfig) -> None:
-    """Refuse options of groups that are named where nothing reads them: Hydra chooses options before values."""
+def _check_named_by_recipe(
+    config: DictConfig, choices: Mapping[str, str], overrides: list[str], composed: DictConfig
+) -> None:
+    """Refuse options of groups that are named where nothing reads them: on the command line, as Hydra chooses options
+    before it reads values, and in recipes of hydra.searchpath."""
+    asked = {override.partition("=")[0] for override in overrides}
+    unread = "~recipe" in asked or ("experiment" not in choices and not _has_recipe(choices["recipe"]))
     for group in NAMED_BY_RECIPE:
-        said = config.recipe[group]
-        if composed.recipe[group] != said:
+        said, chosen = config.recipe[group], choices[group]
+        if composed.recipe[group] != said or (unread and chosen != said and group not in asked):
             raise UserError(
-                f"recipe.{group}={said} has no effect: {group}={choices[group]} is chosen; set {group}={said} instead"
+                f"recipe.{group}={said} has no effect: {group}={chosen} is chosen; set {group}={said} instead"
             )
 
 

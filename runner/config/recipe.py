@@ -35,15 +35,15 @@ class Recipe:
     """
 
     name: str = "default"
-    """The recipe's name: that of its file."""
+    """The recipe's name, as its file says: that of the file."""
     criterion: str = "snip_momentum"
-    """Option of the group `criterion`, chosen together with the schedule: `schedule=...` alone, with another schedule,
-    takes snip_momentum."""
+    """Option of the group `criterion`, read from the recipe's file alone; `criterion=...` chooses another. If another
+    schedule is chosen and no criterion, it is snip_momentum."""
     schedule: str = "recipe"
-    """Option of the group `schedule`, chosen together with the criterion: `criterion=...` alone, with another
-    criterion, takes schedule=recipe."""
+    """Option of the group `schedule`, read from the recipe's file alone; `schedule=...` chooses another. If another
+    criterion is chosen and no schedule, it is `recipe`."""
     distill: str = "logits"
-    """Option of the group `distill`; `distill=...` chooses another."""
+    """Option of the group `distill`, read from the recipe's file alone; `distill=...` chooses another."""
     learning_rate: float = 7e-5
     """The highest learning rate."""
     lr_scheduler_type: str = "linear"
@@ -62,8 +62,6 @@ class Recipe:
     """Decay of the second moment."""
     max_grad_norm: float = 0.0
     """0: no clipping."""
-    attention_dropout: float | None = None
-    """Dropout of attention weights, in all training; if not given: that of the model."""
     block_sparsity: float = 0.8
     """Target sparsity of block patterns; that of N:M follows from N and M."""
     decay: str = "exp"

@@ -2,47 +2,42 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from torch import nn
 
 from runner.system.errors import UserError
-from runner.system.process import ONCE
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
-log = logging.getLogger(__name__)
-
-# The configuration keys of dropout: BERT and its kin, then Funnel, DistilBERT and ModernBERT, which has two.
-_HIDDEN = ("hidden_dropout_prob", "hidden_dropout", "dropout", "mlp_dropout", "embedding_dropout")
+# The configuration keys of dropout: BERT and its kin, then Funnel, DistilBERT and ModernBERT, which has two, then T5,
+# whose one rate is that of attention weights too.
+_HIDDEN = ("hidden_dropout_prob", "hidden_dropout", "dropout", "mlp_dropout", "embedding_dropout", "dropout_rate")
 _ATTENTION = ("attention_probs_dropout_prob", "attention_dropout")
 
 
 def set_dropout(
     config: PretrainedConfig, hidden: float | None, attention: float | None, path: str, section: str = "model"
 ) -> None:
-    """Set dropout probabilities in a model's configuration; None leaves the checkpoint's own. So does 0 where the
-    architecture has no such setting, with a line in the log: defaults that say 0 are for all models.
+    """Set dropout probabilities in a model's configuration; None leaves the checkpoint's own.
 
     Args:
         path: of the checkpoint, for the message.
         section: of the configuration, for the message.
 
     Raises:
-        UserError: the architecture has no such setting, and the value is above 0.
+        UserError: the architecture has no such setting.
     """
     for key, value, names in (("hidden_dropout", hidden, _HIDDEN), ("attention_dropout", attention, _ATTENTION)):
         if value is None:
             continue
         present = [name for name in names if hasattr(config, name)]
-        if not present and value:
-            raise UserError(f"{section}.{key}={value}: {path} ({config.model_type}) has no such setting")
         if not present:
-            log.info("%s.%s=0: %s (%s) has no such setting; its dropout stays as it is", section, key, path,
-                     config.model_type, extra=ONCE)  # fmt: skip
+            raise UserError(
+                f"{section}.{key}={value}: {path} ({config.model_type}) has no such setting; set it to null"
+            )
         for name in present:
             setattr(config, name, value)
 

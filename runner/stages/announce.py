@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from results import columns
 from runner import models
-from runner.config.compose import BEST
+from runner.config.compose import BEST, NAMED_BY_RECIPE
 from runner.config.experiment import GROUPS, Experiment, Origin
 from runner.config.plugins import source_of, sources
 from runner.data import slips
@@ -118,8 +118,11 @@ def announce(inputs: Inputs) -> None:
     experiment, labels, data = inputs.experiment, inputs.origin.labels, inputs.data
     log.info("%s on %s, pattern %s, seed %d -> %s", labels["model"], labels["dataset"], labels["pattern"],
              experiment.seed, inputs.folder)  # fmt: skip
-    if inputs.origin.choices.get("recipe") == BEST and data is not None:
-        log.info("recipe=best, the best that we measured (conf/recipe/best.yaml)", extra=ONCE)
+    choices = inputs.origin.choices
+    if choices.get("recipe") == BEST and data is not None:
+        recipe = experiment.recipe
+        other = [f"{key}={choices[key]}" for key in NAMED_BY_RECIPE if choices.get(key) != getattr(recipe, key)]
+        log.info("recipe=best (conf/recipe/best.yaml)%s", f", but {' '.join(other)}" if other else "", extra=ONCE)
     announce_data(experiment.dataset, inputs.examples)
     if experiment.prune and (left_out := models.describe_left_out(models.left_out(inputs.net))) is not None:
         log.warning("%s", left_out)

@@ -194,7 +194,7 @@ def nearest(key: str, candidates: Iterable[str]) -> str | None:
 def did_you_mean(path: Path) -> str:
     """The end of a message about a path: the name in its folder that was probably meant, or the run of that name in
     outputs/; empty for a path that exists."""
-    if path.exists():
+    if os.path.lexists(path):  # false, not an error, for a name that is too long
         return ""
     folders = [path.parent, *([Path("outputs")] if path == Path(path.name) else [])]
     for folder in folders:

@@ -110,7 +110,7 @@ def test_a_key_that_does_not_exist_is_refused(overrides: list[str], words: str) 
 
 def test_keys_that_exist_are_not_refused() -> None:
     compose_experiment(["+allocation.layers={*.query:{target:0.3}}", "++seed=3", "++train.learning_rate=1e-3"])
-    compose_experiment(["distill=hidden", "+distill.layers={1:2}", "+hydra.job.name=x", "~recipe"])
+    compose_experiment(["distill=hidden", "+distill.layers={1:2}", "+hydra.job.name=x", "~benchmark"])
     assert compose_experiment(["recipe=published"])[1].choices["recipe"] == "published"
 
 

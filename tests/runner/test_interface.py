@@ -24,6 +24,7 @@ import runner
 from pruning import Block, NofM
 from runner import UserError, compose, results, run
 from runner.config.experiment import Experiment
+from runner.config.schemas import RESOLVERS
 from runner.records.result import Result
 from tests.conftest import FINISHED, ROOT, Cli, copy_run
 
@@ -44,7 +45,7 @@ def state_of_the_process() -> dict[str, object]:
         "version": VersionBase.instance().getbase(),
         "stored": {group: list(nodes) for group, nodes in store.repo.items() if isinstance(nodes, dict)},
         "patched": ["__deepcopy__" in vars(ConfigStore), "get_type" in vars(store)],
-        "resolvers": [OmegaConf.has_resolver(name) for name in ("help", "published_distillation")],
+        "resolvers": [OmegaConf.has_resolver(name) for name in RESOLVERS],
     }
 
 

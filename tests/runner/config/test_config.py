@@ -3,9 +3,11 @@
 import importlib.util
 import itertools
 import re
+from collections.abc import Callable
 from dataclasses import asdict, astuple, dataclass, replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -49,6 +51,7 @@ from runner.records.identity import Contents, Identity, identify
 from runner.stages.announce import params
 from runner.system.errors import UserError
 from runner.system.spelling import N_OF_M
+from tests.conftest import Cli
 from tests.pruning.training import updates_of
 
 CONF = Path(conf.__file__).parent
@@ -332,7 +335,7 @@ def test_experiment_file_is_its_groups_and_opens_with_its_command(name: str) -> 
 def test_the_best_recipe_is_for_any_model_dataset_and_pattern() -> None:
     experiment, origin = compose_experiment([f"experiment={BEST}", "model=minilm-l6", "dataset=sst2", "pattern=2:4"])
     check_best(experiment, origin)
-    assert experiment.train.learning_rate == 3e-4
+    assert (experiment.train.learning_rate, experiment.model.attention_dropout) == (3e-4, 0)
     assert origin.labels == {"model": "minilm-l6", "dataset": "sst2", "pattern": "2:4"}
 
 
@@ -344,7 +347,7 @@ def check_best(experiment: Experiment, origin: Origin) -> None:
     assert isinstance(experiment.distill, LogitsHidden)
     assert experiment.schedule == Gradual(decay="cubic", initial="75%", start="0", frequency="15%", cooldown="70%")
     assert (experiment.train.num_train_epochs, experiment.train.adam_beta2) == (3, 0.999)
-    assert (experiment.train.hidden_dropout, experiment.model.attention_dropout) == (0, 0)
+    assert experiment.train.hidden_dropout == 0
 
 
 @pytest.mark.parametrize("overrides", [
@@ -386,9 +389,74 @@ def test_the_published_recipe_for_any_pair_is_that_of_bert_base_in_parts_of_the_
     assert (any_pair.schedule.start, any_pair.schedule.frequency, any_pair.schedule.cooldown) == ("10%", "2%", "40%")
 
 
+@pytest.fixture
+def recipes(tmp_path: Path) -> Callable[[str, str], list[str]]:
+    """`recipes(name, text)` writes a recipe to a folder of hydra.searchpath, and returns the override."""
+
+    def write(name: str, text: str) -> list[str]:
+        (tmp_path / "recipe").mkdir(exist_ok=True)
+        (tmp_path / f"recipe/{name}.yaml").write_text(text, encoding="utf-8")
+        return [f"hydra.searchpath=['file://{tmp_path}']", "model=minilm-l6"]
+
+    return write
+
+
+WHOLE = "defaults: [/schema/recipe/Recipe]\nname: mine\ncriterion: magnitude\nschedule: short\n"
+
+
+def test_a_recipe_of_the_searchpath_that_names_options_asks_for_them(recipes: Callable[[str, str], list[str]]) -> None:
+    searched = recipes("mine", WHOLE)
+    with pytest.raises(UserError, match=r"recipe\.criterion=magnitude has no effect: .*=snip_momentum is chosen"):
+        compose_experiment([*searched, "recipe=mine"])
+    typed, _ = compose_experiment([*searched, "recipe=mine", "criterion=magnitude", "schedule=short"])
+    assert (type(typed.criterion), typed.recipe.name) == (Magnitude, "mine")
+    recipes("squad-minilm-l6", WHOLE)  # the pair's own
+    with pytest.raises(UserError, match=r"recipe\.criterion=magnitude has no effect: criterion=obs is chosen"):
+        compose_experiment(searched)
+
+
+def test_no_recipe_is_not_half_of_one() -> None:
+    with pytest.raises(UserError, match=r"recipe\.criterion=obs has no effect: criterion=snip_momentum is chosen"):
+        compose_experiment(["model=bert-mini", "~recipe"])
+    experiment, origin = compose_experiment(["model=minilm-l6", "recipe=squad-minilm-l6"])  # it has none
+    check_best(experiment, origin)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("learning_rate: 2\n", (2, 3, "obs", "early", "logits_hidden")),  # the rest is that of recipe=best
+        ("criterion: magnitude\nschedule: short\n", (1e-4, 3, "magnitude", "short", "logits_hidden")),
+        ("defaults: [/schema/recipe/Recipe]\nname: mine\nepochs: 5\n", (7e-5, 5, "snip_momentum", "recipe", "logits")),
+    ],
+)
+def test_a_recipe_of_ones_own_has_the_values_of_its_schema_or_of_the_best(
+    text: str, expected: tuple[Any, ...], cli: Cli, tmp_path: Path
+) -> None:
+    (tmp_path / "mine" / "recipe").mkdir(parents=True)
+    (tmp_path / "mine" / "recipe" / "own.yaml").write_text(text, encoding="utf-8")
+    done = cli("-m", "runner", "--config-dir", "mine", "--cfg", "job", "--resolve", "model=minilm-l6", "recipe=own")
+    assert done.returncode == 0, done.stderr
+    shown = yaml.safe_load(done.stdout)
+    learned, epochs, *named = expected
+    assert (shown["train"]["learning_rate"], shown["train"]["num_train_epochs"]) == (learned, epochs)
+    assert [shown["recipe"][group] for group in ("criterion", "schedule", "distill")] == named
+    assert ("samples" in shown["criterion"], "hidden_weight" in shown["distill"]) == (
+        "obs" in named, "logits_hidden" in named
+    )  # fmt: skip
+
+
+def test_a_dropout_in_ones_own_model_file_counts(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "mine" / "model").mkdir(parents=True)
+    text = "defaults: [/schema/model/Model]\npath: x\nattention_dropout: 0.2\n"
+    (tmp_path / "mine" / "model" / "own.yaml").write_text(text, encoding="utf-8")
+    done = cli("-m", "runner", "--config-dir", "mine", "--cfg", "job", "--resolve", "model=own")
+    assert yaml.safe_load(done.stdout)["model"]["attention_dropout"] == 0.2
+
+
 @pytest.mark.parametrize("group", ["criterion", "schedule", "distill"])
 def test_an_option_named_in_the_recipe_where_nothing_reads_it_is_refused(group: str) -> None:
-    with pytest.raises(UserError, match=f"recipe.{group}=x has no effect: {group}=.* is chosen; set {group}=x instead"):
+    with pytest.raises(UserError, match=rf"recipe\.{group}=x has no effect: .* is chosen; set {group}=x instead"):
         compose_experiment(["model=minilm-l6", f"recipe.{group}=x"])
 
 

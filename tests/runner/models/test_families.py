@@ -181,16 +181,13 @@ def test_dropout_settings_reach_every_family(name: str, hub: Path) -> None:
     assert models.max_dropout(net) == 0
 
 
-def test_a_dropout_that_a_family_has_not_stays_as_it_is_for_0_alone(caplog: pytest.LogCaptureFixture) -> None:
-    config = transformers.AutoConfig.for_model("t5")  # dropout_rate alone
-    with caplog.at_level("INFO"):
+def test_t5_has_one_dropout() -> None:
+    config = transformers.AutoConfig.for_model("t5")
+    with pytest.raises(UserError, match=r"model\.attention_dropout=0: t5-small \(t5\) has no such setting"):
         set_dropout(config, None, 0, "t5-small")
-    assert [record.getMessage() for record in caplog.records] == [
-        "model.attention_dropout=0: t5-small (t5) has no such setting; its dropout stays as it is"
-    ]
-    with pytest.raises(UserError, match=r"model\.attention_dropout=0\.5: t5-small \(t5\) has no such setting"):
-        set_dropout(config, None, 0.5, "t5-small")
-    assert config.dropout_rate == 0.1
+    assert models.hidden_dropout(config) == 0.1
+    set_dropout(config, 0, None, "t5-small")
+    assert config.dropout_rate == models.hidden_dropout(config) == 0
 
 
 def test_dropout_of_another_tasks_head_does_not_count() -> None:

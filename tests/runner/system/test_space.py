@@ -75,8 +75,8 @@ def test_a_run_is_refused_before_it_trains(space, tmp_path: Path) -> None:
     folder = save_small_model(tmp_path / "m")
     request = compose_experiment([
         "model=hub", f"model.path={folder}", "dataset=demo", "dataset.train_examples=40", "dataset.eval_examples=4",
-        "schedule=short", "train.max_steps=20", f"cache_dir={tmp_path}/cache", "train.save_total_limit=2",
-        f"output_dir={tmp_path}/outputs",
+        "recipe=published", "schedule=short", "train.max_steps=20", "train.save_total_limit=2",
+        f"cache_dir={tmp_path}/cache", f"output_dir={tmp_path}/outputs",
     ])  # fmt: skip
     space(10**9)
     folder = resolve(*request).folder
