@@ -362,7 +362,7 @@ def test_a_pattern_that_the_zeros_of_a_sparse_checkpoint_break(refused: Refused,
     text = refused(*arguments, "pattern=1x1", "allocation.regrow=true")
     assert "allocation.regrow=True would bring back zeros" in text
     for pattern in ("1x1", "2:4"):  # so far all is well
-        assert "there is no such file or folder" in refused(*arguments, f"pattern={pattern}")
+        assert "this folder has no .csv" in refused(*arguments, f"pattern={pattern}")
     run = tmp_path / "run"
     run.mkdir()
     write_json(run / "result.json", {"mlflow_run": "x", "sparse": None})
@@ -387,7 +387,7 @@ def test_a_sparse_checkpoint_of_another_kind_is_told_before_data_are_read(refuse
     tensors[name][:4] = 0
     save_file(tensors, sparse / "model.safetensors", {"format": "pt"})
     arguments = ["model=hub", f"model.path={dense}", f"dataset.path={NO_DATA}", "pattern=locked"]
-    assert "there is no such file or folder" in refused(*arguments, f"model.sparse={sparse}")  # so far all is well
+    assert "this folder has no .csv" in refused(*arguments, f"model.sparse={sparse}")  # so far all is well
     tokens = json.loads((sparse / "tokenizer.json").read_text())
     tokens["model"]["vocab"] = {f"x{word}" if i > 99 else word: i for word, i in tokens["model"]["vocab"].items()}
     (sparse / "tokenizer.json").write_text(json.dumps(tokens))
