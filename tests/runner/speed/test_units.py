@@ -17,7 +17,7 @@ from runner.exports.onnx import Inputs
 from runner.speed import units
 from runner.speed.runtimes import Runtime
 from runner.system.errors import UserError
-from tests.conftest import Cli, Refused
+from tests.conftest import NO_DATA, Cli, Refused
 
 SETTINGS = LatencySettings("torch", "float32", 1, 16, 1)
 LAYERS, HIDDEN, HEADS, CHANNELS = 3, 32, 4, 40
@@ -299,7 +299,7 @@ def test_a_table_that_does_not_serve_is_refused_before_data_are_read(
     arguments: list[str], change: dict[str, Any], words: str, refused: Refused, tmp_path: Path
 ) -> None:
     table = table_of_tiny(tmp_path, **change)
-    said = refused(*RUN, f"allocation.latency={table}", *arguments, "dataset.path=nowhere.json")
+    said = refused(*RUN, f"allocation.latency={table}", *arguments, f"dataset.path={NO_DATA}")
     assert words in said.replace(str(table), "FILE")
 
 
