@@ -274,7 +274,7 @@ class Pointer(Dataset):
         return Scores({"accuracy": sum(right) / len(right)}, by_example, by_example)
 '''
 
-SMALL = ("schedule=short", "train.num_train_epochs=1", "finetune.num_train_epochs=1", "pattern=2:4")
+SMALL = ("recipe=published", "schedule=short", "train.num_train_epochs=1", "finetune.num_train_epochs=1", "pattern=2:4")
 
 
 def write_lines(file: Path, rows: list[dict[str, object]]) -> None:
