@@ -60,8 +60,11 @@ def _recipe_says(group: str, implied: str, *, _root_: DictConfig) -> str:
     repository = _loader().repository  # without the folders of hydra.searchpath: `_check_named_by_recipe`
     asked = _root_.get("recipe", implied)
     named = {group: getattr(Recipe, group) for group in NAMED_BY_RECIPE}
-    exists = repository.config_exists(f"recipe/{asked}")
-    for recipe in [BEST] * (asked == implied or exists) + [asked] * exists:  # as conf/config.yaml merges them
+    if repository.config_exists(f"recipe/{asked}"):
+        merged = [BEST, asked]  # in the order of conf/config.yaml
+    else:
+        merged = [BEST] if asked == implied else []
+    for recipe in merged:
         file = repository.load_config(f"recipe/{recipe}")
         assert file is not None
         if any(_SCHEMA in repr(entry) for entry in file.defaults_list or []):
