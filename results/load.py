@@ -41,26 +41,6 @@ def client_of(uri: str) -> MlflowClient:
         raise _unreadable(uri, error) from error
 
 
-def read(
-    client: MlflowClient,
-    uri: str,
-    experiment: str | None,
-    filters: Filters,
-    intervals: bool = True,
-    compare: bool = False,
-) -> tuple[list[Row], Counter[str]]:
-    """As `load`, with one kind of error.
-
-    Args:
-        uri: of the client, for messages.
-
-    Raises:
-        Unreadable: no such experiment, no such run, or MLflow cannot read its store.
-    """
-    with readable(uri):
-        return load(client, experiment, filters, intervals, compare)
-
-
 @contextmanager
 def readable(uri: str) -> Iterator[None]:
     """Raise whatever MLflow raises for a store as `Unreadable`, as are an unknown experiment or run."""

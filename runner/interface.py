@@ -92,7 +92,7 @@ def results(
     """
     from runner.tracking import Tracking  # isort: skip  # sets variables that MLflow reads when it is imported
     from results.filters import Filters
-    from results.load import Unreadable, client_of, read
+    from results.load import Unreadable, client_of, load, readable
 
     names = [field.name for field in fields(Filters)]
     with _errors():
@@ -101,7 +101,9 @@ def results(
         filters["tags"] = list(dict(filters.get("tags") or {}).items())
         uri = Tracking(tracking_uri).store
         try:
-            return read(client_of(uri), uri, experiment, Filters(**filters), intervals, published)[0]
+            client = client_of(uri)
+            with readable(uri):
+                return load(client, experiment, Filters(**filters), intervals, published)[0]
         except Unreadable as error:
             raise UserError(str(error).replace("by --tracking-uri", "as tracking_uri")) from error
 
