@@ -11,7 +11,7 @@ import sys
 
 from results.safe_text import printable, readers_may_leave
 from runner.config import help
-from runner.system import spelling
+from runner.system import completion, spelling
 from runner.system.commands import COMMANDS
 
 _LAUNCHED = {"RANK", "PRUNE_DISTILL_JOB"}
@@ -54,6 +54,8 @@ def _dispatch() -> int:
         error = spelling.mistake(sys.argv[1:]) or spelling.missing_place(sys.argv[1:])
         if error:
             return _refuse(error)
+    if completion.reply(sys.argv[1:]):
+        return 0
     if sys.stderr.isatty() and not any(argument.startswith("-") and argument != "-m" for argument in sys.argv[1:]):
         print("prune-distill", _version(), file=sys.stderr)  # at once: the libraries take seconds to import
     from runner import command_line

@@ -48,7 +48,11 @@ def mistake(arguments: Sequence[str]) -> str | None:
     for argument, after in pairwise([*arguments, ""]):
         if argument.startswith("--") and (problem := _no_flag(argument, after)):
             return problem
-    if has_own_options(arguments) or {"-sc", "--shell-completion"} & {*arguments}:  # its words are no keys
+    for flag, question in pairwise([*arguments, ""]):  # its words are no keys
+        if flag in ("-sc", "--shell-completion"):
+            right = re.fullmatch("(install|uninstall|query)=(bash|zsh|fish)", question)
+            return None if right else f"{flag} {question}: expected install=SHELL with bash, zsh or fish"
+    if has_own_options(arguments):
         return None
     sweep = any(argument in ("-m", "--multirun") for argument in arguments)
     for argument in arguments:
@@ -64,8 +68,7 @@ def has_own_options(arguments: Sequence[str]) -> bool:
 
 
 def _mistakes(key: str, value: str, sweep: bool) -> Iterator[str]:
-    groups = [folder.name for folder in _CONF.iterdir() if folder.is_dir()]
-    if key in groups:
+    if key in groups():
         available = options(key)
         for option in value.split(",") if sweep else [value]:
             size = key == "pattern" and re.fullmatch(r"\d{1,9}[x:]\d{1,9}", option)
@@ -77,7 +80,7 @@ def _mistakes(key: str, value: str, sweep: bool) -> Iterator[str]:
         parents = {key.rpartition(".")[0] for key in known} | {key.partition(".")[0] for key in known}
         free = key.startswith(("hydra.", "allocation.layers.")) or key in MOVED_KEYS
         right = free or key in known or key in parents or _is_field(key)
-        if not right and (meant := nearest(key, [*known, *groups])):
+        if not right and (meant := nearest(key, [*known, *groups()])):
             first = value.partition(",")[0] if sweep else value
             yield f"{key}={first}: there is no key {key}; did you mean {meant}?"
         for given in value.split(",") if sweep else [value]:
@@ -96,8 +99,7 @@ def _no_flag(argument: str, after: str) -> str | None:
     flag, equals, value = argument.partition("=")
     if flag == "--" or any(known.startswith(flag) for known in FLAGS):
         return None
-    groups = [folder.name for folder in _CONF.iterdir() if folder.is_dir()]
-    key = nearest(flag.lstrip("-"), [*known_keys(), *groups])
+    key = nearest(flag.lstrip("-"), [*known_keys(), *groups()])
     if like := get_close_matches(flag, FLAGS, 1, 0.8):
         return f"{flag}: there is no such flag; did you mean {like[0]}?"
     if key is None:
@@ -149,6 +151,11 @@ def _absent(key: str, value: str) -> tuple[str, str] | None:
     if not (data or (key in _FOLDERS and local)) or os.path.lexists(path):
         return None
     return f"{key}={value}: there is no such {'file or folder' if data else 'folder'}", did_you_mean(path)
+
+
+def groups() -> list[str]:
+    """The groups of options in conf/, sorted."""
+    return sorted(folder.name for folder in _CONF.iterdir() if folder.is_dir() and any(folder.iterdir()))
 
 
 def options(group: str) -> list[str]:

@@ -15,7 +15,7 @@ import pytest
 from runner import __main__ as command_line
 from runner.config import help
 from runner.config.keys import CHOICES
-from runner.system import spelling
+from runner.system import completion, spelling
 from runner.system.commands import COMMANDS
 from tests.conftest import ROOT, Cli
 from tests.terminal import on_terminal
@@ -133,8 +133,56 @@ def test_the_words_of_tab_completion_are_no_keys() -> None:
     assert spelling.mistake(["modle=tiny"]) is not None
 
 
+@pytest.mark.parametrize("question", ["install=tcsh", "query=", "bash", "-m"])
+def test_a_question_that_no_shell_asks_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], question: str
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["prune-distill", "-sc", question])
+    assert command_line.main() == 1
+    message = f"error: -sc {question}: expected install=SHELL with bash, zsh or fish\n"
+    assert capsys.readouterr().err == message
+
+
+@pytest.mark.parametrize(("line", "words"), [
+    ("prune-distill model=ti", {"model=tiny"}),
+    ("prune-distill run model=ti", {"model=tiny"}),
+    ("prune-distill res", {"results"}),
+    ("prune-distill pattern=4x1 res", set()),
+    ("prune-distill results --w", set()),
+    ("prune-distill -m pattern=4x1,lo", {"pattern=4x1,locked"}),
+    ("prune-distill pattern=2:4 recipe.finetune.e", {"recipe.finetune.epochs="}),
+    ("prune-distill pattern=2:4 recipe.fi", {"recipe.finetune."}),
+    ("prune-distill fin", {"finetune."}),
+    ("prune-distill crit", {"criterion.", "criterion="}),
+    ("prune-distill ++train.precision=f", {"++train.precision=float32", "++train.precision=fp16"}),
+    ("prune-distill --mul", {"--multirun"}),
+    ("prune-distill model.path=./mi", {"model.path=./mine/"}),
+    ("prune-distill dataset.path=./mine/r", {"dataset.path=./mine/rows.csv"}),
+    ("prune-distill model.path=./nowhere/", set()),
+    ("prune-distill hydra/launcher=jo", None),
+    ("prune-distill plugins=[mine] criterion=m", None),
+    ("prune-distill criterion=m --config-dir=mine", None),
+])  # fmt: skip
+def test_what_a_word_may_become(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, line: str,
+                                words: set[str] | None) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "rows.csv").touch()
+    found = completion.answer(line)
+    assert words == (None if found is None else {*found})
+
+
+def test_an_empty_word_may_become_any_command_group_or_key() -> None:
+    found = completion.answer("prune-distill ")
+    assert found is not None
+    assert found == sorted({*found})
+    assert {"run", *COMMANDS, *(f"{group}=" for group in CHOICES), "train.", "seed="} <= {*found}
+    assert not any("*" in word or word.count(".") > 1 for word in found)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("line", "words"), [("prune-distill model=ti", {"model=tiny"}),
+                                             ("prune-distill hydra/launcher=jo", {"hydra/launcher=joblib"}),
                                              ("prune-distill run pattern=lo", {"pattern=locked"})])  # fmt: skip
 def test_bash_completes(console: Path, tmp_path: Path, line: str, words: set[str]) -> None:
     script = 'eval "$(prune-distill -sc install=bash)"; hydra_bash_completion; echo "${COMPREPLY[@]}"'
@@ -143,6 +191,17 @@ def test_bash_completes(console: Path, tmp_path: Path, line: str, words: set[str
     done = subprocess.run(["bash", "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True,
                           check=True)  # fmt: skip
     assert set(done.stdout.split()) == words
+
+
+def test_completion_imports_nothing_heavy(tmp_path: Path) -> None:
+    code = (
+        "import sys; from runner import __main__; sys.argv = ['x', '-sc', 'query=fish']; "
+        "print(__main__.main(), {'torch', 'hydra'} & {*sys.modules})"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "COMP_LINE": "prune-distill criterion=o"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True,
+                          check=True)  # fmt: skip
+    assert done.stdout == "criterion=obs\n0 set()\n"
 
 
 # --- Ctrl-C -------------------------------------------------------------------------------------------------
