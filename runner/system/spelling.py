@@ -151,6 +151,13 @@ def _absent(key: str, value: str) -> tuple[str, str] | None:
     return f"{key}={value}: there is no such {'file or folder' if data else 'folder'}", did_you_mean(path)
 
 
+_OWN = {
+    "model": "a model of the hub or of a folder is model=hub model.path={0}",
+    "dataset": "your own data are dataset=classify (or tag, or span) dataset.path={0}",
+}
+"""What a path or an id in place of an option is meant to be, by group."""
+
+
 def options(group: str) -> list[str]:
     """The options of a group in conf/, sorted."""
     names = {file.stem for file in (_CONF / group).glob("*.yaml")}
@@ -167,6 +174,10 @@ def no_option(place: str, group: str, option: str, available: Sequence[str]) -> 
     start = f"{place}{group}={option}: there is no {group}/{option}"
     if option.isdigit() and group == "pattern":
         return f'{start}; YAML reads 2:4 as a number unless it is quoted: write "2:4"'
+    if group == "pattern" and re.fullmatch(r"0+x\d+|\d+x0+", option):
+        return f"{start}; a block needs at least one of each; pattern=rows and pattern=columns prune whole ones"
+    if group in _OWN and re.search(r"[/\\.]", option):
+        return f"{start}; {_OWN[group].format(option)}"
     meant = get_close_matches(option.lower(), available, 1)
     start += f"; did you mean {group}={meant[0]}?" if meant else "."
     any_size = ", and any NxM and N:M" if group == "pattern" else ""
