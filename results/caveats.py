@@ -14,7 +14,6 @@ from results.rows import Row
 from results.runs import natural
 from results.speed import conditions
 
-
 _OF_MAXIMA = re.compile("the maxima are over|the dense maximum is over")
 
 

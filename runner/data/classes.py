@@ -118,7 +118,7 @@ def coded(part: Part, column: str, names: Sequence[str], data_column: str) -> Pa
 
 
 def _doubt(names: Sequence[object], values: Sequence[object]) -> str:
-    """The end of a message about a column that has nearly as many classes as values: as a rule, another one is meant."""
+    """The end of a message about a column with nearly as many classes as values: as a rule, another one is meant."""
     if len(names) <= _SHOWN or 2 * len(names) <= len(values):
         return ""
     return f" ({len(names)} classes for {len(values)} examples look like texts: is another column meant?)"

@@ -441,7 +441,7 @@ def test_what_is_typed_is_read_or_there_is_an_advice(text: str) -> None:
         (["seed=-1"], "seed=-1 must be a whole number from 0 to 4294967295", "a traceback after the data were read"),
         (["seed=-1", "criterion=obs"], "seed=-1 must be a whole number from 0 to", "the criterion's name for it"),
         (["criterion=obs", "criterion.seed=-1"], "criterion.seed=-1 must be a whole number from 0 to", "with samples"),
-        (["dataset.evaluation_splits=dev"], "dataset.evaluation_splits=dev: a list is needed, in brackets", "ListConfig"),
+        (["dataset.evaluation_splits=dev"], "evaluation_splits=dev: a list is needed, in brackets", "ListConfig"),
         (["model.layers=3"], "model.layers=3: a list is needed, in brackets", "ListConfig"),
         (["train.max_steps=0"], "max_steps=0 is out of range in train or finetune: above 0, or -1", "as many as -1"),
         (["finetune.max_steps=-5"], "max_steps=-5 is out of range in train or finetune: above 0, or -1", "as -1"),

@@ -15,7 +15,7 @@ from runner.system.errors import UserError
 @pytest.mark.parametrize("given", [
     "pattern=nonsense", "pattern=4X1", "model=brt-base", "dataset=sqad", "distill=logit", "experiment=squad-bert",
     "seeed=3", "train.lr=1", "modle=tiny", "train.learning_rte=1e-3", "dataset.max_seq_lenght=64",
-    "train.lr_scheduler_type=linaer", "model=./mine", "model=google-bert/bert-base-uncased", "dataset=data.csv", "finetune.precision=int8", "target_sparsity=0.8",
+    "train.lr_scheduler_type=linaer", "dataset=data.csv", "finetune.precision=int8", "target_sparsity=0.8",
 ])  # fmt: skip
 def test_the_message_is_that_of_composing(given: str) -> None:
     with pytest.raises(UserError) as slow:
@@ -31,7 +31,9 @@ def test_the_message_is_that_of_composing(given: str) -> None:
     ("model=tniy", "did you mean model=tiny?"),
 ])  # fmt: skip
 def test_a_path_or_an_id_in_place_of_an_option(given: str, remedy: str) -> None:
-    assert remedy in (spelling.mistake([given]) or "")
+    with pytest.raises(UserError) as refused:
+        compose_experiment([given])
+    assert remedy in str(refused.value)
 
 
 @pytest.mark.parametrize("given", [

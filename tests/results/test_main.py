@@ -36,7 +36,7 @@ def command(folder, *arguments, **environment):
 
 
 def test_only_a_table_with_maxima_has_notes_on_them(published, capsys):
-    published.log(pattern="2:4", seed=0)
+    published.log(group="other", pattern="2:4", seed=0)
     note = "the maxima are over 1 to 2 seeds"
     assert main(arguments(published)) == 0
     assert note not in capsys.readouterr().out

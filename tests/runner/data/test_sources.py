@@ -569,8 +569,7 @@ def test_a_column_of_texts_named_as_the_label_is_doubted_in_a_short_message(tmp_
         task(tmp_path, text="stars", label="review").read()
     message = str(refused.value)
     assert "column review: 'text dev 0' is not one of the classes text train 0, text train 1," in message
-    assert message.endswith("and 30 more; correct it, or name all classes in dataset.labels (50 classes for 10 examples "
-                            "look like texts: is another column meant?)")  # fmt: skip
+    assert " and 30 more; correct it, or name all classes in dataset.labels (50 classes for 10 examples look" in message
 
 
 def test_files_with_different_columns_are_no_split(tmp_path: Path) -> None:
