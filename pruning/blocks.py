@@ -46,7 +46,7 @@ class Block(Pattern):
     @classmethod
     def parse(cls, text: str, target_sparsity: float | None) -> Self | None:
         text = {"rows": "1xall", "columns": "allx1"}.get(text, text)
-        match = re.fullmatch(r"(\d+|all)x(\d+|all)", text)
+        match = re.fullmatch(r"([1-9]\d*|all)x([1-9]\d*|all)", text)
         if match is None:
             return None
         rows, cols = (0 if size == "all" else int(size) for size in match.groups())

@@ -24,6 +24,7 @@ os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 from results import columns, formats, sentences
 from results.arguments import Parser, meant
+from results.caveats import without_maxima
 from results.filters import Filters
 from results.load import Unreadable, client_of, load, readable
 from results.rows import Row
@@ -59,6 +60,8 @@ def main(arguments: list[str] | None = None) -> int:
             rows, left_out = load(client, options.experiment, filters, options.intervals, compare, logged)
     except Unreadable as error:
         return fail(str(error))
+    if options.command == "table" and options.format == "table" and not (options.wide or compare):
+        rows = without_maxima(rows)
     notes = footnotes(rows, left_out)
     if options.command == "table":
         show(rows, notes, options.format, options.wide)

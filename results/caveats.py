@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -12,6 +13,8 @@ from results.controls import Control
 from results.rows import Row
 from results.runs import natural
 from results.speed import conditions
+
+_OF_MAXIMA = re.compile("the maxima are over|the dense maximum is over")
 
 
 def add(rows: list[Row]) -> list[Row]:
@@ -30,6 +33,11 @@ def add(rows: list[Row]) -> list[Row]:
 def _noted(row: Row, shared: list[str]) -> Row:
     own = (note for caveat in OF_ROWS for note in caveat(row))
     return replace(row, notes=list(dict.fromkeys([*row.notes, *own, *shared])))
+
+
+def without_maxima(rows: list[Row]) -> list[Row]:
+    """The rows without their notes on maxima, for a table that shows means alone."""
+    return [replace(row, notes=[note for note in row.notes if not _OF_MAXIMA.search(note)]) for row in rows]
 
 
 # --- one row: each function yields notes --------------------------------------------------------------------------

@@ -155,9 +155,10 @@ def draw_bars(axes: Axes, x: Sequence[float], rows: Sequence[Row], colour: str) 
 
 
 def bounds(row: Row) -> tuple[float, float]:
-    """Low and high end of a row's bar, as scores."""
+    """Low and high end of a row's bar, as scores. A drop of few examples may reach beyond the best score there is."""
     if row.drop_interval is not None and row.dense_mean is not None:
-        low, high = row.drop_interval
-        return row.dense_mean * (1 + low), row.dense_mean * (1 + high)
+        least = -1.0 if row.metric in columns.CORRELATIONS else 0.0
+        low, high = (row.dense_mean * (1 + drop) for drop in row.drop_interval)
+        return max(low, least), min(high, 1.0)
     sparse = [score for _, score in row.scores]
     return min(sparse), max(sparse)

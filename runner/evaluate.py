@@ -49,7 +49,9 @@ def parse(arguments: list[str]) -> tuple[str, list[str]]:
     squad = "ID dataset=squad dataset.max_eval_samples=1000"
     more = "runtime=sparse also takes threads=2. model.* and dataset.* are as for a run."
     parser = command_parser("evaluate", squad, "FOLDER dataset=demo runtime=sparse precision=int8", more=more)
-    parser.add_argument("model", metavar="FOLDER_OR_ID", help="a folder with a saved model, or a model of the hub")
+    parser.add_argument(
+        "model", metavar="FOLDER_OR_ID", help="folder of a saved model or of a run, or a model of the hub"
+    )
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as for a run: dataset=demo")
     given = parser.parse_args(arguments)
     if "=" in given.model and not Path(given.model).exists():
@@ -62,7 +64,9 @@ def parse(arguments: list[str]) -> tuple[str, list[str]]:
 def main(arguments: list[str]) -> dict[str, Any]:
     """Compose the configuration for this model, score it, print and return the metrics. Also printed is what a setting
     chosen on these examples, such as SQuAD v2.0's threshold, would give: use it on a hold-out of train only."""
-    path, overrides = parse(arguments)
+    given, overrides = parse(arguments)
+    saved = models.saved_in(Path(given))
+    path = given if saved == Path(given) else str(saved)  # a Path would take ./ away
     settings, overrides = runtime.split(overrides)
     experiment, _ = compose_experiment(["model=hub", f"model.path={quoted(path)}", *overrides])
     settings.check()

@@ -31,8 +31,10 @@ class Calibrated(Criterion):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.samples < 1 or not 0 <= self.seed < 2**32:
-            raise PruningError(f"samples={self.samples} must be at least 1, seed={self.seed} from 0 to 2^32 - 1", self)
+        if self.samples < 1:
+            raise PruningError(f"samples={self.samples} must be at least 1", self)
+        if not 0 <= self.seed < 2**32:
+            raise PruningError(f"seed={self.seed} must be a whole number from 0 to {2**32 - 1}", self)
 
     @abstractmethod
     def scores(self, calibration: Calibration, plan: Plan) -> dict[str, Tensor]:

@@ -17,7 +17,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 
 from results.safe_text import without_secrets
 from runner.config import help, plugins, schemas
-from runner.config.experiment import GROUPS, PLACES, Experiment, Origin
+from runner.config.experiment import GROUPS, PLACES, Experiment, Origin, check_seed
 from runner.config.keys import CHOICES, check_keys
 from runner.config.labels import labels
 from runner.config.recipe import Recipe
@@ -214,6 +214,7 @@ def _loaded(
     if missing:
         hint = " (model=hub needs model.path=ID_OR_FOLDER)" if "model.path" in missing else ""
         raise UserError(f"no value for {', '.join(missing)}: set it on the command line or in YAML{hint}")
+    check_seed(config.seed)  # before the criterion that takes it refuses it under another name
     experiment = OmegaConf.to_object(config)
     assert isinstance(experiment, Experiment)
     plugins.check(experiment, plugins.load_asked(overrides))

@@ -75,8 +75,7 @@ class Experiment:
     """Dense models, tokenised features, teachers' logits and dense scores, found again by their content."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.seed < 2**32:
-            raise UserError(f"seed={self.seed} must be a whole number from 0 to {2**32 - 1}")
+        check_seed(self.seed)
         if self.prune and isinstance(self.pattern, Pattern) and isinstance(self.allocation, Allocation):
             self._check_latency()
             self.allocation = budgeted(self.pattern, self.allocation)
@@ -228,6 +227,12 @@ class Origin:
     """The whole configuration, as `runner.config.record` records it."""
     repeats: str | None = None
     """The run that this one reproduces; None: it is a run of its own."""
+
+
+def check_seed(seed: int) -> None:
+    """Refuse a seed that a generator of random numbers does not take."""
+    if not 0 <= seed < 2**32:
+        raise UserError(f"seed={seed} must be a whole number from 0 to {2**32 - 1}")
 
 
 def with_subclasses(cls: type) -> Iterator[type]:

@@ -90,6 +90,7 @@ _NEEDS = {
     "could not be converted to Integer": "a whole number is needed",
     "could not be converted to Float": "a number is needed",
     "is not a valid bool": "true or false is needed",
+    "is not a ListConfig, list or tuple": "a list is needed, in brackets",
     "is not Optional": "a value is needed, not null",
     "is not a subclass of": "it has keys of its own; give one of these a value",
     "An item is already at": "the key has a value already; leave the + out",

@@ -20,7 +20,7 @@ from runner.system.spelling import N_OF_M
 
 RESOLVERS = ("recipe_says", "help")
 """Names of what conf/config.yaml computes with."""
-_SIZE = re.compile(r"pattern/(0|[1-9]\d{0,8})([x:])(0|[1-9]\d{0,8})\.yaml")
+_SIZE = re.compile(r"pattern/(?!0x|\d+x0)(0|[1-9]\d{0,8})([x:])(0|[1-9]\d{0,8})\.yaml")
 
 
 def fill() -> None:

@@ -17,6 +17,8 @@ _RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
     ("learning_rate per_device_train_batch_size gradient_accumulation_steps logging_steps save_steps save_total_limit",
      lambda value: value > 0, "train or finetune: above 0"),
     ("num_train_epochs", lambda value: value >= 0, "train or finetune: above 0, or 0 for no training"),
+    ("max_steps", lambda value: value > 0 or value == -1,
+     "train or finetune: above 0, or -1 to go by num_train_epochs, where 0 trains nothing"),
     ("warmup_steps weight_decay adam_epsilon max_grad_norm dataloader_num_workers",
      lambda value: value >= 0, "train or finetune: not negative"),
     ("adam_beta1 adam_beta2", lambda value: 0 <= value < 1, "train or finetune: from 0 to below 1"),

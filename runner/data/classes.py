@@ -21,6 +21,7 @@ NONE = -1
 """The number of an example without a label."""
 _WHOLE = re.compile(r"-?\d+")
 _MANY = 1000  # classes, numbered with gaps
+_SHOWN = 20  # classes, in a message
 
 
 def check_names(names: Sequence[str]) -> None:
@@ -102,8 +103,8 @@ def coded(part: Part, column: str, names: Sequence[str], data_column: str) -> Pa
     if bad:
         value = next(value for value in rows[bad[0]] if value not in code)
         raise UserError(
-            f"{part.where_all(bad)}: column {data_column}: {value!r} is not one of the classes {', '.join(names)}; "
-            "correct it, or name all classes in dataset.labels"
+            f"{part.where_all(bad)}: column {data_column}: {value!r} is not one of the classes {_some(names)}; correct "
+            f"it, or name all classes in dataset.labels{_doubt(names, rows)}"
         )
     numbers = [[code[value] for value in values] for values in rows]
     feature: Any = datasets.ClassLabel(names=list(names))
@@ -114,6 +115,18 @@ def coded(part: Part, column: str, names: Sequence[str], data_column: str) -> Pa
         feature=datasets.List(feature) if listed else feature,
     )  # type: ignore[call-arg]
     return part.holding(examples)
+
+
+def _doubt(names: Sequence[object], values: Sequence[object]) -> str:
+    """The end of a message about a column with nearly as many classes as values: as a rule, another one is meant."""
+    if len(names) <= _SHOWN or 2 * len(names) <= len(values):
+        return ""
+    return f" ({len(names)} classes for {len(values)} examples look like texts: is another column meant?)"
+
+
+def _some(names: Sequence[str]) -> str:
+    more = len(names) - _SHOWN
+    return ", ".join(names) if more <= 0 else f"{', '.join(names[:_SHOWN])} and {more} more"
 
 
 def _code(names: Sequence[str], declared: Sequence[str] | None) -> dict[str | int | None, int]:

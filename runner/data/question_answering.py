@@ -22,7 +22,7 @@ from runner.data.spans import Best, best_of_questions, no_answer_scores
 from runner.data.splits import SPLIT, Part, Splits
 from runner.data.squad_json import read_squad_json
 from runner.data.task import Dataset
-from runner.data.windows import Windows, answer_tokens, check_room, null_token, windows
+from runner.data.windows import Windows, answer_tokens, check_room, check_stride, null_token, windows
 from runner.system.errors import UserError
 
 if TYPE_CHECKING:
@@ -102,11 +102,7 @@ class Span(Dataset):
                 "questions may have none, set dataset.unanswerable=true"
             )
         # A window holds [CLS] question [SEP] part of the paragraph [SEP]; the stride must be less than that part.
-        if not 0 < self.doc_stride < self.max_seq_length - 8:
-            raise UserError(
-                f"dataset.doc_stride={self.doc_stride} does not fit dataset.max_seq_length={self.max_seq_length}: "
-                "the stride must be positive and well below it"
-            )
+        check_stride(self.doc_stride, self.max_seq_length, 8)
 
     # --- reading --------------------------------------------------------------------------------------------
 

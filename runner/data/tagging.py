@@ -18,7 +18,7 @@ from runner.data.scores import Scores
 from runner.data.splits import SPLIT, Part, Splits, main_split
 from runner.data.tagging_scores import begin_inside, chunks, counts, in_iobes, scheme, scores
 from runner.data.task import Dataset
-from runner.data.windows import check_max_length
+from runner.data.windows import check_max_length, check_stride
 from runner.data.words import NO_WORD, first_tokens, without_tokens
 from runner.system.errors import UserError
 
@@ -70,11 +70,7 @@ class Tag(Dataset):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.doc_stride < self.max_seq_length - 4:
-            raise UserError(
-                f"dataset.doc_stride={self.doc_stride} does not fit dataset.max_seq_length={self.max_seq_length}: "
-                "the stride must be positive and well below it"
-            )
+        check_stride(self.doc_stride, self.max_seq_length, 4)
         classes.check_names(self.labels)
 
     # --- reading --------------------------------------------------------------------------------------------

@@ -102,6 +102,22 @@ def check_max_length(length: int, special: int, needed: int) -> None:
         )
 
 
+def check_stride(stride: int, length: int, room: int) -> None:
+    """Refuse a `doc_stride` that is not below what `max_seq_length` leaves of a text.
+
+    Args:
+        room: number of tokens in a feature that are none of the text.
+    """
+    if 0 < stride < length - room:
+        return
+    fitting = min(length // 4, length - room - 1)
+    such = f", such as dataset.doc_stride={fitting}" if fitting > 0 else ""
+    raise UserError(
+        f"dataset.doc_stride={stride} does not fit dataset.max_seq_length={length}: the stride must be positive and "
+        f"well below it{such}"
+    )
+
+
 # --- labels -------------------------------------------------------------------------------------------------
 
 

@@ -8,6 +8,7 @@ from runner.models.checkpoint import (
     check_weights,
     find,
     load,
+    saved_in,
     skeleton,
     with_hidden_dropout,
 )
@@ -30,6 +31,6 @@ __all__ = [
     "EMBEDDED", "PRETRAINED", "Checkpoint", "Model", "StudentLayers", "attention_dropout", "check_positions",
     "check_weights", "describe_left_out", "find", "freeze", "hidden_dropout", "keep_layers", "kind_of", "left_out",
     "load", "load_tokenizer", "max_dropout", "positions", "prunable_parameters", "quiet_loading", "read_config",
-    "shape", "skeleton", "student_layers", "student_skeleton", "trained_parameters",
+    "saved_in", "shape", "skeleton", "student_layers", "student_skeleton", "trained_parameters",
     "with_hidden_dropout",
 ]  # fmt: skip

@@ -173,6 +173,12 @@ def with_hidden_dropout(checkpoint: Checkpoint, value: float | None) -> Checkpoi
     return replace(checkpoint, config=config)
 
 
+def saved_in(folder: Path) -> Path:
+    """The folder of the model that is saved in a run's folder; any other path stays as it is."""
+    model = folder.expanduser() / "model"
+    return model if (model / "config.json").is_file() else folder
+
+
 def load(architecture: str, checkpoint: Checkpoint, attentions: bool = False) -> PreTrainedModel:
     """Load a model in float32, whatever it was saved in. Parameters of the head that a pretrained checkpoint lacks are
     drawn at random, which is logged.

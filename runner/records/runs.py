@@ -90,7 +90,7 @@ def find_model(given: str, where: Tracking) -> tuple[Path, Path]:
     folder = Path(given).expanduser()
     if not folder.is_dir() and is_id(given):
         folder = find(given, where).folder
-    model = folder / "model" if (folder / "model" / "config.json").is_file() else folder
+    model = models.saved_in(folder)
     if not (model / "config.json").is_file():
         raise UserError(
             f"{given}: there is no config.json in this folder, nor in its folder model{did_you_mean(folder)}"

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pruning import Calibrated
 from results import columns
 from runner import models
 from runner.config.compose import BEST, NAMED_BY_RECIPE
@@ -138,8 +139,14 @@ def announce(inputs: Inputs) -> None:
     log.info("disk: %s", disk.in_one_line(inputs.disk_needs, Path(experiment.cache_dir)))
     if experiment.prune:
         steps, last = data.length(experiment.train).steps, max(inputs.updates, default=0)
-        updates = f", {len(inputs.updates)} mask updates, the last at step {last}" if inputs.updates else ""
+        count = len(inputs.updates)
+        several = f", {count} mask updates, the last at step {last}"
+        updates = several if count > 1 else f", 1 mask update, at step {last}" if count else ""
         log.info("%d features, %d optimizer steps%s", len(data.features), steps, updates)
+        criterion = experiment.criterion
+        if count and isinstance(criterion, Calibrated) and criterion.samples > len(data.features):
+            log.info("calibration uses all %d training windows, fewer than criterion.samples=%d",
+                     len(data.features), criterion.samples)  # fmt: skip
     _announce_machine(experiment, data, inputs.sources.base)
 
 

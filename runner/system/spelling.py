@@ -39,6 +39,11 @@ _OTHER_OPTIONS = re.compile(r"-cd|-cn|-cp|--config-(dir|name|path)|[+]*hydra\.se
 """Arguments that add options and keys of the user's own."""
 _PLAIN = re.compile(r"([a-z_]+(?:\.\w+)*)=([^\s'\"\[\]{}()$\\]*)")
 _OPTION = re.compile(r"(?!(null|none|true|false)$)(?=.*[a-z])[\w:.-]+", re.IGNORECASE)
+_OWN = {
+    "model": "a model of the hub or of a folder is model=hub model.path={0}",
+    "dataset": "your own data are dataset=classify (or tag, or span) dataset.path={0}",
+}
+"""What a path or an id in place of an option is meant to be, by group."""
 _FILES = (".csv", ".tsv", ".json", ".jsonl", ".parquet", ".conll", ".conllu")
 _FOLDERS = ("model.path", "model.finetuned", "model.sparse", "distill.teacher")
 
@@ -72,7 +77,8 @@ def _mistakes(key: str, value: str, sweep: bool) -> Iterator[str]:
         available = options(key)
         for option in value.split(",") if sweep else [value]:
             size = key == "pattern" and re.fullmatch(r"\d{1,9}[x:]\d{1,9}", option)
-            if key != "hydra" and _OPTION.fullmatch(option) and option not in available and not size:
+            name = _OPTION.fullmatch(option) or (key in _OWN and "/" in option)
+            if key != "hydra" and name and option not in available and not size:
                 yield no_option("", key, option, available)
     else:
         values = known_keys()
@@ -174,6 +180,10 @@ def no_option(place: str, group: str, option: str, available: Sequence[str]) -> 
     start = f"{place}{group}={option}: there is no {group}/{option}"
     if option.isdigit() and group == "pattern":
         return f'{start}; YAML reads 2:4 as a number unless it is quoted: write "2:4"'
+    if group == "pattern" and re.fullmatch(r"0+x\d+|\d+x0+", option):
+        return f"{start}; a block needs at least one of each; pattern=rows and pattern=columns prune whole ones"
+    if group in _OWN and re.search(r"[/\\.]", option):
+        return f"{start}; {_OWN[group].format(option)}"
     meant = get_close_matches(option.lower(), available, 1)
     start += f"; did you mean {group}={meant[0]}?" if meant else "."
     any_size = ", and any NxM and N:M" if group == "pattern" else ""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -21,8 +20,6 @@ from runner.training.training_data import TrainingData, collate
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-log = logging.getLogger(__name__)
-
 
 def calibration(
     criterion: Criterion, student: PreTrainedModel, data: TrainingData, precision: Precision | None
@@ -30,8 +27,6 @@ def calibration(
     """The calibration of a student; None for a criterion that reads none."""
     if not isinstance(criterion, Calibrated):
         return None
-    if criterion.samples > len(data.features):
-        log.info("calibration uses all %d training windows, fewer than %d", len(data.features), criterion.samples)
     precision = precision or Precision.float32
 
     def loss(batch: dict[str, Any], chance: torch.Generator) -> torch.Tensor:

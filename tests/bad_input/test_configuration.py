@@ -95,6 +95,8 @@ WRONG = [
     (["model.finetuned=''"], ["model.finetuned=: an empty text names nothing"]),
     (["dataset.holdout=1.5"], ["dataset.holdout=1.5", "below 1"]),
     (["dataset.max_train_samples=0"], ["dataset.max_train_samples=0", "at least 1"]),
+    (["dataset.max_seq_length=64"], ["doc_stride=128 does not fit", "such as dataset.doc_stride=16"]),
+    (["dataset=tag", "dataset.path=x", "dataset.max_seq_length=10"], ["such as dataset.doc_stride=2"]),
     (["dataset.doc_stride=384"], ["dataset.doc_stride=384", "dataset.max_seq_length=384"]),
     (["pattern.target_sparsity=0"], ["pattern.target_sparsity=0", "in (0, 1)", "pattern=dense"]),
     (["pattern.target_sparsity=1"], ["pattern.target_sparsity=1", "in (0, 1)"]),

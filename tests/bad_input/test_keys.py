@@ -355,6 +355,8 @@ def test_a_pattern_is_typed_in_yaml_too(tmp_path: Path) -> None:
         ("2/4", "did you mean pattern=2:4? "),
         ("2of4", "and any NxM and N:M"),
         ("2:4:8", "and any NxM and N:M"),
+        ("0x1", "a block needs at least one of each; pattern=rows and pattern=columns prune whole ones"),
+        ("4x0", "pattern=rows and pattern=columns"),
     )
 ])  # fmt: skip
 def test_a_pattern_that_cannot_be_is_refused(typed: str, words: str) -> None:
@@ -437,6 +439,12 @@ def test_what_is_typed_is_read_or_there_is_an_advice(text: str) -> None:
         (["dataset.path=glob(a=b)"], "dataset.path=glob(a=b): Hydra cannot read the value", GRAMMAR),
         (["seed=${x}"], "seed: Interpolation key 'x' not found", "two lines"),
         (["seed=-1"], "seed=-1 must be a whole number from 0 to 4294967295", "a traceback after the data were read"),
+        (["seed=-1", "criterion=obs"], "seed=-1 must be a whole number from 0 to", "the criterion's name for it"),
+        (["criterion=obs", "criterion.seed=-1"], "criterion.seed=-1 must be a whole number from 0 to", "with samples"),
+        (["dataset.evaluation_splits=dev"], "evaluation_splits=dev: a list is needed, in brackets", "ListConfig"),
+        (["model.layers=3"], "model.layers=3: a list is needed, in brackets", "ListConfig"),
+        (["train.max_steps=0"], "max_steps=0 is out of range in train or finetune: above 0, or -1", "as many as -1"),
+        (["finetune.max_steps=-5"], "max_steps=-5 is out of range in train or finetune: above 0, or -1", "as -1"),
         (["seed=4294967296"], "seed=4294967296 must be a whole number from 0 to 4294967295", "a traceback"),
     )
 ])  # fmt: skip

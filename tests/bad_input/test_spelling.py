@@ -15,12 +15,25 @@ from runner.system.errors import UserError
 @pytest.mark.parametrize("given", [
     "pattern=nonsense", "pattern=4X1", "model=brt-base", "dataset=sqad", "distill=logit", "experiment=squad-bert",
     "seeed=3", "train.lr=1", "modle=tiny", "train.learning_rte=1e-3", "dataset.max_seq_lenght=64",
-    "train.lr_scheduler_type=linaer", "finetune.precision=int8", "target_sparsity=0.8",
+    "train.lr_scheduler_type=linaer", "dataset=data.csv", "finetune.precision=int8", "target_sparsity=0.8",
 ])  # fmt: skip
 def test_the_message_is_that_of_composing(given: str) -> None:
     with pytest.raises(UserError) as slow:
         compose_experiment([given])
     assert spelling.mistake([given]) == str(slow.value)
+
+
+@pytest.mark.parametrize(("given", "remedy"), [
+    ("model=org/name", "a model of the hub or of a folder is model=hub model.path=org/name"),
+    ("model=./mine", "model=hub model.path=./mine"),
+    ("dataset=reviews.csv", "your own data are dataset=classify (or tag, or span) dataset.path=reviews.csv"),
+    ("dataset=data/reviews", "dataset.path=data/reviews"),
+    ("model=tniy", "did you mean model=tiny?"),
+])  # fmt: skip
+def test_a_path_or_an_id_in_place_of_an_option(given: str, remedy: str) -> None:
+    with pytest.raises(UserError) as refused:
+        compose_experiment([given])
+    assert remedy in str(refused.value)
 
 
 @pytest.mark.parametrize("given", [

@@ -108,6 +108,17 @@ def test_unequal_numbers_of_seeds():
     assert notes(SOUND, replace(more, metric="accuracy"), replace(more, dataset="demo")) == [[], [], []]
 
 
+def test_a_table_of_means_has_no_notes_on_maxima():
+    more = replace(
+        OTHER, seeds=[0, 1, 2], dense_models=2, precision="float32", control=replace(CONTROL, seeds=[0, 1, 2])
+    )
+    noted = caveats.add([SOUND, more])
+    assert ["maxim" in note for note in noted[1].notes].count(True) == 2
+    assert [row.notes for row in caveats.without_maxima(noted)] == [
+        ["bert-mini squad: trained with different precision (bf16, float32)"]
+    ] * 2
+
+
 @pytest.mark.parametrize(
     ("change", "note"),
     [

@@ -35,6 +35,16 @@ def command(folder, *arguments, **environment):
     )
 
 
+def test_only_a_table_with_maxima_has_notes_on_them(published, capsys):
+    published.log(group="other", pattern="2:4", seed=0)
+    note = "the maxima are over 1 to 2 seeds"
+    assert main(arguments(published)) == 0
+    assert note not in capsys.readouterr().out
+    for option in ("--wide", "--compare=published", "--format=markdown"):
+        assert main(arguments(published, option)) == 0
+        assert note in capsys.readouterr().out, option
+
+
 def test_command_prints_the_table_and_nothing_else(published, tmp_path):
     published.log(seed=2, status="FAILED")
     done = command(tmp_path, "--wide", "--experiment", published.name, MLFLOW_TRACKING_URI=published.uri)

@@ -50,6 +50,12 @@ def test_scores_against_sparsity_show_each_seed_and_their_spread(experiment):
     assert bar.get_segments()[0].tolist() == [[0.8, pytest.approx(0.70)], [0.8, pytest.approx(0.74)]]
 
 
+def test_bars_end_at_the_best_and_the_worst_score_there_is():
+    few = replace(ROW, drop_interval=[-1.5, 0.9])
+    assert tradeoff.bounds(few) == (0, 1)
+    assert tradeoff.bounds(replace(few, metric="pearson"))[0] == few.dense_mean * (1 - 1.5) < 0
+
+
 def test_bars_are_the_tables_interval(experiment):
     dense, sparse = [0.5, 0.9, 1.0, 0.8], [0.4, 0.9, 0.9, 0.3]
     for seed in (0, 1):

@@ -281,6 +281,14 @@ def test_the_real_command_line_ends_with_its_status(cli: Cli, zoo: Path, tmp_pat
     assert (done.returncode, done.stdout, done.stderr) == (1, "", "error: nowhere: there is no such folder\n")
 
 
+def test_the_folder_of_a_run_stands_for_its_model(
+    zoo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(zoo, tmp_path / "run" / "model")
+    assert main([str(tmp_path / "run"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["folder"] == str(tmp_path / "run" / "model")
+
+
 # --- files --------------------------------------------------------------------------------------------------
 
 
