@@ -436,6 +436,11 @@ def test_what_is_typed_is_read_or_there_is_an_advice(text: str) -> None:
         (["pattern=glob(3[2]x1)"], "pattern=glob(3[2]x1): Hydra cannot read the value", GRAMMAR),
         (["dataset.path=glob(a=b)"], "dataset.path=glob(a=b): Hydra cannot read the value", GRAMMAR),
         (["seed=${x}"], "seed: Interpolation key 'x' not found", "two lines"),
+        (["model=tiny", "dataset=demo", "dataset.path=mine.csv"],
+         "dataset.path=mine.csv: this dataset is generated, and nothing is read; for data of your own choose dataset=",
+         "a run on generated questions, logged as mine.csv"),
+        (["model=tiny", "dataset=demo", "dataset.evaluation_splits=[test]"],
+         "dataset.evaluation_splits=['test']: this dataset is generated", "the option had no effect"),
         (["seed=-1"], "seed=-1 must be a whole number from 0 to 4294967295", "a traceback after the data were read"),
         (["seed=4294967296"], "seed=4294967296 must be a whole number from 0 to 4294967295", "a traceback"),
     )
