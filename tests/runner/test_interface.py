@@ -97,7 +97,7 @@ def test_the_message_is_that_of_the_command_line(cli: Cli) -> None:
 
 
 @pytest.mark.parametrize(("given", "message"), [
-    (["model=tiny", "dataset=demo"], r"a text, such as 'model=bert-mini'; a list of them is given as run\(\*overrides\)"),
+    (["model=tiny", "dataset=demo"], r"such as 'model=bert-mini'; a list of them is given as run\(\*overrides\)"),
     (None, "None: an override is a text, such as 'model=bert-mini'$"),
     ({"model": "tiny"}, "{'model': 'tiny'}: an override is a text"),
     (Path("model=tiny"), "an override is a text"),
