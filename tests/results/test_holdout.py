@@ -3,6 +3,7 @@ picture with runs that are."""
 
 import re
 
+import numpy as np
 import pytest
 
 from results import pictures
@@ -41,7 +42,7 @@ def test_a_holdout_is_not_compared_with_a_published_score(both):
 def test_each_picture_has_scores_on_the_same_examples(both):
     drawn = pictures.compared(load(both.client, both.name)[0])
     dense = {
-        name: [line.get_ydata()[0] for line in figure.axes[0].lines if line.get_label() == "dense"]
+        name: [np.asarray(line.get_ydata())[0] for line in figure.axes[0].lines if line.get_label() == "dense"]
         for name, figure in drawn.items()
     }
     assert dense == {"bert-mini-squad-f1": [0.8], "bert-mini-squad_hold-out_0.1_of_train-f1": [0.9]}
