@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 from typing import Self
 
 import torch
@@ -28,15 +29,18 @@ class Block(Pattern):
     """Fraction of the weights that are zero at the end."""
 
     def __post_init__(self) -> None:
-        if self.rows < 0 or self.cols < 0 or self.rows == self.cols == 0:
+        whole = isinstance(self.rows, Integral) and isinstance(self.cols, Integral)
+        if not whole or self.rows < 0 or self.cols < 0 or self.rows == self.cols == 0:
             raise PruningError(
-                f"rows={self.rows}, cols={self.cols}: a block needs at least one of each; 0 stands for the whole axis, "
-                "in one of them at most",
+                f"rows={self.rows!r}, cols={self.cols!r}: a block needs at least one of each, a whole number; 0 stands "
+                "for the whole axis, in one of them at most",
                 self,
             )
-        if not 0 < self.target < 1:
+        if not isinstance(self.target_sparsity, Real) or not 0 < self.target < 1:
             raise PruningError(
-                f"target_sparsity={self.target} must be in (0, 1), a fraction of zeros (Dense() prunes nothing)", self
+                f"target_sparsity={self.target_sparsity!r} must be in (0, 1), a fraction of zeros (Dense() prunes "
+                "nothing)",
+                self,
             )
 
     def __str__(self) -> str:

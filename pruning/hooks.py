@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from torch.optim import Adam, AdamW, NAdam, Optimizer, RAdam
 
@@ -10,36 +11,53 @@ from pruning.coupled import Weight, parts_of
 from pruning.criteria import Criterion
 from pruning.errors import PruningError
 
+_pruned: WeakKeyDictionary[Optimizer, list[set[int]]] = WeakKeyDictionary()
+"""Ids of the weights that each pruner of an optimizer holds."""
+
 
 class StepHooks:
     """Calls functions around every step that an optimizer takes, until `remove`.
 
     Args:
         optimizer: of torch, not a wrapper of it.
+        parameters: whose zeros are held after each step.
         before: called with the factor by which gradients are scaled, once gradients exist (a closure makes them within
             the step).
         after: called after a step was taken. Neither is called where a GradScaler skips the step.
-        loaded: called after the optimizer loaded a state.
+        loaded: called with the optimizer after it loaded a state.
+
+    Raises:
+        PruningError: other hooks of this optimizer hold one of the parameters.
     """
 
     def __init__(
         self,
         optimizer: Optimizer,
+        parameters: Mapping[str, Weight],
         before: Callable[[float], None],
         after: Callable[[], None],
-        loaded: Callable[[], None],
+        loaded: Callable[[Optimizer], None],
     ) -> None:
+        others = _pruned.setdefault(optimizer, [])
+        parts = {id(p): name for whole, weight in parameters.items() for name, p in parts_of(whole, weight)}
+        if twice := [name for part, name in parts.items() if any(part in other for other in others)]:
+            raise PruningError(
+                f"another pruner is attached to this optimizer and prunes {twice[0]} too: detach() it first"
+            )
         self._before, self._after = before, after
         self._skips = False  # the step in progress
         self._step_frame: Any = None  # torch's, around the step in progress
+        self._others, self._own = others, {*parts}
+        others.append(self._own)
         self._handles = [
             optimizer.register_step_pre_hook(self._enter),
             optimizer.register_step_post_hook(self._leave),
-            optimizer.register_load_state_dict_post_hook(lambda _: loaded()),
+            optimizer.register_load_state_dict_post_hook(loaded),
         ]
 
     def remove(self) -> None:
         """Call nothing from now on."""
+        self._others[:] = [other for other in self._others if other is not self._own]
         for handle in self._handles:
             handle.remove()
 

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass, field
+from numbers import Integral
 from typing import Self
 
 import torch
@@ -32,6 +33,8 @@ class NofM(Pattern):
     """1 - n/m, which is also the default: nothing else makes every group N:M."""
 
     def __post_init__(self) -> None:
+        if not (isinstance(self.n, Integral) and isinstance(self.m, Integral)):
+            raise PruningError(f"n={self.n!r}, m={self.m!r}: N:M needs two whole numbers, such as NofM(2, 4)", self)
         if not 0 < self.n < self.m:
             meant = f"; did you mean {self.m}:{self.n}?" if 0 < self.m < self.n else ""
             raise PruningError(f"n={self.n}, m={self.m}: N:M needs 0 < n < m{meant}", self)

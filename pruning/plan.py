@@ -12,7 +12,7 @@ from pruning.allocation import Allocation, Global
 from pruning.coupled import Coupled, CoupledWeights, Weight, parts_of
 from pruning.criteria import Criterion
 from pruning.criteria import named as criterion_of
-from pruning.errors import PruningError
+from pruning.errors import PruningError, expects
 from pruning.groups import Group
 from pruning.latency import TimePrediction, share_for
 from pruning.matrices import matrix_shape
@@ -82,6 +82,7 @@ class Plan:
             zeros are to stay with `allocation.regrow`.
     """
 
+    @expects(parameters=Mapping, pattern=Pattern, allocation=Allocation)
     def __init__(
         self,
         parameters: Mapping[str, Weight],

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from pruning.criteria import Criterion, SnipMomentum
-from pruning.errors import PruningError
+from pruning.errors import PruningError, expects
 from pruning.groups import Group
 from pruning.hooks import StepHooks, check_optimizer
 from pruning.masks import KEEPS_ZEROS, Masks
@@ -50,6 +50,7 @@ class Pruner:
         PruningError: the schedule does not fit into the training, or does not go with a target.
     """
 
+    @expects(plan=Plan, schedule=Schedule, length=TrainingLength, criterion=Criterion, regularizer=Regularizer)
     def __init__(
         self,
         plan: Plan,
@@ -97,12 +98,13 @@ class Pruner:
 
     # --- in the training loop -------------------------------------------------------------------------------
 
+    @expects(optimizer=Optimizer)
     def attach(self, optimizer: Optimizer) -> None:
         """Let every step of `optimizer` observe, prune and enforce. Hook the torch optimizer, not a wrapper of it.
 
         Raises:
-            PruningError: the optimizer does not train all parameters of the plan or lacks what the criterion reads, or
-                weights with the pattern `Locked` have no zeros.
+            PruningError: the optimizer does not train all parameters of the plan, lacks what the criterion reads, or
+                has another pruner of one of them; or weights with the pattern `Locked` have no zeros.
         """
         if self._optimizer is not None:
             raise PruningError("the pruner is attached to an optimizer already")
@@ -110,8 +112,8 @@ class Pruner:
             check_optimizer(optimizer, self.parameters, criterion)
         self._check_calibration()
         hold(self.plan, self.masks)
+        self._hooks = StepHooks(optimizer, self.parameters, self._before_step, self._after_step, self.masks.enforce)
         self._optimizer = optimizer
-        self._hooks = StepHooks(optimizer, self._before_step, self._after_step, lambda: self.masks.enforce(optimizer))
         self.plan.warn()
         if not self.steps_taken:
             self._update_if_due()  # an update at step 0
@@ -255,11 +257,9 @@ class Pruner:
         if not self.updates:
             return
         if self._last_update < (last := max(self.updates)):
-            why = (
-                f"before the last mask update at step {last}"
-                if self.steps_taken < last
-                else f"without a {self.criterion.evidence} to rank weights by for the last mask update"
-            )
+            why = f"without a {self.criterion.evidence} to rank weights by for the last mask update"
+            if self.steps_taken < last:
+                why = f"before the last mask update at step {last}"
             raise PruningError(
                 f"the training ended after {self.steps_taken} optimizer steps, {why}: sparsity is {self.sparsity:g}, "
                 f"not {self.pattern.target:g}"

@@ -5,6 +5,7 @@ import re
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Integral
 
 from pruning.errors import PruningError
 
@@ -59,6 +60,11 @@ class TrainingLength:
     epochs: float | None = None
     """Passes over the training examples. Needed if a cool-down is given in epochs."""
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.steps, Integral) or self.steps < 0:
+            raise PruningError(f"steps={self.steps!r} must be a whole number of optimizer steps, such as 1000", self)
+        self.steps = int(self.steps)  # one of numpy would stand in saved states
+
 
 _SPAN = re.compile(r"(?P<value>\d+(\.\d*)?)\s*(?P<unit>steps?|ep|epochs?|%)?", re.ASCII)
 
@@ -103,7 +109,7 @@ class Schedule:
     def _read(self, key: str) -> tuple[float, str]:
         """The field `key` as a number and its unit: "step", "epoch" or "%"."""
         text = getattr(self, key)
-        match = _SPAN.fullmatch(text.strip())
+        match = _SPAN.fullmatch(text.strip()) if isinstance(text, str) else None
         unit = {"%": "%", "e": "epoch"}.get((match["unit"] or "s")[0], "step") if match else ""
         if match is None or (unit == "step" and not float(match["value"]).is_integer()):
             raise PruningError(
@@ -177,7 +183,7 @@ class Gradual(Schedule):
             raise PruningError(f"initial={self.initial!r} must be in [0, 1), or below 100%", self)
 
     def _initial(self, target: float) -> float:
-        match = _INITIAL.fullmatch(self.initial.strip())
+        match = _INITIAL.fullmatch(self.initial.strip()) if isinstance(self.initial, str) else None
         if match is None:
             raise PruningError(
                 f'initial={self.initial!r} is neither a sparsity ("0.7") nor a part of the target ("85%")', self

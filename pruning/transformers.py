@@ -20,8 +20,9 @@ from torch.optim import Optimizer
 from transformers import TrainerCallback, TrainingArguments
 
 from pruning.allocation import Allocation
+from pruning.coupled import Coupled, Weight, couple
 from pruning.criteria import Criterion
-from pruning.errors import PruningError
+from pruning.errors import PruningError, expects
 from pruning.matrices import matrix_weights
 from pruning.patterns import Pattern
 from pruning.plan import Plan
@@ -84,12 +85,17 @@ class PruningCallback(TrainerCallback):
     """Prunes while a Trainer trains. After every step taken, pruned weights are exactly +0.0.
 
     Args:
-        pattern: which weights live or die together, and how many.
+        pattern: which weights live or die together, and how many. Of heads and channels, the matrices that belong
+            together are found by their names.
         schedule: when masks are updated; if not given: `Gradual`.
         criterion, allocation, regularizer: see `Pruner` and `Plan`.
         weights: chooses the candidates of a model, by parameter name.
+
+    Raises:
+        PruningError: an argument has another type, or the criterion reads calibration data.
     """
 
+    @expects(pattern=Pattern, schedule=Schedule, criterion=Criterion, allocation=Allocation, regularizer=Regularizer)
     def __init__(
         self,
         pattern: Pattern,
@@ -99,6 +105,11 @@ class PruningCallback(TrainerCallback):
         regularizer: Regularizer | None = None,
         weights: Callable[[Any], Mapping[str, nn.Parameter]] = encoder_weights,
     ) -> None:
+        if criterion is not None and criterion.needs_calibration:
+            raise PruningError(
+                f"{type(criterion).__name__} reads calibration data, which a Trainer does not give: prune by "
+                "pruning.obs before the training, or give a Pruner its calibration in a loop of your own"
+            )
         self.pattern, self.schedule = pattern, schedule if schedule is not None else Gradual()
         self.criterion, self.allocation, self.regularizer = criterion, allocation, regularizer
         self.weights = weights
@@ -116,9 +127,12 @@ class PruningCallback(TrainerCallback):
             raise PruningError("load_best_model_at_end=True would bring back weights that are not pruned; leave it out")
         if args.fsdp or args.deepspeed:
             raise PruningError("FSDP and DeepSpeed split the weights: no process has whole matrices to prune")
-        weights = self.weights(kwargs["model"])
+        weights: Mapping[str, Weight] = self.weights(kwargs["model"])
         if not weights:
             raise PruningError("there is no Linear or Conv layer in the encoder: choose others by weights=")
+        if isinstance(self.pattern, Coupled):
+            model = kwargs["model"]
+            weights = couple(model, weights, self.pattern, getattr(model.config, "num_attention_heads", 1))
         if self.pruner is not None:
             self.pruner.detach()  # of a training that was interrupted
         plan = Plan(weights, self.pattern, self.allocation)

@@ -94,6 +94,11 @@ def write_picture(rows: list[Row], output: Path, against: str) -> int:
     compared = drawing.groups(rows)
     if drawing.needs and not compared:
         return fail(f"--against {against}: {drawing.needs}")
+    official = {key: group for key, group in compared.items() if group[0].holdout is None}
+    if len(official) == 1 < len(compared):
+        others = ", ".join(" ".join(key) for key in compared if key not in official)
+        print(f"note: not drawn, as they are scored on other examples: {others}; `pictures` draws all", file=sys.stderr)
+        compared = official
     if len(compared) != 1:
         listed = ", ".join(" ".join(key) for key in compared) or "none with a pruned row"
         return fail(f"picture takes one model, dataset and metric: choose by --model, --dataset or --tag "

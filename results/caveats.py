@@ -20,14 +20,14 @@ _OF_MAXIMA = re.compile("the maxima are over|the dense maximum is over")
 def add(rows: list[Row]) -> list[Row]:
     """The rows with their caveats as notes, after the notes that they have. Rows without runs of ours get none.
 
-    Caveats of a comparison concern all rows of one model, dataset and metric among these.
+    Caveats of a comparison concern all rows of one model, dataset (or hold-out) and metric among these.
     """
     peers: defaultdict[tuple[str, ...], list[Row]] = defaultdict(list)
     for row in rows:
         if row.runs:
-            peers[row.model, row.dataset, row.metric].append(row)
+            peers[row.model, row.scored_on, row.metric].append(row)
     shared = {key: [note for caveat in OF_COMPARISONS for note in caveat(group)] for key, group in peers.items()}
-    return [_noted(row, shared.get((row.model, row.dataset, row.metric), [])) if row.runs else row for row in rows]
+    return [_noted(row, shared.get((row.model, row.scored_on, row.metric), [])) if row.runs else row for row in rows]
 
 
 def _noted(row: Row, shared: list[str]) -> Row:
@@ -82,12 +82,32 @@ def dense_models(row: Row) -> Iterator[str]:
 
 
 def subsets(row: Row) -> Iterator[str]:
-    """The run used fewer examples than the official splits have."""
-    sizes = (("trained", row.train_examples, row.official_train),
-             ("evaluated", row.evaluation_examples, row.official_evaluation))  # fmt: skip
-    fewer = [f"{done} on {used:,} of {all_:,} examples" for done, used, all_ in sizes if used and all_ and used < all_]
-    if fewer:
-        yield ", ".join(fewer)
+    """The run used fewer examples than the official splits have, or scored others."""
+    if parts := parts_used(row, "evaluated", "examples"):
+        yield ", ".join(parts)
+
+
+def parts_used(row: Row, scored: str, noun: str) -> list[str]:
+    """What a row used of the data: "trained on 8 of 9 questions", "scored on 2 questions held out of train".
+
+    Args:
+        scored: the word for it.
+        noun: what the examples are.
+    """
+    train, evaluation = row.official_train, row.official_evaluation
+    parts = [f"trained on {row.train_examples:,} of {train:,} {noun}"] if _fewer(row.train_examples, train) else []
+    if row.holdout is not None:
+        which = noun if row.evaluation_examples is None else f"{row.evaluation_examples:,} {noun}"
+        parts.append(
+            f"{scored} on {which} held out of train (dataset.holdout={row.holdout}), not on the evaluation split"
+        )
+    elif _fewer(row.evaluation_examples, evaluation):
+        parts.append(f"{scored} on {row.evaluation_examples:,} of {evaluation:,} {noun}")
+    return parts
+
+
+def _fewer(used: int | None, official: int | None) -> bool:
+    return bool(used and official and used < official)
 
 
 def few_examples(row: Row) -> Iterator[str]:
@@ -212,7 +232,7 @@ def _count(number: int, noun: str) -> str:
 
 
 def _named(rows: list[Row]) -> str:
-    return f"{rows[0].model} {rows[0].dataset}"
+    return f"{rows[0].model} {rows[0].scored_on}"
 
 
 def _normalized(value: str) -> str:

@@ -67,7 +67,7 @@ def score_against_latency(rows: Sequence[Row]) -> Figure:
             axes.remove()
         for axes in grid[::wide]:
             axes.set_ylabel(score_label(rows), fontsize=10)
-        figure.suptitle(f"{rows[0].model} on {rows[0].dataset}, {seed_counts(rows)}", fontsize=11)
+        figure.suptitle(f"{rows[0].model} on {rows[0].scored_on}, {seed_counts(rows)}", fontsize=11)
         joined = any(len(of_pattern) > 1 for of_pattern in lines.values())
         legend(figure, _legend(marks, rows), _caption(rows, joined))
         figure.draw_without_rendering()  # fixes the limits of the axes and their width

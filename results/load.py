@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from mlflow import MlflowClient
 from mlflow.entities import Run as LoggedRun
@@ -35,6 +36,8 @@ def client_of(uri: str) -> MlflowClient:
         if problem:
             remedy = "run `python -m runner` first, or give the store of the runs by --tracking-uri"
             raise Unreadable(f"{problem}: {remedy}")
+    elif "://" not in uri and Path(uri).is_file():
+        raise Unreadable(f"{uri} is a file, not the URI of a store: write sqlite:///{uri}")
     try:
         return MlflowClient(tracking_uri=sqlite.absolute(uri))
     except Exception as error:

@@ -52,7 +52,7 @@ def _labels(row: Row) -> Labels:
 
 def _with_published(row: Row) -> Row:
     entry = rows().get(_labels(row))
-    if entry is None or (row.metric, row.student_layers) != (entry.metric, None):
+    if entry is None or (row.metric, row.student_layers, row.holdout) != (entry.metric, None, None):
         return row
     difference = None if row.drop_max is None or entry.drop is None else row.drop_max - entry.drop
     return replace(row, published=replace(entry, difference=difference))

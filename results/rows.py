@@ -100,6 +100,9 @@ class Row:
     train_examples: int | None = None
     """How many a run trained on; if the seeds differ, the fewest, as in the next three."""
     evaluation_examples: int | None = None
+    holdout: str | None = None
+    """The share of train that is scored instead of the evaluation split (dataset.holdout), such as "0.1"; None: the
+    evaluation split."""
     official_train: int | None = None
     """How many the dataset's official split has."""
     official_evaluation: int | None = None
@@ -128,6 +131,12 @@ class Row:
     """What the reader of this row must know; set by `results.caveats.add`."""
     scores: list[tuple[float, float]] = field(default_factory=list, compare=False)
     """Dense and sparse score of each seed, for pictures. In no output."""
+
+    @property
+    def scored_on(self) -> str:
+        """The dataset, with the part of it that is scored where that is not the evaluation split. Only rows that agree
+        in it have comparable scores."""
+        return self.dataset if self.holdout is None else f"{self.dataset}, hold-out {self.holdout} of train"
 
     @property
     def is_control(self) -> bool:
@@ -198,6 +207,7 @@ def row(dense_groups: list[Group], group: Group, differs: dict[str, str]) -> Row
         steps=measured.get(columns.STEPS),
         train_examples=fewest(group, columns.TRAIN_EXAMPLES),
         evaluation_examples=fewest(group, columns.EVALUATION_EXAMPLES),
+        holdout=None if (share := setting(group, "dataset.holdout")) in (None, "0", "0.0") else share,
         official_train=fewest(group, columns.OFFICIAL_TRAIN),
         official_evaluation=fewest(group, columns.OFFICIAL_EVALUATION),
         rare_classes=next((run.tags[columns.RARE_CLASSES] for run in group if columns.RARE_CLASSES in run.tags), None),

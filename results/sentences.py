@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from results import columns
+from results.caveats import parts_used
 from results.cells import percent
 from results.rows import Row
 from results.speed import Latency
@@ -105,13 +106,8 @@ def _speed(latency: Latency) -> str:
 
 
 def _part(row: Row) -> str:
-    """Which part of the official splits was used; empty for all."""
-    sizes = (("trained", row.train_examples, row.official_train),
-             ("scored", row.evaluation_examples, row.official_evaluation))  # fmt: skip
-    parts = [
-        f"{done} on {used:,} of {all_:,} {_noun(row)}" for done, used, all_ in sizes if used and all_ and used < all_
-    ]
-    return " and ".join(parts)
+    """Which part of the official splits was used, or what was scored instead; empty for all."""
+    return " and ".join(parts_used(row, "scored", _noun(row)))
 
 
 def _published(row: Row) -> str:

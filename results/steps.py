@@ -77,7 +77,7 @@ def score_against_steps(rows: Sequence[Row]) -> Figure:
         for axes in grid[len(drawn) :]:
             axes.remove()
         handles = [line for axes in figure.axes for line in axes.get_legend_handles_labels()[0]]
-        figure.suptitle(f"{rows[0].model} on {rows[0].dataset}, {seed_counts(shown)}", fontsize=11)
+        figure.suptitle(f"{rows[0].model} on {rows[0].scored_on}, {seed_counts(shown)}", fontsize=11)
         legend(figure, handles, f"optimizer steps, 100% is {longest:,.0f}\n{legend_of_bars(shown)}")
     return figure
 

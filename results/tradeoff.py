@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 
 
 def comparisons(rows: Iterable[Row]) -> dict[tuple[str, str, str], list[Row]]:
-    """The rows of one picture, by model, dataset and metric. Without a pruned row there is no picture."""
+    """The rows of one picture, by model, `Row.scored_on` and metric. Without a pruned row there is no picture."""
     groups: defaultdict[tuple[str, str, str], list[Row]] = defaultdict(list)
     for row in rows:
         if row.runs:
-            groups[row.model, row.dataset, row.metric].append(row)
+            groups[row.model, row.scored_on, row.metric].append(row)
     ordered = sorted(groups, key=lambda key: [natural(part) for part in key])
     return {key: groups[key] for key in ordered if any(not row.is_control for row in groups[key])}
 
@@ -54,7 +54,7 @@ def score_against_sparsity(rows: Sequence[Row]) -> Figure:
         axes.margins(x=0.15, y=0.1)
         axes.set_xlabel("zeros, % of all Linear and Conv weights")
         axes.set_ylabel(score_label(rows))
-        axes.set_title(f"{rows[0].model} on {rows[0].dataset}, {seed_counts(rows)}", fontsize=11)
+        axes.set_title(f"{rows[0].model} on {rows[0].scored_on}, {seed_counts(rows)}", fontsize=11)
         caption = f"{legend_of_bars(pruned)}\n{legend_of_seeds(rows)}".strip()
         legend(figure, axes.get_legend_handles_labels()[0], caption)
     return figure

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 
 _one_at_a_time = threading.RLock()
 """Held while a configuration is composed or a run is in progress: Hydra, logging and random numbers are global."""
+
+_EXAMPLES = {"model": "bert-*", "dataset": "squad", "pattern": "4x1,2:4", "sweep": "the id of its parent run"}
+"""What filters look like."""
 
 
 def run(*overrides: str) -> Result:
@@ -71,7 +74,7 @@ def compose(*overrides: str) -> Experiment:
 
 
 def results(
-    tracking_uri: str | None = None,
+    tracking_uri: str | os.PathLike[str] | None = None,
     experiment: str | None = None,
     intervals: bool = True,
     published: bool = False,
@@ -80,12 +83,13 @@ def results(
     """The rows of the table, each of which pools runs that differ only in their seed.
 
     Args:
-        tracking_uri: MLflow's store; None: $MLFLOW_TRACKING_URI, or else mlflow.db in the working folder.
+        tracking_uri: MLflow's store, or the path of its sqlite file; None: $MLFLOW_TRACKING_URI, or else mlflow.db in
+            the working folder.
         experiment: the name of one experiment of MLflow; None: all active ones.
         intervals: compute 95 % intervals, which reads an artifact of every run.
         published: add the published figures.
-        filters: fields of `results.filters.Filters`: model, dataset, pattern (shell patterns), tags (a
-            mapping), sweep.
+        filters: fields of `results.filters.Filters`: model, dataset, pattern (shell patterns, as one text
+            separated by commas or as a list), tags (a mapping), sweep.
 
     Raises:
         UserError: the store cannot be read, or the filters match no run.
@@ -98,17 +102,45 @@ def results(
     with _errors():
         for name in filters.keys() - {*names}:
             raise UserError(f"results({name}=...): there is no such filter; there are {', '.join(names)}")
-        filters["tags"] = list(dict(filters.get("tags") or {}).items())
-        uri = Tracking(tracking_uri).store
+        wanted = Filters(**_read(filters))
+        uri = Tracking(_store(tracking_uri)).store
         try:
             client = client_of(uri)
             with readable(uri):
-                return load(client, experiment, Filters(**filters), intervals, published)[0]
+                return load(client, experiment, wanted, intervals, published)[0]
         except Unreadable as error:
             raise UserError(str(error).replace("by --tracking-uri", "as tracking_uri")) from error
 
 
+def _store(given: object) -> str | None:
+    """The URI of a store that may be given as a path."""
+    if isinstance(given, os.PathLike):
+        return f"sqlite:///{os.fspath(given)}"
+    if not isinstance(given, str | None):
+        raise UserError(f"results(tracking_uri={given!r}): give a URI such as 'sqlite:///mlflow.db', or a path")
+    return given
+
+
+def _read(filters: Mapping[str, Any]) -> dict[str, Any]:
+    """Filters as `Filters` has them: patterns in one text, tags as pairs."""
+    read = dict(filters)
+    for name, given in filters.items():
+        if name == "tags":
+            if not isinstance(given, Mapping | None):
+                raise UserError(f"results(tags={given!r}): give a mapping of MLflow's tags, such as {{'team': 'mine'}}")
+            read[name] = [(str(key), str(value)) for key, value in (given or {}).items()]
+        elif name != "sweep" and isinstance(given, list | tuple) and all(isinstance(each, str) for each in given):
+            read[name] = ",".join(given)
+        elif not isinstance(given, str | None):
+            raise UserError(f"results({name}={given!r}): give a text, such as {_EXAMPLES[name]!r}")
+    return read
+
+
 def _composed(overrides: tuple[str, ...]) -> tuple[Experiment, Origin]:
+    for override in overrides:
+        if not isinstance(override, str):
+            whole = "; a list of them is given as run(*overrides)" if isinstance(override, list | tuple) else ""
+            raise UserError(f"{override!r}: an override is a text, such as 'model=bert-mini'{whole}")
     if misspelled := spelling.mistake(overrides):
         raise UserError(misspelled)
     with _one_at_a_time, isolated():

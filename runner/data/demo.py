@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from runner.data.question_answering import Span
 from runner.data.splits import Part, Splits
+from runner.system.errors import UserError
 
 
 @dataclass
@@ -21,6 +22,15 @@ class Demo(Span):
     """Questions generated for training."""
     eval_examples: int = 1000
     """Questions generated for evaluation, from another seed."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for key in ("path", "name", "revision", "train_split", "evaluation_splits"):
+            if (value := getattr(self, key)) != getattr(type(self), key, []):
+                raise UserError(
+                    f"dataset.{key}={value}: this dataset is generated, and nothing is read; for data of your own "
+                    "choose dataset=span, classify or tag"
+                )
 
     selecting: ClassVar[tuple[str, ...]] = (*Span.selecting, "train_examples", "eval_examples")
 

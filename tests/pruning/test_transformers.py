@@ -1,5 +1,6 @@
 """`PruningCallback` in transformers' own Trainer: the example of the guide, resuming, and what is refused."""
 
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from safetensors.torch import load_file
 from torch.utils.data import Dataset
 from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments
 
-from pruning import Block, Gradual, Magnitude, PruningError
+from pruning import Block, FeedForward, Gradual, Heads, Magnitude, Pattern, PruningError
 from pruning.transformers import FILE, PruningCallback, encoder_weights
 from tests.test_docs import GUIDE, blocks
 
@@ -49,6 +50,21 @@ def check(weights: dict[str, torch.Tensor], sparsity: float) -> None:
     assert int((alive == 0).sum()) == round(sparsity * alive.numel())
     assert int(zeros.sum()) == 4 * round(sparsity * alive.numel())
     assert not torch.signbit(torch.cat([weights[name].flatten() for name in names])[zeros]).any()
+
+
+@pytest.mark.parametrize("pattern", [Heads(target_sparsity=0.5), FeedForward(target_sparsity=0.5)], ids=str)
+def test_heads_and_channels_are_found(pattern: Pattern, tmp_path: Path) -> None:
+    callback = PruningCallback(pattern)
+    trained = trainer(tmp_path, callback, save_strategy="no")
+    trained.train()
+    assert callback.pruner is not None
+    assert trained.model is not None
+    assert {layer.violations for layer in callback.pruner.report()} == {0}
+    heads = isinstance(pattern, Heads)
+    part = r"attention\.output\.dense\.weight" if heads else r"layer\.\d\.output\.dense\.weight"
+    readers = [weight for name, weight in trained.model.named_parameters() if re.search(part, name)]
+    dead = sum(int((weight == 0).all(dim=0).sum()) for weight in readers)
+    assert dead == (2 * 8 if heads else 32)  # columns: half of four heads of width 8, or of 64 channels
 
 
 def test_the_example_of_the_guide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:

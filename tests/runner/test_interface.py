@@ -96,6 +96,18 @@ def test_the_message_is_that_of_the_command_line(cli: Cli) -> None:
         assert done.stderr == f"error: {raised.value}\n"
 
 
+@pytest.mark.parametrize(("given", "message"), [
+    (["model=tiny", "dataset=demo"], r"such as 'model=bert-mini'; a list of them is given as run\(\*overrides\)"),
+    (None, "None: an override is a text, such as 'model=bert-mini'$"),
+    ({"model": "tiny"}, "{'model': 'tiny'}: an override is a text"),
+    (Path("model=tiny"), "an override is a text"),
+])  # fmt: skip
+def test_what_is_no_override(given: Any, message: str) -> None:
+    for call in (compose, run):
+        with pytest.raises(UserError, match=message):
+            call(given)
+
+
 def test_what_run_cannot_do_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="dry_run=true: run\\(\\) returns a result; use compose"):
         run("model=tiny", "dataset=demo", "dry_run=true")
@@ -154,11 +166,18 @@ def test_the_rows_of_the_table(finished_run: Path, tmp_path: Path, monkeypatch: 
     assert frame.loc[0, "pattern"] == "4x1"
     assert frame["sparse_mean"].tolist() == [row.sparse_mean]
     assert results(f"sqlite:///{tmp_path}/mlflow.db", intervals=False, pattern="4x*")[0].drop_interval is None
+    assert len(results(Path("mlflow.db"), intervals=False, pattern=["2:4", "4x*"])) == 1
     assert any(row.published for row in results(published=True))
     calls: list[tuple[dict[str, Any], str]] = [
         ({"pattern": "2:4"}, "no run matches --pattern 2:4; there are: 4x1"),
         ({"modle": "x"}, r"results\(modle=...\): there is no such filter; there are model, dataset"),
         ({"experiment": "nope"}, "nope"),
+        ({"tracking_uri": Path("none.db")}, "there is no MLflow database .*none.db: .* as tracking_uri"),
+        ({"tracking_uri": "mlflow.db"}, "mlflow.db is a file, not the URI of a store: write sqlite:///mlflow.db"),
+        ({"tracking_uri": 3}, r"results\(tracking_uri=3\): give a URI such as 'sqlite:///mlflow.db', or a path"),
+        ({"model": 3}, r"results\(model=3\): give a text, such as 'bert-\*'"),
+        ({"pattern": ["4x1", None]}, r"results\(pattern=\['4x1', None\]\): give a text"),
+        ({"tags": "team=mine"}, r"results\(tags='team=mine'\): give a mapping of MLflow's tags"),
         ({"tracking_uri": "sqlite:///none.db"}, "there is no MLflow database .*none.db: .* as tracking_uri"),
     ]
     for call, message in calls:
