@@ -117,7 +117,8 @@ def check_optimizer(optimizer: Optimizer, parameters: Mapping[str, Weight], crit
     tensors = [part for name, weight in parameters.items() for part in parts_of(name, weight)]
     foreign = [name for name, p in tensors if id(p) not in owned and (p.requires_grad or p.dim() > 1)]
     if foreign:
-        raise PruningError(f"the optimizer does not train {foreign[0]} (and {len(foreign) - 1} more to be pruned)")
+        more = f" (and {len(foreign) - 1} more to be pruned)" if len(foreign) > 1 else ", which is to be pruned"
+        raise PruningError(f"the optimizer does not train {foreign[0]}{more}")
     if criterion.needs_second_moment and not isinstance(optimizer, (Adam, AdamW, NAdam, RAdam)):
         raise PruningError(
             f"{type(criterion).__name__} reads the second moment of Adam, which {type(optimizer).__name__} "

@@ -53,6 +53,7 @@ def test_scores_against_sparsity_show_each_seed_and_their_spread(experiment):
 def test_bars_end_at_the_best_and_the_worst_score_there_is():
     few = replace(ROW, drop_interval=[-1.5, 0.9])
     assert tradeoff.bounds(few) == (0, 1)
+    assert few.dense_mean is not None
     assert tradeoff.bounds(replace(few, metric="pearson"))[0] == few.dense_mean * (1 - 1.5) < 0
 
 

@@ -119,6 +119,22 @@ def test_the_command_scores_in_mixed_precision(cli: Cli, tmp_path: Path) -> None
     assert "runtime: sparse mixed" in done.stderr
 
 
+def test_it_asks_for_the_data(tmp_path: Path) -> None:
+    model = save_small_model(tmp_path / "model")
+    with pytest.raises(UserError, match=r"which data is it scored on.*such as dataset=squad"):
+        evaluate.main([str(model), "seed=1"])
+
+
+def test_a_runs_folder_has_its_model(tmp_path: Path, capsys: pytest.CaptureFixture[str],
+                                     monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    model, *data = classes(tmp_path)
+    assert Path(model) == tmp_path / "model"
+    of_run, of_model = printed([str(tmp_path), *data], capsys), printed([model, *data], capsys)
+    assert of_run == of_model
+    assert of_run["model"] == model
+
+
 def test_changes_count_answers_and_words() -> None:
     assert evaluate.changes({"a": "x", "b": "y"}, {"a": "x", "b": "z"}) == {"answers": 2, "changed": 1}
     assert evaluate.changes({"a": ["O", "B"], "b": ["O"]}, {"a": ["O", "O"], "b": ["O"]}) == {
