@@ -213,7 +213,7 @@ def test_interpolations_of_a_record_are_refused(
     key: str, value: object, remedy: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", SECRET)
-    experiment, origin = compose_experiment(OURS)
+    experiment, origin = compose_experiment(("model=tiny", "dataset=sst2"))
     config = OmegaConf.create(origin.yaml)
     OmegaConf.update(config, key, value, force_add=True)
     with pytest.raises(UserError, match=rf"config\.yaml: {key}=.*is an interpolation.*{remedy}") as caught:
