@@ -42,6 +42,8 @@ class Block(Pattern):
                 "nothing)",
                 self,
             )
+        self.rows, self.cols = int(self.rows), int(self.cols)  # numbers of numpy would stand in saved states
+        self.target_sparsity = float(self.target_sparsity)
 
     def __str__(self) -> str:
         whole = {(1, 0): "rows", (0, 1): "columns"}

@@ -48,7 +48,10 @@ def expects(**kinds: type) -> Callable[[Callable[P, R]], Callable[P, R]]:
 
         @wraps(function)
         def checked(*args: P.args, **kwargs: P.kwargs) -> R:
-            given = signature.bind(*args, **kwargs).arguments
+            try:
+                given = signature.bind(*args, **kwargs).arguments
+            except TypeError:
+                return function(*args, **kwargs)  # Python's own message names the function
             for name, kind in kinds.items():
                 default = signature.parameters[name].default
                 if name in given and given[name] is not default and not isinstance(given[name], kind):
@@ -63,5 +66,5 @@ def expects(**kinds: type) -> Callable[[Callable[P, R]], Callable[P, R]]:
 def _wrong_type(name: str, value: object, kind: type) -> str:
     if isinstance(value, type) and issubclass(value, kind):
         return f"{name} is the class {value.__name__}: make an object of it, {value.__name__}(...)"
-    shown = repr(value) if isinstance(value, str | int | float | None) else f"a {type(value).__name__}"
+    shown = repr(value) if isinstance(value, str | int | float | None) else f"an object of {type(value).__name__}"
     return f"{name} must be of the type {kind.__name__}, such as {_EXAMPLES[kind.__name__]}, not {shown}"

@@ -42,7 +42,8 @@ class StepHooks:
         parts = {id(p): name for whole, weight in parameters.items() for name, p in parts_of(whole, weight)}
         if twice := [name for part, name in parts.items() if any(part in other for other in others)]:
             raise PruningError(
-                f"another pruner is attached to this optimizer and prunes {twice[0]} too: detach() it first"
+                f"another pruner is attached to this optimizer and prunes {twice[0]} too: detach() that one first, or "
+                "make a new optimizer if you no longer have it"
             )
         self._before, self._after = before, after
         self._skips = False  # the step in progress

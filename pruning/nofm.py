@@ -35,6 +35,7 @@ class NofM(Pattern):
     def __post_init__(self) -> None:
         if not (isinstance(self.n, Integral) and isinstance(self.m, Integral)):
             raise PruningError(f"n={self.n!r}, m={self.m!r}: N:M needs two whole numbers, such as NofM(2, 4)", self)
+        self.n, self.m = int(self.n), int(self.m)  # numbers of numpy would stand in saved states
         if not 0 < self.n < self.m:
             meant = f"; did you mean {self.m}:{self.n}?" if 0 < self.m < self.n else ""
             raise PruningError(f"n={self.n}, m={self.m}: N:M needs 0 < n < m{meant}", self)

@@ -114,10 +114,14 @@ class Pruner:
         hold(self.plan, self.masks)
         self._hooks = StepHooks(optimizer, self.parameters, self._before_step, self._after_step, self.masks.enforce)
         self._optimizer = optimizer
-        self.plan.warn()
-        if not self.steps_taken:
-            self._update_if_due()  # an update at step 0
-        self.masks.enforce(optimizer)  # after a resume
+        try:
+            self.plan.warn()
+            if not self.steps_taken:
+                self._update_if_due()  # an update at step 0
+            self.masks.enforce(optimizer)  # after a resume
+        except BaseException:
+            self.detach()
+            raise
 
     def detach(self) -> None:
         """Release the optimizer. From then on nothing holds pruned weights at zero."""

@@ -62,7 +62,9 @@ class TrainingLength:
 
     def __post_init__(self) -> None:
         if not isinstance(self.steps, Integral) or self.steps < 0:
-            raise PruningError(f"steps={self.steps!r} must be a whole number of optimizer steps, such as 1000", self)
+            raise PruningError(
+                f"steps={self.steps!r} must be a whole number of optimizer steps, 0 or more, such as 1000", self
+            )
         self.steps = int(self.steps)  # one of numpy would stand in saved states
 
 

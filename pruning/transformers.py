@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 from transformers import TrainerCallback, TrainingArguments
 
 from pruning.allocation import Allocation
-from pruning.coupled import Coupled, Weight, couple
+from pruning.coupled import Coupled, CoupledWeights, FeedForward, Weight, couple
 from pruning.criteria import Criterion
 from pruning.errors import PruningError, expects
 from pruning.matrices import matrix_weights
@@ -81,6 +81,17 @@ def load(pruner: Pruner, file: Path) -> None:
         pruner.load_state_dict(tensors, stored.metadata() or {})
 
 
+def _coupled(model: Any, weights: Mapping[str, Weight], pattern: Coupled) -> dict[str, Weight]:
+    """The weights as units of heads and channels, by the configuration's number of heads."""
+    heads = getattr(model.config, "num_attention_heads", None)
+    if heads is None and not isinstance(pattern, FeedForward):
+        raise PruningError(
+            f"the model's configuration has no num_attention_heads, which {pattern} needs: give weights=lambda model: "
+            "pruning.couple(model, pruning.matrix_weights(model), pattern, heads)"
+        )
+    return couple(model, weights, pattern, heads or 1)
+
+
 class PruningCallback(TrainerCallback):
     """Prunes while a Trainer trains. After every step taken, pruned weights are exactly +0.0.
 
@@ -130,9 +141,8 @@ class PruningCallback(TrainerCallback):
         weights: Mapping[str, Weight] = self.weights(kwargs["model"])
         if not weights:
             raise PruningError("there is no Linear or Conv layer in the encoder: choose others by weights=")
-        if isinstance(self.pattern, Coupled):
-            model = kwargs["model"]
-            weights = couple(model, weights, self.pattern, getattr(model.config, "num_attention_heads", 1))
+        if isinstance(self.pattern, Coupled) and not any(isinstance(w, CoupledWeights) for w in weights.values()):
+            weights = _coupled(kwargs["model"], weights, self.pattern)
         if self.pruner is not None:
             self.pruner.detach()  # of a training that was interrupted
         plan = Plan(weights, self.pattern, self.allocation)

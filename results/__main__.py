@@ -95,7 +95,8 @@ def write_picture(rows: list[Row], output: Path, against: str) -> int:
     if drawing.needs and not compared:
         return fail(f"--against {against}: {drawing.needs}")
     official = {key: group for key, group in compared.items() if group[0].holdout is None}
-    if len(official) == 1 < len(compared):
+    alike = {(model, metric) for model, _, metric in compared}
+    if len(official) == 1 < len(compared) and len(alike) == 1:
         others = ", ".join(" ".join(key) for key in compared if key not in official)
         print(f"note: not drawn, as they are scored on other examples: {others}; `pictures` draws all", file=sys.stderr)
         compared = official

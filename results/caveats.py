@@ -14,7 +14,7 @@ from results.rows import Row
 from results.runs import natural
 from results.speed import conditions
 
-_OF_MAXIMA = re.compile("the maxima are over|the dense maximum is over")
+_OF_MAXIMA = re.compile("maxima|maximum")
 
 
 def add(rows: list[Row]) -> list[Row]:

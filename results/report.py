@@ -153,12 +153,12 @@ def _compared(
     axis: str,
     limit: int,
 ) -> list[Picture]:
-    """A picture for each model, dataset and metric, in the order of their rows."""
-    order = {(row.model, row.dataset, row.metric): at for at, row in reversed(list(enumerate(rows)))}
+    """A picture for each model, `Row.scored_on` and metric, in the order of their rows."""
+    order = {(row.model, row.scored_on, row.metric): at for at, row in reversed(list(enumerate(rows)))}
     groups = sorted(group(rows).items(), key=lambda item: order[item[0]])[:limit]
     return [
-        _picture(f"{model} on {dataset}: {columns.written(metric)} against {axis}", draw(of_picture))
-        for (model, dataset, metric), of_picture in reported(groups, axis, len(groups))
+        _picture(f"{model} on {scored_on}: {columns.written(metric)} against {axis}", draw(of_picture))
+        for (model, scored_on, metric), of_picture in reported(groups, axis, len(groups))
     ]
 
 

@@ -73,7 +73,7 @@ def main(arguments: list[str]) -> dict[str, Any]:
     set_up_process()
     task = experiment.dataset
     checkpoint = models.find(experiment.model.path, "model", experiment.model, experiment.model.revision)
-    if not any(override.lstrip("+").startswith(("dataset", "experiment=")) for override in overrides):
+    if not any(override.lstrip("+").startswith(("dataset=", "dataset.path=", "experiment=")) for override in overrides):
         raise UserError(f"{given}: which data is it scored on? Name them as for a run, such as dataset=squad")
     net = models.skeleton(task.architecture, checkpoint.config)
     if settings.runtime == "sparse" and (reason := why_dense(net)) and not candidates(net):

@@ -1,6 +1,6 @@
 """Sparsity of each layer of a saved model, and the patterns that hold, read from its file.
 
-python -m runner.inspect FOLDER_OR_RUN [--json] [--plugins MODULES]
+python -m runner.inspect FOLDER [--json] [--plugins MODULES]
 """
 
 from __future__ import annotations
@@ -274,7 +274,7 @@ def describe(layer: Layer) -> str:
 def main(arguments: list[str]) -> int:
     """Inspect the model of the command line; the exit status is 1 if it contradicts pruning.json."""
     parser = command_parser("inspect", "outputs/RUN", "FOLDER --json")
-    parser.add_argument("folder", metavar="FOLDER_OR_RUN", help="the folder of a saved model, or of a run")
+    parser.add_argument("folder", metavar="FOLDER", help="the folder of a saved model, or of a run")
     parser.add_argument("--json", action="store_true", help="print JSON")
     plugins.add_option(parser)
     options = parser.parse_args(arguments)

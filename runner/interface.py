@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 _one_at_a_time = threading.RLock()
 """Held while a configuration is composed or a run is in progress: Hydra, logging and random numbers are global."""
 
-_EXAMPLES = {"model": "bert-*", "dataset": "squad", "pattern": "4x1,2:4", "sweep": "the id of its parent run"}
+_EXAMPLES = {"model": "bert-*", "dataset": "squad", "pattern": "4x1,2:4", "sweep": "0123456789abcdef0123456789abcdef"}
 """What filters look like."""
 
 
@@ -117,7 +117,9 @@ def _store(given: object) -> str | None:
     if isinstance(given, os.PathLike):
         return f"sqlite:///{os.fspath(given)}"
     if not isinstance(given, str | None):
-        raise UserError(f"results(tracking_uri={given!r}): give a URI such as 'sqlite:///mlflow.db', or a path")
+        raise UserError(
+            f"results(tracking_uri={given!r}): give a URI such as 'sqlite:///mlflow.db', or a path of such a file"
+        )
     return given
 
 
@@ -126,11 +128,13 @@ def _read(filters: Mapping[str, Any]) -> dict[str, Any]:
     read = dict(filters)
     for name, given in filters.items():
         if name == "tags":
-            if not isinstance(given, Mapping | None):
-                raise UserError(f"results(tags={given!r}): give a mapping of MLflow's tags, such as {{'team': 'mine'}}")
-            read[name] = [(str(key), str(value)) for key, value in (given or {}).items()]
+            try:
+                read[name] = [(str(key), str(value)) for key, value in dict(given or {}).items()]
+            except (TypeError, ValueError) as error:
+                message = f"results(tags={given!r}): give a mapping of MLflow's tags, such as {{'team': 'mine'}}"
+                raise UserError(message) from error
         elif name != "sweep" and isinstance(given, list | tuple) and all(isinstance(each, str) for each in given):
-            read[name] = ",".join(given)
+            read[name] = ",".join(given) or None
         elif not isinstance(given, str | None):
             raise UserError(f"results({name}={given!r}): give a text, such as {_EXAMPLES[name]!r}")
     return read

@@ -22,6 +22,7 @@ NONE = -1
 _WHOLE = re.compile(r"-?\d+")
 _MANY = 1000  # classes, numbered with gaps
 _SHOWN = 20  # classes, in a message
+_WORDS = 3  # at most, in the name of a class
 
 
 def check_names(names: Sequence[str]) -> None:
@@ -104,7 +105,7 @@ def coded(part: Part, column: str, names: Sequence[str], data_column: str) -> Pa
         value = next(value for value in rows[bad[0]] if value not in code)
         raise UserError(
             f"{part.where_all(bad)}: column {data_column}: {value!r} is not one of the classes {_some(names)}; correct "
-            f"it, or name all classes in dataset.labels{_doubt(names, rows)}"
+            f"it, or name all classes in dataset.labels{_doubt(names)}"
         )
     numbers = [[code[value] for value in values] for values in rows]
     feature: Any = datasets.ClassLabel(names=list(names))
@@ -117,11 +118,12 @@ def coded(part: Part, column: str, names: Sequence[str], data_column: str) -> Pa
     return part.holding(examples)
 
 
-def _doubt(names: Sequence[object], values: Sequence[object]) -> str:
-    """The end of a message about a column with nearly as many classes as values: as a rule, another one is meant."""
-    if len(names) <= _SHOWN or 2 * len(names) <= len(values):
+def _doubt(names: Sequence[str]) -> str:
+    """The end of a message about many classes whose names are sentences: as a rule, another column is meant."""
+    sentences = sum(len(name.split()) > _WORDS for name in names)
+    if len(names) <= _SHOWN or 2 * sentences <= len(names):
         return ""
-    return f" ({len(names)} classes for {len(values)} examples look like texts: is another column meant?)"
+    return f" ({len(names)} classes look like texts: is another column meant?)"
 
 
 def _some(names: Sequence[str]) -> str:

@@ -175,8 +175,10 @@ def with_hidden_dropout(checkpoint: Checkpoint, value: float | None) -> Checkpoi
 
 def saved_in(folder: Path) -> Path:
     """The folder of the model that is saved in a run's folder; any other path stays as it is."""
-    model = folder.expanduser() / "model"
-    return model if (model / "config.json").is_file() else folder
+    folder_or_run = folder.expanduser()
+    model = folder_or_run / "model"
+    is_run = (model / "config.json").is_file() and not (folder_or_run / "config.json").is_file()
+    return model if is_run else folder
 
 
 def load(architecture: str, checkpoint: Checkpoint, attentions: bool = False) -> PreTrainedModel:

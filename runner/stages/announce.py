@@ -8,7 +8,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pruning import Calibrated
 from results import columns
 from runner import models
 from runner.config.compose import BEST, NAMED_BY_RECIPE
@@ -143,10 +142,6 @@ def announce(inputs: Inputs) -> None:
         several = f", {count} mask updates, the last at step {last}"
         updates = several if count > 1 else f", 1 mask update, at step {last}" if count else ""
         log.info("%d features, %d optimizer steps%s", len(data.features), steps, updates)
-        criterion = experiment.criterion
-        if count and isinstance(criterion, Calibrated) and criterion.samples > len(data.features):
-            log.info("calibration uses all %d training windows, fewer than criterion.samples=%d",
-                     len(data.features), criterion.samples)  # fmt: skip
     _announce_machine(experiment, data, inputs.sources.base)
 
 

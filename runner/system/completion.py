@@ -4,10 +4,14 @@ imports torch and takes seconds. Hydra's scripts for bash, zsh and fish ask for 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 
 from runner.system import spelling
 from runner.system.commands import COMMANDS
+
+_BEFORE_OVERRIDES = {"evaluate": 1, "examples": 1, "reproduce": 1, "sensitivity": 0, "tradeoff": 0}
+"""Commands that take KEY=VALUE -> how many other arguments come first."""
 
 
 def reply(arguments: Sequence[str]) -> bool:
@@ -18,16 +22,21 @@ def reply(arguments: Sequence[str]) -> bool:
     """
     if arguments[0:1] not in (["-sc"], ["--shell-completion"]):
         return False
-    question, _, shell = arguments[1].partition("=")
+    question, _, shell = " ".join(arguments[1:2]).partition("=")
     if question in ("install", "uninstall"):
         import hydra
 
         hydra.main(config_path=None, version_base="1.3")(lambda _: None)()  # prints its script
         return True
-    words = answer(os.environ.get("COMP_LINE", ""))
-    if words is not None:
-        print(*words, sep="\n" if shell == "fish" else " ")
-    return words is not None
+    line = os.environ.get("COMP_LINE", "")
+    words = answer(line)
+    if words is None:
+        return False
+    if shell == "bash":  # to bash a word begins behind the last colon
+        typed = len(line.rpartition(" ")[2].rpartition(":")[0])
+        words = [word[typed + 1 if typed else 0 :] for word in words]
+    print(*words, sep="\n" if shell == "fish" else " ")
+    return True
 
 
 def answer(line: str) -> list[str] | None:
@@ -43,9 +52,12 @@ def answer(line: str) -> list[str] | None:
     if spelling.has_own_options([*words, word]) or word.lstrip("+~").startswith("hydra"):
         return None
     if words and words[0] in COMMANDS:
-        return []  # the shell completes names of files
-    first = [] if words else ["run", *COMMANDS]
-    return sorted(candidate for candidate in [*first, *_candidates(word)] if candidate.startswith(word))
+        found = _files(word)
+        if len(words) > _BEFORE_OVERRIDES.get(words[0], len(words)):
+            found += _candidates(word)
+    else:
+        found = [*([] if words else ["run", *COMMANDS]), *_candidates(word)]
+    return sorted(candidate for candidate in found if candidate.startswith(word))
 
 
 def _candidates(word: str) -> list[str]:
@@ -62,18 +74,24 @@ def _candidates(word: str) -> list[str]:
     depth = key.count(".") + 1
     parents = {".".join([*name.split(".")[:depth], ""]) for name in known if name.count(".") >= depth}  # criterion.
     leaves = [name for name in known if name.count(".") < depth and f"{name}." not in parents]
-    return [sign + name for name in [*parents, *(f"{name}=" for name in [*spelling.groups(), *leaves])]]
+    groups = ["hydra/launcher" if group == "hydra" else group for group in spelling.groups()]
+    return [sign + name for name in [*parents, *(f"{name}=" for name in [*groups, *leaves])]]
 
 
 def _values(key: str, value: str) -> list[str]:
     """Options of a group, names that a key takes, or files, for a value that begins like a path."""
     if key in spelling.groups():
         return spelling.options(key)
-    if not value.startswith((".", "/", "~")):
-        return spelling.known_keys().get(key, [])
-    folder, slash, _ = value.rpartition("/")
+    return _files(value) if value.startswith((".", "/", "~")) else spelling.known_keys().get(key, [])
+
+
+def _files(start: str) -> list[str]:
+    """Paths in the folder of a path that is typed. Names that a shell would split or expand are left out: bash expands
+    the words that it is given, and a folder may be a stranger's."""
+    folder, slash, _ = start.rpartition("/")
     try:
         entries = [*os.scandir(os.path.expanduser(folder + slash) or ".")]
+        names = [f"{entry.name}{'/' if entry.is_dir() else ''}" for entry in entries]
     except OSError:
         return []
-    return [f"{folder}{slash}{entry.name}{'/' if entry.is_dir() else ''}" for entry in entries]
+    return [f"{folder}{slash}{name}" for name in names if re.fullmatch(r"[\w.,+@%-]+/?", name)]

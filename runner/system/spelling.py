@@ -77,7 +77,8 @@ def _mistakes(key: str, value: str, sweep: bool) -> Iterator[str]:
         available = options(key)
         for option in value.split(",") if sweep else [value]:
             size = key == "pattern" and re.fullmatch(r"\d{1,9}[x:]\d{1,9}", option)
-            name = _OPTION.fullmatch(option) or (key in _OWN and "/" in option)
+            nested = key in _OWN and "/" in option and not (_CONF / key / f"{option}.yaml").is_file()
+            name = nested or _OPTION.fullmatch(option)
             if key != "hydra" and name and option not in available and not size:
                 yield no_option("", key, option, available)
     else:
@@ -182,9 +183,11 @@ def no_option(place: str, group: str, option: str, available: Sequence[str]) -> 
         return f'{start}; YAML reads 2:4 as a number unless it is quoted: write "2:4"'
     if group == "pattern" and re.fullmatch(r"0+x\d+|\d+x0+", option):
         return f"{start}; a block needs at least one of each; pattern=rows and pattern=columns prune whole ones"
-    if group in _OWN and re.search(r"[/\\.]", option):
+    meant = get_close_matches(option.lower().removesuffix(".yaml"), available, 1)
+    if group in _OWN and (
+        re.search(r"[/\\]", option) or option.lower().endswith(_FILES) or (not meant and "." in option)
+    ):
         return f"{start}; {_OWN[group].format(option)}"
-    meant = get_close_matches(option.lower(), available, 1)
     start += f"; did you mean {group}={meant[0]}?" if meant else "."
     any_size = ", and any NxM and N:M" if group == "pattern" else ""
     return f"{start} Available options: {', '.join(available)}{any_size}" if available else start

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,8 @@ from runner.training.training_data import TrainingData, collate
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+log = logging.getLogger(__name__)
+
 
 def calibration(
     criterion: Criterion, student: PreTrainedModel, data: TrainingData, precision: Precision | None
@@ -27,6 +30,9 @@ def calibration(
     """The calibration of a student; None for a criterion that reads none."""
     if not isinstance(criterion, Calibrated):
         return None
+    if criterion.samples > len(data.features):
+        log.info("calibration uses all %d training windows, fewer than criterion.samples=%d",
+                 len(data.features), criterion.samples)  # fmt: skip
     precision = precision or Precision.float32
 
     def loss(batch: dict[str, Any], chance: torch.Generator) -> torch.Tensor:

@@ -28,12 +28,15 @@ def test_the_message_is_that_of_composing(given: str) -> None:
     ("model=./mine", "model=hub model.path=./mine"),
     ("dataset=reviews.csv", "your own data are dataset=classify (or tag, or span) dataset.path=reviews.csv"),
     ("dataset=data/reviews", "dataset.path=data/reviews"),
-    ("model=tniy", "did you mean model=tiny?"),
 ])  # fmt: skip
 def test_a_path_or_an_id_in_place_of_an_option(given: str, remedy: str) -> None:
     with pytest.raises(UserError) as refused:
         compose_experiment([given])
     assert remedy in str(refused.value)
+
+
+def test_an_option_with_the_ending_of_its_file() -> None:
+    assert "; did you mean model=tiny?" in str(spelling.mistake(["model=tiny.yaml"]))
 
 
 @pytest.mark.parametrize("given", [

@@ -39,6 +39,14 @@ def test_a_holdout_is_not_compared_with_a_published_score(both):
     assert [row.published is not None for row in rows] == [row.holdout is None for row in rows]
 
 
+def test_the_report_has_a_picture_of_each(both, tmp_path):
+    page = tmp_path / "report.html"
+    assert main(["report", "--tracking-uri", both.uri, "--experiment", both.name, "--output", str(page)]) == 0
+    shown = page.read_text(encoding="utf-8")
+    for scored in ("squad", "squad, hold-out 0.1 of train"):
+        assert f"bert-mini on {scored}: F1 against sparsity" in shown
+
+
 def test_each_picture_has_scores_on_the_same_examples(both):
     drawn = pictures.compared(load(both.client, both.name)[0])
     dense = {

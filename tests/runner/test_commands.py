@@ -149,6 +149,11 @@ def test_a_question_that_no_shell_asks_is_refused(
     ("prune-distill res", {"results"}),
     ("prune-distill pattern=4x1 res", set()),
     ("prune-distill results --w", set()),
+    ("prune-distill inspect ./mi", {"./mine/"}),
+    ("prune-distill evaluate mine dataset=sst", {"dataset=sst2"}),
+    ("prune-distill evaluate dataset=sst", set()),
+    ("prune-distill tradeoff model=ti", {"model=tiny"}),
+    ("prune-distill hyd", {"hydra/launcher="}),
     ("prune-distill -m pattern=4x1,lo", {"pattern=4x1,locked"}),
     ("prune-distill pattern=2:4 recipe.finetune.e", {"recipe.finetune.epochs="}),
     ("prune-distill pattern=2:4 recipe.fi", {"recipe.finetune."}),
@@ -160,6 +165,7 @@ def test_a_question_that_no_shell_asks_is_refused(
     ("prune-distill dataset.path=./mine/r", {"dataset.path=./mine/rows.csv"}),
     ("prune-distill model.path=./nowhere/", set()),
     ("prune-distill hydra/launcher=jo", None),
+    ("prune-distill hydra.", None),
     ("prune-distill plugins=[mine] criterion=m", None),
     ("prune-distill criterion=m --config-dir=mine", None),
 ])  # fmt: skip
@@ -167,7 +173,8 @@ def test_what_a_word_may_become(monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
                                 words: set[str] | None) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "rows.csv").touch()
+    for name in ("rows.csv", "r o.csv", "r$(x).csv", "r;x"):
+        (tmp_path / "mine" / name).touch()
     found = completion.answer(line)
     assert words == (None if found is None else {*found})
 
@@ -191,6 +198,17 @@ def test_bash_completes(console: Path, tmp_path: Path, line: str, words: set[str
     done = subprocess.run(["bash", "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True,
                           check=True)  # fmt: skip
     assert set(done.stdout.split()) == words
+
+
+@pytest.mark.parametrize(
+    ("shell", "words"), [("bash", "16 4 8\n"), ("fish", "pattern=2:16\npattern=2:4\npattern=2:8\n")]
+)
+def test_to_bash_a_word_begins_behind_a_colon(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], shell: str, words: str
+) -> None:
+    monkeypatch.setenv("COMP_LINE", "prune-distill pattern=2:")
+    assert completion.reply(["-sc", f"query={shell}"])
+    assert capsys.readouterr().out == words
 
 
 def test_completion_imports_nothing_heavy(tmp_path: Path) -> None:

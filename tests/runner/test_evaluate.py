@@ -122,7 +122,7 @@ def test_the_command_scores_in_mixed_precision(cli: Cli, tmp_path: Path) -> None
 def test_it_asks_for_the_data(tmp_path: Path) -> None:
     model = save_small_model(tmp_path / "model")
     with pytest.raises(UserError, match=r"which data is it scored on.*such as dataset=squad"):
-        evaluate.main([str(model), "seed=1"])
+        evaluate.main([str(model), "dataset.max_eval_samples=1"])
 
 
 def test_a_runs_folder_has_its_model(tmp_path: Path, capsys: pytest.CaptureFixture[str],

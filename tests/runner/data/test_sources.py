@@ -563,13 +563,13 @@ def test_ids_that_are_there_twice_are_refused(tmp_path: Path) -> None:
 
 def test_a_column_of_texts_named_as_the_label_is_doubted_in_a_short_message(tmp_path: Path) -> None:
     for split, rows in (("train", 50), ("dev", 10)):
-        lines = (f"text {split} {row},{'good' if row % 2 else 'bad'}" for row in range(rows))
+        lines = (f"a text of {split} {row},{'good' if row % 2 else 'bad'}" for row in range(rows))
         (tmp_path / f"{split}.csv").write_text("\n".join(["review,stars", *lines]) + "\n")
     with pytest.raises(UserError) as refused:
         task(tmp_path, text="stars", label="review").read()
     message = str(refused.value)
-    assert "column review: 'text dev 0' is not one of the classes text train 0, text train 1," in message
-    assert " and 30 more; correct it, or name all classes in dataset.labels (50 classes for 10 examples look" in message
+    assert "column review: 'a text of dev 0' is not one of the classes a text of train 0, a text of train 1," in message
+    assert " and 30 more; correct it, or name all classes in dataset.labels (50 classes look like texts: is" in message
 
 
 def test_files_with_different_columns_are_no_split(tmp_path: Path) -> None:
