@@ -110,12 +110,10 @@ class Pruner:
             raise PruningError("the pruner is attached to an optimizer already")
         for criterion in (self.criterion, *self.plan.criteria.values()):
             check_optimizer(optimizer, self.parameters, criterion)
-        self._check_calibration()
-        hold(self.plan, self.masks)
+        self._prepare()
         self._hooks = StepHooks(optimizer, self.parameters, self._before_step, self._after_step, self.masks.enforce)
         self._optimizer = optimizer
         try:
-            self.plan.warn()
             if not self.steps_taken:
                 self._update_if_due()  # an update at step 0
             self.masks.enforce(optimizer)  # after a resume
@@ -129,9 +127,12 @@ class Pruner:
             self._hooks.remove()
         self._hooks = self._optimizer = None
 
-    def _check_calibration(self) -> None:
+    def _prepare(self) -> None:
+        """What comes before the first update."""
         if self.criterion.needs_calibration and self.calibration is None and self.plan.prunes:
             raise PruningError(f"{type(self.criterion).__name__} reads calibration data: give the pruner a calibration")
+        hold(self.plan, self.masks)
+        self.plan.warn()
 
     @torch.no_grad()
     def _before_step(self, gradient_scale: float) -> None:
@@ -149,8 +150,7 @@ class Pruner:
 
     @torch.no_grad()
     def observe(self, gradient_scale: float = 1.0) -> None:
-        """Let the criteria observe the gradients of this step, times `gradient_scale`. Gradients that are not finite
-        change no scores."""
+        """Let the criteria observe this step's gradients times `gradient_scale`. Infinite ones change no scores."""
         if not (self.scores.needs_gradient or self._due(self.steps_taken + 1) is not None):
             return
         self._finite = self.scores.observe(gradient_scale)
@@ -177,9 +177,7 @@ class Pruner:
 
     def update_now(self) -> None:
         """Make the update that is due without an optimizer: pruning without training."""
-        self._check_calibration()
-        hold(self.plan, self.masks)
-        self.plan.warn()
+        self._prepare()
         self._update_if_due()
 
     @torch.no_grad()
@@ -192,8 +190,7 @@ class Pruner:
         """
         groups = {group.key: group for group in self.plan.groups if group.pattern.prunes}
         progress = progress if isinstance(progress, Mapping) else dict.fromkeys(groups, progress)
-        fractions = [(groups[key], self._fraction(groups[key], at)) for key, at in progress.items()]
-        due = [(group, fraction) for group, fraction in fractions if fraction > 0]
+        due = [(groups[k], fraction) for k, at in progress.items() if (fraction := self._fraction(groups[k], at)) > 0]
         survivors = self._calibrate() if any(group.criterion is None for group, _ in due) else None
         chosen = [self._choose(g, fraction, None if g.criterion else survivors) for g, fraction in due]
         chosen = chosen if survivors is None else survivors.settle(chosen)
@@ -294,8 +291,7 @@ class Pruner:
         """Take over a state made by `state_dict` of a pruner built with the same arguments.
 
         Raises:
-            PruningError: the other was built with other arguments, or the state is incomplete; the message names the
-                first difference.
+            PruningError: the other was built with other arguments, or the state is incomplete.
         """
         check(tensors, values, self._identity())
         unpack(tensors, self.scores, self.masks, self.plan)
