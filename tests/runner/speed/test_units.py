@@ -299,7 +299,8 @@ def test_a_table_that_does_not_serve_is_refused_before_data_are_read(
     arguments: list[str], change: dict[str, Any], words: str, refused: Refused, tmp_path: Path
 ) -> None:
     table = table_of_tiny(tmp_path, **change)
-    said = refused(*RUN, f"allocation.latency={table}", *arguments, f"dataset.path={NO_DATA}")
+    run = [argument for argument in RUN if not argument.startswith("dataset")]
+    said = refused(*run, f"allocation.latency={table}", *arguments, "dataset=sst2", f"dataset.path={NO_DATA}")
     assert words in said.replace(str(table), "FILE")
 
 
