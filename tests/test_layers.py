@@ -22,6 +22,7 @@ HYDRA = {
     "runner/sweeps/launcher.py",
     "runner/sweeps/launchers.py",
     "runner/sweeps/callback.py",
+    "runner/system/completion.py",
 }
 MLFLOW = "runner/tracking/"
 DATASETS = "runner/data/"
