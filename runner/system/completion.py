@@ -20,7 +20,7 @@ def reply(arguments: Sequence[str]) -> bool:
     Args:
         arguments: those of a command line without mistakes (`spelling.mistake`).
     """
-    if arguments[0:1] not in (["-sc"], ["--shell-completion"]):
+    if not arguments or arguments[0] not in spelling.COMPLETION:
         return False
     question, _, shell = " ".join(arguments[1:2]).partition("=")
     if question in ("install", "uninstall"):
@@ -33,8 +33,8 @@ def reply(arguments: Sequence[str]) -> bool:
     if words is None:
         return False
     if shell == "bash":  # to bash a word begins behind the last colon
-        typed = len(line.rpartition(" ")[2].rpartition(":")[0])
-        words = [word[typed + 1 if typed else 0 :] for word in words]
+        begin = line.rpartition(" ")[2].rfind(":") + 1
+        words = [word[begin:] for word in words]
     print(*words, sep="\n" if shell == "fish" else " ")
     return True
 
@@ -75,7 +75,8 @@ def _candidates(word: str) -> list[str]:
     parents = {".".join([*name.split(".")[:depth], ""]) for name in known if name.count(".") >= depth}  # criterion.
     leaves = [name for name in known if name.count(".") < depth and f"{name}." not in parents]
     groups = ["hydra/launcher" if group == "hydra" else group for group in spelling.groups()]
-    return [sign + name for name in [*parents, *(f"{name}=" for name in [*groups, *leaves])]]
+    names = [*parents, *(f"{name}=" for name in [*groups, *leaves])]
+    return [sign + name for name in names]
 
 
 def _values(key: str, value: str) -> list[str]:

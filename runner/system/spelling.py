@@ -34,6 +34,8 @@ FLAGS = (
     "--shell-completion", "--config-path", "--config-name", "--config-dir", "--experimental-rerun", "--info",
 )  # fmt: skip
 """Hydra's long flags; an unambiguous beginning of one is enough."""
+COMPLETION = ("-sc", "--shell-completion")
+"""Hydra's flags by which a shell asks for tab completion."""
 _CONF = Path(__file__).parents[2] / "conf"
 _OTHER_OPTIONS = re.compile(r"-cd|-cn|-cp|--config-(dir|name|path)|[+]*hydra\.searchpath|[+]*plugins=")
 """Arguments that add options and keys of the user's own."""
@@ -54,7 +56,7 @@ def mistake(arguments: Sequence[str]) -> str | None:
         if argument.startswith("--") and (problem := _no_flag(argument, after)):
             return problem
     for flag, question in pairwise([*arguments, ""]):  # its words are no keys
-        if flag in ("-sc", "--shell-completion"):
+        if flag in COMPLETION:
             right = re.fullmatch("(install|uninstall|query)=(bash|zsh|fish)", question)
             return None if right else f"{flag} {question}: expected install=SHELL with bash, zsh or fish"
     if has_own_options(arguments):
@@ -141,7 +143,7 @@ def _missing(key: str, value: str) -> Iterator[str]:
 def missing_place(arguments: Sequence[str]) -> str | None:
     """The message for the first file or folder of a command line that does not exist, as it is found when it is read;
     None if there is none, or if this is a sweep, in which other jobs may run, or a look at the configuration alone."""
-    flags = ("-m", "--multirun", "-c", "--cfg", "--info", "-sc", "--shell-completion")
+    flags = ("-m", "--multirun", "-c", "--cfg", "--info", *COMPLETION)
     if has_own_options(arguments) or any(argument.partition("=")[0] in flags for argument in arguments):
         return None
     plain = filter(None, map(_PLAIN.fullmatch, arguments))
