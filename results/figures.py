@@ -49,8 +49,9 @@ STYLE: Any = {
 _ORDER = ("4x1", "2:4", "1x1", "8x1", "16x1", "32x1", "rows", "columns", "4x4", "1:4", "4:8", "locked", "1x4", "1:2")
 _FIXED = {name: at for at, name in enumerate(_ORDER)} | {"structured": 17, "heads": 18, "ffn": 19}
 """Patterns whose styles are chosen to differ; any other pattern has that of its name's checksum."""
-_BESIDE, _CHARACTERS, _LINE = 32, 13, 0.15
-"""Characters of a label that fits right of the axes; of one below them, for each inch; and inches of a line of it."""
+_BESIDE, _BESIDE_LINE, _CHARACTERS, _LINE = 32, 0.19, 13, 0.15
+"""Characters of a label that fits right of the axes, and inches of its line; characters of one below them, for each
+inch, and inches of a line of it."""
 _TAG, _STYLED, _PLACES = re.compile("<[^>]+>"), re.compile(' style="([^"]*)"'), re.compile('( [dxy]=")([^"]*)"')
 _UNDATED = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
 
@@ -114,6 +115,7 @@ def legend(figure: Figure, entries: Sequence[Artist], caption: str) -> None:
     """
     named = {str(entry.get_label()): entry for entry in entries}
     if all(len(label) <= _BESIDE for label in named):
+        figure.set_figheight(max(figure.get_figheight(), _BESIDE_LINE * (len(named) + 4)))
         figure.legend(named.values(), named.keys(), fontsize=9, loc="outside right center")
         figure.supxlabel(caption, fontsize=8, color=CAPTION)
         return

@@ -24,7 +24,7 @@ from runner.system import files
 from runner.system.commands import command_parser
 from runner.system.disk import human_bytes, size_of
 from runner.system.errors import UserError
-from runner.system.process import command, message
+from runner.system.process import LOG, command, message
 from runner.system.spelling import did_you_mean
 from runner.system.text_tables import aligned
 
@@ -32,7 +32,7 @@ STATES = ("finished", "running", "interrupted", "failed")
 FAILURE = "failure.json"
 """File with the error that ended a run; the run's next start removes it."""
 CHECKPOINTS = "checkpoints"
-_LOG, _RESULT = "run.log", "result.json"
+_RESULT = "result.json"
 
 
 @dataclass
@@ -65,7 +65,7 @@ def note_failure(folder: Path, error: Exception) -> None:
 
 def runs_in(output_dir: Path) -> Iterator[RunEntry]:
     """The runs in a folder, the oldest first."""
-    logs = [file for file in output_dir.glob(f"*/{_LOG}") if file.is_file()]
+    logs = [file for file in output_dir.glob(f"*/{LOG}") if file.is_file()]
     for log in sorted(logs, key=lambda log: (log.stat().st_mtime, log)):
         yield _entry(log.parent, log.stat().st_mtime)
 

@@ -20,6 +20,7 @@ from runner.system.errors import UserError
 from runner.system.files import check_regular
 from runner.system.fingerprint import hash_files
 from runner.system.hub import explain
+from runner.system.process import ONCE
 from runner.system.spelling import did_you_mean
 
 if TYPE_CHECKING:
@@ -194,7 +195,9 @@ def load(architecture: str, checkpoint: Checkpoint, attentions: bool = False) ->
     model, info = _pretrained(architecture, checkpoint, **({"attn_implementation": "eager"} if attentions else {}))
     drawn = weights.new_parts(model, info)
     if drawn:
-        log.info("%s: drawn at random, as the checkpoint lacks it: %s", checkpoint.place, " and ".join(drawn))
+        log.info(
+            "%s: drawn at random, as the checkpoint lacks it: %s", checkpoint.place, " and ".join(drawn), extra=ONCE
+        )
     return model
 
 

@@ -81,7 +81,7 @@ def time_finished(experiment: Experiment, result: Result) -> Result:
     asked, folder = experiment.benchmark, Path(result.folder)
     if not isinstance(asked, CpuBenchmark):
         return result
-    with exclusive(folder), saving(folder), log_to_file(folder / "run.log"):
+    with exclusive(folder), saving(folder), log_to_file(folder):
         # Another process may have timed it, or uploaded it, since.
         result = replace(Result.load(folder / FILE) or result, folder=result.folder)
         if result.speed is not None:

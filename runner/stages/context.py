@@ -85,7 +85,7 @@ class RunContext:
             with (
                 writing_database(experiment.tracking.shown),
                 tracking.start(experiment.tracking, title, tags(inputs), resumes=True) as tracker,
-                log_to_file(folder / "run.log"),
+                log_to_file(folder),
             ):
                 run = cls(inputs, RunFolder(folder, tracker), tracker, {"prepare": inputs.digest})
                 announce(inputs)

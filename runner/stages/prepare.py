@@ -27,8 +27,9 @@ from runner.stages.inputs import Sources, find_sources, identity_of, match_heads
 from runner.stages.teacher import caches_logits
 from runner.system import disk, files
 from runner.system.disk import DiskNeed
+from runner.system.errors import UserError
 from runner.system.fingerprint import hash_text
-from runner.system.process import ONCE
+from runner.system.process import LOG, ONCE
 from runner.training.cost import Cost
 
 if TYPE_CHECKING:
@@ -115,6 +116,7 @@ def resolve(experiment: Experiment, origin: Origin, reuse: bool = True) -> Input
     cost, name = Cost(), run_name(origin.labels, experiment.seed)
     for key in ("output_dir", "cache_dir"):
         disk.check_writable(key, getattr(experiment, key))
+    _check_holds_runs(Path(experiment.output_dir))
     begun = any(Path(experiment.output_dir).glob(f"{glob.escape(name)}-*"))
     tracking.check(experiment.tracking, waits=begun or tracking.PARENT_VARIABLE in os.environ)
     with cost.stage("prepare"), tracking.failures(experiment.tracking, name, Path(experiment.output_dir)):
@@ -139,6 +141,15 @@ def resolve(experiment: Experiment, origin: Origin, reuse: bool = True) -> Input
                 _prepare_training(inputs)
             return inputs
     raise AlreadyFinished(result)
+
+
+def _check_holds_runs(output_dir: Path) -> None:
+    """Raise UserError if the folder for runs is the folder of one."""
+    if (output_dir / LOG).is_file():
+        raise UserError(
+            f"output_dir={output_dir} is the folder of a run; a run makes its own folder in output_dir, so give "
+            f"output_dir={output_dir.parent}: the command of that run resumes it there"
+        )
 
 
 def finished(candidates: list[Path], identity: Identity, where: tracking.Tracking) -> Result | None:

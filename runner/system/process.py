@@ -20,6 +20,8 @@ from runner.system.interrupts import SIGNALS, Interrupted, raise_on_signals
 if TYPE_CHECKING:
     from pruning import PruningError
 
+LOG = "run.log"
+"""File of a run's log in its folder."""
 RESUMES = "interrupted; the same command resumes where this one stopped"
 """The message after a signal, of a run and of a sweep."""
 ONCE = {"once": True}
@@ -236,9 +238,9 @@ def _new(record: logging.LogRecord) -> bool:
 
 
 @contextmanager
-def log_to_file(file: Path) -> Iterator[None]:
-    """Copy the log into a file."""
-    handler = logging.FileHandler(file, encoding="utf-8")
+def log_to_file(folder: Path) -> Iterator[None]:
+    """Copy the log into the file `LOG` of a run's folder."""
+    handler = logging.FileHandler(folder / LOG, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     handler.handleError = lambda record: (
         None

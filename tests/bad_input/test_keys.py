@@ -560,6 +560,17 @@ def test_a_folder_that_cannot_be_written(key: str, place: str, refused: Refused,
         assert "free space" not in said
 
 
+@row("C1", "output_dir=outputs/RUN", "a folder of runs in a run's folder", "the folder above is named")
+def test_the_folder_of_a_run_is_no_folder_of_runs(refused: Refused, tmp_path: Path) -> None:
+    run = tmp_path / "outputs" / "tiny-demo-4x1-s0-01234567"
+    run.mkdir(parents=True)
+    (run / "run.log").write_text("")
+    said = refused(f"output_dir={run}")
+    check(said)
+    assert f"error: output_dir={run} is the folder of a run" in said
+    assert f"give output_dir={run.parent}:" in said
+
+
 @pytest.mark.bad_input(
     "C1", "a folder without permission, a read-only disk", before='"free space"', after="the reason and its remedy"
 )

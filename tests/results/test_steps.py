@@ -61,6 +61,15 @@ def test_what_nothing_trained_gives_is_the_start_of_every_line_that_only_trainin
     assert [line[0] for line in lines.values()] == [[0.0, pytest.approx(0.6)]] * 2
 
 
+def test_a_long_legend_fits_into_the_picture() -> None:
+    rows = [after(ROW, count, 0.5, seed=str(x)) for count in (30, 300) for x in range(30)]
+    figure = figure_of(rows)
+    figure.draw_without_rendering()
+    box = figure.legends[0].get_window_extent()
+    assert len(figure.legends[0].get_texts()) == 31
+    assert figure.bbox.y0 <= box.y0 < box.y1 <= figure.bbox.y1
+
+
 def test_long_labels_stand_below_the_axes_whole() -> None:
     rows = [after(ROW, count, 0.5, **{"model.attention_dropout": str(x)}) for count in (30, 300) for x in (0, 0.1)]
     figure = figure_of(rows)
