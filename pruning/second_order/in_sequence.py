@@ -13,6 +13,7 @@ from pruning.masks import Masks
 from pruning.nofm import NofM
 from pruning.plan import Plan
 from pruning.second_order.calibration import Calibration
+from pruning.second_order.chain import Chain
 from pruning.second_order.criteria import OBS
 from pruning.second_order.sequence import Before, Moved, collect_again
 from pruning.second_order.solver import LayerSolver
@@ -47,8 +48,9 @@ class UpdateInSequence(SurvivorUpdate):
         try:
             with timed("pruning in sequence"):
                 self._prune_others({name: mask for name, mask in masks.items() if name not in self.solvers})
+                chain = Chain(self.calibration.model)
                 for number, stage in enumerate(stages := self._stages(masks), 1):
-                    moved = self._collect_again(stage[0], before)
+                    moved = self._collect_again(stage[0], before, chain)
                     log.info(
                         "input %d of %d, of %s: moved by %.1f %%", number, len(stages), stage[0], 100 * moved.distance
                     )
@@ -67,10 +69,10 @@ class UpdateInSequence(SurvivorUpdate):
             stages.setdefault(self.solvers[name].hessian.data_ptr(), []).append(name)
         return list(stages.values())
 
-    def _collect_again(self, name: str, before: Before) -> Moved:
+    def _collect_again(self, name: str, before: Before, chain: Chain) -> Moved:
+        matrix, seed = self.matrices[name][0], self.criterion.seed
         try:
-            matrix = self.matrices[name][0]
-            return collect_again(self.calibration, self.owners[matrix], self.calls[matrix], before, self.criterion.seed)
+            return collect_again(self.calibration, self.owners[matrix], self.calls[matrix], before, chain, seed)
         except PruningError as error:
             raise PruningError(f"calibration of {name}: {error}") from error
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from pruning.errors import PruningError
 from pruning.second_order.calibration import Calibration, evaluating, patches, precise, real
+from pruning.second_order.chain import Chain, Inputs
 from pruning.second_order.forms import cholesky
 from pruning.second_order.ranks import mine, refused_alike, sum_over_ranks
 from pruning.second_order.solver import damped
@@ -79,15 +80,17 @@ class _Reached(Exception):
 
 
 def collect_again(
-    calibration: Calibration, modules: Sequence[nn.Module], calls: int, before: Before, seed: int = 0
+    calibration: Calibration, modules: Sequence[nn.Module], calls: int, before: Before, chain: Chain, seed: int = 0
 ) -> Moved:
     """Run the batches up to some modules, in the model before and as it is now, and sum what the modules read.
 
-    The same on all ranks and in every repetition. Memory: 8 (in + 1)^2 bytes, and the inputs of one batch.
+    The same on all ranks and in every repetition. Memory: 8 (in + 1)^2 bytes, the inputs of one batch, and what the
+    chain keeps: the outputs of one block for all batches, in both models.
 
     Args:
         modules: those that have the layer's weight.
         calls: how often a batch runs them; 0: not known, or not always as often.
+        chain: of the same model, for all layers of one update.
         seed: of the labels, as in `collect`.
 
     Raises:
@@ -98,7 +101,7 @@ def collect_again(
     size = weight[0].numel() + 1
     sums = [torch.zeros(size, size, dtype=precise(weight), device=weight.device) for _ in range(2)]
     numbers = torch.zeros(3, dtype=torch.float64, device=weight.device)  # rows, squares of x and of x - x'
-    number = -1
+    number, checked = -1, False
     with evaluating(calibration.model), torch.no_grad(), refused_alike():
         for number, batch in enumerate(calibration.batches):
             if not mine(number):
@@ -107,9 +110,13 @@ def collect_again(
             def run(batch=batch, number=number) -> None:
                 calibration.loss(batch, torch.Generator().manual_seed((seed << 32) + number))
 
+            def reached(run=run) -> Inputs:
+                return _inputs(modules, calls, run)
+
             with before.restored():
-                old = _inputs(modules, calls, run)
-            new = _inputs(modules, calls, run)
+                old = chain.reach(modules, ("before", number), reached, not checked)
+            new = chain.reach(modules, ("now", number), reached, not checked)
+            checked = True
             if [(m, x.shape) for m, x in old] != [(m, x.shape) for m, x in new]:
                 raise PruningError(
                     "the pruned model does not run its layers as before: it cannot be pruned in sequence"
@@ -127,9 +134,9 @@ def collect_again(
     return Moved(hessian, shift, (distance / whole) ** 0.5 if whole else 0.0)
 
 
-def _inputs(modules: Sequence[nn.Module], calls: int, run: Callable[[], None]) -> list[tuple[nn.Module, Tensor]]:
+def _inputs(modules: Sequence[nn.Module], calls: int, run: Callable[[], None]) -> Inputs:
     """The modules that `run` calls, in their order, each with its input; the run ends with the last."""
-    seen: list[tuple[nn.Module, Tensor]] = []
+    seen: Inputs = []
 
     def record(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         seen.append((module, inputs[0]))
