@@ -17,7 +17,7 @@ from runner.speed.settings import CpuBenchmark
 from runner.stages.announce import announce
 from runner.stages.benchmark import seconds
 from runner.stages.checks import plan_of
-from runner.stages.memory import on_a_gpu
+from runner.stages.memory import calibration_bytes, on_a_gpu
 from runner.stages.prepare import Inputs, average_bytes, new_pruner, resolve
 from runner.stages.timing import duration, timed, tokens, trainings
 from runner.system import files, ranks
@@ -148,13 +148,12 @@ def unlabelled(inputs: Inputs) -> Iterator[str]:
 
 def calibration(inputs: Inputs) -> Iterator[str]:
     """Data and memory of mask updates that read training windows."""
-    experiment, criterion = inputs.experiment, inputs.experiment.criterion
+    criterion = inputs.experiment.criterion
     if not (inputs.updates and isinstance(criterion, Calibrated)) or inputs.data is None:
         return
-    plan = plan_of(experiment, inputs.net)
     windows = min(criterion.samples, len(inputs.data.features))
     again = ", and again for the input of each layer" if isinstance(criterion, OBS) and criterion.sequential else ""
-    memory = human_bytes(criterion.memory(plan))
+    memory = human_bytes(calibration_bytes(inputs, criterion, inputs.data.features))
     yield (
         f"calibration of each mask update: {windows} training windows{again}; up to {memory} of memory, forward and "
         "backward passes not included"

@@ -47,19 +47,20 @@ class Chain:
         self._known: dict[Hashable, _Known] = {}
 
     def reach(self, modules: Sequence[nn.Module], key: Hashable, run: Callable[[], Inputs], check: bool) -> Inputs:
-        """The inputs of modules of one block, as `run` finds them.
+        """The inputs of modules, as `run` finds them.
 
         Args:
             key: of the batch and the weights. Runs of one key reach the blocks in their order, and once a block is
                 reached, those before it do not change.
             check: compare with a whole run.
         """
-        places = {self._places.get(module) for module in modules}
-        place = places.pop()
-        if places or place is None:
+        known, places = self._known.get(key), {self._places.get(module) for module in modules}
+        place = places.pop() if len(places) == 1 else None
+        if place is None:  # in no block: behind all of them, as a rule
+            place = None if known is None else (known.list, known.blocks)
+        if place is None:
             return run()
         blocks, wanted = place
-        known = self._known.get(key)
         if known is None or known.list is not blocks or known.blocks > wanted:
             known = _Known(blocks, 0, None)
         with _shortened(known), self._keeping(key, known, blocks, wanted):

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pruning import Calibrated, NoDistillation
+from pruning import OBS, Calibrated, NoDistillation
 from runner import models
 from runner.config.training import Training
 from runner.stages.checks import plan_of, projection_parameters
@@ -17,6 +17,8 @@ from runner.training.memory import CannotRun, Step, scoring_peak
 from runner.training.training_data import PAD_MULTIPLE
 
 if TYPE_CHECKING:
+    import datasets
+
     from runner.stages.prepare import Inputs
     from runner.training.training_data import TrainingData
 
@@ -137,13 +139,21 @@ def _finetuning(inputs: Inputs, training: Training, data: TrainingData) -> Step:
 def _other(inputs: Inputs, step: Step, training: Training, data: TrainingData) -> int:
     """Bytes of what happens between two steps: scoring on the validation examples, and calibration."""
     experiment, longest = inputs.experiment, max(data.features["length"])
-    criterion = experiment.criterion
     calibration = 0
-    if training is experiment.train and inputs.updates and isinstance(criterion, Calibrated):
-        calibration = criterion.memory(plan_of(experiment, inputs.net))
+    if training is experiment.train and inputs.updates and isinstance(experiment.criterion, Calibrated):
+        calibration = calibration_bytes(inputs, experiment.criterion, data.features)
     if training.evaluate is None:
         return calibration
     return max(calibration, scoring_peak(step.student, data.inputs, BATCH_TOKENS["cuda"] // longest, longest))
+
+
+def calibration_bytes(inputs: Inputs, criterion: Calibrated, features: datasets.Dataset) -> int:
+    """Bytes that a mask update takes at most, without its forward and backward passes."""
+    kept = 0
+    if isinstance(criterion, OBS) and criterion.sequential:  # what a block gives for all windows, in two models
+        windows = min(criterion.samples, len(features))
+        kept = 8 * windows * max(features["length"]) * inputs.net.config.hidden_size
+    return criterion.memory(plan_of(inputs.experiment, inputs.net)) + kept
 
 
 def _units(inputs: Inputs) -> int:

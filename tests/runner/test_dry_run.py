@@ -234,9 +234,8 @@ def test_pruning_without_training_says_what_its_calibration_takes(cli: Cli, smal
     assert re.search(r"calibration of each mask update: 24 training windows; up to 2\d\d MB of memory", said.stdout)
     assert "time of" not in said.stdout
     sequential = cli(*given, "criterion=obs", "criterion.samples=24", "criterion.sequential=true").stdout
-    assert (
-        "calibration of each mask update: 24 training windows, and again for the input of each layer; up" in sequential
-    )
+    again = "24 training windows, and again for the input of each layer; up"
+    assert f"calibration of each mask update: {again}" in sequential
     assert "calibration of each mask update: 24 " not in cli(*given, "criterion=magnitude").stdout
     assert not (tmp_path / "outputs").exists()
 
