@@ -345,9 +345,18 @@ def check_best(experiment: Experiment, origin: Origin) -> None:
     assert chosen == {"recipe": BEST, "criterion": "obs", "schedule": "early", "distill": "logits_hidden"}
     assert isinstance(experiment.criterion, OBS)
     assert isinstance(experiment.distill, LogitsHidden)
-    assert experiment.schedule == Gradual(decay="cubic", initial="75%", start="0", frequency="15%", cooldown="70%")
+    assert experiment.schedule == Gradual(decay="cubic", initial="75%", start="0", frequency="15%", cooldown="69%")
     assert (experiment.train.num_train_epochs, experiment.train.adam_beta2) == (3, 0.999)
     assert experiment.train.hidden_dropout == 0
+
+
+def test_the_best_recipe_updates_masks_three_times_in_any_training() -> None:
+    schedule = composed("recipe=best", "model=minilm-l6", "dataset=sst2").schedule
+    for steps in (20, 21, *range(38, 3000)):
+        updates = list(schedule.steps(TrainingLength(steps)))
+        assert len(updates) == 3, steps
+        assert updates[0] == 0
+        assert updates[-1] <= 0.31 * steps + 0.5
 
 
 @pytest.mark.parametrize("overrides", [
