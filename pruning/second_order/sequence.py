@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from pruning.errors import PruningError
 from pruning.second_order.calibration import Calibration, evaluating, patches, precise, real
-from pruning.second_order.chain import Chain, Inputs
+from pruning.second_order.chain import Chain, Inputs, NoChain
 from pruning.second_order.forms import cholesky
 from pruning.second_order.ranks import mine, refused_alike, sum_over_ranks
 from pruning.second_order.solver import damped
@@ -96,35 +96,11 @@ def collect_again(
     Raises:
         PruningError: there is no batch, a number is not finite, or the model does not run the layer as before.
     """
-    weight = modules[0].weight
-    assert isinstance(weight, nn.Parameter)
-    size = weight[0].numel() + 1
-    sums = [torch.zeros(size, size, dtype=precise(weight), device=weight.device) for _ in range(2)]
-    numbers = torch.zeros(3, dtype=torch.float64, device=weight.device)  # rows, squares of x and of x - x'
-    number, checked = -1, False
     with evaluating(calibration.model), torch.no_grad(), refused_alike():
-        for number, batch in enumerate(calibration.batches):
-            if not mine(number):
-                continue
-
-            def run(batch=batch, number=number) -> None:
-                calibration.loss(batch, torch.Generator().manual_seed((seed << 32) + number))
-
-            def reached(run=run) -> Inputs:
-                return _inputs(modules, calls, run)
-
-            with before.restored():
-                old = chain.reach(modules, ("before", number), reached, not checked)
-            new = chain.reach(modules, ("now", number), reached, not checked)
-            checked = True
-            if [(m, x.shape) for m, x in old] != [(m, x.shape) for m, x in new]:
-                raise PruningError(
-                    "the pruned model does not run its layers as before: it cannot be pruned in sequence"
-                )
-            for (module, x), (_, moved) in zip(old, new, strict=True):
-                _add(sums, numbers, *(_rows(module, each, calibration.tokens(batch), sums[0]) for each in (x, moved)))
-    if number < 0:
-        raise PruningError("there is no calibration batch: batches have to be the same each time they are iterated")
+        try:
+            sums, numbers = _sums(calibration, modules, calls, before, chain, seed)
+        except NoChain:
+            sums, numbers = _sums(calibration, modules, calls, before, chain, seed)
     for tensor in (*sums, numbers):
         sum_over_ranks(tensor)
     if not all(bool(tensor.isfinite().all()) for tensor in sums):
@@ -134,7 +110,36 @@ def collect_again(
     return Moved(hessian, shift, (distance / whole) ** 0.5 if whole else 0.0)
 
 
-def _inputs(modules: Sequence[nn.Module], calls: int, run: Callable[[], None]) -> Inputs:
+def _sums(
+    calibration: Calibration, modules: Sequence[nn.Module], calls: int, before: Before, chain: Chain, seed: int
+) -> tuple[list[Tensor], Tensor]:
+    """What `collect_again` sums on this rank: matrices, and the number of rows and the squares of x and of x - x'."""
+    weight, number = modules[0].weight, -1
+    assert isinstance(weight, nn.Parameter)
+    size = weight[0].numel() + 1
+    sums = [torch.zeros(size, size, dtype=precise(weight), device=weight.device) for _ in range(2)]
+    numbers = torch.zeros(3, dtype=torch.float64, device=weight.device)
+    for number, batch in enumerate(calibration.batches):
+        if not mine(number):
+            continue
+
+        def reached(batch=batch, number=number) -> Inputs:
+            chance = torch.Generator().manual_seed((seed << 32) + number)
+            return _inputs(modules, calls, lambda: calibration.loss(batch, chance))
+
+        with before.restored():
+            old = chain.reach(modules, ("before", number), reached, check=False)
+        new = chain.reach(modules, ("now", number), reached, check=True)
+        if [(m, x.shape) for m, x in old] != [(m, x.shape) for m, x in new]:
+            raise PruningError("the pruned model does not run its layers as before: it cannot be pruned in sequence")
+        for (module, x), (_, moved) in zip(old, new, strict=True):
+            _add(sums, numbers, *(_rows(module, each, calibration.tokens(batch), sums[0]) for each in (x, moved)))
+    if number < 0:
+        raise PruningError("there is no calibration batch: batches have to be the same each time they are iterated")
+    return sums, numbers
+
+
+def _inputs(modules: Sequence[nn.Module], calls: int, run: Callable[[], object]) -> Inputs:
     """The modules that `run` calls, in their order, each with its input; the run ends with the last."""
     seen: Inputs = []
 

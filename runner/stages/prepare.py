@@ -145,10 +145,10 @@ def resolve(experiment: Experiment, origin: Origin, reuse: bool = True) -> Input
 
 def _check_holds_runs(output_dir: Path) -> None:
     """Raise UserError if the folder for runs is the folder of one."""
-    if (output_dir / LOG).is_file():
+    if all((output_dir / name).is_file() for name in (LOG, "config.yaml")):
         raise UserError(
             f"output_dir={output_dir} is the folder of a run; a run makes its own folder in output_dir, so give "
-            f"output_dir={output_dir.parent}: the command of that run resumes it there"
+            f"output_dir={output_dir.resolve().parent}: the command of that run resumes it there"
         )
 
 

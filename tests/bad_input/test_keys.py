@@ -564,7 +564,9 @@ def test_a_folder_that_cannot_be_written(key: str, place: str, refused: Refused,
 def test_the_folder_of_a_run_is_no_folder_of_runs(refused: Refused, tmp_path: Path) -> None:
     run = tmp_path / "outputs" / "tiny-demo-4x1-s0-01234567"
     run.mkdir(parents=True)
-    (run / "run.log").write_text("")
+    (run / "run.log").write_text("")  # alone it may be the log of a shell
+    assert "tracking.uri" in refused(f"output_dir={run}", "tracking.uri=nosuch://x")
+    (run / "config.yaml").write_text("")
     said = refused(f"output_dir={run}")
     check(said)
     assert f"error: output_dir={run} is the folder of a run" in said

@@ -219,7 +219,7 @@ def test_completion_imports_nothing_heavy(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "COMP_LINE": "prune-distill criterion=o"}
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True,
                           check=True)  # fmt: skip
-    assert done.stdout == "criterion=obs\n0 set()\n"
+    assert done.stdout == "criterion=obs\ncriterion=obs_sequential\n0 set()\n"
 
 
 # --- Ctrl-C -------------------------------------------------------------------------------------------------
