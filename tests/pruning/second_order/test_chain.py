@@ -144,7 +144,7 @@ def test_blocks_are_themselves_again_after_a_failure():
     model = Stack(in_order)
     own = model.blocks[0].forward
     model.blocks[0].forward = own  # as some libraries set it
-    later = model.blocks[2].up
+    later = model.blocks[2].get_submodule("up")
 
     def fail(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         if "forward" in vars(model.blocks[1]):
