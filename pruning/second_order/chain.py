@@ -1,4 +1,4 @@
-"""Runs of a model that begin in its middle: blocks that have run before give what they gave then."""
+"""Forward passes that begin in the middle of a model: the outputs of the blocks before are cached."""
 
 import logging
 from collections.abc import Callable, Hashable, Iterator, Sequence
@@ -15,12 +15,12 @@ Inputs = list[tuple[nn.Module, Tensor]]
 
 
 class NoChain(Exception):
-    """A run from the middle gave something else than a whole run; from now on all runs are whole."""
+    """A run from the middle differs from a whole run; from now on all runs are whole."""
 
 
 @dataclass
 class _Known:
-    """What a run gave: the output of the last of the first `blocks` blocks of a list."""
+    """The cached output of the last of the first `blocks` blocks of a list."""
 
     list: nn.ModuleList
     blocks: int
@@ -31,8 +31,8 @@ class Chain:
     """The blocks of a model, such as the layers of an encoder, that run one after the other and hand on their output.
 
     A run that only has to reach a module of block b begins there: the blocks before return the output of block b - 1,
-    which the first run to reach b has kept. So all layers are reached in order at the cost of a few runs of the whole
-    model, instead of as many halves of runs as there are layers. Memory: what one block returns, for each key.
+    which is cached by the first run to reach b. So all layers are reached in order at the cost of a few runs of the
+    whole model, instead of as many halves of runs as there are layers. Memory: what one block returns, for each key.
 
     Whether the blocks are such a chain is checked: of the runs from one block to another, one is compared with a whole
     run, for each block at another key, as batches differ in their padding.
@@ -71,7 +71,7 @@ class Chain:
         known = self._known.get(key)
         if known is None or known.list is not blocks or known.blocks > wanted:
             known = _Known(blocks, 0, None)
-        with _shortened(known), self._keeping(key, known, wanted):
+        with _shortened(known), self._caching(key, known, wanted):
             found = run()
         if check and known.blocks and self._is_due(known, wanted) and not _same(found, run()):
             log.info("runs from the middle of the model differ from whole ones: each run begins at its start")
@@ -86,16 +86,16 @@ class Chain:
         return number == known.blocks % max(1, len(self._known) // 2)
 
     @contextmanager
-    def _keeping(self, key: Hashable, known: _Known, wanted: int) -> Iterator[None]:
-        """Keep the output of the block before the one that is wanted, if it runs."""
+    def _caching(self, key: Hashable, known: _Known, wanted: int) -> Iterator[None]:
+        """Cache the output of the block before the one that is wanted, if it runs."""
         if wanted <= known.blocks:
             yield
             return
 
-        def keep(module: nn.Module, inputs: Any, output: Any) -> None:
+        def cache(module: nn.Module, inputs: Any, output: Any) -> None:
             self._known[key] = _Known(known.list, wanted, output)
 
-        handle = known.list[wanted - 1].register_forward_hook(keep)
+        handle = known.list[wanted - 1].register_forward_hook(cache)
         try:
             yield
         finally:

@@ -85,7 +85,7 @@ def collect_again(
     """Run the batches up to some modules, in the model before and as it is now, and sum what the modules read.
 
     The same on all ranks and in every repetition. Memory: 8 (in + 1)^2 bytes, the inputs of one batch, and what the
-    chain keeps: the outputs of one block for all batches, in both models.
+    chain caches: the outputs of one block for all batches, in both models.
 
     Args:
         modules: those that have the layer's weight.

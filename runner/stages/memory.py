@@ -149,11 +149,11 @@ def _other(inputs: Inputs, step: Step, training: Training, data: TrainingData) -
 
 def calibration_bytes(inputs: Inputs, criterion: Calibrated, features: datasets.Dataset) -> int:
     """Bytes that a mask update takes at most, without its forward and backward passes."""
-    kept = 0
-    if isinstance(criterion, OBS) and criterion.sequential:  # what a block gives for all windows, in two models
+    cached = 0
+    if isinstance(criterion, OBS) and criterion.sequential:  # the outputs of a block for all windows, in two models
         windows = min(criterion.samples, len(features))
-        kept = 8 * windows * max(features["length"]) * inputs.net.config.hidden_size
-    return criterion.memory(plan_of(inputs.experiment, inputs.net)) + kept
+        cached = 8 * windows * max(features["length"]) * inputs.net.config.hidden_size
+    return criterion.memory(plan_of(inputs.experiment, inputs.net)) + cached
 
 
 def _units(inputs: Inputs) -> int:
