@@ -420,12 +420,14 @@ def test_a_recipe_of_the_searchpath_that_names_options_asks_for_them(recipes: Ca
     typed, _ = compose_experiment([*searched, "recipe=mine", "criterion=magnitude", "schedule=short"])
     assert (type(typed.criterion), typed.recipe.name) == (Magnitude, "mine")
     recipes("squad-minilm-l6", WHOLE)  # the pair's own
-    with pytest.raises(UserError, match=r"recipe\.criterion=magnitude has no effect: criterion=obs_.* is chosen"):
+    chosen = "criterion=obs_sequential is chosen"
+    with pytest.raises(UserError, match=rf"recipe\.criterion=magnitude has no effect: {chosen}"):
         compose_experiment(searched)
 
 
 def test_no_recipe_is_not_half_of_one() -> None:
-    with pytest.raises(UserError, match=r"recipe\.criterion=obs_.* has no effect: criterion=snip_momentum is chosen"):
+    chosen = "criterion=snip_momentum is chosen"
+    with pytest.raises(UserError, match=rf"recipe\.criterion=obs_sequential has no effect: {chosen}"):
         compose_experiment(["model=bert-mini", "~recipe"])
     experiment, origin = compose_experiment(["model=minilm-l6", "recipe=squad-minilm-l6"])  # it has none
     check_best(experiment, origin)
